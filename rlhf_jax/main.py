@@ -1,0 +1,60 @@
+"""The front door: flags -> config -> one job.
+
+    python -m rlhf_jax.main --config=configs/ppo.py --workdir=runs/ppo --config.kl_coef=0.02
+
+Kept short on purpose: what a job does lives in `rlhf_jax/jobs`, and can be called without any flags.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.settings import check_overrides, explain
+
+JOBS = ("sft", "reward_model", "dpo", "ppo", "generate", "annotate", "evaluate", "farm")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The page of settings: configs/NAME.py or configs/NAME.py:VARIANT.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the job writes; the same folder resumes the job.")
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parser, with errors that name the config field and the closest match."""
+    try:
+        if not {"--help", "--helpfull", "--helpshort"} & set(argv):
+            check_overrides(argv)
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
+        if WORKDIR.value is None:
+            raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
+        return rest
+    except UserError as error:
+        fail(str(error))
+    except flags.Error as error:
+        fail(explain(error, argv))
+
+
+def fail(message: str) -> None:
+    """Prints the one line a user needs and leaves with status 2."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def main(_: list[str]) -> None:
+    logging.set_verbosity(logging.WARNING)
+    config = CONFIG.value
+    if config.job not in JOBS:
+        fail(f"config.job: {config.job!r}; use one of {', '.join(JOBS)}")
+    try:
+        importlib.import_module(f"rlhf_jax.jobs.{config.job}").run(config, WORKDIR.value)
+    except UserError as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,104 @@
+"""Config pages: finding one, choosing its variant, and explaining an override that does not fit."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from rlhf_jax.errors import UserError
+
+
+def load_page(spec: str) -> ConfigDict:
+    """The ConfigDict of `FILE.py` or `FILE.py:VARIANT`; UserError when there is no such file or variant."""
+    path, _, variant = spec.partition(":")
+    if not Path(path).is_file():
+        pages = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none in ./configs"
+        raise UserError(f"--config: no file {path}; pages here: {pages}")
+    module_spec = importlib.util.spec_from_file_location(f"rlhf_jax_config_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def sibling(file: str, name: str, variant: str = "") -> ConfigDict:
+    """The page `name` in the folder of the page `file`; how one page builds on others."""
+    return load_page(f"{Path(file).with_name(name)}.py" + (f":{variant}" if variant else ""))
+
+
+def choose_variant(variant: str, variants: Mapping[str, Callable[[], ConfigDict]]) -> ConfigDict:
+    """Builds the named variant of a page; UserError naming those there are."""
+    if variant not in variants:
+        raise UserError(f"--config: no variant {variant!r}{closest(variant, variants)}; variants: {', '.join(variants)}")
+    return variants[variant]()
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` or nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[str]:
+    """Dotted names of every field that holds a value."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def check_overrides(argv: list[str]) -> None:
+    """Raises UserError for the first `--config.x.y=` whose field the page does not have.
+
+    The flag library says only that some key is missing; a user wants to hear which field was meant.
+    """
+    page = _page_of(argv)
+    known = list(leaves(load_page(page)))
+    groups = {name.rsplit(".", i)[0] for name in known for i in range(1, name.count(".") + 1)}
+    for argument in argv:
+        flag = argument.lstrip("-").split("=", 1)[0].removeprefix("no")
+        if not flag.startswith("config."):
+            continue
+        field = flag.removeprefix("config.")
+        if field in groups:
+            raise UserError(f"--{flag}: a group of fields; set one of {', '.join(_below(field, known))}")
+        if field not in known:
+            raise UserError(f"--{flag}: no such field in {page}{closest(field, known) or _same_leaf(field, known)}")
+
+
+def _below(group: str, known: list[str]) -> list[str]:
+    return [f"--config.{name}" for name in known if name.startswith(group + ".")]
+
+
+def _same_leaf(field: str, known: list[str]) -> str:
+    leaf = field.rsplit(".", 1)[-1]
+    matches = difflib.get_close_matches(leaf, [name.rsplit(".", 1)[-1] for name in known], n=1)
+    full = next((name for name in known if matches and name.rsplit(".", 1)[-1] == matches[0]), None)
+    return f"; did you mean {full}?" if full else f"; fields: {', '.join(known)}"
+
+
+def explain(error: flags.Error, argv: list[str]) -> str:
+    """One line for a flag that did not parse: the field, what it got, and its kind and default."""
+    text = str(error).replace("\n", " ")
+    if not text.startswith("flag --config.") or "=" not in text:
+        return text
+    field, _, rest = text.removeprefix("flag --config.").partition("=")
+    value = rest.split(":", 1)[0]
+    default = load_page(_page_of(argv))
+    for part in field.split("."):
+        default = default[part]
+    return f"--config.{field}: {value!r} does not fit; it takes a {type(default).__name__}, by default {default!r}"
+
+
+def _page_of(argv: list[str]) -> str:
+    """What `--config=PAGE` or `--config PAGE` names."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config" and (value or following):
+            return value or following
+    raise UserError("--config: missing; use for example --config=configs/farm.py")
