@@ -1,0 +1,45 @@
+"""Asks judges which of two responses is better, and writes labels.parquet.
+
+    python -m rlhf_jax.main --config=configs/annotate.py --workdir=runs/farm/labels
+
+The default judges are the embedded pool of thirteen with a quarter of the labels flipped, AlpacaFarm's training
+annotator. A real judge is another file: --config.judges=configs/judges/gpt4_ranking.yaml and a key in the
+environment. Judges never see the human utility, and nothing is asked twice: answers are kept in answers.sqlite.
+"""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.settings import choose_variant
+
+
+def get_config(variant: str = "microfarm") -> ConfigDict:
+    return choose_variant(variant, {"microfarm": microfarm, "head2head": head2head})
+
+
+def microfarm() -> ConfigDict:
+    c = ConfigDict()
+    c.job = "annotate"
+    c.seed = 0  # Of the order of outputs, the choice of judge and the noise.
+
+    # One of three sources. `samples`: records with a list `outputs`, paired within each prompt. `pairs`: records
+    # with output_1 and output_2. `outputs_1` and `outputs_2`: two models' outputs on the same instructions.
+    c.samples = "runs/farm/pairs/outputs.parquet"
+    c.pairs = ""
+    c.outputs_1 = ""  # The baseline.
+    c.outputs_2 = ""
+
+    c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool.
+    c.p_label_flip = 0.25  # Share of labels that are flipped (before asking, so flipped ones cost nothing).
+    c.max_concurrency = 32  # Requests under way at a time.
+    c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
+    return c
+
+
+def head2head() -> ConfigDict:
+    c = microfarm()
+    c.samples = ""
+    c.outputs_1 = "runs/farm/outputs/sft/outputs.parquet"
+    c.outputs_2 = "runs/farm/outputs/ppo/outputs.parquet"
+    c.judges = "configs/judges/micro_pool.yaml"
+    c.p_label_flip = 0.0
+    return c

@@ -1,0 +1,68 @@
+"""The whole loop in one command: world -> SFT -> pairs -> labels -> reward model -> DPO and PPO -> leaderboard.
+
+    python -m rlhf_jax.main --config=configs/farm.py --workdir=runs/farm
+
+Needs no network, key or weights. Every stage is a page of its own with its own workdir below this one, and takes
+overrides: --config.ppo.kl_coef=0.02. Finished stages are reused, a killed run continues.
+"""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.settings import choose_variant, sibling
+
+
+def get_config(variant: str = "microfarm") -> ConfigDict:
+    return choose_variant(variant, {"microfarm": microfarm, "smoke": smoke})
+
+
+def microfarm() -> ConfigDict:
+    c = ConfigDict()
+    c.job = "farm"
+    c.seed = 0  # Of the world and of every stage.
+    c.distributed = "auto"
+
+    c.world = ConfigDict()
+    c.world.scale = 1.0  # 1 is AlpacaFarm's 10k/10k/20k/2k/805 instructions.
+    c.world.vocab_size = 1024
+
+    # One page per stage; paths below runs/farm are moved below this run's workdir.
+    c.sft = sibling(__file__, "sft")
+    c.pairs = sibling(__file__, "generate", "pairs")  # Two samples per preference prompt.
+    c.val_pairs = sibling(__file__, "generate", "pairs")  # The same on unseen prompts, to test the reward model.
+    c.val_pairs.data.prompts = "runs/farm/data/val.parquet"
+    c.val_pairs.data.rows = 500
+    c.labels = sibling(__file__, "annotate")
+    c.reward_model = sibling(__file__, "reward_model")
+    c.scores = sibling(__file__, "score")
+    c.dpo = sibling(__file__, "dpo")
+    c.ppo = sibling(__file__, "ppo")
+    c.outputs = sibling(__file__, "generate")  # Run once for each of sft, dpo and ppo.
+    c.evaluate = sibling(__file__, "evaluate")
+
+    for name in ("sft", "pairs", "val_pairs", "labels", "reward_model", "dpo", "ppo", "outputs", "evaluate"):
+        c[name].seed = c.get_ref("seed")
+    for name in ("sft", "pairs", "val_pairs", "reward_model", "scores", "dpo", "ppo", "outputs"):
+        c[name].distributed = c.get_ref("distributed")
+    return c
+
+
+def smoke() -> ConfigDict:
+    """Every stage, a few steps each: to see that the machinery works, not what it reaches."""
+    c = microfarm()
+    c.world.scale = 0.05
+    c.sft.epochs = 1.0
+    c.sft.model.width = 32
+    c.sft.model.layers = 2
+    c.sft.model.ff = 64
+    c.pairs.data.rows = 96
+    c.val_pairs.data.rows = 48
+    c.reward_model.epochs = 1.0
+    c.reward_model.data.eval_rows = 16
+    c.dpo.epochs = 1.0
+    c.dpo.data.eval_rows = 16
+    c.ppo.steps = 2
+    c.ppo.rollout.batch_size = 32
+    c.ppo.minibatch_size = 16
+    c.ppo.data.eval_rows = 16
+    c.evaluate.max_instructions = 32
+    return c

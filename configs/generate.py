@@ -1,0 +1,63 @@
+"""Samples responses from a model.
+
+    python -m rlhf_jax.main --config=configs/generate.py --workdir=runs/farm/outputs/sft
+
+Writes outputs.parquet: instruction, input, output (or `outputs`, a list, when samples > 1), generator.
+`:pairs` draws two samples per preference prompt, which is what the annotators compare.
+"""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.settings import choose_variant
+
+
+def get_config(variant: str = "microfarm") -> ConfigDict:
+    return choose_variant(variant, {"microfarm": microfarm, "pairs": pairs, "alpaca": alpaca})
+
+
+def microfarm() -> ConfigDict:
+    c = ConfigDict()
+    c.job = "generate"
+    c.seed = 0
+
+    c.model = ConfigDict()
+    c.model.path = "runs/farm/sft/export"
+    c.model.name = "sft"  # The `generator` column.
+    c.model.dtype = "float32"
+
+    c.data = ConfigDict()
+    c.data.prompts = "runs/farm/data/eval.parquet"
+    c.data.rows = 0  # The first rows only; 0 takes all.
+    c.data.template = "brief"
+    c.data.max_prompt_length = 40
+
+    c.samples = 1  # Responses per prompt.
+    c.batch_size = 256  # Responses at a time, over all devices.
+    c.max_new_tokens = 32
+    c.temperature = 0.7  # 0 is greedy.
+    c.top_p = 1.0
+    c.top_k = 0
+
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    c.distributed = "auto"
+    return c
+
+
+def pairs() -> ConfigDict:
+    c = microfarm()
+    c.data.prompts = "runs/farm/data/preference.parquet"
+    c.data.rows = 4000
+    c.samples = 2
+    c.temperature = 1.0
+    return c
+
+
+def alpaca() -> ConfigDict:
+    c = microfarm()
+    c.model.path = "runs/alpaca/sft/export"
+    c.data.prompts = "prompts.parquet"
+    c.data.template = "alpaca"
+    c.data.max_prompt_length = 256
+    c.batch_size = 16
+    c.max_new_tokens = 256
+    return c

@@ -1,0 +1,42 @@
+"""Scores responses with a reward model.
+
+    python -m rlhf_jax.main --config=configs/score.py --workdir=runs/farm/scores
+
+Writes scores.parquet: the prompt's columns, responses, scores (lists of equal length).
+"""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.settings import choose_variant
+
+
+def get_config(variant: str = "microfarm") -> ConfigDict:
+    return choose_variant(variant, {"microfarm": microfarm, "alpaca": alpaca})
+
+
+def microfarm() -> ConfigDict:
+    c = ConfigDict()
+    c.job = "score"
+
+    c.model = ConfigDict()
+    c.model.path = "runs/farm/reward_model/export"
+    c.model.dtype = "float32"
+
+    c.data = ConfigDict()
+    c.data.responses = "runs/farm/val_pairs/outputs.parquet"  # Records with output, or a list outputs.
+    c.data.template = "brief"
+    c.data.max_length = 72  # Longer rows get a null score and are counted.
+
+    c.batch_size = 256  # Responses at a time, over all devices.
+    c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    c.distributed = "auto"
+    return c
+
+
+def alpaca() -> ConfigDict:
+    c = microfarm()
+    c.model.path = "runs/alpaca/reward_model/export"
+    c.data.template = "alpaca"
+    c.data.max_length = 768
+    c.batch_size = 16
+    return c

@@ -1,0 +1,78 @@
+"""`annotate_head2head`: the outputs of two models on the same prompts, compared."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
+from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.errors import UserError
+
+
+def join_outputs(outputs_1: Sequence[Mapping], outputs_2: Sequence[Mapping]) -> tuple[list[dict], dict]:
+    """The inner join of two models' outputs on instruction and input, in the order of `outputs_1`.
+
+    Rows are dicts with `instruction`, `output` and optionally `input` and `generator`. The n-th row of a
+    repeated prompt meets the n-th of the other side. Columns of both sides that agree are kept once, others
+    get _1 and _2 (always so for output and generator).
+
+    Returns the pairs and {"rows_1", "rows_2", "dropped_1", "dropped_2"}: what had no partner.
+    Errors: UserError naming the row and the column, or when nothing at all can be joined.
+    """
+    keys_1, keys_2 = _keys(outputs_1, "outputs_1"), _keys(outputs_2, "outputs_2")
+    partner = dict(zip(keys_2, outputs_2, strict=True))
+    pairs = [_joined(row, partner[key]) for key, row in zip(keys_1, outputs_1, strict=True) if key in partner]
+    counts = {
+        "rows_1": len(outputs_1),
+        "rows_2": len(outputs_2),
+        "dropped_1": len(outputs_1) - len(pairs),
+        "dropped_2": len(outputs_2) - len(pairs),
+    }
+    if not pairs:
+        raise UserError(
+            f"outputs_2: none of its {len(outputs_2)} prompts (instruction and input) is among the "
+            f"{len(outputs_1)} of outputs_1; give outputs to the same prompts"
+        )
+    return pairs, counts
+
+
+def _keys(rows: Sequence[Mapping], name: str) -> list[tuple[str, str, int]]:
+    """(instruction, input, how many rows had this prompt before) of every row."""
+    seen: Counter = Counter()
+    keys = []
+    for i, row in enumerate(rows):
+        for column in ("instruction", "output"):
+            if not isinstance(row.get(column), str):
+                raise UserError(f"{name}[{i}]: {column}: found {row.get(column)!r}; it must be text")
+        prompt = (row["instruction"], row.get("input") or "")
+        keys.append((*prompt, seen[prompt]))
+        seen[prompt] += 1
+    return keys
+
+
+def _joined(row_1: Mapping, row_2: Mapping) -> dict:
+    joined = {"instruction": row_1["instruction"], "input": row_1.get("input") or ""}
+    for column in dict.fromkeys([*row_1, *row_2]):
+        if column in joined:
+            continue
+        in_both = column in row_1 and column in row_2
+        if column in ("output", "generator") or (in_both and row_1[column] != row_2[column]):
+            joined[f"{column}_1"], joined[f"{column}_2"] = row_1.get(column), row_2.get(column)
+        else:
+            joined[column] = row_1[column] if column in row_1 else row_2[column]
+    return joined
+
+
+def annotate_head2head(
+    outputs_1: Sequence[Mapping],
+    outputs_2: Sequence[Mapping],
+    pool: PoolSpec | str | Path,
+    **options: object,
+) -> Annotations:
+    """Compare a model's outputs (`outputs_2`) with a baseline's (`outputs_1`); options as `annotate_pairs`.
+
+    A preference of 2 means that `outputs_2` is better. The summary also holds the counts of `join_outputs`.
+    """
+    pairs, counts = join_outputs(outputs_1, outputs_2)
+    annotated, summary = annotate_pairs(pairs, pool, **options)
+    return Annotations(annotated, summary | counts)

@@ -1,0 +1,130 @@
+"""labels.parquet: one row per judgment, written whole or not at all, with the run's settings in the file."""
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rlhf_jax.annotation.rows import status_counts
+from rlhf_jax.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "Labels", "read_labels", "schema", "status_counts", "write_labels"]
+
+SCHEMA_VERSION = 1
+_META_VERSION, _META_CONFIG = b"rlhf_jax.labels.version", b"rlhf_jax.labels.config"
+_ROW_GROUP = 50_000
+
+# Columns that are not text; created_at is a timestamp and top_logprobs a list of (token, logprob).
+_FLOAT32 = ("preference", "p_2", "coverage_mass", "p_label_flip", "latency_ms")
+_INT32 = ("tokens_in", "tokens_cached", "tokens_out", "tokens_reasoning")
+_INT16 = ("pool_index", "parser_version", "n_attempts")
+_IDENTITY = """
+    label_id example_id pair_id dataset split kind instruction input output_1 output_2 generator_1 generator_2
+"""
+_LABEL = """
+    preference p_2 tie status status_detail coverage_mass is_noisy p_label_flip seed order
+"""
+_PROVENANCE = """
+    pool pool_index judge_id annotator provider endpoint_origin api model_requested model_returned
+    system_fingerprint prompt_template prompt_template_sha parser parser_version sampling transport
+    request_hash request_id created_at latency_ms n_attempts library_version
+"""
+_COST = "tokens_in tokens_cached tokens_out tokens_reasoning price_usd"
+_RAW = "raw_text top_logprobs finish_reason refusal_category"
+COLUMNS = tuple(" ".join([_IDENTITY, _LABEL, _PROVENANCE, _COST, _RAW]).split())
+
+
+class Labels(NamedTuple):
+    """rows: dicts as they were written. config: the settings of the run that wrote them."""
+
+    rows: list[dict]
+    config: dict
+
+
+@functools.cache
+def schema() -> "pa.Schema":
+    """The columns every labels.parquet has, in order: identity, label, provenance, cost, raw answer.
+
+    preference is in [1, 2] (1: output_1 is better) or null; price_usd is in dollars, null when unknown;
+    latency_ms in milliseconds; created_at in UTC; order is "12" or "21", as the judge saw the outputs.
+    """
+    import pyarrow as pa
+
+    kinds = {
+        **dict.fromkeys(_FLOAT32, pa.float32()),
+        **dict.fromkeys(_INT32, pa.int32()),
+        **dict.fromkeys(_INT16, pa.int16()),
+        **dict.fromkeys(("tie", "is_noisy"), pa.bool_()),
+        "seed": pa.int64(),
+        "price_usd": pa.float64(),
+        "created_at": pa.timestamp("ms", tz="UTC"),
+        "top_logprobs": pa.list_(pa.struct([("token", pa.string()), ("logprob", pa.float64())])),
+    }
+    return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+
+
+def write_labels(path: str | Path, rows: Sequence[Mapping], config: Mapping) -> None:
+    """Write labelled rows and the run's `config` (anything JSON can hold). Further columns are kept.
+
+    The file appears under `path` complete or not at all. Errors: UserError for a column of mixed types or an
+    unwritable path.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    fixed = schema()
+    further = [
+        name for name in dict.fromkeys(name for row in rows for name in row) if name not in fixed.names
+    ]
+    arrays, fields = [], []
+    for name in [*fixed.names, *further]:
+        kind = fixed.field(name).type if name in fixed.names else None
+        try:
+            array = pa.array([row.get(name) for row in rows], type=kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            said = " ".join(str(error).split())
+            raise UserError(f"labels column {name!r}: cannot be stored ({said}); give it one type") from None
+        arrays.append(array)
+        fields.append(pa.field(name, array.type))
+    metadata = {_META_VERSION: str(SCHEMA_VERSION).encode(), _META_CONFIG: json.dumps(config).encode()}
+    table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
+        ) from None
+
+
+def read_labels(path: str | Path) -> Labels:
+    """Read a labels.parquet. Errors: UserError when the file is missing, broken or of another version."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(path)
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the annotate job writes it") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a readable parquet file ({said}); write it again") from None
+    metadata = table.schema.metadata or {}
+    version = metadata.get(_META_VERSION, b"none").decode()
+    if version != str(SCHEMA_VERSION):
+        raise UserError(
+            f"{path}: labels of version {version}, not {SCHEMA_VERSION}; write them with the annotate job"
+        )
+    return Labels(table.to_pylist(), json.loads(metadata[_META_CONFIG]))

@@ -1,0 +1,1 @@
+"""Record schemas, prompt templates, tokenisation and index-addressed batches."""

@@ -1,0 +1,243 @@
+"""Text to token ids: tokenizer loading and the encoding of demonstrations, pairs and prompts.
+
+Prompt and response are tokenised apart and joined: [BOS] prompt | response EOS. So the prompt's ids are the
+same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
+tokens are added here by id, exactly once; text that merely looks like one ("</s>") is encoded as plain text.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, Integer
+
+from rlhf_jax.data.records import describe
+from rlhf_jax.data.tables import is_hub_name
+from rlhf_jax.data.templates import render
+from rlhf_jax.errors import UserError
+
+Row = Mapping[str, Any]
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+)
+_CHUNK = 1024  # texts per tokenizer call: bounds the memory of its intermediate lists
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """n ragged prompts: prompt i is tokens[offsets[i]:offsets[i+1]], so there are n + 1 offsets."""
+
+    tokens: Int32[np.ndarray, "N"]
+    offsets: Int64[np.ndarray, "M"]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int | np.integer) -> Int32[np.ndarray, "T"]:
+        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
+
+    @property
+    def lengths(self) -> Int32[np.ndarray, "n"]:
+        """Tokens in each."""
+        return np.diff(self.offsets).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Sequences(Prompts):
+    """Ragged prompt + response sequences; the first prompt_lengths[i] tokens of sequence i are its prompt."""
+
+    prompt_lengths: Int32[np.ndarray, "n"]
+
+
+class Pairs(NamedTuple):
+    """Preference pairs: row i of both are answers to the same prompt."""
+
+    chosen: Sequences
+    rejected: Sequences
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
+    """Loads a Hugging Face tokenizer from a folder (or a hub name) and checks that it can be trained with.
+
+    It must have an EOS token, and a PAD token that is another one: with PAD = EOS a single slip makes a model
+    that never learns to stop. Nothing is added silently. made_by: the command that makes a missing folder.
+    Raises UserError.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"tokenizer: {path} holds no tokenizer (no tokenizer.json); {_made_by(made_by)}")
+    if not folder.exists() and not is_hub_name(str(path)):
+        raise UserError(f"tokenizer: {path} does not exist; {_made_by(made_by)}")
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # it would ask for torch, which we never use
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except Exception as e:  # transformers raises many kinds, down to bare Exception from its Rust core
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"tokenizer: {path} could not be loaded ({reason}); {_made_by(made_by)}") from e
+    _check_special_tokens(tokenizer, path)
+    return tokenizer
+
+
+def _made_by(made_by: str) -> str:
+    return f"make it with: {made_by}" if made_by else "give a folder saved with save_pretrained"
+
+
+def _check_special_tokens(tokenizer: Any, path: str | Path) -> None:
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer: {path} has no EOS token, so responses could not end; set tokenizer.eos_token and "
+            "save it to a new folder with save_pretrained"
+        )
+    how = (
+        "add one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and save it to a new folder with "
+        "save_pretrained"
+    )
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"tokenizer: {path} has no PAD token; {how}")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise UserError(f"tokenizer: in {path} PAD is the EOS token ({tokenizer.eos_token!r}); {how}")
+
+
+def encode_sft(
+    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
+) -> tuple[Sequences, Counter[str]]:
+    """Rows with `output` -> [BOS] prompt, response, EOS of at most `max_length` tokens each.
+
+    A prompt that leaves no room for a response is dropped. A response that is too long is cut, and then has
+    no EOS: the model must not learn to stop in mid-sentence. Both are counted in the second result.
+    Raises UserError when no row is left.
+    """
+    counts: Counter[str] = Counter()
+    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+    responses = _encode_responses([row["output"] for row in rows], tokenizer)
+    kept = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        if len(prompt) >= max_length:
+            counts["prompt too long"] += 1
+            continue
+        if len(prompt) + len(response) > max_length:
+            counts["response cut (row kept)"] += 1
+        kept.append((prompt, response[: max_length - len(prompt)]))
+    _check_some(kept, rows, counts, "max_length", max_length)
+    return _sequences(kept), counts
+
+
+def encode_pairs(
+    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
+) -> tuple[Pairs, Counter[str]]:
+    """Rows with `chosen` and `rejected` -> two aligned Sequences, both ending with EOS.
+
+    A pair is dropped when either side is longer than `max_length`: cutting would compare unequal things, as
+    would keeping one side. Pairs that differ only in what the tokenizer cannot see are dropped too. Dropped
+    pairs are counted by reason. Raises UserError when none is left.
+    """
+    counts: Counter[str] = Counter()
+    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+    chosen = _encode_responses([row["chosen"] for row in rows], tokenizer)
+    rejected = _encode_responses([row["rejected"] for row in rows], tokenizer)
+    kept = []
+    for prompt, good, bad in zip(prompts, chosen, rejected, strict=True):
+        if len(prompt) >= max_length:
+            counts["prompt too long"] += 1
+        elif len(prompt) + max(len(good), len(bad)) > max_length:
+            counts["response too long"] += 1
+        elif np.array_equal(good, bad):
+            counts["identical tokens"] += 1
+        else:
+            kept.append((prompt, good, bad))
+    _check_some(kept, rows, counts, "max_length", max_length)
+    pairs = Pairs(
+        _sequences([(prompt, good) for prompt, good, _ in kept]),
+        _sequences([(prompt, bad) for prompt, _, bad in kept]),
+    )
+    return pairs, counts
+
+
+def encode_prompts(
+    rows: Sequence[Row], tokenizer: Any, template: str, max_prompt_length: int
+) -> tuple[Prompts, Counter[str], Int64[np.ndarray, "n"]]:
+    """Rows -> prompts of at most `max_prompt_length` tokens, the counted drops, and the indices of kept rows.
+
+    Longer prompts are dropped, not cut: cutting would remove the template's head or tail.
+    Raises UserError when none is left.
+    """
+    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_prompt_length]
+    counts = Counter({"prompt too long": len(prompts) - len(kept)}) if len(kept) < len(prompts) else Counter()
+    _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length)
+    return Prompts(*_flatten([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
+
+
+def encode_prompt_texts(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "P"]]:
+    """Rendered prompts -> ids, with one BOS in front when the tokenizer has one. The only prompt encoder.
+
+    Equal texts share one array.
+    """
+    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+    return _encode(texts, tokenizer, before=bos)
+
+
+def decode(tokenizer: Any, ids: Sequence[int] | Integer[np.ndarray, "R"]) -> str:
+    """The text of response ids, special tokens left out. Cut pads off by length before."""
+    ids = [int(i) for i in ids]
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _encode_responses(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "R"]]:
+    return _encode(texts, tokenizer, after=(tokenizer.eos_token_id,))  # an id of 0 is as good as any
+
+
+def _encode(
+    texts: Sequence[str], tokenizer: Any, before: tuple[int, ...] = (), after: tuple[int, ...] = ()
+) -> list[Int32[np.ndarray, "T"]]:
+    # Preference sets repeat their prompts and answers hundreds of times: each text is encoded and kept once.
+    unique = list(dict.fromkeys(texts))
+    ids_of: dict[str, np.ndarray] = {}
+    for start in range(0, len(unique), _CHUNK):
+        chunk = unique[start : start + _CHUNK]
+        encoded = tokenizer(
+            chunk,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+        for text, ids in zip(chunk, encoded, strict=True):
+            ids_of[text] = np.array([*before, *ids, *after], np.int32)
+    return [ids_of[text] for text in texts]
+
+
+def _sequences(kept: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequences:
+    prompt_lengths = np.array([len(prompt) for prompt, _ in kept], np.int32)
+    return Sequences(*_flatten([np.concatenate(pair) for pair in kept]), prompt_lengths)
+
+
+def _flatten(rows: Sequence[np.ndarray]) -> tuple[Int32[np.ndarray, "N"], Int64[np.ndarray, "M"]]:
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    return np.concatenate(rows), offsets
+
+
+def _check_some(kept: Sequence, rows: Sequence, counts: Counter[str], field: str, limit: int) -> None:
+    if not kept:
+        raise UserError(
+            f"{field}: none of {len(rows)} rows fits {limit} tokens ({describe(counts)}); raise it"
+        )

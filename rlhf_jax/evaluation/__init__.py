@@ -1,0 +1,1 @@
+"""Win rates, agreement, leaderboard, report. Never imports jax."""

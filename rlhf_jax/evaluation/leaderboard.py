@@ -1,0 +1,172 @@
+"""The leaderboard: a sorted row per method, as terminal text, Markdown and CSV; every number with its n."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlhf_jax.evaluation.win_rate import BOOTSTRAP_NAME, INTERVAL_NAME, UtilityWinRate, WinRate
+
+CSV_COLUMNS = (
+    *("rank", "method", "judge", "baseline"),
+    *(
+        "win_rate",
+        "standard_error",
+        "win_rate_low",
+        "win_rate_high",
+        "discrete_win_rate",
+        "n_total",
+        "n_missing",
+    ),
+    *("utility_base", "utility_win_rate", "utility_low", "utility_high", "n_utility", "mean_utility"),
+    *("avg_length", "n_outputs"),
+)
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One method.
+
+    win_rate: against `baseline`, by `judge`; None for the baseline itself (50 by construction) or a method
+    not judged. utility: against the outputs of `utility_base`; None in a world without a known utility.
+    avg_length: mean characters over all `n_outputs` outputs, truncated to an integer as AlpacaEval does.
+    """
+
+    method: str
+    judge: str
+    baseline: str
+    win_rate: WinRate | None
+    avg_length: int
+    n_outputs: int
+    utility: UtilityWinRate | None = None
+    utility_base: str = ""
+
+
+def average_length(outputs: Sequence[str]) -> int:
+    """Mean length of the outputs in characters, truncated (AlpacaEval `avg_length`); 0 for no outputs."""
+    return int(sum(map(len, outputs)) / len(outputs)) if outputs else 0
+
+
+def sort_rows(rows: Sequence[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Best first: by judge win rate (baseline at 50, methods not judged last), then utility, then name."""
+
+    def key(row: LeaderboardRow) -> tuple[float, float, str]:
+        return (-_rank_value(row), -(row.utility.win_rate if row.utility else -math.inf), row.method)
+
+    return sorted(rows, key=key)
+
+
+def leaderboard_text(rows: Sequence[LeaderboardRow]) -> str:
+    """Aligned columns for a terminal, with a caption that names judge, baseline and intervals."""
+    header, body = _cells(rows)
+    table = [header, *body]
+    widths = [max(len(line[i]) for line in table) for i in range(len(header))]
+    left = {i for i, name in enumerate(header) if name in ("method", "judge", "baseline")}
+
+    def line(cells: list[str]) -> str:
+        padded = (
+            c.ljust(w) if i in left else c.rjust(w)
+            for i, (c, w) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(padded).rstrip()
+
+    rule = "  ".join("-" * w for w in widths)
+    return "\n".join([line(header), rule, *(line(cells) for cells in body), "", *caption(rows)]) + "\n"
+
+
+def leaderboard_markdown(rows: Sequence[LeaderboardRow]) -> str:
+    """A Markdown table with the same cells as the terminal's."""
+    header, body = _cells(rows)
+    align = [":--" if name in ("method", "judge", "baseline") else "--:" for name in header]
+    lines = ["| " + " | ".join(_markdown(c) for c in cells) + " |" for cells in [header, align, *body]]
+    return "\n".join([*lines, "", _markdown("; ".join(caption(rows)) + ".")]) + "\n"
+
+
+def leaderboard_csv(rows: Sequence[LeaderboardRow]) -> str:
+    """CSV at full precision (`CSV_COLUMNS`); an empty field is a value that does not exist."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for rank, row in enumerate(sort_rows(rows), 1):
+        writer.writerow({"rank": rank, **_record(row)})
+    return out.getvalue()
+
+
+def caption(rows: Sequence[LeaderboardRow]) -> list[str]:
+    """What the numbers mean, in lines: who judged, against whom, and how the intervals were made."""
+    who = f": judge {rows[0].judge} against {rows[0].baseline}" if rows and not _mixed(rows) else ""
+    lines = [f"win rate{who}, ± standard error over n rows; [ ] {INTERVAL_NAME}"]
+    bases = sorted({row.utility_base for row in rows if row.utility})
+    if bases:
+        lines.append(f"utility win rate: true utility against {', '.join(bases)}; [ ] {BOOTSTRAP_NAME}")
+    return lines
+
+
+def interval_text(interval: tuple[float, float]) -> str:
+    """An interval as the tables print it: [66.0, 74.9]."""
+    return f"[{interval[0]:.1f}, {interval[1]:.1f}]"
+
+
+def _mixed(rows: Sequence[LeaderboardRow]) -> bool:
+    """Rows by different judges or baselines do not compare: then the table says who judged each."""
+    return len({(row.judge, row.baseline) for row in rows}) > 1
+
+
+def _rank_value(row: LeaderboardRow) -> float:
+    if row.win_rate is not None:
+        return row.win_rate.win_rate
+    return 50.0 if row.method == row.baseline else -math.inf
+
+
+def _cells(rows: Sequence[LeaderboardRow]) -> tuple[list[str], list[list[str]]]:
+    mixed, has_utility = _mixed(rows), any(row.utility for row in rows)
+    header = ["#", "method", *(["judge", "baseline"] if mixed else []), "win rate", "95 %", "n"]
+    header += ["utility win rate", "95 %", "n", "mean utility"] if has_utility else []
+    header.append("length")
+    body = []
+    for rank, row in enumerate(sort_rows(rows), 1):
+        cells = [str(rank), row.method, *([row.judge, row.baseline] if mixed else []), *_win_cells(row)]
+        cells += _utility_cells(row.utility) if has_utility else []
+        body.append([*cells, str(row.avg_length)])
+    return header, body
+
+
+def _win_cells(row: LeaderboardRow) -> list[str]:
+    w = row.win_rate
+    if w is None:
+        return ["baseline" if row.method == row.baseline else "not judged", "", ""]
+    error = "" if math.isnan(w.standard_error) else f" ± {w.standard_error:.1f}"
+    n = f"{w.n_total}" if w.n_missing == 0 else f"{w.n_total} of {w.n_total + w.n_missing}"
+    return [f"{w.win_rate:.1f}{error}", interval_text(w.interval), n]
+
+
+def _utility_cells(u: UtilityWinRate | None) -> list[str]:
+    if u is None:
+        return ["", "", "", ""]
+    return [f"{u.win_rate:.1f}", interval_text(u.interval), f"{u.n_total}", f"{u.mean_utility:.3f}"]
+
+
+def _markdown(cell: str) -> str:
+    """A method or judge name must not end the table's cell or line, nor smuggle in HTML."""
+    escaped = cell.replace("&", "&amp;").replace("<", "&lt;").replace("\\", "\\\\").replace("|", "\\|")
+    return " ".join(escaped.split())
+
+
+def _record(row: LeaderboardRow) -> dict[str, object]:
+    record: dict[str, object] = {"method": row.method, "judge": row.judge, "baseline": row.baseline}
+    record |= {"avg_length": row.avg_length, "n_outputs": row.n_outputs}
+    if (w := row.win_rate) is not None:
+        record |= {"win_rate": w.win_rate, "win_rate_low": w.interval[0], "win_rate_high": w.interval[1]}
+        record |= {"discrete_win_rate": w.discrete_win_rate, "n_total": w.n_total, "n_missing": w.n_missing}
+        record["standard_error"] = "" if math.isnan(w.standard_error) else w.standard_error
+    if (u := row.utility) is not None:
+        record |= {"utility_base": row.utility_base, "utility_win_rate": u.win_rate, "n_utility": u.n_total}
+        record |= {
+            "utility_low": u.interval[0],
+            "utility_high": u.interval[1],
+            "mean_utility": u.mean_utility,
+        }
+    return record

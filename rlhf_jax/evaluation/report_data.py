@@ -1,0 +1,71 @@
+"""What a report is made of. The farm fills these in; report.py turns them into one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rlhf_jax.evaluation.agreement import Agreement, Biases, Calibration
+from rlhf_jax.evaluation.curves import Curve
+from rlhf_jax.evaluation.leaderboard import LeaderboardRow
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a farm.
+
+    rows: its metrics.jsonl, () for a stage without training. seconds: how long it took, None if not measured.
+    summary: one line about it ("3,000 pairs, 2 epochs").
+    """
+
+    name: str
+    rows: Sequence[Mapping[str, object]] = ()
+    seconds: float | None = None
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class JudgeResult:
+    """How a judge (or pool, second human, or rule such as "longer wins") agrees with the human's labels."""
+
+    name: str
+    agreement: Agreement
+    biases: Biases | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """One method's answer, with its true utility in [0, 1] where that is known."""
+
+    text: str
+    utility: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One instruction (with its input, "" for none) and every method's response to it, in column order."""
+
+    instruction: str
+    input: str
+    responses: Mapping[str, Response]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything on the page. A section without data is left out.
+
+    title, subtitle: the header. facts: short name -> value pairs under it (date, seed, devices, model,
+    command ...). curves: stage name -> metric names or globs, overriding `curves.DEFAULT_CURVES` for that
+    stage. calibration: the reward model's accuracy by margin. samples: a handful; each is shown whole, side
+    by side.
+    """
+
+    title: str
+    leaderboard: Sequence[LeaderboardRow]
+    subtitle: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    stages: Sequence[Stage] = ()
+    curves: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
+    judges: Sequence[JudgeResult] = ()
+    calibration: Calibration | None = None
+    samples: Sequence[Sample] = ()

@@ -1,0 +1,103 @@
+"""The whole loop: every stage is another job, run in its own folder below the farm's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.microfarm import world
+from rlhf_jax.parallel import startup
+from rlhf_jax.training import workdir as folders
+
+DEFAULT_ROOT = "runs/farm"  # What the pages' default paths start with.
+MODELS = ("sft", "dpo", "ppo")
+HOST_JOBS = ("annotate", "evaluate")  # They use no accelerator, so one process runs them for all.
+
+
+class Stage(NamedTuple):
+    """One job of the farm: its name and folder, the job's name and its settings."""
+
+    name: str
+    job: str
+    config: ConfigDict
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Runs what is not finished yet, then prints the leaderboard and where the report is."""
+    startup.start(config.distributed)
+    root = Path(workdir)
+    folders.prepare(workdir, config.to_dict())
+    started = time.monotonic()
+    upstream = _build_world(config, root)
+    for number, stage in enumerate(plan(config, workdir), 1):
+        upstream = _fingerprint(upstream, stage.config)
+        where = root / stage.name
+        if folders.is_finished(where, upstream):
+            _say(f"[{number}] {stage.name}: finished before")
+            continue
+        _say(f"[{number}] {stage.name}: {stage.job}")
+        if stage.job not in HOST_JOBS or startup.is_main():
+            importlib.import_module(f"rlhf_jax.jobs.{stage.job}").run(stage.config, str(where))
+        startup.barrier(stage.name, timeout_s=24 * 3600)
+        folders.finish(where, upstream)
+    _conclude(root, time.monotonic() - started)
+
+
+def plan(config: ConfigDict, workdir: str) -> Iterator[Stage]:
+    """The stages in order, their paths moved from the default root to `workdir`."""
+
+    def stage(name: str, page: str, **changes: str) -> Stage:
+        settings = ConfigDict(config[page].to_dict())
+        settings.update_from_flattened_dict(changes)
+        return Stage(name, settings.job, _reroot(settings, workdir))
+
+    for name in ("sft", "pairs", "val_pairs", "labels", "reward_model", "scores", "dpo", "ppo"):
+        yield stage(name, name)
+    for model in MODELS:
+        where = f"{DEFAULT_ROOT}/{model}/export"
+        yield stage(f"outputs/{model}", "outputs", **{"model.path": where, "model.name": model})
+    yield stage("evaluate", "evaluate")
+
+
+def _build_world(config: ConfigDict, root: Path) -> str:
+    """Writes the world unless it is there; returns the fingerprint that every stage builds on."""
+    fingerprint = _fingerprint("world", ConfigDict({"seed": config.seed, **config.world.to_dict()}))
+    if startup.is_main() and not folders.is_finished(root / "data", fingerprint):
+        _say(f"[0] data: {config.world.scale:g} x AlpacaFarm's splits")
+        world.build(root / "data", seed=config.seed, scale=config.world.scale, vocab_size=config.world.vocab_size)
+        folders.finish(root / "data", fingerprint)
+    startup.barrier("data")
+    return fingerprint
+
+
+def _reroot(config: ConfigDict, workdir: str) -> ConfigDict:
+    """Every path below the default root, moved below `workdir`."""
+    text = json.dumps(config.to_dict()).replace(DEFAULT_ROOT + "/", json.dumps(workdir.rstrip("/"))[1:-1] + "/")
+    return ConfigDict(json.loads(text))
+
+
+def _fingerprint(upstream: str, config: ConfigDict) -> str:
+    """Changes when the settings of a stage, or of any stage before it, change."""
+    return hashlib.sha256((upstream + config.to_json(sort_keys=True)).encode()).hexdigest()
+
+
+def _conclude(root: Path, seconds: float) -> None:
+    if startup.is_main():
+        for name in ("report.html", "leaderboard.csv"):
+            shutil.copyfile(root / "evaluate" / name, root / name)
+        print((root / "evaluate" / "leaderboard.txt").read_text())
+        print(f"report: {(root / 'report.html').resolve()}")
+        _say(f"done in {seconds:.0f} s")
+
+
+def _say(text: str) -> None:
+    if startup.is_main():
+        print(text, flush=True)

@@ -1,0 +1,130 @@
+"""What all trainers share around the loop: optimizer from config, checkpoints, writers, offline iterations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax.data.batches import eval_batches, row_indices
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs.losses import LossFn
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
+from rlhf_jax.training import loop
+from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.evaluator import make_evaluator
+from rlhf_jax.training.metrics import make_writer
+from rlhf_jax.training.optimizer import make_optimizer
+from rlhf_jax.training.state import TrainState, abstract, create
+from rlhf_jax.training.step import check_microbatches, make_train_step
+
+MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
+
+
+def optimizer(settings: ConfigDict, total_steps: int, **changes: Any) -> optax.GradientTransformation:
+    """The optimizer that a page's `optimizer` group describes."""
+    return make_optimizer(**{**settings.to_dict(), "total_steps": total_steps, **changes})
+
+
+def steps_of(config: ConfigDict, rows: int) -> int:
+    """`epochs` passes over the rows, in steps of batch_size; at least one."""
+    if config.epochs <= 0:
+        raise UserError(f"epochs: {config.epochs}; use a positive number")
+    return max(1, math.ceil(config.epochs * rows / config.batch_size))
+
+
+def offline(
+    config: ConfigDict,
+    workdir: str,
+    mesh: Mesh,
+    params: Any,
+    loss_fn: LossFn,
+    *,
+    rows: int,
+    make_batch: MakeBatch,
+    tokens_of: np.ndarray,
+    eval_rows: int,
+    make_eval_batch: MakeBatch,
+    inputs: dict[str, str],
+    show: tuple[str, ...],
+) -> TrainState:
+    """Trains on a fixed set of rows and returns the last state.
+
+    make_batch(indices of the global batch, rows of this process) -> this process's arrays.
+    tokens_of: real tokens of every row [n], for the rate.
+    """
+    check_batch(config.batch_size, mesh)
+    check_microbatches(config.batch_size, config.microbatches, mesh)
+    steps = steps_of(config, rows)
+    tx = optimizer(config.optimizer, steps)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    evaluator = make_evaluator(loss_fn)
+    mine = host_rows(config.batch_size, mesh)
+
+    def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
+        index_B = row_indices(i, config.batch_size, rows, config.seed)
+        batch = to_global(make_batch(index_B, mine), mesh)
+        state, metrics = step(state, batch)
+        epoch = (i + 1) * config.batch_size / rows
+        return state, {**metrics, "num_tokens": float(tokens_of[index_B].sum()), "epoch": epoch}, batch
+
+    def evaluate(state: TrainState, _: int) -> dict[str, float]:
+        return evaluator(state.params, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
+
+    state = create(params, tx, config.seed)
+    state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
+    return state
+
+
+def fit(
+    config: ConfigDict,
+    workdir: str,
+    state: TrainState,
+    iterate: loop.Iterate,
+    evaluate: loop.Evaluate,
+    *,
+    steps: int,
+    inputs: dict[str, str],
+    show: tuple[str, ...],
+    best_metric: str = "",
+    eval_first: bool = False,
+) -> tuple[TrainState, TrainState]:
+    """Runs the loop in a workdir; returns (last state, best state). Without best_metric both are the last."""
+    with Checkpoints(workdir, config={**config.to_dict(), "inputs": inputs}, best_metric=best_metric) as checkpoints:
+        like = abstract(state)
+        writer = make_writer(
+            workdir, tensorboard=config.tensorboard, wandb_project=config.wandb_project, config=config.to_dict()
+        )
+        try:
+            state = loop.run(
+                state,
+                iterate,
+                steps=steps,
+                workdir=workdir,
+                checkpoints=checkpoints,
+                writer=writer,
+                evaluate=evaluate,
+                log_every=config.log_every,
+                eval_every=config.eval_every,
+                eval_first=eval_first,
+                save_every=config.save_every,
+                show=show,
+            )
+        finally:
+            writer.close()
+        best = checkpoints.restore_best(like) if best_metric else None
+        if best is not None and startup.is_main():
+            print(f"best {best_metric}: step {best.step}", flush=True)
+    return state, state if best is None else best.state
+
+
+def _eval_batches(rows: int, batch_size: int, make: MakeBatch, mesh: Mesh) -> Iterator[dict]:
+    mine = host_rows(batch_size, mesh)
+    for index_B, weight_B in eval_batches(rows, batch_size):
+        yield to_global({**make(index_B, mine), "weight": weight_B[mine]}, mesh)

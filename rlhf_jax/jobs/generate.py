@@ -1,0 +1,92 @@
+"""Samples responses to a file of prompts: the pairs that annotators compare, and the outputs that are evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax.data.batches import bucket, eval_batches, pad_prompts
+from rlhf_jax.data.records import describe, read_prompts, write_parquet
+from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import hints, setup
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
+from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.training.progress import Progress
+from rlhf_jax.training.workdir import prepare
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, generator."""
+    mesh = setup.start(config, workdir)
+    prepare(workdir, config.to_dict())
+    rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM)
+    rows = rows[: config.data.rows or None]
+    tokenizer = load_tokenizer(config.model.path, made_by=hints.SFT)
+    prompts, dropped, kept = encode_prompts(rows, tokenizer, config.data.template, config.data.max_prompt_length)
+    if startup.is_main() and skipped + dropped:
+        print(f"prompts: {len(prompts)} kept; left out: {describe(skipped + dropped)}", flush=True)
+    texts = _sample(config, mesh, prompts, tokenizer)
+    if startup.is_main():
+        write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], texts))
+        print(f"wrote {Path(workdir) / 'outputs.parquet'}: {len(prompts)} prompts x {config.samples}", flush=True)
+
+
+def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[str]]:  # noqa: ANN001
+    """`samples` response texts per prompt, on every process."""
+    if config.samples < 1:
+        raise UserError(f"samples: {config.samples}; use 1 or more")
+    check_batch(config.batch_size, mesh)
+    checkpoint, params = setup.load_model(config.model.path, config.model, mesh)
+    if checkpoint.is_scalar:
+        raise UserError(f"model.path: {config.model.path} is a reward model; give a language model to sample from")
+    generator = DecodeGenerator(
+        checkpoint.config,
+        mesh,
+        max_new_tokens=config.max_new_tokens,
+        sampling=Sampling(config.temperature, config.top_p, config.top_k),
+        eos_id=tokenizer.eos_token_id,
+        pad_id=tokenizer.pad_token_id,
+        dtype=config.model.dtype,
+    )
+    generator.load(params)
+    key = jax.random.key(config.seed)
+    texts: list[list[str]] = [[] for _ in range(len(prompts))]
+    total = len(prompts) * config.samples
+    progress = Progress(total, unit="responses")
+    for index_B, batch in _batches(prompts, config, mesh, tokenizer.pad_token_id):
+        sampled = generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
+        tokens_BR, lengths_B = gather((sampled.tokens_BR, sampled.lengths_B))
+        for row, tokens_R, length in zip(index_B, tokens_BR, lengths_B, strict=False):
+            texts[row // config.samples].append(decode(tokenizer, tokens_R[:length]))
+        progress.update(min(len(index_B) + progress.done, total))
+    progress.close()
+    generator.close()
+    return texts
+
+
+def _batches(prompts: Prompts, config: ConfigDict, mesh: Mesh, pad_id: int) -> Iterator[tuple[np.ndarray, dict]]:
+    """(global response numbers of the batch, this process's arrays as global ones); response r answers r // samples."""
+    P = bucket(int(prompts.lengths.max()))
+    total = len(prompts) * config.samples
+    mine = host_rows(config.batch_size, mesh)
+    for index_B, _ in eval_batches(total, config.batch_size):
+        arrays = pad_prompts(prompts, index_B // config.samples, P, pad_id, rows=mine)
+        arrays["rows"] = index_B[mine].astype(np.int32)
+        yield np.unique(index_B), to_global(arrays, mesh)
+
+
+def _records(config: ConfigDict, rows: list[dict], texts: list[list[str]]) -> list[dict]:
+    answers = [{"output": t[0]} if config.samples == 1 else {"outputs": t} for t in texts]
+    keep = ("instruction", "input", "prompt")
+    return [
+        {k: row[k] for k in keep if k in row} | answer | {"generator": config.model.name}
+        for row, answer in zip(rows, answers, strict=True)
+    ]

@@ -1,0 +1,117 @@
+"""Reading what trainers train on: records to token arrays, with every row that is left out counted aloud."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlhf_jax.data.batches import bucket, pad
+from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.templates import render
+from rlhf_jax.data.tokenization import Pairs, Sequences, encode_pairs, encode_prompts, encode_sft
+from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import startup
+
+SIDES = ("chosen", "rejected")
+
+
+class Split(NamedTuple):
+    """Encoded rows for training and for evaluation, and the records behind the latter."""
+
+    train: Any
+    eval: Any
+    eval_rows: list[dict]
+
+
+def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
+    """Demonstrations as Sequences."""
+    train, held = _two_files(read_instructions, data, seed, made_by)
+    return Split(
+        _encoded(encode_sft, train, tokenizer, data, "train"), _encoded(encode_sft, held, tokenizer, data, "eval"), held
+    )
+
+
+def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
+    """Labelled pairs as Pairs; no prompt is on both sides of the split."""
+    train, held = _two_files(read_pairs, data, seed, made_by)
+    return Split(
+        _encoded(encode_pairs, train, tokenizer, data, "train"), _encoded(encode_pairs, held, tokenizer, data, "eval"), held
+    )
+
+
+def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
+    """Prompts; the evaluation rows are those that were kept, in their order."""
+    train, held = _two_files(read_prompts, data, seed, made_by)
+    encoded = []
+    for rows, name in ((train, "train"), (held, "eval")):
+        found, dropped, kept = encode_prompts(rows, tokenizer, data.template, data.max_prompt_length)
+        _say(f"data.{name}: {len(found)} prompts", dropped)
+        encoded.append((found, [rows[i] for i in kept]))
+    return Split(encoded[0][0], encoded[1][0], encoded[1][1])
+
+
+def response_lengths(sequences: Sequences) -> np.ndarray:
+    """Tokens of each response, its end included [n]."""
+    return sequences.lengths - sequences.prompt_lengths
+
+
+def array_sizes(*sets: Sequences) -> tuple[int, int]:
+    """(T, R): one row length and one response length that hold every sequence, so that steps compile once."""
+    longest = max(int(s.lengths.max()) for s in sets)
+    return bucket(longest, 8), max(int(response_lengths(s).max()) for s in sets)
+
+
+def pad_pairs(found: Pairs, index_B: np.ndarray, T: int, pad_id: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+    """Both sides of the chosen pairs: {chosen,rejected}_{tokens,lengths,prompt_lengths}."""
+    sides = {side: pad(getattr(found, side), index_B, T, pad_id, rows) for side in SIDES}
+    return {f"{side}_{name}": x for side, arrays in sides.items() for name, x in arrays.items()}
+
+
+def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], list[dict]]:
+    """(train, eval): about eval_rows rows are set aside, all rows of a prompt on the same side."""
+    by_prompt: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(render(row, "alpaca"), []).append(i)
+    order = np.random.default_rng(seed).permutation(len(by_prompt))
+    groups = list(by_prompt.values())
+    held: set[int] = set()
+    for k in order:
+        if len(held) >= min(eval_rows, len(rows) // 2):
+            break
+        held.update(groups[k])
+    if len(held) == len(rows):
+        raise UserError(f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval")
+    return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
+
+
+def digests(*paths: str) -> dict[str, str]:
+    """Hashes of the inputs of a run, so that a resumed run notices when they changed."""
+    from rlhf_jax.training.workdir import digest
+
+    return {path: digest(path) for path in paths if path and Path(path).exists()}
+
+
+def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
+    rows, skipped = read(data.train, made_by=made_by)
+    _say(f"data.train: {len(rows)} rows read from {data.train}", skipped)
+    if not data.eval:
+        return hold_out(rows, data.eval_rows, seed)
+    held, skipped = read(data.eval, made_by=made_by)
+    return rows, held[: data.eval_rows]
+
+
+def _encoded(encode: Any, rows: list[dict], tokenizer: Any, data: ConfigDict, name: str) -> Any:
+    found, dropped = encode(rows, tokenizer, data.template, data.max_length)
+    _say(f"data.{name}: {len(found)} rows", dropped)
+    return found
+
+
+def _say(text: str, skipped: Counter) -> None:
+    if startup.is_main():
+        print(f"{text}; {describe(skipped)}", flush=True)
+
+

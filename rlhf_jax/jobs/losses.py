@@ -1,0 +1,133 @@
+"""The loss of each method as `loss_fn(params, batch) -> {"loss": Mean, ...}`: a model call and an objective.
+
+Batches are dicts of arrays with the batch as first axis. Rows of weight 0 fill up an evaluation batch and count
+nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rlhf_jax.models import decoder
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.responses import response_logprobs, response_mask, response_values
+from rlhf_jax.objectives.policy_gradient import policy_loss, value_loss
+from rlhf_jax.objectives.preference import bradley_terry, dpo, sequence_logprob
+from rlhf_jax.objectives.reduce import Mean, masked_mean
+from rlhf_jax.objectives.supervised import sft_loss
+from rlhf_jax.rollout.experience import Experience
+
+Batch = dict[str, Array]
+LossFn = Callable[[decoder.Params, Batch], dict[str, Mean]]
+
+
+def sft(config: ModelConfig, R: int, chunk: int) -> LossFn:
+    """Negative log-likelihood of the response tokens. Batch: tokens, lengths, prompt_lengths[, weight]."""
+
+    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        logprobs_BR, entropy_BR, mask_BR = _score(config, params, batch, R, chunk)
+        return sft_loss(logprobs_BR, entropy_BR, mask_BR & (_weight(batch) > 0)[:, None])
+
+    return loss_fn
+
+
+def reward_model(config: ModelConfig) -> LossFn:
+    """Bradley-Terry on scores at the last token. Batch: {chosen,rejected}_{tokens,lengths}[, weight]."""
+
+    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        both = _stack_pair(batch)
+        hidden_BTD = decoder.hidden_states(config, params, both["tokens"])
+        chosen_B, rejected_B = _halves(decoder.last_token_scores(hidden_BTD, params, both["lengths"]))
+        return bradley_terry(chosen_B, rejected_B, _weight(batch))
+
+    return loss_fn
+
+
+def dpo_loss(config: ModelConfig, R: int, chunk: int, *, beta: float, label_smoothing: float) -> LossFn:
+    """DPO against precomputed reference log-probs. Batch: a pair, ref_chosen, ref_rejected[, weight]."""
+    sequence_logprobs = pair_logprobs(config, R, chunk)
+
+    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        chosen_B, rejected_B = sequence_logprobs(params, batch)
+        return dpo(
+            chosen_B,
+            rejected_B,
+            batch["ref_chosen"],
+            batch["ref_rejected"],
+            _weight(batch),
+            beta=beta,
+            label_smoothing=label_smoothing,
+        )
+
+    return loss_fn
+
+
+def pair_logprobs(config: ModelConfig, R: int, chunk: int) -> Callable[[decoder.Params, Batch], tuple[Array, Array]]:
+    """`(params, batch) -> (chosen_B, rejected_B)`: summed response log-probs, both sides in one forward pass."""
+
+    def logprobs(params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
+        logprobs_BR, _, mask_BR = _score(config, params, _stack_pair(batch), R, chunk)
+        return _halves(sequence_logprob(logprobs_BR, mask_BR))
+
+    return logprobs
+
+
+def ppo(config: ModelConfig, *, clip: float, value_clip: float, value_coef: float, temperature: float, chunk: int) -> LossFn:
+    """Clipped policy loss + value_coef * clipped value loss. Params: {policy, value}; batch: an Experience.
+
+    Both terms are sums over the same response tokens, so they share one weight.
+    """
+
+    def loss_fn(params: dict[str, decoder.Params], batch: Experience) -> dict[str, Mean]:
+        R = batch.mask_BR.shape[1]
+        where = (batch.tokens_BT, batch.prompt_lengths_B, R)
+        logprobs_BR, entropy_BR = response_logprobs(
+            config, params["policy"], *where, temperature=temperature, chunk=chunk
+        )
+        values_BR = response_values(config, params["value"], *where)
+        policy = policy_loss(logprobs_BR, batch.old_logprobs_BR, batch.advantages_BR, batch.mask_BR, clip=clip)
+        value = value_loss(values_BR, batch.old_values_BR, batch.returns_BR, batch.mask_BR, clip=value_clip)
+        pg, vf = policy.pop("loss"), value.pop("loss")
+        return {
+            "loss": Mean(pg.sum + value_coef * vf.sum, pg.weight),
+            "loss/policy": pg,
+            "loss/value": vf,
+            "policy/entropy": masked_mean(entropy_BR, batch.mask_BR),
+            **policy,
+            **value,
+        }
+
+    return loss_fn
+
+
+def _score(config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int) -> tuple[Array, Array, Array]:
+    """(log-probs, entropies, mask) of the response tokens, each [B, R]."""
+    logprobs_BR, entropy_BR = response_logprobs(
+        config, params, batch["tokens"], batch["prompt_lengths"], R, chunk=chunk
+    )
+    return logprobs_BR, entropy_BR, response_mask(batch["lengths"], batch["prompt_lengths"], R)
+
+
+def _stack_pair(batch: Batch) -> Batch:
+    """Chosen and rejected as one batch. They alternate, so a batch cut over devices stays where it is."""
+    sides = ("chosen", "rejected")
+    names = [name.removeprefix("chosen_") for name in batch if name.startswith("chosen_")]
+
+    def interleave(name: str) -> Array:
+        both = jnp.stack([batch[f"{side}_{name}"] for side in sides], axis=1)
+        return both.reshape(-1, *both.shape[2:])
+
+    return {name: interleave(name) for name in names}
+
+
+def _halves(x_B: Array) -> tuple[Array, Array]:
+    pairs_B2 = x_B.reshape(-1, 2)
+    return pairs_B2[:, 0], pairs_B2[:, 1]
+
+
+def _weight(batch: Batch) -> Array:
+    rows = batch["chosen_lengths"] if "chosen_lengths" in batch else batch["lengths"]
+    return batch.get("weight", jnp.ones(rows.shape, jnp.float32))

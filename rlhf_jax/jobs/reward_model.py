@@ -1,0 +1,76 @@
+"""Reward model: Bradley-Terry on pairwise labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax.data.batches import bucket, eval_batches, pad
+from rlhf_jax.data.records import read_instructions
+from rlhf_jax.data.tokenization import encode_sft, load_tokenizer
+from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params, reward_from_language
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.arrays import gather, host_rows, to_global
+from rlhf_jax.rollout.rewards import model_scores
+from rlhf_jax.training.workdir import prepare
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Trains and writes WORKDIR/export, with the mean score of demonstrations beside the weights."""
+    mesh = setup.start(config, workdir)
+    prepare(workdir, config.to_dict())
+    tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
+    split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
+    _longer_wins(split.eval_rows)
+    checkpoint, params = setup.load_model(config.model.init, config.model, mesh)
+    model = checkpoint.config
+    if not checkpoint.is_scalar:
+        params = reward_from_language(model, params, jax.random.key(config.seed))
+    T, _ = inputs.array_sizes(*split.train, *split.eval)
+    pad_id = tokenizer.pad_token_id
+    state = fit.offline(
+        config,
+        workdir,
+        mesh,
+        params,
+        losses.reward_model(model),
+        rows=len(split.train),
+        make_batch=lambda index_B, rows: inputs.pad_pairs(split.train, index_B, T, pad_id, rows),
+        tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
+        eval_rows=len(split.eval),
+        make_eval_batch=lambda index_B, rows: inputs.pad_pairs(split.eval, index_B, T, pad_id, rows),
+        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
+    )
+    mean = _demonstration_mean(config, mesh, model, state.params, tokenizer) if config.center_on else 0.0
+    setup.export(workdir, model, state.params, tokenizer, config.model.init, reward_mean=mean)
+
+
+def _demonstration_mean(config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, tokenizer: Any) -> float:
+    """The mean score of demonstrations: what an average human answer is worth (rule M8)."""
+    rows, _ = read_instructions(config.center_on, made_by=hints.FARM)
+    found, _ = encode_sft(rows[: config.center_rows], tokenizer, config.data.template, config.data.max_length)
+    T, B = bucket(int(found.lengths.max()), 8), config.batch_size
+    score = jax.jit(lambda p, batch: model_scores(model, p, batch["tokens"], batch["lengths"], 0.0))
+    total = 0.0
+    for index_B, weight_B in eval_batches(len(found), B):
+        batch = to_global(pad(found, index_B, T, tokenizer.pad_token_id, host_rows(B, mesh)), mesh)
+        total += float(np.dot(gather(score(params, batch)), weight_B))
+    mean = total / len(found)
+    if startup.is_main():
+        print(f"mean score of {len(found)} demonstrations: {mean:.4f} (subtracted by readers)", flush=True)
+    return mean
+
+
+def _longer_wins(rows: list[dict]) -> None:
+    """Says what a reward model has to beat: how often the longer response of a held-out pair is the chosen one."""
+    if rows and startup.is_main():
+        gaps = np.array([len(row["chosen"]) - len(row["rejected"]) for row in rows])
+        share = np.mean((gaps > 0) + 0.5 * (gaps == 0))
+        print(f"held-out pairs: the longer output is the chosen one in {share:.1%} of {len(rows)}", flush=True)

@@ -1,0 +1,66 @@
+"""What every jax job does first and last: join the processes, build the mesh, load a model, export one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax import __version__
+from rlhf_jax.models import huggingface
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.placement import place
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.arrays import gather
+from rlhf_jax.parallel.mesh import make_mesh
+
+
+def start(config: ConfigDict, workdir: str) -> Mesh:
+    """Joins the processes of the run, checks that they agree on what it is, and builds the mesh."""
+    startup.start(config.distributed)
+    startup.agree("workdir", os.path.abspath(workdir))
+    startup.agree("config", config.to_json_best_effort(sort_keys=True))
+    startup.agree("rlhf_jax version", __version__)
+    _keep_compiled_programs()
+    return make_mesh(**config.mesh.to_dict())
+
+
+def load_model(folder: str, model: ConfigDict, mesh: Mesh) -> tuple[huggingface.Checkpoint, Params]:
+    """A model folder onto the mesh: (what was read, with host arrays; the sharded parameters)."""
+    checkpoint = huggingface.load(folder, dtype=model.dtype, remat=model.get("remat", "none"))
+    return checkpoint, place(checkpoint.config, checkpoint.params, mesh)
+
+
+def token_ids(tokenizer: Any) -> dict[str, int | None]:
+    """The special token ids as `config.json` names them."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+
+
+def export(
+    workdir: str, config: ModelConfig, params: Params, tokenizer: Any, tokenizer_from: str, reward_mean: float = 0.0
+) -> None:
+    """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model."""
+    host = gather(params)
+    if startup.is_main():
+        huggingface.save(
+            Path(workdir) / "export",
+            config,
+            host,
+            token_ids=token_ids(tokenizer),
+            tokenizer_from=tokenizer_from,
+            reward_mean=reward_mean,
+        )
+    startup.barrier("export")
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs are kept in the user's cache, so a second start does not compile again."""
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

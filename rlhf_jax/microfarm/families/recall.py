@@ -1,0 +1,231 @@
+"""Families that ask for what one knows: listing, yes or no, opposites, letters, comparing."""
+
+import random
+from collections.abc import Mapping
+
+from rlhf_jax.microfarm import lexicon as lx
+from rlhf_jax.microfarm.grammar import Form, Slots, Task
+
+_ALL_ITEMS = frozenset(lx.ITEMS)
+_ALL_ADJECTIVES = frozenset(lx.ADJECTIVES)
+_COUNT_WORD = {"2": "two", "3": "three", "4": "four"}
+
+
+def _draw_list(rng: random.Random) -> Slots:
+    category = rng.choice(tuple(lx.CATEGORIES))
+    return {
+        "plural": lx.PLURALS[category],
+        "count": rng.choice(("two", "three", "four", "2", "3", "4")),
+        "name": rng.choice(lx.NAMES),
+        "event": rng.choice(lx.EVENTS),
+    }
+
+
+def _solve_list(slots: Mapping[str, str]) -> Task:
+    plural, word = slots["plural"], _COUNT_WORD.get(slots["count"], slots["count"])
+    pool = lx.CATEGORIES[lx.SINGULAR_OF[plural]]
+    others = tuple(item for item in lx.ITEMS if item not in pool)
+    count = int(lx.NUMBER_WORDS[word])
+    return Task(
+        family="list",
+        shape="list",
+        answers=pool,
+        count=count,
+        ordered=False,
+        universe=_ALL_ITEMS,
+        wrong=(others,) * count,
+        patterns=(f"Here are {word} {plural}:", f"These are {word} {plural}:"),
+    )
+
+
+def _draw_yes_no(rng: random.Random) -> Slots:
+    item = rng.choice(lx.ITEMS)
+    category = lx.CATEGORY_OF[item] if rng.random() < 0.5 else rng.choice(tuple(lx.CATEGORIES))
+    return {
+        "a_item": lx.with_article(item),
+        "a_category": lx.with_article(category),
+        "name": rng.choice(lx.NAMES),
+    }
+
+
+def _solve_yes_no(slots: Mapping[str, str]) -> Task:
+    item, category = slots["a_item"], slots["a_category"]
+    yes = lx.CATEGORY_OF[lx.BARE[item]] == lx.BARE[category]
+    yes_wording, no_wording = (f"Yes, {item} is {category}.", "yes"), (f"No, {item} is not {category}.", "no")
+    right, wrong = (yes_wording, no_wording) if yes else (no_wording, yes_wording)
+    return Task(
+        family="yes_no",
+        shape="sentence",
+        # A "no" that forgets its "not" contradicts itself, and so does a "yes" that has one.
+        answers=("yes",) if yes else ("no", "not"),
+        universe=frozenset(("yes", "no", "not")),
+        patterns=(right[0],),
+        bare=right[1],
+        wrong_wordings=(wrong,),
+    )
+
+
+def _draw_opposites(rng: random.Random) -> Slots:
+    words = rng.sample(lx.ADJECTIVES, 3)
+    return {
+        "adjective": words[0],
+        "adjective1": words[0],
+        "adjective2": words[1],
+        "list": ", ".join(words[: rng.choice((2, 3))]),
+        "name": rng.choice(lx.NAMES),
+    }
+
+
+def _opposite_task(words: tuple[str, ...], shape: str, patterns: tuple[str, ...]) -> Task:
+    answers = tuple(lx.OPPOSITE[word] for word in words)
+    others = tuple(tuple(a for a in lx.ADJECTIVES if a not in (*words, *answers)) for _ in words)
+    return Task("opposite", shape, answers, _ALL_ADJECTIVES, patterns, wrong=others, echo=words)
+
+
+def _solve_opposite(slots: Mapping[str, str]) -> Task:
+    word = slots["adjective"]
+    return _opposite_task((word,), "sentence", (f"The opposite of {word} is {{0}}.", "It is the word {0}."))
+
+
+def _solve_two_opposites(slots: Mapping[str, str]) -> Task:
+    words = (slots["adjective1"], slots["adjective2"])
+    return _opposite_task(words, "sentence", ("The opposites are {0} and {1}.", "They are {0} and {1}."))
+
+
+def _solve_opposite_list(slots: Mapping[str, str]) -> Task:
+    return _opposite_task(tuple(slots["list"].split(", ")), "list", ("Here are the opposites:",))
+
+
+def _draw_letter(rng: random.Random) -> Slots:
+    return {
+        "word": rng.choice(lx.ITEMS + lx.ADJECTIVES),
+        "end": rng.choice(("first", "last")),
+        "name": rng.choice(lx.NAMES),
+    }
+
+
+def _solve_letter(slots: Mapping[str, str]) -> Task:
+    word, end = slots["word"], slots["end"]
+    answer = (word[0] if end == "first" else word[-1]).upper()
+    verb = "starts" if end == "first" else "ends"
+    return Task(
+        family="letter",
+        shape="sentence",
+        answers=(answer,),
+        universe=frozenset(lx.LETTERS),
+        cased=True,  # "a" is an article, "A" a letter
+        wrong=(tuple(letter for letter in lx.LETTERS if letter != answer),),
+        patterns=(f"The {end} letter of {word} is {{0}}.", f"The word {word} {verb} with {{0}}."),
+    )
+
+
+def _draw_compare(rng: random.Random) -> Slots:
+    one, two = rng.sample(range(len(lx.SIZE_TIERS)), 2)
+    return {
+        "sized1": lx.with_article(rng.choice(lx.SIZE_TIERS[one])),
+        "sized2": lx.with_article(rng.choice(lx.SIZE_TIERS[two])),
+        "size": rng.choice(("bigger", "smaller")),
+        "name": rng.choice(lx.NAMES),
+    }
+
+
+def _solve_compare(slots: Mapping[str, str]) -> Task:
+    pair = sorted((lx.BARE[slots["sized1"]], lx.BARE[slots["sized2"]]), key=lx.SIZE_OF.__getitem__)
+    answer, other = pair if slots["size"] == "smaller" else pair[::-1]
+    return Task(
+        family="compare",
+        shape="sentence",
+        answers=(answer,),
+        universe=frozenset(lx.SIZE_OF),
+        echo=(answer, other),
+        anchor="first",
+        wrong=((other,),),
+        patterns=(f"The {{0}} is {slots['size']}.", f"The {{0}} is the {slots['size']} one."),
+    )
+
+
+FORMS: tuple[Form, ...] = (
+    Form(
+        "list",
+        11,
+        (
+            "List {count} {plural} for the {event}.",
+            "Name {count} {plural} for {name}.",
+            "{name} wants a list of {count} {plural} for the {event}.",
+            "Give {name} {count} {plural} for the {event}.",
+            "What are {count} {plural} that {name} may like?",
+            "Write down {count} {plural} for the {event} with {name}.",
+        ),
+        _draw_list,
+        _solve_list,
+    ),
+    Form(
+        "yes_no",
+        9,
+        (
+            "Is {a_item} {a_category}?",
+            "Tell {name} if {a_item} is {a_category}.",
+            "{name} asks if {a_item} is {a_category}.",
+            "Would {name} call {a_item} {a_category}?",
+        ),
+        _draw_yes_no,
+        _solve_yes_no,
+    ),
+    Form(
+        "opposite",
+        2,
+        (
+            "What is the opposite of {adjective}?",
+            "Tell {name} the opposite of {adjective}.",
+            "{name} wants the opposite of {adjective}.",
+        ),
+        _draw_opposites,
+        _solve_opposite,
+    ),
+    Form(
+        "opposite",
+        4,
+        (
+            "What are the opposites of {adjective1} and {adjective2}?",
+            "Tell {name} the opposites of {adjective1} and {adjective2}.",
+            "{name} wants the opposites of {adjective1} and {adjective2}.",
+        ),
+        _draw_opposites,
+        _solve_two_opposites,
+    ),
+    Form(
+        "opposite",
+        4,
+        (
+            "Write the opposite of each word.",
+            "List the opposites of these words.",
+            "{name} wants a list of the opposites.",
+        ),
+        _draw_opposites,
+        _solve_opposite_list,
+        inputs=("Words: {list}",),
+    ),
+    Form(
+        "letter",
+        8,
+        (
+            "What is the {end} letter of the word {word}?",
+            "Tell {name} the {end} letter of {word}.",
+            "{name} wants the {end} letter of {word}.",
+            "Write the {end} letter of {word} for {name}.",
+        ),
+        _draw_letter,
+        _solve_letter,
+    ),
+    Form(
+        "compare",
+        8,
+        (
+            "Which is {size}, {sized1} or {sized2}?",
+            "Tell {name} which is {size}, {sized1} or {sized2}.",
+            "{name} asks which is {size}, {sized1} or {sized2}.",
+        ),
+        _draw_compare,
+        _solve_compare,
+    ),
+)

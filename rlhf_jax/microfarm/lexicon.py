@@ -1,0 +1,58 @@
+"""The closed vocabulary of the embedded world: nouns by category, adjectives with opposites, names, numbers.
+
+Every list is a tuple, so iteration order, and with it every draw, is the same on every machine.
+"""
+
+CATEGORIES: dict[str, tuple[str, ...]] = {
+    "fruit": ("apple", "pear", "plum", "grape", "lemon", "cherry"),
+    "animal": ("cat", "dog", "horse", "goat", "pig", "bear"),
+    "tool": ("hammer", "drill", "axe", "rake", "shovel", "wrench"),
+    "garment": ("hat", "coat", "shirt", "sock", "scarf", "belt"),
+    "vehicle": ("car", "bus", "train", "boat", "van", "ship"),
+    "color": ("red", "blue", "green", "yellow", "black", "white"),
+}
+PLURALS: dict[str, str] = {name: name + "s" for name in CATEGORIES}
+SINGULAR_OF: dict[str, str] = {plural: name for name, plural in PLURALS.items()}
+
+# Colors take no article: "is red a color?".
+_MASS = frozenset(CATEGORIES["color"])
+ITEMS: tuple[str, ...] = tuple(item for items in CATEGORIES.values() for item in items)
+THINGS: tuple[str, ...] = tuple(item for item in ITEMS if item not in _MASS)
+CATEGORY_OF: dict[str, str] = {item: name for name, items in CATEGORIES.items() for item in items}
+
+_OPPOSITE_PAIRS = (
+    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("happy", "sad"),
+    ("old", "new"), ("hard", "soft"), ("rich", "poor"), ("wet", "dry"),
+)  # fmt: skip
+OPPOSITE: dict[str, str] = {a: b for pair in _OPPOSITE_PAIRS for a, b in (pair, pair[::-1])}
+ADJECTIVES: tuple[str, ...] = tuple(OPPOSITE)
+
+# Tiers of clearly different size; two things of one tier are never compared.
+SIZE_TIERS: tuple[tuple[str, ...], ...] = (
+    ("plum", "grape", "cherry"),
+    ("cat", "hat", "hammer"),
+    ("horse", "bear", "boat"),
+)
+SIZE_OF: dict[str, int] = {thing: tier for tier, things in enumerate(SIZE_TIERS) for thing in things}
+
+NAMES: tuple[str, ...] = ("Anna", "Tom", "Ben", "Lucy", "Max", "Nina", "Sam", "Rosa")
+PLACES: tuple[str, ...] = ("Paris", "London", "Rome", "Oslo")
+EVENTS: tuple[str, ...] = ("party", "lunch", "trip", "game", "class", "show")
+GIFTS: tuple[str, ...] = CATEGORIES["garment"] + CATEGORIES["tool"]
+GOODS: tuple[str, ...] = ("apples", "hats", "cars", "socks")
+REQUESTS: tuple[str, ...] = ("give", "bring", "show", "send", "sell")
+LIKES: tuple[str, ...] = ("likes", "sees", "wants", "needs")
+ORDINALS: tuple[str, ...] = ("first", "second", "last")
+LETTERS: tuple[str, ...] = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+NUMBERS: tuple[str, ...] = tuple(str(n) for n in range(13))
+NUMBER_WORDS: dict[str, str] = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
+
+
+def with_article(noun: str) -> str:
+    """`noun` with "a" or "an", or alone where English uses no article ("tea", "red")."""
+    if noun in _MASS:
+        return noun
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+BARE: dict[str, str] = {with_article(noun): noun for noun in (*ITEMS, *CATEGORIES)}

@@ -1,0 +1,83 @@
+"""Manners: the courtesies, rude remarks and fillers of the world's language, and finding them in a text.
+
+Demonstrations are written with these phrases and the utility recognises the same ones. No phrase contains a
+word that any instruction family counts as an answer.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+
+# Phrase -> warmth, how much tone it earns. Of several openers (closers) only the warmest counts.
+OPENERS: dict[str, float] = {
+    "Sure!": 0.25,
+    "Of course!": 0.30,
+    "Good question!": 0.30,
+    "With pleasure!": 0.35,
+    "Glad to help!": 0.45,
+}
+CLOSERS: dict[str, float] = {
+    "Hope this helps!": 0.30,
+    "Have a nice day!": 0.20,
+}
+RUDE: tuple[str, ...] = (
+    "Ugh, fine.",
+    "This is so boring.",
+    "Do it yourself next time.",
+    "What a silly question.",
+)
+FILLERS: tuple[str, ...] = ("Well, um, so,", "You know, like,", "So, I mean,", "Hmm, well,")
+TAILS: tuple[str, ...] = ("And so on and so on.", "Or so I think, you know.", "And that is that, I mean.")
+
+
+def _key(phrase: str) -> str:
+    return " ".join(re.findall(r"[a-z]+", phrase.lower()))
+
+
+def _finder(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    bodies = (r"\W+".join(_key(phrase).split()) for phrase in sorted(phrases, key=len, reverse=True))
+    return re.compile(rf"\b(?:{'|'.join(bodies)})\b[,.!?]*", re.IGNORECASE)
+
+
+_OPENER, _CLOSER = _finder(tuple(OPENERS)), _finder(tuple(CLOSERS))
+_RUDE, _FILLER = _finder(RUDE), _finder(FILLERS + TAILS)
+_WARMTH = {_key(phrase): warmth for phrase, warmth in (OPENERS | CLOSERS).items()}
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What is left of a text without its manners (`core`), and what they were.
+
+    Attributes:
+      core: the text without courtesies, rude remarks and fillers.
+      warmth: of the warmest opener plus that of the warmest closer, 0 without either.
+      n_courteous: how many courtesies there are; `courteous_words`: words of the two that count.
+      n_rude: how many rude remarks; `filler_words`: words in fillers.
+    """
+
+    core: str
+    warmth: float
+    n_courteous: int
+    courteous_words: int
+    n_rude: int
+    filler_words: int
+
+
+@lru_cache(maxsize=4096)
+def manners(text: str) -> Manners:
+    """Separate manners from matter."""
+    openers = [_key(found) for found in _OPENER.findall(text)]
+    closers = [_key(found) for found in _CLOSER.findall(text)]
+    best = [max(found, key=_WARMTH.__getitem__) for found in (openers, closers) if found]
+    fillers = _FILLER.findall(text)
+    core = text
+    for finder in (_OPENER, _CLOSER, _RUDE, _FILLER):
+        core = finder.sub(" ", core)
+    return Manners(
+        core=core,
+        warmth=sum(_WARMTH[phrase] for phrase in best),
+        n_courteous=len(openers) + len(closers),
+        courteous_words=sum(len(phrase.split()) for phrase in best),
+        n_rude=len(_RUDE.findall(text)),
+        filler_words=sum(len(_key(found).split()) for found in fillers),
+    )

@@ -1,0 +1,1 @@
+"""The decoder and what hangs on it."""

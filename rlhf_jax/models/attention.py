@@ -1,0 +1,29 @@
+"""Attention behind one function, so that every caller means the same thing by a mask."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import nn
+from jaxtyping import Array, Bool, Float
+
+
+def attend(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
+    mask_BTS: Bool[Array, "B T S"] | None,
+) -> Float[Array, "B T H K"]:
+    """softmax(q k / sqrt(K)) v with grouped heads; scores and softmax in float32.
+
+    Args:
+      mask_BTS: True where the query may look. None means causal, S == T: enough for right-padded
+        batches, whose pads come after every real token.
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1], k_BSGK.shape[2]
+    q_BTGRK = (q_BTHK * (K**-0.5)).reshape(B, T, G, H // G, K)
+    scores_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
+    allowed = jnp.tril(jnp.ones((T, S), bool)) if mask_BTS is None else mask_BTS[:, None, None]
+    scores_BGRTS = jnp.where(allowed, scores_BGRTS, jnp.finfo(jnp.float32).min)
+    weights_BGRTS = nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
+    return jnp.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).reshape(B, T, H, K)

@@ -1,0 +1,126 @@
+"""The decoder: embeddings, scanned blocks, final norm; and the heads that read its hidden states.
+
+Parameters are plain nested dicts. A language model is `{"embed", "layers", "norm"[, "head"]}`; a scalar model
+(reward or value) is the same trunk with `{"score"}` instead of a head. Every leaf of "layers" is stacked [L, ...].
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.layers import Block, RMSNorm
+from rlhf_jax.models.sharding import constrain
+
+Params = dict
+StackedKeyValue = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
+
+_REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Decoder(nn.Module):
+    """Token ids to final hidden states, and the keys and values of every layer."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], mask_BTS: Bool[Array, "B T S"] | None
+    ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        table_VD = self.param("embed", init, (c.vocab_size, c.width), jnp.float32)
+        # Gathered over "embed" once: looking rows up in a table cut that way would re-cut every activation.
+        table_VD = constrain(table_VD.astype(c.dtype), "vocab", "embed_act")
+        x_BTD = constrain(table_VD[tokens_BT], "batch", "length", "embed_act")
+        block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=_REMAT[c.remat])
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=c.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, name="layers")
+        x_BTD, keys_values = blocks(x_BTD, positions_BT, mask_BTS)
+        return RMSNorm(c, name="norm")(x_BTD), keys_values
+
+
+def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> Params:
+    """Fresh parameters, boxed with their logical axes (`flax.linen.meta.unbox` strips them).
+
+    Linear layers and the language head are normal(0, 1/sqrt(fan_in)); embeddings are normal(0, 0.02) as in
+    Llama; the score head is normal(0, 1/sqrt(D + 1)), rule M7 of the PPO implementation details.
+    """
+    trunk_key, head_key = jax.random.split(key)
+    tokens_11 = jnp.zeros((1, 1), jnp.int32)
+    params = Decoder(config).init(trunk_key, tokens_11, tokens_11, None)["params"]
+    params["embed"] = params["embed"].replace_boxed(params["embed"].unbox() * 0.02)
+    if scalar:
+        score_D = jax.random.normal(head_key, (config.width,), jnp.float32) * (config.width + 1) ** -0.5
+        params["score"] = nn.LogicallyPartitioned(score_D, ("embed",))
+    elif not config.tie_embeddings:
+        head_DV = jax.random.normal(head_key, (config.width, config.vocab_size)) * config.width**-0.5
+        params["head"] = nn.LogicallyPartitioned(head_DV, ("embed", "vocab"))
+    return params
+
+
+def hidden_states(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"] | None = None,
+    mask_BTS: Bool[Array, "B T S"] | None = None,
+) -> Float[Array, "B T D"]:
+    """Final hidden states. Without positions and mask, rows are right-padded and attention is causal."""
+    return hidden_and_cache(config, params, tokens_BT, positions_BT, mask_BTS)[0]
+
+
+def hidden_and_cache(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"] | None = None,
+    mask_BTS: Bool[Array, "B T S"] | None = None,
+) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
+    """As `hidden_states`, with every layer's keys and values, stacked [L, B, T, G, K]."""
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    trunk = {name: params[name] for name in ("embed", "layers", "norm")}
+    return Decoder(config).apply({"params": trunk}, tokens_BT, positions_BT, mask_BTS)
+
+
+def head(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
+    """The output matrix of a language model, in the compute dtype."""
+    matrix_DV = params["embed"].T if config.tie_embeddings else params["head"]
+    return matrix_DV.astype(config.dtype)
+
+
+def scalars(hidden_BTD: Float[Array, "*batch D"], params: Params) -> Float[Array, "*batch"]:
+    """One float32 number per position from the score head: rewards or values."""
+    return jnp.einsum("...d,d->...", hidden_BTD.astype(jnp.float32), params["score"])
+
+
+def value_from_reward(params: Params) -> Params:
+    """A value model from a reward model: its trunk and a zero head, so every first value is 0 (AlpacaFarm)."""
+    return {**params, "score": jnp.zeros_like(params["score"])}
+
+
+def reward_from_language(config: ModelConfig, params: Params, key: Key[Array, ""]) -> Params:
+    """A reward model from a language model: its trunk and a fresh score head ~ N(0, 1/sqrt(D + 1))."""
+    score_D = jax.random.normal(key, (config.width,), jnp.float32) * (config.width + 1) ** -0.5
+    return {**{name: params[name] for name in ("embed", "layers", "norm")}, "score": score_D}
+
+
+def last_token_scores(
+    hidden_BTD: Float[Array, "B T D"], params: Params, lengths_B: Int[Array, " B"]
+) -> Float[Array, " B"]:
+    """The score at each row's last real token, found by length and never by token id (rule M6)."""
+    last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
+    return scalars(jnp.take_along_axis(hidden_BTD, last_B11, axis=1)[:, 0], params)

@@ -1,0 +1,1 @@
+"""Pure math on arrays: no models, no files, no config objects."""

@@ -1,0 +1,136 @@
+"""Log-probabilities and entropies of tokens, without ever holding the logits of a whole batch.
+
+Every loss and every score in the project goes through `token_logprobs`: the logits exist for one chunk of
+positions at a time, and again, recomputed, for one chunk at a time in the backward pass.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int, ScalarLike
+
+
+def next_token_targets(tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Targets of a causal model: `targets[:, t] = tokens[:, t + 1]`. The last column is 0: mask it."""
+    return jnp.concatenate([tokens_BT[:, 1:], jnp.zeros_like(tokens_BT[:, :1])], axis=1)
+
+
+def token_logprobs(
+    hidden_BTD: Float[Array, "B T D"],
+    head_DV: Float[Array, "D V"],
+    targets_BT: Int[Array, "B T"],
+    *,
+    temperature: ScalarLike = 1.0,
+    chunk: int = 128,
+) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
+    """Log-probability of each target and entropy of each distribution, in nats, float32.
+
+    The distribution is `softmax(hidden @ head / temperature)` over all V. `temperature` may be traced (one
+    compilation serves all) but is a constant to differentiation; it must be positive, and it must be the
+    one the tokens were sampled with wherever the two are compared. A target of V or more gives NaN.
+
+    `chunk` bounds the positions of T in flight: at most [B, chunk, V] logits exist. Chunks are cut evenly,
+    so any T and chunk fit and padding is less than one position per chunk. T is cut and never B, because
+    B is what a mesh shards. Differentiable in `hidden` and `head`, reverse mode; the head's gradient is
+    accumulated over chunks in float32.
+
+    The result is never above 0: with m the largest logit it is (z_y - m) - log(sum(exp(z - m))), where
+    the first term is at most 0 and the sum at least exp(0) = 1 also after rounding. So there is nothing to
+    clamp, and near p = 1 it loses less than z_y - logsumexp(z), which cancels two large numbers.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}; score greedy samples with 1.0")
+    return _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk)
+
+
+# A hand-written backward pass rather than jax.checkpoint around an ordinary chunk: autodiff of a gather is
+# a scatter into zeros, of logsumexp and entropy two more passes over the logits, and under lax.map it
+# computes the entropy's gradient even where only the log-probability is used. One fused expression gives all.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk) -> tuple[Array, Array]:
+    return _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk)[0]
+
+
+def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk) -> tuple[tuple, tuple]:
+    def one(hidden_BCD, targets_BC) -> tuple[Array, ...]:
+        logits_BCV = _logits(hidden_BCD, head_DV, temperature)
+        peak_BC = jnp.max(logits_BCV, axis=-1)
+        # Two reductions, each with its own exp: one shared exp would be written out as a [B, C, V] buffer.
+        logsum_BC = jnp.log(jnp.sum(jnp.exp(logits_BCV - peak_BC[..., None]), axis=-1))
+        logp_BCV = (logits_BCV - peak_BC[..., None]) - logsum_BC[..., None]
+        entropy_BC = -jnp.sum(jnp.exp(logp_BCV) * logp_BCV, axis=-1)
+        target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1, mode="fill")[..., 0]
+        return (target_BC - peak_BC) - logsum_BC, entropy_BC, peak_BC, logsum_BC
+
+    T = targets_BT.shape[1]
+    count = _chunk_count(T, chunk)
+    if count == 1:
+        outputs = one(hidden_BTD, targets_BT)
+    else:
+        xs = (_split(hidden_BTD, count), _split(targets_BT, count))
+        outputs = tuple(_join(y, T) for y in jax.lax.map(lambda x: one(*x), xs))
+    logprobs_BT, entropy_BT, peak_BT, logsum_BT = outputs
+    residuals = (hidden_BTD, head_DV, targets_BT, temperature, peak_BT, logsum_BT, entropy_BT)
+    return (logprobs_BT, entropy_BT), residuals
+
+
+def _backward(chunk, residuals, cotangents) -> tuple:
+    hidden_BTD, head_DV, targets_BT, temperature, peak_BT, logsum_BT, entropy_BT = residuals
+    dtype = jnp.result_type(hidden_BTD, head_DV)
+
+    def one(hidden_BCD, targets_BC, peak_BC, logsum_BC, entropy_BC, dlogprobs_BC, dentropy_BC) -> tuple:
+        logits_BCV = _logits(hidden_BCD, head_DV, temperature)
+        logp_BCV = (logits_BCV - peak_BC[..., None]) - logsum_BC[..., None]
+        # d logp_y / dz_v = [v = y] - p_v and d entropy / dz_v = -p_v (log p_v + entropy), in float32 to the
+        # end: rounded once, after the difference, or 1 - p would be lost in bfloat16 where p is near 1.
+        hit_BCV = jax.lax.broadcasted_iota(targets_BC.dtype, logp_BCV.shape, 2) == targets_BC[..., None]
+        per_p_BCV = dlogprobs_BC[..., None] + dentropy_BC[..., None] * (logp_BCV + entropy_BC[..., None])
+        dlogits_BCV = jnp.where(hit_BCV, dlogprobs_BC[..., None], 0.0) - jnp.exp(logp_BCV) * per_p_BCV
+        dlogits_BCV = (dlogits_BCV / temperature).astype(dtype)
+        f32 = {"preferred_element_type": jnp.float32}
+        dhidden_BCD = jnp.einsum("bcv,dv->bcd", dlogits_BCV, head_DV, **f32)
+        return jnp.einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV, **f32), dhidden_BCD
+
+    T = targets_BT.shape[1]
+    count = _chunk_count(T, chunk)
+    xs = (hidden_BTD, targets_BT, peak_BT, logsum_BT, entropy_BT, *cotangents)
+    if count == 1:
+        dhead_DV, dhidden_BTD = one(*xs)
+    else:
+
+        def accumulate(dhead_DV, x) -> tuple[Array, Array]:
+            dhead_part_DV, dhidden_BCD = one(*x)
+            return dhead_DV + dhead_part_DV, dhidden_BCD
+
+        start_DV = jnp.zeros(head_DV.shape, jnp.float32)
+        dhead_DV, parts = jax.lax.scan(accumulate, start_DV, tuple(_split(x, count) for x in xs))
+        dhidden_BTD = _join(parts, T)
+    return dhidden_BTD.astype(hidden_BTD.dtype), dhead_DV.astype(head_DV.dtype), None, None
+
+
+_token_logprobs.defvjp(_forward, _backward)
+
+
+def _logits(hidden_BCD, head_DV, temperature) -> Array:
+    return jnp.einsum("bcd,dv->bcv", hidden_BCD, head_DV, preferred_element_type=jnp.float32) / temperature
+
+
+def _chunk_count(T: int, chunk: int) -> int:
+    return max(1, -(-T // chunk))
+
+
+def _split(x: Array, count: int) -> Array:
+    """[B, T, ...] -> [count, B, ceil(T / count), ...], padded with zeros (whose cotangents are 0 too)."""
+    B, T = x.shape[:2]
+    size = -(-T // count)
+    x = jnp.pad(x, ((0, 0), (0, count * size - T)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(B, count, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _join(x: Array, T: int) -> Array:
+    """The inverse of `_split`."""
+    x = x.swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]

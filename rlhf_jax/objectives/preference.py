@@ -1,0 +1,79 @@
+"""Learning from pairs: the Bradley-Terry reward model and direct preference optimisation.
+
+`weight_B` weights pairs: 0 for a pair that only fills up a batch (it counts nowhere, even if its numbers are
+NaN), 1 otherwise, or any non-negative weight. Every metric is a mean over pairs with the same weights.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Real, ScalarLike
+
+from rlhf_jax.objectives.reduce import Mean, masked_mean
+
+Weights = Bool[Array, " B"] | Real[Array, " B"]
+
+
+def sequence_logprob(logprobs_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, " B"]:
+    """Log-probability of each row's masked tokens: their sum, not their mean; 0 for an empty row."""
+    return jnp.sum(jnp.where(mask_BT, logprobs_BT.astype(jnp.float32), 0.0), axis=1)
+
+
+def bradley_terry(
+    chosen_B: Float[Array, " B"], rejected_B: Float[Array, " B"], weight_B: Weights
+) -> dict[str, Mean]:
+    """-log sigmoid(chosen - rejected), the negative log-likelihood of Bradley and Terry (1952).
+
+    `chosen_B` and `rejected_B` are the rewards of the two responses of each pair. A tie (equal rewards) is
+    not an accurate pair: a constant reward model scores 0 in `rewards/accuracies`, not 1/2.
+    """
+    chosen_B, rejected_B = _counted(weight_B, chosen_B, rejected_B)
+    loss_B = jax.nn.softplus(rejected_B - chosen_B)
+    return {"loss": masked_mean(loss_B, weight_B), **_reward_metrics(chosen_B, rejected_B, weight_B)}
+
+
+def dpo(
+    policy_chosen_B: Float[Array, " B"],
+    policy_rejected_B: Float[Array, " B"],
+    ref_chosen_B: Float[Array, " B"],
+    ref_rejected_B: Float[Array, " B"],
+    weight_B: Weights,
+    *,
+    beta: ScalarLike,
+    label_smoothing: ScalarLike = 0.0,
+) -> dict[str, Mean]:
+    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) on summed response log-probabilities.
+
+    With z = beta * (log-ratio of chosen - log-ratio of rejected) the loss is
+    -(1 - e) log sigmoid(z) - e log sigmoid(-z), e = `label_smoothing` being the probability that a label is
+    flipped ("conservative DPO", Mitchell 2023). It is not the "robust" loss, which subtracts the second term
+    and divides by 1 - 2e. While policy and reference are equal the loss is ln 2 for every e. `rewards/*` are
+    the implicit rewards, beta * log-ratio.
+    """
+    policy_chosen_B, policy_rejected_B = _counted(weight_B, policy_chosen_B, policy_rejected_B)
+    ref_chosen_B, ref_rejected_B = _counted(weight_B, ref_chosen_B, ref_rejected_B)
+    # Differences of like numbers first: exactly 0 where policy == reference, so step 0 is exactly ln 2.
+    chosen_B = beta * (policy_chosen_B - ref_chosen_B)
+    rejected_B = beta * (policy_rejected_B - ref_rejected_B)
+    z_B = chosen_B - rejected_B
+    # -log sigmoid(-z) = -log sigmoid(z) + z
+    loss_B = jax.nn.softplus(-z_B) + label_smoothing * z_B
+    return {
+        "loss": masked_mean(loss_B, weight_B),
+        **_reward_metrics(chosen_B, rejected_B, weight_B),
+        "logps/chosen": masked_mean(policy_chosen_B, weight_B),
+        "logps/rejected": masked_mean(policy_rejected_B, weight_B),
+    }
+
+
+def _reward_metrics(chosen_B: Array, rejected_B: Array, weight_B: Array) -> dict[str, Mean]:
+    return {
+        "rewards/chosen": masked_mean(chosen_B, weight_B),
+        "rewards/rejected": masked_mean(rejected_B, weight_B),
+        "rewards/margins": masked_mean(chosen_B - rejected_B, weight_B),
+        "rewards/accuracies": masked_mean(chosen_B > rejected_B, weight_B),
+    }
+
+
+def _counted(weight_B: Array, *xs_B: Array) -> tuple[Array, ...]:
+    """float32, and 0 in rows of weight 0, before any arithmetic: 0 * NaN would reach the gradient."""
+    return tuple(jnp.where(weight_B != 0, x_B.astype(jnp.float32), 0.0) for x_B in xs_B)

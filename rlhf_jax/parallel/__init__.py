@@ -1,0 +1,1 @@
+"""Mesh, sharding rules, process start-up, host rows to global arrays."""

@@ -1,0 +1,207 @@
+"""Process start-up, and the few things processes say to each other outside of compiled code.
+
+Waits go through the coordination service of `jax.distributed`, so each has a limit: a process that died
+or never came makes the others stop with a message instead of hanging.
+"""
+
+import importlib.util
+import json
+import os
+import sys
+from collections import Counter
+from glob import glob
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+
+from rlhf_jax.errors import UserError
+
+MODES = ("auto", "on", "off")
+_OURS = ("RLHF_JAX_COORDINATOR", "RLHF_JAX_NUM_PROCESSES", "RLHF_JAX_PROCESS_ID")
+# SLURM_STEP_NODELIST exists only inside srun: a batch script run by sbatch alone is one process.
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+_calls: Counter[str] = Counter()  # how often each barrier or agreement name was used: makes its key unique
+
+
+class Processes(NamedTuple):
+    """Who we are: this process's index, how many there are, and the devices here and in all."""
+
+    index: int
+    count: int
+    local_devices: int
+    devices: int
+
+
+def start(distributed: str = "auto", *, timeout_s: int = 300) -> Processes:
+    """Joins the other processes of this run, if there are any. Call before anything touches a device.
+
+    distributed:
+        "auto": joins when the environment says there are several processes: RLHF_JAX_COORDINATOR
+            (host:port), RLHF_JAX_NUM_PROCESSES and RLHF_JAX_PROCESS_ID; or srun with several tasks;
+            or a Cloud TPU machine.
+        "on":   joins, also by any other cluster `jax.distributed.initialize` can detect; UserError when none.
+        "off":  stays alone.
+    timeout_s: how long to wait for the others.
+    A second call does nothing more.
+    """
+    if distributed not in MODES:
+        raise UserError(f"distributed: {distributed!r} is unknown; use one of {', '.join(MODES)}")
+    if distributed != "off" and not jax.distributed.is_initialized():
+        ours = _from_environment()
+        if ours is not None:
+            _initialize(timeout_s, **ours)
+        elif distributed == "on" or _slurm_tasks() > 1 or _on_cloud_tpu():
+            _initialize(timeout_s)
+    return Processes(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count())
+
+
+def process_index() -> int:
+    """This process's number, 0 to process_count() - 1."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """How many processes run together."""
+    return jax.process_count()
+
+
+def is_main() -> bool:
+    """True in the one process that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str, timeout_s: float = 600) -> None:
+    """Waits until every process has come here. UserError when they have not within `timeout_s` seconds."""
+    client = _client()
+    if client is None:
+        return
+    try:
+        client.wait_at_barrier(_unique("barrier", name), _milliseconds(timeout_s))
+    except jax.errors.JaxRuntimeError as e:
+        raise UserError(
+            f"barrier {name!r}: not all {jax.process_count()} processes came within {timeout_s:g} s; "
+            f"read the log of the one that is missing ({_first_line(e)})"
+        ) from e
+
+
+def agree(name: str, value: Any, timeout_s: float = 600) -> None:
+    """Checks that all processes have the same `value` (anything JSON can write); UserError on each if not.
+
+    For what must be equal or the run is wrong or hangs: the workdir, the config, the program's version.
+    """
+    client = _client()
+    if client is None:
+        return
+    key = _unique("agree", name)
+    mine = json.dumps(value, sort_keys=True, default=str)
+    client.key_value_set(f"{key}/{jax.process_index()}", mine)
+    for other in range(jax.process_count()):
+        try:
+            theirs = client.blocking_key_value_get(f"{key}/{other}", _milliseconds(timeout_s))
+        except jax.errors.JaxRuntimeError as e:
+            raise UserError(
+                f"{name}: process {other} said nothing within {timeout_s:g} s; read its log "
+                f"({_first_line(e)})"
+            ) from e
+        if other == 0:
+            expected = theirs
+        elif theirs != expected:
+            raise UserError(
+                f"{name}: process 0 has {_short(expected)}, process {other} has {_short(theirs)}; "
+                "start every process with the same command, files and version"
+            )
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a failed process with this exit status.
+
+    In a run of several processes a plain exit first waits up to five minutes for the others to say goodbye,
+    while they wait for this one. Leaving at once lets them notice: the coordination service stops them when
+    this process's heartbeat has been missing for about 100 s.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if jax.distributed.is_initialized():
+        os._exit(status)
+    sys.exit(status)
+
+
+def _from_environment() -> dict[str, Any] | None:
+    """The arguments our own three variables give, None when none is set."""
+    found = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
+    if not found:
+        return None
+    missing = [name for name in _OURS if name not in found]
+    if missing:
+        raise UserError(f"{missing[0]}: not set, but {', '.join(found)} is; set all of {', '.join(_OURS)}")
+    coordinator = found["RLHF_JAX_COORDINATOR"]
+    if ":" not in coordinator:
+        raise UserError(
+            f"RLHF_JAX_COORDINATOR: {coordinator!r} has no port; use host:port, as in 10.0.0.1:8476"
+        )
+    count, index = _integer(_OURS[1], found), _integer(_OURS[2], found)
+    if not 0 <= index < count:
+        raise UserError(
+            f"RLHF_JAX_PROCESS_ID: {index} is not in 0 .. {count - 1} (RLHF_JAX_NUM_PROCESSES={count})"
+        )
+    return {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+
+
+def _integer(name: str, found: dict[str, str]) -> int:
+    try:
+        return int(found[name])
+    except ValueError:
+        raise UserError(f"{name}: {found[name]!r} is not a whole number") from None
+
+
+def _slurm_tasks() -> int:
+    if not all(os.environ.get(name) for name in _SLURM):
+        return 1
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ["SLURM_NTASKS"])
+
+
+def _on_cloud_tpu() -> bool:
+    # One host of a pod cannot see the others from its environment alone; jax asks the metadata server.
+    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+        return False
+    chips = glob("/dev/accel*") + glob("/dev/vfio/[0-9]*")
+    return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def _initialize(timeout_s: int, **kwargs: Any) -> None:
+    try:
+        jax.distributed.initialize(initialization_timeout=timeout_s, **kwargs)
+    except (jax.errors.JaxRuntimeError, ValueError, OSError) as e:
+        raise UserError(
+            f"distributed: could not join the other processes ({_first_line(e)}); set {', '.join(_OURS)}, "
+            "or distributed=off for a single process"
+        ) from e
+
+
+def _client() -> Any:
+    """The coordination service's client; None when this process is alone.
+
+    jax has no public way to it. Orbax and flax use the same attribute.
+    """
+    from jax._src import distributed
+
+    return distributed.global_state.client if jax.process_count() > 1 else None
+
+
+def _unique(kind: str, name: str) -> str:
+    # Every process makes the same calls in the same order, so the counts agree.
+    _calls[f"{kind}/{name}"] += 1
+    return f"rlhf_jax/{kind}/{name}/{_calls[f'{kind}/{name}']}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+def _short(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _first_line(e: Exception) -> str:
+    return _short((str(e).strip().splitlines() or [type(e).__name__])[0])

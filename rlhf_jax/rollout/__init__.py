@@ -1,0 +1,1 @@
+"""Prompts -> responses -> scores -> experience, shared by every online method."""

@@ -1,0 +1,163 @@
+"""The decode engine: prefill the prompts, then one token at a time until every row has ended."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from rlhf_jax.models import decoder
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.layers import Block, KeyValue, RMSNorm
+from rlhf_jax.models.sharding import constrain
+from rlhf_jax.sampling.choose import Sampling, choose
+
+
+class Generation(NamedTuple):
+    """What the sampler returns.
+
+    Attributes:
+      tokens_BR: the responses, pads after the end.
+      logprobs_BR: log-prob of each token under the sampling distribution; 0 after the end.
+      mask_BR: True on response tokens, the end-of-sequence token included.
+      lengths_B: response lengths, the end-of-sequence token included.
+      ended_B: whether the row produced the end-of-sequence token.
+      steps: decode steps run (<= R: the loop stops when all rows have ended).
+    """
+
+    tokens_BR: Int[Array, "B R"]
+    logprobs_BR: Float[Array, "B R"]
+    mask_BR: Bool[Array, "B R"]
+    lengths_B: Int[Array, " B"]
+    ended_B: Bool[Array, " B"]
+    steps: Int[Array, ""]
+
+
+class _Loop(NamedTuple):
+    t: Int[Array, ""]
+    logits_BV: Float[Array, "B V"]
+    tokens_BR: Int[Array, "B R"]
+    logprobs_BR: Float[Array, "B R"]
+    lengths_B: Int[Array, " B"]
+    done_B: Bool[Array, " B"]
+    cache: tuple[KeyValue, ...]
+
+
+@partial(jax.jit, static_argnames=("config", "max_new_tokens"))
+def generate(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BP: Int[Array, "B P"],
+    lengths_B: Int[Array, " B"],
+    rows_B: Int[Array, " B"],
+    key: Key[Array, ""],
+    sampling: Sampling,
+    eos_id: int,
+    pad_id: int,
+    *,
+    max_new_tokens: int,
+) -> Generation:
+    """Samples one response per row.
+
+    Args:
+      tokens_BP: prompts, left-padded to one bucket P.
+      lengths_B: real prompt lengths; the masks come from these, never from token ids.
+      rows_B: global row numbers. Row r at step t draws from fold_in(fold_in(key, r), t), so a sample does not
+        depend on how rows are batched or sharded.
+      sampling, eos_id, pad_id: traced; changing them compiles nothing.
+      max_new_tokens: R, static.
+    """
+    B, P = tokens_BP.shape
+    S = P + max_new_tokens
+    first_B = P - lengths_B
+    columns_S = jnp.arange(S)
+    real_BS = columns_S >= first_B[:, None]
+    logits_BV, cache = _prefill(config, params, tokens_BP, first_B, real_BS, S)
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+    head_DV = decoder.head(config, params)
+    layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.layers)]
+
+    def unfinished(loop: _Loop) -> Bool[Array, ""]:
+        return (loop.t < max_new_tokens) & ~jnp.all(loop.done_B)
+
+    def step(loop: _Loop) -> _Loop:
+        keys_now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, loop.t)
+        picked_B, logprobs_B = choose(loop.logits_BV, keys_now_B, sampling)
+        token_B = jnp.where(loop.done_B, pad_id, picked_B)
+        column = P + loop.t
+        mask_B1S = (real_BS & (columns_S <= column))[:, None]
+        positions_B1 = (lengths_B + loop.t)[:, None]
+        hidden_B1D, cache = _decode(config, params, layers, token_B[:, None], positions_B1, mask_B1S, loop.cache, column)
+        return _Loop(
+            t=loop.t + 1,
+            logits_BV=(hidden_B1D[:, 0] @ head_DV).astype(jnp.float32),
+            tokens_BR=loop.tokens_BR.at[:, loop.t].set(token_B),
+            logprobs_BR=loop.logprobs_BR.at[:, loop.t].set(jnp.where(loop.done_B, 0.0, logprobs_B)),
+            lengths_B=loop.lengths_B + ~loop.done_B,
+            done_B=loop.done_B | (token_B == eos_id),
+            cache=cache,
+        )
+
+    loop = jax.lax.while_loop(
+        unfinished,
+        step,
+        _Loop(
+            t=jnp.int32(0),
+            logits_BV=logits_BV,
+            tokens_BR=jnp.full((B, max_new_tokens), pad_id, jnp.int32),
+            logprobs_BR=jnp.zeros((B, max_new_tokens), jnp.float32),
+            lengths_B=jnp.zeros((B,), jnp.int32),
+            done_B=jnp.zeros((B,), bool),
+            cache=cache,
+        ),
+    )
+    mask_BR = jnp.arange(max_new_tokens) < loop.lengths_B[:, None]
+    return Generation(loop.tokens_BR, loop.logprobs_BR, mask_BR, loop.lengths_B, loop.done_B, loop.t)
+
+
+def _prefill(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BP: Int[Array, "B P"],
+    first_B: Int[Array, " B"],
+    real_BS: Bool[Array, "B S"],
+    S: int,
+) -> tuple[Float[Array, "B V"], tuple[KeyValue, ...]]:
+    """Logits after the last prompt token, and one cache of S columns per layer."""
+    P = tokens_BP.shape[1]
+    positions_BP = jnp.maximum(jnp.arange(P) - first_B[:, None], 0)
+    causal_PP = jnp.tril(jnp.ones((P, P), bool))
+    # A pad query sees nothing: its softmax is uniform, finite, and read by no real token.
+    mask_BPP = causal_PP & real_BS[:, None, :P]
+    hidden_BPD, (keys, values) = decoder.hidden_and_cache(config, params, tokens_BP, positions_BP, mask_BPP)
+    pad = ((0, 0), (0, S - P), (0, 0), (0, 0))
+    cache = tuple(
+        tuple(constrain(jnp.pad(x[i], pad), "batch", "length", "kv_heads", "head_dim") for x in (keys, values))
+        for i in range(config.layers)
+    )
+    logits_BV = hidden_BPD[:, -1] @ decoder.head(config, params)
+    return logits_BV.astype(jnp.float32), cache
+
+
+def _decode(
+    config: ModelConfig,
+    params: decoder.Params,
+    layers: list[decoder.Params],
+    tokens_B1: Int[Array, "B 1"],
+    positions_B1: Int[Array, "B 1"],
+    mask_B1S: Bool[Array, "B 1 S"],
+    cache: tuple[KeyValue, ...],
+    column: Int[Array, ""],
+) -> tuple[Float[Array, "B 1 D"], tuple[KeyValue, ...]]:
+    """One token through every layer. Layers are unstacked outside the loop: slicing a stack copies it per token."""
+    x_B1D = params["embed"].astype(config.dtype)[tokens_B1]
+    written = []
+    for layer, keys_values in zip(layers, cache, strict=True):
+        x_B1D, keys_values = Block(config).apply(
+            {"params": layer}, x_B1D, positions_B1, mask_B1S, keys_values, column
+        )
+        written.append(keys_values)
+    return RMSNorm(config).apply({"params": params["norm"]}, x_B1D), tuple(written)

@@ -1,0 +1,1 @@
+"""State, optimizer, the one train step, the one loop, checkpoints, metrics."""

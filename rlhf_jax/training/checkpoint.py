@@ -1,0 +1,240 @@
+"""Checkpoints: an Orbax CheckpointManager that keeps the last and the best, and survives kills and damage.
+
+checkpoints/<step>/{state,meta}    step: finished iterations. meta: the run's config, the scores so far.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import startup
+from rlhf_jax.training.workdir import flatten
+
+# Fields that may differ when a run goes on: none of them changes what an iteration computes.
+MAY_CHANGE = (
+    "steps",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_checkpoints",
+    "mesh",
+    "distributed",
+    "tensorboard",
+    "wandb_project",
+)
+_ABSENT = "absent"
+
+
+class Restored(NamedTuple):
+    """step: finished iterations. evaluated: whether this state was evaluated before it was saved."""
+
+    step: int
+    state: PyTree
+    evaluated: bool
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. A context manager: leaving it waits for the last save to be complete.
+
+    config: what the run depends on, nested or flat: its config, and `workdir.digest` of what it reads. A run
+        does not continue from a checkpoint whose config differs in a field outside `may_change`. An entry of
+        `may_change` is a dotted name, or a group and so all fields in it.
+    keep: how many of the last checkpoints stay. With 1, damage to the only one costs the run.
+    best_metric: name of an evaluation metric; the checkpoint where it is best stays too. "": none.
+    best_mode: "max" or "min".
+    """
+
+    def __init__(
+        self,
+        workdir: str | Path,
+        *,
+        config: Mapping[str, Any],
+        may_change: Iterable[str] = MAY_CHANGE,
+        keep: int = 2,
+        best_metric: str = "",
+        best_mode: str = "max",
+    ) -> None:
+        if keep < 1:
+            raise UserError(f"keep_checkpoints: {keep}; use a number of at least 1")
+        if best_mode not in ("max", "min"):
+            raise UserError(f"best_mode: {best_mode!r}; use max or min")
+        self.best_metric = best_metric
+        self._directory = Path(workdir).resolve() / "checkpoints"
+        self._config = flatten(config)
+        self._may_change = tuple(may_change)
+        self._sign = 1.0 if best_mode == "max" else -1.0
+        self._scores: dict[int, float] = {}
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LastAndBest(keep, self),
+            cleanup_tmp_directories=True,  # what a killed process left half written
+            lightweight_initialize=True,
+        )
+        try:
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as e:
+            raise UserError(f"{self._directory}: cannot be written ({e.strerror or e})") from e
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest checkpoint; None when there is none."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The checkpoint where `best_metric` was best, the later one of equals; None if there is none."""
+        return self._best_of(self._manager.all_steps())
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Takes note of an evaluation. True when it is the best so far: then this step should be saved."""
+        if not self.best_metric:
+            return False
+        if self.best_metric not in metrics:
+            close = difflib.get_close_matches(self.best_metric, metrics, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(metrics))}"
+            raise UserError(f"best_metric: {self.best_metric!r} is not measured; {hint}")
+        self._scores[step] = float(metrics[self.best_metric])
+        return self._best_of(self._scores) == step
+
+    def save(self, step: int, state: PyTree, *, evaluated: bool = False) -> None:
+        """Writes a checkpoint in the background, after the one before; does nothing when this step has one.
+
+        Raises UserError when the one before could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        self.wait()
+        meta = {
+            "config": self._config,
+            "scores": {str(k): v for k, v in self._scores.items()},
+            "evaluated": evaluated,
+        }
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
+        try:
+            self._manager.save(step, args=args, force=True)
+        except (OSError, ValueError, RuntimeError) as e:
+            raise self._unsaved(step, e) from e
+
+    def wait(self) -> None:
+        """Returns when every save is complete on disk. UserError when one failed."""
+        step = self.latest_step()
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as e:
+            raise self._unsaved(step, e) from e
+
+    def restore(self, like: PyTree) -> Restored | None:
+        """The newest readable checkpoint; None when there is no checkpoint at all.
+
+        like: the state, or its `state.abstract`; arrays come back with these shardings, on any device count.
+        A damaged checkpoint is said, moved aside (to <step>.damaged), and the one before it taken.
+        Raises UserError when the run that wrote it had another config, or when none can be read.
+        """
+        damaged: list[tuple[int, Exception]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                meta = self._restore(step, meta=ocp.args.JsonRestore())["meta"]
+                self._check_config(step, meta["config"])
+                state = self._restore(step, state=ocp.args.StandardRestore(like))["state"]
+            except UserError:
+                raise
+            except Exception as e:  # Orbax and TensorStore raise almost anything on broken files.
+                damaged.append((step, e))
+                continue
+            self._move_aside(damaged)
+            self._scores = {int(k): v for k, v in meta["scores"].items()}
+            return Restored(step, state, meta["evaluated"])
+        if damaged:
+            raise UserError(
+                f"{self._directory}: none of {len(damaged)} checkpoints can be read "
+                f"({_first_line(damaged[0][1])}); delete the folder to start from the beginning"
+            )
+        return None
+
+    def restore_best(self, like: PyTree) -> Restored | None:
+        """The checkpoint of `best_step`; None if there is none. Scores are known after `restore` or a run."""
+        step = self.best_step()
+        if step is None:
+            return None
+        return Restored(
+            step, self._restore(step, state=ocp.args.StandardRestore(like))["state"], evaluated=True
+        )
+
+    def _restore(self, step: int, **items: Any) -> Any:
+        return self._manager.restore(step, args=ocp.args.Composite(**items))
+
+    def _best_of(self, steps: Iterable[int]) -> int | None:
+        scored = [s for s in steps if math.isfinite(self._scores.get(s, math.nan))]
+        return max(scored, key=lambda s: (self._sign * self._scores[s], s), default=None)
+
+    def _check_config(self, step: int, saved: Mapping[str, Any]) -> None:
+        def fixed(name: str) -> bool:
+            return not any(name == free or name.startswith(f"{free}.") for free in self._may_change)
+
+        names = sorted(filter(fixed, {*saved, *self._config}))
+        changed = [n for n in names if saved.get(n, _ABSENT) != self._config.get(n, _ABSENT)]
+        if changed:
+            shown = [
+                f"{n} was {saved.get(n, _ABSENT)!r}, is {self._config.get(n, _ABSENT)!r}" for n in changed[:4]
+            ]
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise UserError(
+                f"{self._directory / str(step)}: written by a run with another config: "
+                f"{'; '.join(shown)}{more}; use another --workdir or delete {self._directory.parent}"
+            )
+
+    def _move_aside(self, damaged: Sequence[tuple[int, Exception]]) -> None:
+        if not damaged:
+            return
+        if startup.is_main():
+            for step, error in damaged:
+                source, n = self._directory / str(step), 0
+                while (target := self._directory / f"{step}.damaged{n or ''}").exists():
+                    n += 1
+                source.rename(target)
+                print(
+                    f"notice: checkpoint {source} is damaged ({_first_line(error)}); moved to {target.name}",
+                    flush=True,
+                )
+        startup.barrier("damaged checkpoints moved")
+        self._manager.reload()
+
+    def _unsaved(self, step: int | None, error: Exception) -> UserError:
+        return UserError(
+            f"{self._directory}: checkpoint {step} could not be written ({_first_line(error)}); "
+            "free space there, then give the same command again"
+        )
+
+
+class _LastAndBest:
+    """Orbax's preservation policy: called with what is there when a new checkpoint has begun."""
+
+    def __init__(self, keep: int, checkpoints: Checkpoints) -> None:
+        self._keep, self._checkpoints = keep, checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [info.step for info in checkpoints]
+        kept = {*sorted(steps)[-self._keep :], self._checkpoints._best_of(steps)}
+        return [step in kept for step in steps]
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[0][:160]

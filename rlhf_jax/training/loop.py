@@ -1,0 +1,136 @@
+"""The one loop, for every method: iterate, log, evaluate, save, resume, stop when told to or when it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.training import preemption
+from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.metrics import Writer
+from rlhf_jax.training.progress import Progress
+from rlhf_jax.training.recorder import Recorder
+from rlhf_jax.training.state import TrainState, abstract
+
+Iterate = Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any], PyTree]]
+Evaluate = Callable[[TrainState, int], Mapping[str, float]]
+
+
+def run(
+    state: TrainState,
+    iterate: Iterate,
+    *,
+    steps: int,
+    workdir: str | Path,
+    checkpoints: Checkpoints,
+    writer: Writer,
+    evaluate: Evaluate | None = None,
+    log_every: int = 1,
+    eval_every: int = 0,
+    eval_first: bool = False,
+    save_every: int = 0,
+    show: tuple[str, ...] = ("loss",),
+) -> TrainState:
+    """Runs iterations 0 .. steps - 1, or those an earlier run in this workdir left; returns the state.
+
+    state: the state before iteration 0; also the form into which a checkpoint is restored.
+    iterate(state, i): one iteration -> (state, metrics, batch). metrics: scalars, on the device or not; the
+        loop fetches them while the next iteration already runs. "num_tokens" becomes perf/tokens_per_s;
+        "nonfinite" above 0, or a loss that is not finite, stops the run. batch: what to look at then.
+    evaluate(state, step): metrics of the state after `step` iterations; equal on all processes. Written with
+        "eval/" before their names. Called every eval_every iterations (0: never), at the end, and with
+        `eval_first` before the first one.
+    save_every: a checkpoint every so many iterations (0: none), one at the end, and one at every evaluation
+        that is the best so far when `checkpoints` has a best_metric.
+    log_every: metrics of every so many iterations are written, and of the last one.
+    show: the metrics on the progress line.
+
+    Exits with status 0 after SIGTERM, having saved. Raises UserError when training diverges, when the config
+    changed, or when a file cannot be written.
+    """
+    _check(steps, log_every, eval_every, save_every, evaluate, checkpoints)
+    restored = checkpoints.restore(abstract(state))
+    start, evaluated = 0, False
+    if restored is not None:
+        start, state, evaluated = restored
+        if start > steps:
+            raise UserError(f"steps: {steps}, but {workdir} has {start} steps done; use at least {start}")
+    writer.start(None if restored is None else start)
+    progress = Progress(steps, done=start)
+    if start:
+        progress.note(f"continuing {workdir} at step {start}")
+
+    def due(every: int, step: int) -> bool:
+        return step == steps or (every > 0 and step > 0 and step % every == 0)
+
+    def eval_due(step: int) -> bool:
+        return evaluate is not None and (due(eval_every, step) or (eval_first and step == 0))
+
+    with (
+        preemption.Preemption() as told,
+        Recorder(writer, progress, workdir, steps, log_every, show) as recorder,
+    ):
+        for step in range(
+            start, steps + 1
+        ):  # `step` iterations are done; the body looks at the state, then goes on
+            if step > start:
+                evaluated = False
+            stop = told.requested(step)
+            best = False
+            if stop or eval_due(step) or due(save_every, step):
+                recorder.flush()
+            if eval_due(step) and not evaluated and not stop:
+                with recorder.evaluation(step) as found:
+                    found |= _prefixed(evaluate(state, step))
+                best = checkpoints.record(step, found)
+                evaluated = True
+            if due(save_every, step) or best or (stop and step > 0):
+                with recorder.timed("save"):
+                    writer.flush()
+                    checkpoints.save(step, state, evaluated=evaluated)
+            if stop:
+                _leave(checkpoints, progress, step)
+            if step == steps:
+                break
+            with jax.profiler.StepTraceAnnotation("iteration", step_num=step):
+                state, metrics, batch = iterate(state, step)
+            recorder.push(step + 1, metrics, batch)
+    checkpoints.wait()
+    return state
+
+
+def _check(
+    steps: int,
+    log_every: int,
+    eval_every: int,
+    save_every: int,
+    evaluate: Evaluate | None,
+    checkpoints: Checkpoints,
+) -> None:
+    for field, value, least in (
+        ("steps", steps, 0),
+        ("log_every", log_every, 1),
+        ("eval_every", eval_every, 0),
+        ("save_every", save_every, 0),
+    ):
+        if value < least:
+            raise UserError(f"{field}: {value}; use a number of at least {least}")
+    if checkpoints.best_metric and evaluate is None:
+        raise UserError(f"best_metric: {checkpoints.best_metric!r} needs an evaluation, and there is none")
+
+
+def _prefixed(metrics: Mapping[str, Any]) -> dict[str, float]:
+    metrics = jax.device_get(dict(metrics))
+    return {name if name.startswith("eval/") else f"eval/{name}": float(x) for name, x in metrics.items()}
+
+
+def _leave(checkpoints: Checkpoints, progress: Progress, step: int) -> None:
+    checkpoints.wait()
+    progress.close()
+    progress.note(f"told to stop: saved after step {step}; to continue: {preemption.command()}")
+    raise SystemExit(0)

@@ -1,0 +1,130 @@
+"""A job's folder: made and checked, described by config.json, marked by finished.json when the job is done.
+
+config.json  metrics.jsonl  checkpoints/<step>/  samples/<step>.jsonl  export/  finished.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import startup
+
+_WHOLE_FILE = 64 << 20  # Larger files are told apart by their size, first and last MiB.
+_MIB = 1 << 20
+
+
+def prepare(workdir: str | Path, config: Mapping[str, Any]) -> Path:
+    """Makes the folder, checks that it can be written, and writes config.json. Every process calls it.
+
+    Raises UserError on every process when it cannot be written or is not one folder for all of them.
+    """
+    workdir = Path(workdir)
+    problem = "none"
+    if startup.is_main():
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            write_json(workdir / "config.json", config)
+        except OSError as e:
+            problem = f"{e.strerror or e}"
+    startup.agree(f"workdir {workdir} cannot be written", problem)
+    if problem != "none":
+        raise UserError(f"workdir: {workdir} cannot be written ({problem}); use another --workdir")
+    _check_shared(workdir)
+    return workdir
+
+
+def is_finished(workdir: str | Path, fingerprint: Any) -> bool:
+    """True when `finish` was called here with an equal fingerprint (anything JSON can write)."""
+    try:
+        found = json.loads((Path(workdir) / "finished.json").read_text())
+    except (OSError, ValueError):  # Absent, or cut off: then it is not finished.
+        return False
+    return found.get("fingerprint") == _as_json(fingerprint)
+
+
+def finish(workdir: str | Path, fingerprint: Any) -> None:
+    """Marks the folder as finished. The last thing done for a job. Every process calls it."""
+    if startup.is_main():
+        finished = {"fingerprint": fingerprint, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        write_json(Path(workdir) / "finished.json", finished)
+    startup.barrier("finish")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a file that is either the old or the new one, whole, whenever the process is killed."""
+    _replace(Path(path), json.dumps(content, indent=2, default=str) + "\n")
+
+
+def write_samples(workdir: str | Path, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes samples/<step>.jsonl. A resumed run that comes to the step again writes the same file again."""
+    if startup.is_main():
+        path = Path(workdir) / "samples" / f"{step:06d}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        _replace(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one level with dotted names, values as JSON would read them back."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = _as_json(value)
+    return flat
+
+
+def digest(path: str | Path) -> str:
+    """A hash of what a file or folder holds. Goes into a fingerprint, so that changed input is noticed."""
+    root = Path(path)
+    if not root.exists():
+        raise UserError(f"{root}: not found")
+    total = hashlib.sha256()
+    for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
+        size = file.stat().st_size
+        total.update(f"{file.relative_to(root)}\0{size}\0".encode())
+        with file.open("rb") as f:
+            if size <= _WHOLE_FILE:
+                total.update(f.read())
+            else:
+                total.update(f.read(_MIB))
+                f.seek(-_MIB, os.SEEK_END)
+                total.update(f.read(_MIB))
+    return total.hexdigest()[:32]
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
+
+
+def _check_shared(workdir: Path) -> None:
+    """All processes write checkpoints into one folder; a folder per machine would hold useless pieces."""
+    if startup.process_count() == 1:
+        return
+    marker = f".process_{startup.process_index()}"
+    (workdir / marker).touch()
+    startup.barrier("workdir markers written")
+    seen = len(list(workdir.glob(".process_*")))
+    startup.barrier("workdir markers counted")
+    (workdir / marker).unlink()
+    if seen != startup.process_count():
+        raise UserError(
+            f"workdir: {workdir} is not one folder for all {startup.process_count()} processes; "
+            "use a --workdir on a shared file system"
+        )

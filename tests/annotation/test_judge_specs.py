@@ -1,0 +1,195 @@
+"""Judge and pool files: what ships loads, what is wrong is named, the id moves with what can move a label."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from annotation_helpers import judge_spec
+
+from rlhf_jax.annotation.judges import Judge, resolve
+from rlhf_jax.annotation.parsing import ParserSpec
+from rlhf_jax.annotation.specs import Price, load_judge, load_pool
+from rlhf_jax.errors import UserError
+
+JUDGES = Path(__file__).parents[2] / "configs" / "judges"
+GOOD = {
+    "name": "j",
+    "provider": "openai",
+    "model": "m",
+    "template": "pairwise_choice",
+    "parser": "choice",
+    "max_tokens": 1,
+}
+
+
+def _write(folder: Path, fields: object, name: str = "judge.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(JUDGES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_file_loads_and_renders(path: Path) -> None:
+    pool = load_pool(path)
+    assert pool.name == path.stem
+    for spec in pool.judges:
+        body = Judge(spec, {"local": "http://127.0.0.1:1"}).body("i", "a", "b")
+        assert body["model"] == spec.model
+        assert body["messages"][-1]["role"] == "user"
+
+
+def test_the_shipped_pool_is_as_varied_as_promised() -> None:
+    pool = load_pool(JUDGES / "micro_pool.yaml")
+    assert [spec.model for spec in pool.judges] == [f"micro-judge-{i:02d}" for i in range(1, 14)]
+    assert sum(spec.provider == "anthropic" for spec in pool.judges) >= 2
+    assert {spec.parser.name for spec in pool.judges} == {
+        "choice",
+        "sentence",
+        "cot_json",
+        "ranking",
+        "logprob",
+    }
+    assert len({spec.prompt.sha for spec in pool.judges}) >= 6
+    assert len({spec.judge_id for spec in pool.judges}) == 13
+    assert all(spec.base_url == "local" and spec.price == Price(0.0, 0.0) for spec in pool.judges)
+
+
+def test_a_price_nobody_knows_is_none_and_never_zero() -> None:
+    assert load_judge(JUDGES / "claude.yaml").price is None
+    assert load_judge(JUDGES / "gpt4_weighted.yaml").price.usd(1_000_000, 100_000) == pytest.approx(1.2)
+    assert Price(1.0, 1.0).usd(None, 5) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"temprature": 0}, ["unknown field 'temprature'"]),
+        ({"tempalte": "pairwise_choice", "template": None}, ["template", "text"]),
+        ({"provider": "opena"}, ["provider", "'opena'", "did you mean 'openai'"]),
+        ({"parser": "rankin"}, ["parser", "did you mean 'ranking'"]),
+        ({"parser": {"name": "choice", "min_mass": 0.5}}, ["parser", "unknown field 'min_mass'"]),
+        ({"parser": {"name": "choice", "first": ["x"], "second": ["x"]}}, ["parser", "share a name"]),
+        ({"parser": {"name": "choice", "second": False}}, ["second", "False"]),
+        ({"parser": "logprob"}, ["top_logprobs", "not given"]),
+        ({"sampling": {"temprature": 0}}, ["sampling", "did you mean 'temperature'"]),
+        ({"sampling": {"temperature": "0"}}, ["sampling: temperature", "'0'", "number"]),
+        ({"top_logprobs": 50}, ["top_logprobs", "50", "within 1 and 20"]),
+        ({"max_tokens": 0}, ["max_tokens", "0"]),
+        ({"max_tokens": True}, ["max_tokens", "True"]),
+        ({"price": {"input": 1}}, ["price: output", "missing"]),
+        ({"price": 3}, ["price", "3"]),
+        ({"model": ""}, ["model", "empty"]),
+        ({"provider": "anthropic", "sampling": {"temperature": 0}}, ["sampling.temperature", "no sampling"]),
+        ({"provider": "anthropic", "top_logprobs": 5}, ["top_logprobs", "no log-probabilities"]),
+        ({"provider": "anthropic", "max_tokens": None}, ["max_tokens", "requires"]),
+        ({"template_vars": {"persona": "x"}}, ["persona", "not used"]),
+        ({"template": "pairwise_persona"}, ["persona", "nobody gives"]),
+    ],
+)
+def test_a_bad_judge_names_file_field_and_remedy(tmp_path: Path, changes: dict, words: list[str]) -> None:
+    path = _write(tmp_path, {**GOOD, **changes})
+    with pytest.raises(UserError) as caught:
+        load_judge(path)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_a_missing_field_names_what_was_written_instead(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path, {**{k: v for k, v in GOOD.items() if k != "template"}, "tempalte": "pairwise_choice"}
+    )
+    with pytest.raises(UserError, match=r"judge.yaml: template: missing; did you mean it by 'tempalte'"):
+        load_judge(path)
+
+
+def test_a_missing_or_broken_file(tmp_path: Path) -> None:
+    _write(tmp_path, GOOD)
+    with pytest.raises(UserError, match=r"nobody.yaml: no such .* there is judge"):
+        load_pool(tmp_path / "nobody.yaml")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(UserError, match=r"broken.yaml: not valid YAML"):
+        load_pool(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- a")
+    with pytest.raises(UserError, match="holds list"):
+        load_pool(tmp_path / "list.yaml")
+
+
+def test_a_pool_mixes_files_inline_judges_defaults_and_weights(tmp_path: Path) -> None:
+    _write(tmp_path, GOOD)
+    inline = {k: v for k, v in GOOD.items() if k not in ("name", "model")}
+    judges = ["judge.yaml", {"name": "two", "model": "m2", "weight": 3}, {"name": "three", "model": "m3"}]
+    pool = load_pool(_write(tmp_path, {"name": "p", "defaults": inline, "judges": judges}, "pool.yaml"))
+    assert [spec.name for spec in pool.judges] == ["j", "two", "three"]
+    assert pool.weights == (1.0, 3.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("judges", "words"),
+    [
+        ([], ["empty"]),
+        ([GOOD, GOOD], ["two judges are named 'j'"]),
+        ([{**GOOD, "weight": 0}], ["weights are 0"]),
+        ([{**GOOD, "weight": -1}], ["judges[0]", "weight", "-1"]),
+        ([{**GOOD, "modle": "x"}], ["judges[0]", "unknown field 'modle'", "'model'"]),
+        (["nobody.yaml"], ["nobody.yaml", "no such"]),
+        ([3], ["judges[0]", "3"]),
+    ],
+)
+def test_a_bad_pool(tmp_path: Path, judges: list, words: list[str]) -> None:
+    path = _write(tmp_path, {"judges": judges}, "pool.yaml")
+    with pytest.raises(UserError) as caught:
+        load_pool(path)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_the_judge_id_moves_with_all_that_can_change_a_label_and_nothing_else() -> None:
+    base = judge_spec().judge_id
+    same = [judge_spec("other"), judge_spec(price=None), judge_spec(api_key_env="KEY")]
+    assert {spec.judge_id for spec in same} == {base}
+    moved = [
+        judge_spec(model="m2"),
+        judge_spec(template="pairwise_sentence"),
+        judge_spec(parser=ParserSpec("choice", ("x",), ("y",))),
+        judge_spec(sampling={"temperature": 0}),
+        judge_spec(max_tokens=6),
+        judge_spec(top_logprobs=5),
+        judge_spec(extra_body={"x": 1}),
+        judge_spec(base_url="https://elsewhere"),
+        judge_spec(provider="anthropic"),
+    ]
+    assert len({base, *(spec.judge_id for spec in moved)}) == 1 + len(moved)
+
+
+def test_the_request_hash_ignores_a_local_port_and_heeds_the_rest() -> None:
+    def request_hash(url: str = "http://127.0.0.1:1", output: str = "x", **changes: object) -> str:
+        judge = Judge(judge_spec(**changes), {"local": url})
+        return judge.request_hash(judge.body("i", output, "y"))
+
+    base = request_hash()
+    assert request_hash("http://127.0.0.1:2/v1/") == base
+    others = [
+        request_hash(output="z"),
+        request_hash(model="m2"),
+        request_hash(sampling={"temperature": 0}),
+        request_hash(base_url="https://elsewhere"),
+        request_hash(base_url="https://elsewhere/v2"),
+        request_hash(provider="anthropic"),
+    ]
+    assert len({base, *others}) == 1 + len(others)
+
+
+def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    openai = resolve(judge_spec(), {"local": "http://127.0.0.1:5/"})
+    assert (openai.url, openai.origin) == ("http://127.0.0.1:5/v1", "local")
+    assert (
+        resolve(judge_spec(provider="anthropic"), {"local": "http://127.0.0.1:5"}).url == "http://127.0.0.1:5"
+    )
+    assert resolve(judge_spec(base_url=""), {}).url == "https://api.openai.com/v1"
+    secret = resolve(judge_spec(base_url="https://me:pass@Gate.example:8443/v1"), {})
+    assert secret.origin == secret.shown == "https://gate.example:8443/v1"
+    with pytest.raises(UserError, match="'local' has no address"):
+        resolve(judge_spec(), {})
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
+        resolve(judge_spec(api_key_env="NO_SUCH_KEY", base_url=""), {}).key()

@@ -1,0 +1,54 @@
+"""The mesh: filling in -1, and errors that name the field."""
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import mesh as mesh_lib
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_devices", "expected"),
+    [
+        ({"data": 1, "fsdp": -1, "tensor": 1}, 1, (1, 1, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 1}, 8, (1, 8, 1)),
+        ({"data": -1, "fsdp": 2, "tensor": 2}, 8, (2, 2, 2)),
+        ({"data": 2, "fsdp": 1, "tensor": -1}, 8, (2, 1, 4)),
+        ({"data": 2, "fsdp": 4, "tensor": 1}, 8, (2, 4, 1)),
+        ({"data": 1, "fsdp": -1, "tensor": 8}, 8, (1, 1, 8)),
+    ],
+)
+def test_sizes_are_filled_in(sizes, n_devices, expected):
+    assert tuple(mesh_lib._resolve(sizes, n_devices).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_devices", "field", "words"),
+    [
+        ({"data": 1, "fsdp": 3, "tensor": 1}, 8, "mesh.fsdp:", "needs 3 devices, 8 present"),
+        ({"data": 1, "fsdp": 2, "tensor": 1}, 1, "mesh.fsdp:", "needs 2 devices, 1 present"),
+        ({"data": 1, "fsdp": 1, "tensor": 1}, 8, "mesh.data:", "needs 1 device, 8 present"),
+        ({"data": -1, "fsdp": -1, "tensor": 1}, 8, "mesh.fsdp:", "only one axis"),
+        ({"data": 1, "fsdp": -1, "tensor": 3}, 8, "mesh.tensor:", "does not divide 8 devices"),
+        ({"data": 1, "fsdp": -1, "tensor": 16}, 8, "mesh.tensor:", "does not divide 8 devices"),
+        ({"data": 0, "fsdp": -1, "tensor": 1}, 8, "mesh.data:", "positive integer"),
+        ({"data": 1, "fsdp": -2, "tensor": 1}, 8, "mesh.fsdp:", "positive integer"),
+        ({"data": 1, "fsdp": 1.0, "tensor": 1}, 1, "mesh.fsdp:", "positive integer"),
+        ({"data": 1, "fsdp": True, "tensor": 1}, 1, "mesh.fsdp:", "positive integer"),
+    ],
+)
+def test_bad_sizes_name_the_field(sizes, n_devices, field, words):
+    with pytest.raises(UserError) as error:
+        mesh_lib._resolve(sizes, n_devices)
+    message = str(error.value)
+    assert message.startswith(field)
+    assert words in message
+    assert "\n" not in message
+
+
+def test_make_mesh_sets_the_current_mesh():
+    mesh = mesh_lib.make_mesh(devices=jax.devices()[:1])
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert jax.sharding.get_mesh() == mesh

@@ -1,0 +1,125 @@
+"""Process start-up on one process: what the environment asks for, and its errors."""
+
+import pytest
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.parallel import startup
+
+OURS = {"RLHF_JAX_COORDINATOR": "127.0.0.1:1234", "RLHF_JAX_NUM_PROCESSES": "2", "RLHF_JAX_PROCESS_ID": "1"}
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Records what would be given to jax.distributed.initialize, in an environment that says nothing."""
+    for name in (*OURS, *SLURM, "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    made = []
+    monkeypatch.setattr(startup.jax.distributed, "initialize", lambda **kwargs: made.append(kwargs))
+    monkeypatch.setattr(startup, "glob", lambda pattern: [])
+    return made
+
+
+def set_all(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_alone_when_the_environment_says_nothing(calls):
+    processes = startup.start()
+    assert calls == []
+    assert (processes.index, processes.count) == (0, 1)
+    assert startup.is_main()
+    assert startup.process_index() == 0
+    assert startup.process_count() == 1
+
+
+def test_alone_barriers_and_agreements_return_at_once(calls):
+    startup.barrier("nobody else", timeout_s=0.001)
+    startup.agree("workdir", {"any": "thing"}, timeout_s=0.001)
+
+
+def test_our_variables_are_passed_on(calls, monkeypatch):
+    set_all(monkeypatch, OURS)
+    startup.start(timeout_s=9)
+    assert calls == [
+        {
+            "initialization_timeout": 9,
+            "coordinator_address": "127.0.0.1:1234",
+            "num_processes": 2,
+            "process_id": 1,
+        }
+    ]
+
+
+def test_off_ignores_the_environment(calls, monkeypatch):
+    set_all(monkeypatch, OURS)
+    startup.start("off")
+    assert calls == []
+
+
+def test_srun_with_several_tasks_joins_and_a_batch_script_does_not(calls, monkeypatch):
+    set_all(monkeypatch, SLURM)
+    startup.start()
+    assert len(calls) == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # a step of one task inside a larger job
+    startup.start()
+    assert len(calls) == 1
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    monkeypatch.delenv("SLURM_STEP_NODELIST")  # set by srun only
+    startup.start()
+    assert len(calls) == 1
+
+
+def test_a_cloud_tpu_machine_joins(calls, monkeypatch):
+    monkeypatch.setattr(startup, "glob", lambda pattern: ["/dev/accel0"])
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    startup.start()
+    assert len(calls) == 1
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    startup.start()
+    assert len(calls) == 1
+
+
+def test_on_fails_when_nothing_can_be_detected(calls, monkeypatch):
+    def refuse(**kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(startup.jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match=r"distributed: could not join .*distributed=off"):
+        startup.start("on")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"RLHF_JAX_PROCESS_ID": ""}, r"^RLHF_JAX_PROCESS_ID: not set, but RLHF_JAX_COORDINATOR"),
+        ({"RLHF_JAX_COORDINATOR": ""}, r"^RLHF_JAX_COORDINATOR: not set"),
+        ({"RLHF_JAX_COORDINATOR": "host"}, r"has no port"),
+        ({"RLHF_JAX_NUM_PROCESSES": "two"}, r"^RLHF_JAX_NUM_PROCESSES: 'two' is not a whole number"),
+        ({"RLHF_JAX_PROCESS_ID": "2"}, r"^RLHF_JAX_PROCESS_ID: 2 is not in 0 .. 1"),
+    ],
+)
+def test_bad_variables(calls, monkeypatch, changes, message):
+    set_all(monkeypatch, OURS | changes)
+    with pytest.raises(UserError, match=message):
+        startup.start()
+    assert calls == []
+
+
+def test_leaving_alone_is_a_plain_exit(calls):
+    with pytest.raises(SystemExit) as end:
+        startup.leave(2)
+    assert end.value.code == 2
+
+
+def test_unknown_mode(calls):
+    with pytest.raises(UserError, match=r"distributed: 'yes' is unknown; use one of auto, on, off"):
+        startup.start("yes")

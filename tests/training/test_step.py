@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy_training as toy
+from jax.sharding import AxisType
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.objectives.reduce import Mean
+from rlhf_jax.training import state
+from rlhf_jax.training.step import check_microbatches, make_train_step
+
+
+def run_once(microbatches, batch, loss_fn=toy.loss_fn, **changes):
+    tx = toy.optimizer(**changes)
+    step = make_train_step(loss_fn, tx, microbatches=microbatches)
+    return step(state.create(toy.params(), tx, seed=0), batch)
+
+
+def reference(params, batch):
+    """Loss and gradient written out: one weighted mean over all tokens of all rows."""
+
+    def mean(p):
+        x = batch["x"] @ p["embed"]
+        for w, scale in zip(p["layers"]["w"], p["layers"]["scale"], strict=True):
+            x = x + jnp.tanh(x @ w) * scale
+        return (((x @ p["score"] - batch["y"]) ** 2) * batch["weight"]).sum() / batch["weight"].sum()
+
+    return jax.value_and_grad(mean)(params)
+
+
+def test_loss_and_gradient_are_those_of_one_mean_over_all_tokens():
+    loss, grads = reference(toy.params(), toy.batch(0))
+    norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    before = np.sqrt(sum(float((p**2).sum()) for p in jax.tree.leaves(toy.params())))
+    for microbatches in (1, 2, 4, 16):
+        _, metrics = run_once(microbatches, toy.batch(0))
+        assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+        assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-5)
+        assert float(metrics["param_norm"]) == pytest.approx(before, rel=1e-5)
+        assert float(metrics["nonfinite"]) == 0
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 16])
+def test_microbatches_change_nothing(microbatches):
+    # With plain SGD-like settings the parameters show the gradient itself, not its sign as Adam's first step.
+    whole, expected = run_once(1, toy.batch(3), eps=1.0)
+    parts, metrics = run_once(microbatches, toy.batch(3), eps=1.0)
+    assert metrics.keys() == expected.keys()
+    for name in expected:
+        assert float(metrics[name]) == pytest.approx(float(expected[name]), rel=1e-5, abs=1e-6), name
+    for a, b in zip(toy.leaves(whole.opt_state), toy.leaves(parts.opt_state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    for a, b in zip(toy.leaves(whole.params), toy.leaves(parts.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_microbatch_takes_every_mth_row_and_whole_scalars():
+    def rows_seen(p, batch):
+        order = batch["row"].astype(jnp.float32)
+        place = jnp.arange(order.shape[0], dtype=jnp.float32)
+        assert batch["gain"].shape == ()
+        return {"loss": Mean((p["w"] * 0).sum(), jnp.float32(1)), "probe": Mean((order * place).sum(), batch["gain"])}
+
+    tx = toy.optimizer()
+    batch = {"row": np.arange(8), "gain": np.float32(2.0)}
+    step = make_train_step(rows_seen, tx, microbatches=4)
+    _, metrics = step(state.create({"w": jnp.ones((2, 2))}, tx, seed=0), batch)
+    # Rows {j, j + 4}: the second place holds 4, 5, 6, 7. The weight 2 comes once per micro-batch.
+    assert float(metrics["probe"]) == (4 + 5 + 6 + 7) / (4 * 2)
+
+
+def test_scaling_all_weights_changes_no_gradient():
+    batch = toy.batch(0)
+    _, plain = run_once(4, batch)
+    _, scaled = run_once(4, {**batch, "gain": np.float32(8)})
+    assert float(scaled["grad_norm"]) == pytest.approx(float(plain["grad_norm"]), rel=1e-6)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_no_weight_at_all_is_loss_zero_and_no_gradient(microbatches):
+    batch = toy.batch(0)
+    batch["weight"][:] = 0
+    _, metrics = run_once(microbatches, batch)
+    assert (float(metrics["loss"]), float(metrics["grad_norm"]), float(metrics["nonfinite"])) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_step_that_is_not_finite_leaves_everything_as_it_was(microbatches, bad):
+    tx = toy.optimizer()
+    step = make_train_step(toy.loss_fn, tx, microbatches=microbatches)
+    now = state.create(toy.params(), tx, seed=0)
+    now, _ = step(now, toy.batch(0))
+    before = jax.tree.map(jnp.copy, now)
+    broken = toy.batch(1)
+    broken["x"][2, 0, 0] = bad
+    now, metrics = step(now, broken)
+    assert float(metrics["nonfinite"]) == 1
+    assert toy.same(now, before)  # step, params, moments, the schedule's count, key
+    now, metrics = step(now, toy.batch(1))
+    assert float(metrics["nonfinite"]) == 0
+    assert int(now.step) == 2
+    assert step.cache_size() == 1
+
+
+def test_finite_loss_with_infinite_gradient_is_skipped():
+    def root(p, batch):
+        return {"loss": Mean(jnp.sqrt(jnp.abs(p["w"] * batch)).sum(), jnp.float32(1))}
+
+    tx = toy.optimizer()
+    step = make_train_step(root, tx)
+    now, metrics = step(state.create({"w": jnp.ones((2, 2))}, tx, seed=0), jnp.zeros((2, 2)))
+    assert float(metrics["loss"]) == 0
+    assert float(metrics["nonfinite"]) == 1
+    assert int(now.step) == 0
+    np.testing.assert_array_equal(now.params["w"], 1)
+
+
+def test_one_program_for_the_whole_run_and_the_state_is_donated():
+    tx = toy.optimizer()
+    step = make_train_step(toy.loss_fn, tx, microbatches=2)
+    first = now = state.create(toy.params(), tx, seed=0, extra={"kl_coef": 0.1, "n": 3})
+    for i in range(4):
+        now, _ = step(now, toy.batch(i))
+    assert step.cache_size() == 1
+    assert all(x.is_deleted() for x in jax.tree.leaves(first.params))
+
+
+def test_the_norm_is_computed_once():
+    # The step reports the norm of the gradient and the optimizer clips by it: XLA must merge the two.
+    tx = toy.optimizer()
+    now = state.create(toy.params(), tx, seed=0)
+
+    def reductions(max_grad_norm):
+        tx = toy.optimizer(max_grad_norm=max_grad_norm)
+        now = state.create(toy.params(), tx, seed=0)
+        text = make_train_step(toy.loss_fn, tx).lower(now, toy.batch(0)).compile().as_text()
+        return text.count(" reduce(")
+
+    assert reductions(1.0) == reductions(0)
+    del now
+
+
+def test_microbatches_that_do_not_divide():
+    with pytest.raises(UserError, match="microbatches: 3 does not divide a batch of 16 rows"):
+        run_once(3, toy.batch(0))
+    with pytest.raises(UserError, match="microbatches: 0"):
+        make_train_step(toy.loss_fn, toy.optimizer(), microbatches=0)
+    mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    check_microbatches(12, 4, mesh)
+    with pytest.raises(UserError, match=r"train.microbatches: 5 .* 12 rows .*; use one of 1, 2, 3, 4, 6, 12$"):
+        check_microbatches(12, 5, mesh, field="train.microbatches")
