@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.records import describe, read_table, write_parquet
-from rlhf_jax.data.tokenization import encode_responses_to_score, load_tokenizer
+from rlhf_jax.data.tokenization import Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, setup
 from rlhf_jax.parallel import startup
@@ -21,3 +19,56 @@ from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import model_scores
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.workdir import prepare
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Writes WORKDIR/scores.parquet: the prompt's columns, responses and scores."""
+    mesh = setup.start(config, workdir)
+    prepare(workdir, config.to_dict())
+    rows = read_table(config.data.responses, made_by=hints.PAIRS)
+    responses = [_responses(row, i, config.data.responses) for i, row in enumerate(rows)]
+    tokenizer = load_tokenizer(config.model.path, made_by=hints.REWARD_MODEL)
+    flat = [{**row, "output": text} for row, texts in zip(rows, responses, strict=True) for text in texts]
+    found, counts = encode_sft(flat, tokenizer, config.data.template, config.data.max_length)
+    if len(found) < len(flat):
+        raise UserError(f"data.max_length: {describe(counts)}; raise it above {config.data.max_length}")
+    if counts and startup.is_main():
+        print(f"responses: {describe(counts)}", flush=True)
+    scores = iter(_scores(config, mesh, found, tokenizer.pad_token_id).tolist())
+    keep = ("instruction", "input", "prompt", "generator")
+    records = [
+        {name: row[name] for name in keep if name in row} | {"responses": texts, "scores": [next(scores) for _ in texts]}
+        for row, texts in zip(rows, responses, strict=True)
+    ]
+    if startup.is_main():
+        write_parquet(Path(workdir) / "scores.parquet", records)
+        print(f"wrote {Path(workdir) / 'scores.parquet'}: {len(flat)} responses to {len(rows)} prompts", flush=True)
+
+
+def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, pad_id: int) -> np.ndarray:
+    """The reward of every sequence [n]."""
+    B = config.batch_size
+    check_batch(B, mesh)
+    checkpoint, params = setup.load_model(config.model.path, config.model, mesh)
+    if not checkpoint.is_scalar:
+        raise UserError(f"model.path: {config.model.path} is a language model; give what reward_model exported")
+    score = jax.jit(
+        lambda p, x: model_scores(checkpoint.config, p, x["tokens"], x["lengths"], checkpoint.reward_mean)
+    )
+    T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")
+    parts = []
+    for index_B, _ in eval_batches(len(found), B):
+        batch = to_global(pad(found, index_B, T, pad_id, host_rows(B, mesh)), mesh)
+        parts.append(gather(score(params, batch)))
+        progress.update(min(len(parts) * B, len(found)))
+    progress.close()
+    return np.concatenate(parts)[: len(found)]
+
+
+def _responses(row: dict, i: int, source: str) -> list[str]:
+    found = row.get("outputs", row.get("output"))
+    if isinstance(found, str):
+        return [found]
+    if not found or not all(isinstance(text, str) for text in found):
+        raise UserError(f"{source}: row {i} has no text in output or outputs; it has {', '.join(row)}")
+    return list(found)

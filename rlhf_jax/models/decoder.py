@@ -16,7 +16,7 @@ from rlhf_jax.models.layers import Block, RMSNorm
 from rlhf_jax.models.sharding import constrain
 
 Params = dict
-StackedKeyValue = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]
+StackedKeyValue = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]
 
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,

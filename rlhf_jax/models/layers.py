@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models.attention import attend
+from rlhf_jax.models.attention import attend, attend_cached
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.linear import linear, swiglu
 from rlhf_jax.models.sharding import constrain
 
-KeyValue = tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]
+# Keys and values of one layer: [B, T, G, K] as a sequence gives them, [B, G, S, K] as a cache keeps them.
+KeyValue = tuple[Float[Array, "B _ _ K"], Float[Array, "B _ _ K"]]
 
 
 def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int) -> Array:
@@ -45,7 +47,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention, over the sequence itself or over a key-value cache."""
+    """Grouped-query self-attention, over the sequence itself or, for one new token, over a key-value cache."""
 
     config: ModelConfig
 
@@ -64,17 +66,22 @@ class Attention(nn.Module):
         k_DGK = kernel(self, "k", (D, G, K), ("embed", "kv_heads", "head_dim"), D)
         v_DGK = kernel(self, "v", (D, G, K), ("embed", "kv_heads", "head_dim"), D)
         o_HKD = kernel(self, "o", (H, K, D), ("heads", "head_dim", "embed"), H * K)
-        q_BTHK = rope(jnp.einsum("btd,dhk->bthk", x_BTD, q_DHK), positions_BT, c.rope_theta)
-        k_BTGK = rope(jnp.einsum("btd,dgk->btgk", x_BTD, k_DGK), positions_BT, c.rope_theta)
-        v_BTGK = jnp.einsum("btd,dgk->btgk", x_BTD, v_DGK)
-        q_BTHK = constrain(q_BTHK, "batch", "length", "heads", "head_dim")
+        B, T = x_BTD.shape[:2]
+        q_BTHK = linear(x_BTD, q_DHK.reshape(D, H * K)).reshape(B, T, H, K)
+        k_BTGK = linear(x_BTD, k_DGK.reshape(D, G * K)).reshape(B, T, G, K)
+        v_BTGK = linear(x_BTD, v_DGK.reshape(D, G * K)).reshape(B, T, G, K)
+        q_BTHK = constrain(rope(q_BTHK, positions_BT, c.rope_theta), "batch", "length", "heads", "head_dim")
+        k_BTGK = rope(k_BTGK, positions_BT, c.rope_theta)
         if cache is None:
-            k_BSGK, v_BSGK = k_BTGK, v_BTGK
+            keys_values = (k_BTGK, v_BTGK)
+            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS)
         else:  # only the new column is written; the cache is carried, never copied
-            k_BSGK = jax.lax.dynamic_update_slice_in_dim(cache[0], k_BTGK, column, axis=1)
-            v_BSGK = jax.lax.dynamic_update_slice_in_dim(cache[1], v_BTGK, column, axis=1)
-        y_BTHK = attend(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
-        return jnp.einsum("bthk,hkd->btd", y_BTHK, o_HKD), (k_BSGK, v_BSGK)
+            keys_values = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_B1GK.swapaxes(1, 2), column, axis=2)
+                for old_BGSK, new_B1GK in zip(cache, (k_BTGK, v_BTGK), strict=True)
+            )
+            y_BTHK = attend_cached(q_BTHK, *keys_values, mask_BTS)
+        return linear(y_BTHK.reshape(B, T, H * K), o_HKD.reshape(H * K, D)), keys_values
 
 
 class FeedForward(nn.Module):
@@ -88,8 +95,8 @@ class FeedForward(nn.Module):
         gate_DF = kernel(self, "gate", (D, F), ("embed", "mlp"), D)
         up_DF = kernel(self, "up", (D, F), ("embed", "mlp"), D)
         down_FD = kernel(self, "down", (F, D), ("mlp", "embed"), F)
-        hidden_BTF = nn.silu(x_BTD @ gate_DF) * (x_BTD @ up_DF)
-        return constrain(hidden_BTF, "batch", "length", "mlp") @ down_FD
+        hidden_BTF = swiglu(linear(x_BTD, gate_DF), linear(x_BTD, up_DF))
+        return linear(constrain(hidden_BTF, "batch", "length", "mlp"), down_FD)
 
 
 class Block(nn.Module):

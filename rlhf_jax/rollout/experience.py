@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
@@ -60,7 +60,7 @@ def score_responses(
     prompt_lengths_B: Int[Array, " B"],
     sampled: Generation,
     settings: Settings,
-    reward_mean: float,
+    reward_mean: ScalarLike,
     pad_id: int,
 ) -> dict[str, Array]:
     """What the frozen models and the policy say of sampled responses.
@@ -95,7 +95,7 @@ def make_experience(
     sampled: Generation,
     kl_coef: Float[Array, ""],
     settings: Settings,
-    reward_mean: float,
+    reward_mean: ScalarLike,
     pad_id: int,
 ) -> tuple[Experience, Metrics]:
     """One rollout as experience, and its metrics (TRL's names).

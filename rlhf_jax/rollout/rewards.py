@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, ScalarLike
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
@@ -13,7 +13,7 @@ def model_scores(
     params: decoder.Params,
     tokens_BT: Int[Array, "B T"],
     lengths_B: Int[Array, " B"],
-    reward_mean: float,
+    reward_mean: ScalarLike,
 ) -> Float[Array, " B"]:
     """The reward of each right-padded `prompt + response` row, read at its last real token, float32.
 

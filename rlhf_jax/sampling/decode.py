@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
@@ -55,8 +55,8 @@ def generate(
     rows_B: Int[Array, " B"],
     key: Key[Array, ""],
     sampling: Sampling,
-    eos_id: int,
-    pad_id: int,
+    eos_id: ScalarLike,
+    pad_id: ScalarLike,
     *,
     max_new_tokens: int,
 ) -> Generation:
@@ -133,11 +133,12 @@ def _prefill(
     # A pad query sees nothing: its softmax is uniform, finite, and read by no real token.
     mask_BPP = causal_PP & real_BS[:, None, :P]
     hidden_BPD, (keys, values) = decoder.hidden_and_cache(config, params, tokens_BP, positions_BP, mask_BPP)
-    pad = ((0, 0), (0, S - P), (0, 0), (0, 0))
-    cache = tuple(
-        tuple(constrain(jnp.pad(x[i], pad), "batch", "length", "kv_heads", "head_dim") for x in (keys, values))
-        for i in range(config.layers)
-    )
+    pad = ((0, 0), (0, 0), (0, S - P), (0, 0))
+
+    def columns(x_BPGK: Float[Array, "B P G K"]) -> Float[Array, "B G S K"]:
+        return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), "batch", "kv_heads", "length", "head_dim")
+
+    cache = tuple((columns(keys[i]), columns(values[i])) for i in range(config.layers))
     logits_BV = hidden_BPD[:, -1] @ decoder.head(config, params)
     return logits_BV.astype(jnp.float32), cache
 

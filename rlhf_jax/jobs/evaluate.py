@@ -1,0 +1,194 @@
+"""Ranks methods: judges compare their outputs with a baseline's, and the embedded world knows the truth too.
+
+Needs no jax: it reads files, asks judges and writes tables and the report.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlhf_jax.annotation.head2head import annotate_head2head
+from rlhf_jax.annotation.labels import write_labels
+from rlhf_jax.annotation.specs import PoolSpec, load_pool
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.leaderboard import (
+    LeaderboardRow,
+    average_length,
+    leaderboard_csv,
+    leaderboard_markdown,
+)
+from rlhf_jax.evaluation.plots import plot_curves
+from rlhf_jax.evaluation.report import write_report
+from rlhf_jax.evaluation.report_data import Stage
+from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
+from rlhf_jax.jobs import evaluation_results as results
+from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
+from rlhf_jax.jobs.judging import JudgingLine, describe, judge_urls
+
+ANNOTATIONS = "annotations.parquet"
+
+
+class Judged(NamedTuple):
+    """One method against the baseline: the labelled rows, the judges' counts and costs, the win rate."""
+
+    rows: list[dict]
+    summary: dict
+    win_rate: WinRate
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Writes the leaderboard (.csv, .md, .txt), summary.json, annotations.parquet and report.html to WORKDIR.
+
+    Also draws RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in
+    WORKDIR/answers.sqlite as they come, so that the same command continues. Raises UserError for inputs that
+    are missing or do not fit together, a judge that cannot be reached, and one that fails on too many rows.
+    """
+    folder, started = Path(workdir), time.monotonic()
+    results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
+    pool = load_pool(config.judges)
+    outputs = read_outputs(config)
+    print(outputs.line(), flush=True)
+    stages, notes = read_stages(config.runs)
+    truth = _truth(config, outputs) if config.utility else {}
+    judged = _judge(config, pool, outputs, folder)
+    asked = f"{len(outputs.prompts):,} instructions x {len(judged)} methods judged"
+    notes += _plots(config, stages)
+    found = results.Results(
+        outputs=outputs,
+        rows=_leaderboard(config, pool, outputs, judged, truth.get("utilities", {})),
+        preferences={name: _preferences(one.rows) for name, one in judged.items()},
+        statuses={name: one.summary["status"] for name, one in judged.items()},
+        costs=_costs([one.summary for one in judged.values()]),
+        stages=[*stages, Stage("evaluate", (), time.monotonic() - started, asked)],
+        notes=notes,
+        **truth,
+    )
+    _write(config, pool, found, folder)
+    for note in notes:
+        print(note)
+    print(f"\n{results.text(found)}\nreport: {(folder / 'report.html').resolve()}", flush=True)
+
+
+def _truth(config: ConfigDict, outputs: Outputs) -> dict:
+    """What only the embedded world knows, for `Results`."""
+    from rlhf_jax.jobs import evaluation_truth as truth
+
+    found: dict = {"utilities": truth.utilities(outputs.prompts, outputs.texts)}
+    found["kinds"] = truth.families(outputs.prompts)
+    how = {"margin": config.clear_margin, "seed": config.seed}
+    if config.labels:
+        found["judges"], line = truth.judge_agreement(config.labels, **how)
+        print(line, flush=True)
+    if config.scored:
+        found["reward_model"], line = truth.reward_model(config.scored, **how)
+        print(line, flush=True)
+    return found
+
+
+def _judge(config: ConfigDict, pool: PoolSpec, outputs: Outputs, folder: Path) -> dict[str, Judged]:
+    """Every method but the baseline against the baseline; all judgments go to annotations.parquet."""
+    judged: dict[str, Judged] = {}
+    rows: list[dict] = []
+    with judge_urls(pool) as urls:
+        for method in outputs.rivals:
+            print(f"{method} against {outputs.baseline}, judge {pool.name}", flush=True)
+            done = annotate_head2head(
+                outputs.records(outputs.baseline),
+                outputs.records(method),
+                pool,
+                seed=config.seed,
+                p_label_flip=0.0,
+                cache_path=config.cache or folder / "answers.sqlite",
+                max_concurrency=config.max_concurrency,
+                base_urls=urls,
+                progress=JudgingLine(),
+            )
+            statuses = Counter(done.summary["status"]).most_common()
+            print(f"  {describe(done.summary, statuses)}", flush=True)
+            rows += done.rows
+            write_labels(folder / ANNOTATIONS, rows, config.to_dict())
+            # A judge that fails is found out before it is paid for the other methods.
+            rate = _win_rate(method, done.rows, statuses, config.min_coverage, folder)
+            judged[method] = Judged(done.rows, done.summary, rate)
+    return judged
+
+
+def _leaderboard(
+    config: ConfigDict,
+    pool: PoolSpec,
+    outputs: Outputs,
+    judged: dict[str, Judged],
+    utilities: dict[str, np.ndarray],
+) -> list[LeaderboardRow]:
+    """A row per method, and one for the baseline."""
+    base = utilities.get(config.reference_method)
+    return [
+        LeaderboardRow(
+            method=name,
+            judge=pool.name,
+            baseline=outputs.baseline,
+            win_rate=judged[name].win_rate if name in judged else None,
+            avg_length=average_length(texts),
+            n_outputs=len(texts),
+            utility=None if base is None else utility_win_rate(utilities[name], base, seed=config.seed),
+            utility_base="" if base is None else config.reference_method,
+        )
+        for name, texts in outputs.texts.items()
+    ]
+
+
+def _win_rate(
+    method: str, rows: list[dict], statuses: list[tuple[str, int]], min_coverage: float, folder: Path
+) -> WinRate:
+    """The win rate, or a UserError that says how the judge failed and where its answers are."""
+    try:
+        return win_rate(_preferences(rows), min_coverage=min_coverage)
+    except UserError as error:
+        counts = ", ".join(f"{n} {status}" for status, n in statuses)
+        raise UserError(f"{method}: {error} ({counts}; the answers: {folder / ANNOTATIONS})") from None
+
+
+def _preferences(rows: list[dict]) -> np.ndarray:
+    """The labels of all rows [N], NaN where there is none."""
+    return read_preferences([row["preference"] for row in rows])
+
+
+def _costs(summaries: list[dict]) -> dict[str, float | None]:
+    """Requests, seconds and dollars over all methods; dollars are null when a price is unknown."""
+    names = ("asked", "cached", "failed", "seconds")
+    total: dict[str, float | None] = {name: sum(s[name] for s in summaries) for name in names}
+    costs = [s["cost_usd"] for s in summaries]
+    return total | {"cost_usd": None if None in costs else sum(costs)}
+
+
+def _plots(config: ConfigDict, stages: list[Stage]) -> list[str]:
+    """RUN/plots/*.png of the runs that have metrics; notes on those that could not be drawn."""
+    if stages and importlib.util.find_spec("matplotlib") is None:
+        return ["runs: matplotlib is not installed; no plots/*.png were drawn"]
+    notes, folders = [], named(config.runs, "runs")
+    for stage in stages:
+        try:
+            plot_curves(stage.rows, Path(folders[stage.name]) / "plots")
+        except OSError as error:
+            notes.append(f"runs: no plots in {folders[stage.name]} ({error.strerror or error})")
+    return notes
+
+
+def _write(config: ConfigDict, pool: PoolSpec, found: results.Results, folder: Path) -> None:
+    results.write_files(
+        folder,
+        {
+            "leaderboard.csv": leaderboard_csv(found.rows),
+            "leaderboard.md": leaderboard_markdown(found.rows),
+            "leaderboard.txt": results.text(found),
+            "summary.json": results.as_json(results.summary(found, config, pool)),
+        },
+    )
+    write_report(folder / "report.html", results.report(found, config, pool))

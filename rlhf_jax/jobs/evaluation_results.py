@@ -1,0 +1,221 @@
+"""What the evaluate job found, and how it is told: terminal lines, summary.json and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlhf_jax import __version__
+from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.leaderboard import LeaderboardRow, interval_text, leaderboard_text
+from rlhf_jax.evaluation.report_data import JudgeResult, Report, Response, Sample, Stage
+from rlhf_jax.jobs.evaluation_inputs import Outputs
+
+N_DRAWN, N_DIFFERENT = 6, 6  # sample responses drawn by the seed, and those where the methods differ most
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that was found. `preferences`: method -> label of every instruction [N], NaN where there is none.
+
+    utilities: method -> [N], {} where they are not known. kinds: the family of every instruction [N], ()
+    where that is not known. statuses: method -> status -> rows. costs: what judging took. reward_model: an
+    `evaluation_truth.RewardModel`, None where there is none.
+    """
+
+    outputs: Outputs
+    rows: Sequence[LeaderboardRow]
+    preferences: Mapping[str, np.ndarray]
+    statuses: Mapping[str, Mapping[str, int]]
+    costs: Mapping[str, float | None]
+    utilities: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    kinds: Sequence[str] = ()
+    judges: Sequence[JudgeResult] = ()
+    reward_model: object | None = None
+    stages: Sequence[Stage] = ()
+    notes: Sequence[str] = ()
+
+
+def text(found: Results) -> str:
+    """leaderboard.txt: the table, then who agrees with the human and with the true utility."""
+    lines = [leaderboard_text(found.rows)]
+    if found.judges:
+        lines.append("agreement with the human, % of labels; [ ] Wilson score interval, 95 %")
+        width = max(len(r.name) for r in found.judges)
+        for r in found.judges:
+            a = r.agreement
+            lines.append(f"  {r.name:<{width}}  {a.agreement:.1f} {interval_text(a.interval)}  n {a.n_total}")
+        lines.append("")
+    lines += reward_model_lines(found.reward_model)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def reward_model_lines(model: object | None) -> list[str]:
+    """The reward model in two lines, each beside the rule "longer output wins"; [] where there is none."""
+    if model is None:
+        return []
+    label = model.human
+    if model.clear.n:
+        longer = f"longer output wins {model.clear_longer.rate:.1f} %"
+        told = f"{_share(model.clear)} of {model.clear.n} ({longer})"
+    else:
+        told = "there is none among its pairs"
+    return [
+        f"reward model, order of clear pairs (true utilities at least {model.margin:g} apart): {told}",
+        f"reward model, agreement with the human: {label.accuracy:.1f} % {interval_text(label.interval)} of "
+        f"{label.n_total} pairs (longer output wins {model.human_longer.rate:.1f} %)",
+    ]
+
+
+def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
+    """Every number with its n, for machines; rates in percent, null where a value does not exist."""
+    methods = {}
+    for row in found.rows:
+        methods[row.method] = {
+            "judge": _plain(row.win_rate),
+            "status": dict(found.statuses.get(row.method, {})),
+            "utility": _plain(row.utility),
+            "avg_length": row.avg_length,
+            "n_outputs": row.n_outputs,
+        }
+    judged = {r.name: _plain(r.agreement) | {"biases": _plain(r.biases)} for r in found.judges}
+    return {
+        "title": config.title,
+        "version": __version__,
+        "seed": config.seed,
+        "judge": {"name": pool.name, "judge_ids": [judge.judge_id for judge in pool.judges]},
+        "baseline": found.outputs.baseline,
+        "reference_method": config.reference_method if found.utilities else None,
+        "instructions": {"n": len(found.outputs.prompts), "left_out": found.outputs.left_out},
+        "methods": methods,
+        "judge_human_agreement": judged,
+        "reward_model": _plain(found.reward_model),
+        "judging": _plain(dict(found.costs)),
+        "stages": {s.name: _plain({"seconds": s.seconds, "summary": s.summary}) for s in found.stages},
+        "notes": list(found.notes),
+    }
+
+
+def report(found: Results, config: ConfigDict, pool: PoolSpec) -> Report:
+    """The page's content."""
+    n, model = len(found.outputs.prompts), found.reward_model
+    who = f"{pool.name} ({len(pool.judges)} judges)" if len(pool.judges) > 1 else _one_judge(pool)
+    facts = {
+        "judge": who,
+        "baseline": found.outputs.baseline,
+        "instructions": f"{n}",
+        "seed": f"{config.seed}",
+    }
+    if model is not None and model.clear.n:
+        facts["reward model on clear pairs"] = (
+            f"{_share(model.clear)}, n {model.clear.n}; longer output wins {model.clear_longer.rate:.1f} %"
+        )
+    facts["samples"] = f"the first {N_DRAWN} drawn by the seed, the others where methods differ most"
+    facts["made"] = f"{time.strftime('%Y-%m-%d')} by rlhf_jax {__version__}"
+    rivals = ", ".join(found.outputs.rivals)
+    return Report(
+        title=config.title,
+        subtitle=f"{rivals} against {found.outputs.baseline}, on the same {n} instructions",
+        leaderboard=found.rows,
+        facts=facts,
+        stages=found.stages,
+        judges=[*found.judges, *([model.result] if model else [])],
+        calibration=model.human if model else None,
+        samples=samples(found, config.seed),
+    )
+
+
+def samples(found: Results, seed: int) -> list[Sample]:
+    """A few instructions with every method's response: drawn by the seed, then where methods differ most.
+
+    How far methods differ: the range of their utilities, or of the judge's labels where those are not known.
+    """
+    outputs = found.outputs
+    n = len(outputs.prompts)
+    spread = _spread(found)
+    drawn = random.Random(f"samples {seed}").sample(range(n), n)
+    ranked = sorted((i for i in range(n) if spread[i] > 0), key=lambda i: (-spread[i], i))
+    # Instructions that begin alike are mostly of one kind.
+    kinds = found.kinds or [instruction.lower().split(maxsplit=1)[:1] for instruction, _ in outputs.prompts]
+    chosen = _varied(drawn, N_DRAWN, kinds)
+    chosen += _varied([i for i in ranked if i not in chosen], N_DIFFERENT, kinds)
+
+    def response(method: str, i: int) -> Response:
+        known = found.utilities.get(method)
+        return Response(outputs.texts[method][i], None if known is None else float(known[i]))
+
+    return [
+        Sample(*outputs.prompts[i], {method: response(method, i) for method in outputs.texts}) for i in chosen
+    ]
+
+
+def write_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Writes texts by name, each whole or not at all. UserError when the folder cannot be written."""
+    for name, content in files.items():
+        partial = folder / f".{name}.{os.getpid()}.partial"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(content, encoding="utf-8", errors="replace")
+            os.replace(partial, folder / name)
+        except OSError as error:
+            raise UserError(
+                f"workdir: {folder} cannot be written ({error.strerror or error}); use another --workdir"
+            ) from error
+
+
+def as_json(content: object) -> str:
+    """Indented JSON with a line end; no NaN in it."""
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _spread(found: Results) -> np.ndarray:
+    """By how much the methods (without the baseline) differ on each instruction [N]; NaN counts as 0."""
+    known = found.utilities or found.preferences
+    values = np.array([known[name] for name in found.outputs.rivals if name in known])
+    if not len(values):
+        return np.zeros(len(found.outputs.prompts))
+    return np.nan_to_num(values.max(0) - values.min(0))
+
+
+def _varied(order: Sequence[int], count: int, kinds: Sequence[object]) -> list[int]:
+    """The first `count` of `order` of different kinds, filled up with the first others."""
+    seen: list[object] = []
+    new, again = [], []
+    for i in order:
+        (again if kinds[i] in seen else new).append(i)
+        seen.append(kinds[i])
+        if len(new) == count:
+            break
+    return (new + again)[:count]
+
+
+def _one_judge(pool: PoolSpec) -> str:
+    judge = pool.judges[0]
+    return f"{pool.name} (model {judge.model}, id {judge.judge_id})"
+
+
+def _share(rate: object) -> str:
+    return f"{rate.rate:.1f} % {interval_text(rate.interval)}"
+
+
+def _plain(value: object) -> object:
+    """Dataclasses and numbers as JSON can hold them; NaN becomes null."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value

@@ -1,0 +1,212 @@
+"""What only the embedded world can tell: true utilities, and who agrees with the human and with the truth.
+
+Rates are in percent and travel with their n. The human is `microfarm.human.prefer`: noisy choice by utility.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.annotation.answers import NOISE, OK
+from rlhf_jax.annotation.labels import read_labels
+from rlhf_jax.data.records import read_table
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.agreement import Calibration, agreement, biases, calibration, labels_from_scores
+from rlhf_jax.evaluation.report_data import JudgeResult
+from rlhf_jax.evaluation.win_rate import wilson_interval
+from rlhf_jax.jobs import hints
+from rlhf_jax.microfarm import human
+from rlhf_jax.microfarm.families import parse
+from rlhf_jax.microfarm.utility import utility
+
+SCORES = "python -m rlhf_jax.main --config=configs/score.py --workdir=runs/farm/scores"
+HUMANS = ("h0", "h1")
+_FEWEST = 20  # labels; a rate over fewer says nothing about one judge of a pool
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share in percent of n cases with its Wilson interval at 95 %; NaN over no case."""
+
+    rate: float
+    interval: tuple[float, float]
+    n: int
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A reward model on the pairs of the scored responses.
+
+    clear, clear_longer: share of clear pairs (utilities at least `margin` apart) that it, and the rule
+    "longer output wins", order as the true utility does. human, human_longer: both against the human's labels
+    on all pairs. result: its row in the table of judges. left_out: reason -> rows without a pair.
+    """
+
+    margin: float
+    clear: Rate
+    clear_longer: Rate
+    human: Calibration
+    human_longer: Rate
+    result: JudgeResult
+    left_out: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two outputs of each of N prompts, what two humans prefer [N], and by how much utilities differ [N]."""
+
+    outputs_1: list[str]
+    outputs_2: list[str]
+    human_1: np.ndarray
+    human_2: np.ndarray
+    gaps: np.ndarray  # utility of output_2 minus that of output_1
+
+    @property
+    def longer(self) -> np.ndarray:
+        """The labels that the rule "longer output wins" gives."""
+        return labels_from_scores([len(x) for x in self.outputs_1], [len(x) for x in self.outputs_2])
+
+
+def utilities(
+    prompts: Sequence[tuple[str, str]], texts: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
+    """The true utility of every method's outputs [N], in [0, 1]."""
+    return {
+        name: np.array([utility(*prompt, text) for prompt, text in zip(prompts, outputs, strict=True)])
+        for name, outputs in texts.items()
+    }
+
+
+def families(prompts: Sequence[tuple[str, str]]) -> list[str]:
+    """The instruction family of every prompt [N]; "" for one from outside the world."""
+    tasks = (parse(*prompt) for prompt in prompts)
+    return [task.family if task else "" for task in tasks]
+
+
+def judge_agreement(path: str, *, margin: float, seed: int) -> tuple[list[JudgeResult], str]:
+    """How the labels of a labels.parquet agree with the human, and a line on which rows were used.
+
+    Results in this order: the judges' own labels, all usable labels (with the flipped ones, as trainers read
+    them), another human, "longer output wins", then each judge of a pool with enough labels. Empty when no
+    label is usable. Raises UserError when the file is missing or not of the annotate job.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"labels: no {path}; make it with: {hints.LABELS} (--config.labels= leaves it out)")
+    rows = read_labels(path).rows
+    used = [row for row in rows if row["status"] in (OK, NOISE) and row["preference"] is not None]
+    others = Counter(row["status"] for row in rows) - Counter(row["status"] for row in used)
+    line = f"labels: {len(used)} of {len(rows)} usable; left out: {_counts(others)}"
+    if not used:
+        return [], line
+    pairs = _pairs(
+        [(row["instruction"], row["input"], row["output_1"], row["output_2"]) for row in used], seed
+    )
+    clear = np.abs(pairs.gaps) >= margin
+    switched = np.array([row["order"] == "21" for row in used])
+    results = []
+    for name, labels, where, asked in _label_columns(used, pairs):
+        at = np.flatnonzero(where)
+        if len(at):
+            ones, twos = [pairs.outputs_1[i] for i in at], [pairs.outputs_2[i] for i in at]
+            shown = switched[at] if asked else None
+            agreed = agreement(labels[at], pairs.human_1[at], clear=clear[at])
+            results.append(JudgeResult(name, agreed, biases(labels[at], ones, twos, switched=shown)))
+    return results, line
+
+
+def _label_columns(
+    rows: Sequence[Mapping], pairs: Pairs
+) -> Iterator[tuple[str, np.ndarray, np.ndarray, bool]]:
+    """(name, labels [N], which rows [N], whether a judge saw an order) of all that is compared."""
+    labels = np.array([row["preference"] for row in rows], np.float64)
+    annotator = np.array([row["annotator"] or "" for row in rows])  # "" for noise, which nobody was asked for
+    every, judged = np.ones(len(rows), bool), np.array([row["status"] == OK for row in rows])
+    pool = rows[0]["pool"]
+    yield pool, labels, judged, True
+    if not judged.all():
+        yield f"{pool} with label noise", labels, every, False
+    yield "another human", pairs.human_2, every, False
+    yield "longer output wins", pairs.longer, every, False
+    names = sorted(set(annotator[judged]))
+    for name in names if len(names) > 1 else []:
+        if (mine := judged & (annotator == name)).sum() >= _FEWEST:
+            yield name, labels, mine, True
+
+
+def reward_model(path: str, *, margin: float, seed: int) -> tuple[RewardModel | None, str]:
+    """A reward model's order of the first two responses to each prompt, against the truth and the human.
+
+    path: scores.parquet of the score job. Also returns a line on which rows were used. None when no row has
+    two different scored responses. Raises UserError when the file is missing or lacks a column.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"scored: no {path}; make it with: {SCORES} (--config.scored= leaves it out)")
+    rows = read_table(path, made_by=SCORES)
+    missing = [name for name in ("instruction", "responses", "scores") if name not in rows[0]]
+    if missing:
+        raise UserError(f"scored: {path} has no column {missing[0]!r}; write it with: {SCORES}")
+    left_out: Counter = Counter()
+    used = []
+    for row in rows:
+        reason = _unusable(row)
+        left_out.update([reason] if reason else [])
+        used += [] if reason else [row]
+    line = f"scored: {len(used)} pairs of {len(rows)} prompts; left out: {_counts(left_out)}"
+    if not used:
+        return None, line
+    pairs = _pairs(
+        [(row["instruction"], row.get("input") or "", *row["responses"][:2]) for row in used], seed
+    )
+    one, two = (np.array([row["scores"][k] for row in used], np.float64) for k in (0, 1))
+    labels, clear = labels_from_scores(one, two), np.abs(pairs.gaps) >= margin
+    truth = labels_from_scores(np.zeros(len(used)), pairs.gaps)
+    found = RewardModel(
+        margin=margin,
+        clear=_rate(labels[clear], truth[clear]),
+        clear_longer=_rate(pairs.longer[clear], truth[clear]),
+        human=calibration(one, two, pairs.human_1),
+        human_longer=_rate(pairs.longer, pairs.human_1),
+        result=JudgeResult(
+            "reward model, on its own pairs",
+            agreement(labels, pairs.human_1, clear=clear),
+            biases(labels, pairs.outputs_1, pairs.outputs_2),
+        ),
+        left_out=dict(left_out),
+    )
+    return found, line
+
+
+def _pairs(quads: Sequence[tuple[str, str, str, str]], seed: int) -> Pairs:
+    """Pairs from (instruction, input, output_1, output_2)."""
+    chosen = [np.array([human.prefer(*q, seed=seed, human=who) for q in quads], np.float64) for who in HUMANS]
+    gaps = np.array([utility(*q[:2], q[3]) - utility(*q[:3]) for q in quads])
+    return Pairs([q[2] for q in quads], [q[3] for q in quads], *chosen, gaps)
+
+
+def _rate(labels: np.ndarray, truth: np.ndarray) -> Rate:
+    """Share of labels that agree with the truth; an undecided label is half right."""
+    n = len(labels)
+    if n == 0:
+        return Rate(math.nan, (math.nan, math.nan), 0)
+    share = float((1 - np.abs(labels - truth)).mean())
+    return Rate(100 * share, wilson_interval(share, n), n)
+
+
+def _unusable(row: Mapping) -> str:
+    """Why a row has no pair of scored responses; "" when it has one."""
+    responses, scores = row["responses"] or [], row["scores"] or []
+    if len(responses) < 2 or len(scores) < 2:
+        return "fewer than two responses"
+    if any(score is None or not math.isfinite(score) for score in scores[:2]):
+        return "no score"
+    return "identical responses" if responses[0] == responses[1] else ""
+
+
+def _counts(counter: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {why}" for why, n in Counter(counter).most_common()) or "none"
