@@ -8,6 +8,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettemp
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Workers of a parallel run get a processor each. XLA would start a thread per processor in every worker, and
+# threads that wait for each other inside one operation crawl when more of them run than there are processors.
+_worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if _worker and hasattr(os, "sched_setaffinity"):
+    _processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_processors[int(_worker.removeprefix("gw")) % len(_processors)]})
+
 from jaxtyping import install_import_hook
 
 CHECKED = ("objectives", "models", "sampling", "rollout", "training", "parallel", "data")

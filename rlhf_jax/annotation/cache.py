@@ -53,8 +53,9 @@ class AnswerCache:
 
     def _open(self) -> None:
         self._db.execute("PRAGMA busy_timeout = 60000")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        # One statement, so that no other process creates the tables between the two readings.
+        query = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_master)"
+        version, tables = self._db.execute(query).fetchone()
         if version not in (0, _VERSION) or (version == 0 and tables):
             raise UserError(
                 f"cache {self.path}: no answer cache of version {_VERSION} (user_version {version}); "
@@ -96,7 +97,7 @@ class AnswerCache:
         marks = ",".join("?" * (4 + len(values)))
         try:
             done = self._db.execute(
-                f"INSERT OR REPLACE INTO answers VALUES ({marks})", (key, provider, origin, model, *values)
+                f"INSERT OR IGNORE INTO answers VALUES ({marks})", (key, provider, origin, model, *values)
             )
         except sqlite3.OperationalError as error:
             raise UserError(f"cache {self.path}: {error}; free space or give another cache path") from None
