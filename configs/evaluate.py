@@ -2,7 +2,11 @@
 
     python -m rlhf_jax.main --config=configs/evaluate.py --workdir=runs/farm/evaluate
 
-Writes leaderboard.csv, leaderboard.md, report.html and annotations.parquet.
+Writes leaderboard.csv, .md and .txt, summary.json, report.html and annotations.parquet, and plots/*.png in
+the folder of every run. Needs no jax. Judging 3 x 805 outputs with the embedded judges takes under a minute;
+answers are kept. A real judge ranks outputs to any instructions:
+
+    python -m rlhf_jax.main --config=configs/evaluate.py:outputs --workdir=runs/rank --config.outputs=a=a.json
 """
 
 from ml_collections import ConfigDict
@@ -11,32 +15,45 @@ from rlhf_jax.settings import choose_variant
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm})
+    return choose_variant(variant, {"microfarm": microfarm, "outputs": outputs})
 
 
 def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "evaluate"
-    c.seed = 0
+    c.seed = 0  # Of the order in which outputs are shown, the choice of judge and the bootstrap.
 
-    # Comma-separated NAME=FILE: the outputs to rank, all on the same instructions.
+    # Comma-separated NAME=FILE: the outputs to rank. Instructions that some file lacks are left out.
     c.outputs = ",".join(f"{m}=runs/farm/outputs/{m}/outputs.parquet" for m in ("sft", "dpo", "ppo"))
     c.baseline = "runs/farm/data/eval.parquet"  # Outputs every method is compared with.
     c.baseline_name = "reference"
-    c.reference_method = "sft"  # The method that utilities are compared with.
+    c.max_instructions = 0  # The first so many of the baseline's; 0 takes all.
 
-    c.judges = "configs/judges/micro_pool.yaml"
-    c.max_concurrency = 32
-    c.max_instructions = 0  # The first so many; 0 takes all.
+    c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool; no label is flipped here.
+    c.max_concurrency = 32  # Requests under way at a time.
     c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
     c.min_coverage = 0.8  # A win rate over a smaller share of the rows is refused.
 
-    # The embedded world's known utility: true win rates, and how often judges and reward models agree with it.
-    c.utility = True  # Only for outputs of the embedded world.
+    # The embedded world's known utility: true win rates, and whether judges and reward models see it.
+    c.utility = True  # Only for outputs of the embedded world; without it the next four are not read.
+    c.reference_method = "sft"  # The method that utilities are compared with.
     c.labels = "runs/farm/labels/labels.parquet"  # For judge-human agreement; "" leaves it out.
     c.scored = "runs/farm/scores/scores.parquet"  # For reward-model agreement; "" leaves it out.
     c.clear_margin = 0.15  # A pair is clear when its utilities differ by at least this.
 
-    c.runs = ",".join(f"{m}=runs/farm/{m}" for m in ("sft", "reward_model", "dpo", "ppo"))  # Curves to draw.
+    # Comma-separated NAME=FOLDER: runs whose curves are drawn.
+    c.runs = ",".join(f"{m}=runs/farm/{m}" for m in ("sft", "reward_model", "dpo", "ppo"))
     c.title = "microfarm"
+    return c
+
+
+def outputs() -> ConfigDict:
+    c = microfarm()
+    c.outputs = "mine=outputs.parquet"
+    c.baseline = "baseline.parquet"
+    c.baseline_name = "baseline"
+    c.judges = "configs/judges/gpt4_ranking.yaml"
+    c.utility = False
+    c.runs = ""
+    c.title = "outputs"
     return c

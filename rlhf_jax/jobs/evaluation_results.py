@@ -179,12 +179,12 @@ def as_json(content: object) -> str:
 
 
 def _spread(found: Results) -> np.ndarray:
-    """By how much the methods (without the baseline) differ on each instruction [N]; NaN counts as 0."""
+    """By how much the methods differ on each instruction [N]; a lone one, from the baseline. NaN is 0."""
     known = found.utilities or found.preferences
-    values = np.array([known[name] for name in found.outputs.rivals if name in known])
-    if not len(values):
-        return np.zeros(len(found.outputs.prompts))
-    return np.nan_to_num(values.max(0) - values.min(0))
+    values = [known[name] for name in found.outputs.rivals]
+    if len(values) == 1:
+        values.append(known.get(found.outputs.baseline, np.full(len(values[0]), 1.5)))
+    return np.nan_to_num(np.ptp(np.array(values), axis=0))
 
 
 def _varied(order: Sequence[int], count: int, kinds: Sequence[object]) -> list[int]:
