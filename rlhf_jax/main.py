@@ -13,6 +13,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import UserError
 from rlhf_jax.settings import check_overrides, explain
 
@@ -57,4 +58,5 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages("rlhf_jax.main")
     app.run(main, flags_parser=parse_flags)

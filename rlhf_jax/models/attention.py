@@ -6,6 +6,11 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.models.causal import causal_attention
+
+_MIN_BLOCK = 128
+_MAX_BLOCKS = 4  # blocks are unrolled: more of them save less and compile longer
+
 
 def attend(
     q_BTHK: Float[Array, "B T H K"],
@@ -20,11 +25,12 @@ def attend(
         batches, whose pads come after every real token.
     """
     B, T, H, K = q_BTHK.shape
-    S, G = k_BSGK.shape[1], k_BSGK.shape[2]
+    G = k_BSGK.shape[2]
+    if mask_BTS is None:
+        return causal_attention(q_BTHK, k_BSGK, v_BSGK, block=max(_MIN_BLOCK, -(-T // _MAX_BLOCKS)))
     q_BTGRK = (q_BTHK * (K**-0.5)).reshape(B, T, G, H // G, K)
     scores_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
-    allowed = jnp.tril(jnp.ones((T, S), bool)) if mask_BTS is None else mask_BTS[:, None, None]
-    scores_BGRTS = jnp.where(allowed, scores_BGRTS, jnp.finfo(jnp.float32).min)
+    scores_BGRTS = jnp.where(mask_BTS[:, None, None], scores_BGRTS, jnp.finfo(jnp.float32).min)
     weights_BGRTS = nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
     return jnp.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).reshape(B, T, H, K)
 

@@ -1,6 +1,7 @@
 """The decoder against an independent NumPy one, and the equalities that padding and scanning must keep."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
+from rlhf_jax.models.causal import causal_attention
 from rlhf_jax.models.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=61, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, ff=48)
@@ -132,3 +134,20 @@ def test_tied_embeddings_have_no_head():
 def test_impossible_shapes_are_refused_by_name(field, value, said):
     with pytest.raises(UserError, match=said):
         dataclasses.replace(CONFIG, **{field: value})
+
+
+@pytest.mark.parametrize(("T", "H", "G", "block"), [(37, 4, 2, 16), (32, 4, 4, 32), (33, 6, 1, 32), (5, 2, 1, 128)])
+def test_blockwise_causal_attention_equals_the_square_one_with_its_gradients(T, H, G, block):
+    rng = np.random.default_rng(T)
+    q, k, v, w = (jnp.asarray(rng.normal(size=(3, T, heads, 8)), jnp.float32) for heads in (H, G, G, H))
+
+    def square(q, k, v):
+        k, v = (jnp.repeat(x, H // G, axis=2) for x in (k, v))
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / np.sqrt(8)
+        scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -jnp.inf)
+        return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(scores, -1), v)
+
+    blockwise = functools.partial(causal_attention, block=block)
+    np.testing.assert_allclose(blockwise(q, k, v), square(q, k, v), atol=2e-6)
+    ours, theirs = (jax.grad(lambda *a, f=f: jnp.sum(f(*a) * w), (0, 1, 2))(q, k, v) for f in (blockwise, square))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
