@@ -1,4 +1,4 @@
-"""Distance between policy and reference: estimators from samples, and the controllers of its price."""
+"""Distance between policy and reference: estimators from samples, and the controller of its price."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, ScalarLike
@@ -48,12 +48,6 @@ def sequence_kl(kl_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Mean
     """KL per response: summed over its tokens, averaged over rows that have any. TRL's `objective/kl`."""
     kl_B = jnp.sum(jnp.where(mask_BR, kl_BR.astype(jnp.float32), 0.0), axis=1)
     return masked_mean(kl_B, jnp.any(mask_BR, axis=1))
-
-
-def fixed_kl_coef(kl_coef: ScalarLike, sequence_kl: ScalarLike) -> Float32[Array, ""]:
-    """The coefficient, unchanged whatever the KL is."""
-    del sequence_kl
-    return jnp.asarray(kl_coef, jnp.float32)
 
 
 def adaptive_kl_coef(

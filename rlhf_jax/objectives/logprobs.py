@@ -11,11 +11,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int, ScalarLike
 
 
-def next_token_targets(tokens_BT: Int[Array, "B T"]) -> Int[Array, "B T"]:
-    """Targets of a causal model: `targets[:, t] = tokens[:, t + 1]`. The last column is 0: mask it."""
-    return jnp.concatenate([tokens_BT[:, 1:], jnp.zeros_like(tokens_BT[:, :1])], axis=1)
-
-
 def token_logprobs(
     hidden_BTD: Float[Array, "B T D"],
     head_DV: Float[Array, "D V"],
@@ -58,9 +53,9 @@ def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk) -> tuple[tuple
     def one(hidden_BCD, targets_BC) -> tuple[Array, ...]:
         logits_BCV = _logits(hidden_BCD, head_DV, temperature)
         peak_BC = jnp.max(logits_BCV, axis=-1)
-        # Two reductions, each with its own exp: one shared exp would be written out as a [B, C, V] buffer.
         logsum_BC = jnp.log(jnp.sum(jnp.exp(logits_BCV - peak_BC[..., None]), axis=-1))
-        logp_BCV = (logits_BCV - peak_BC[..., None]) - logsum_BC[..., None]
+        # No [B, C, V] term is shared with the line above: XLA would write it out instead of fusing it twice.
+        logp_BCV = logits_BCV - (peak_BC + logsum_BC)[..., None]
         entropy_BC = -jnp.sum(jnp.exp(logp_BCV) * logp_BCV, axis=-1)
         target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1, mode="fill")[..., 0]
         return (target_BC - peak_BC) - logsum_BC, entropy_BC, peak_BC, logsum_BC

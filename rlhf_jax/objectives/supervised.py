@@ -1,22 +1,8 @@
-"""Supervised fine-tuning: which positions are trained, and their negative log-likelihood."""
+"""Supervised fine-tuning: the negative log-likelihood of trained tokens."""
 
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.objectives.reduce import Mean, masked_mean
-
-
-def target_mask(
-    lengths_B: Int[Array, " B"], prompt_lengths_B: Int[Array, " B"], T: int
-) -> Bool[Array, "B T"]:
-    """True at position t iff its target, `tokens[t + 1]`, is a response token to train on.
-
-    Rows are right-padded: a prompt of `prompt_length` tokens, then the response up to `length`, EOS included.
-    So True is `prompt_length <= t + 1 < length`: the last prompt token predicts the first response token, the
-    last response token predicts nothing. Lengths decide, never token ids, because a pad may equal EOS.
-    """
-    target_T = jnp.arange(1, T + 1)[None, :]
-    return (prompt_lengths_B[:, None] <= target_T) & (target_T < lengths_B[:, None])
 
 
 def sft_loss(

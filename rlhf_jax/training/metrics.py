@@ -24,7 +24,7 @@ class Writer(Protocol):
 
     def start(self, step: int | None) -> None: ...
 
-    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+    def write(self, step: int, values: Mapping[str, float | int]) -> None: ...
 
     def flush(self) -> None: ...
 
@@ -49,7 +49,7 @@ class JsonlWriter:
         temporary.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
@@ -85,7 +85,7 @@ class TensorBoardWriter:
         purge = 0 if step is None else step + 1  # TensorBoard hides older events from this step on.
         self._events = self._module.SummaryWriter(self._directory, purge_step=purge)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -126,7 +126,7 @@ class WandbWriter:
             resume="allow",
         )
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
@@ -148,7 +148,7 @@ class MultiWriter:
         for writer in self._writers:
             writer.start(step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         for writer in self._writers:
             writer.write(step, values)
 
@@ -189,6 +189,6 @@ def _complete_lines(path: Path) -> list[str]:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # Not a row of ours: drop it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from rlhf_jax.errors import UserError
 
+Number = float | int
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
 
 # Leaves below a key of this name are stacked over layers: their first axis is the layer.
@@ -22,15 +24,15 @@ STACKED = "layers"
 def make_optimizer(
     *,
     name: str = "adamw",
-    learning_rate: float,
+    learning_rate: Number,
     schedule: str = "cosine",
     warmup_steps: int = 0,
     total_steps: int,
-    weight_decay: float = 0.0,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    max_grad_norm: float = 1.0,
+    weight_decay: Number = 0.0,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    max_grad_norm: Number = 1.0,
     updates_per_step: int = 1,
 ) -> optax.GradientTransformation:
     """Clip, Adam, decay, learning rate; in that order.
@@ -81,7 +83,7 @@ def partitioned(optimizers: Mapping[str, optax.GradientTransformation]) -> optax
 
 
 def learning_rate_at(
-    step: Int[Array, ""] | int, peak: float, *, schedule: str, warmup_steps: int, total_steps: int
+    step: Int[Array, ""] | int, peak: Number, *, schedule: str, warmup_steps: int, total_steps: int
 ) -> Float[Array, ""]:
     """The learning rate of iteration `step`, counted from 0.
 
@@ -157,12 +159,16 @@ def _adam_tf(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, updates)
         count = state.count + 1
-        t = count.astype(jnp.float32)
-        scale = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        scale = jnp.sqrt(_one_minus_power(b2, count)) / _one_minus_power(b1, count)
         updates = jax.tree.map(lambda m, v: scale * m / (jnp.sqrt(v) + eps), mu, nu)
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
+
+
+def _one_minus_power(b: float, count: Int[Array, ""]) -> Float[Array, ""]:
+    """1 - b^count, without the digits float32 loses when b is close to 1."""
+    return -jnp.expm1(count * math.log(b)) if b > 0 else jnp.float32(1)
 
 
 _FLAVOURS = {

@@ -6,7 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TextIO
+from io import TextIOBase
 
 from rlhf_jax.parallel import startup
 
@@ -22,7 +22,7 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, unit: str = "step", done: int = 0, stream: TextIO | None = None
+        self, total: int, *, unit: str = "step", done: int = 0, stream: TextIOBase | None = None
     ) -> None:
         self.total, self.done = total, done
         self._unit = unit
@@ -34,7 +34,7 @@ class Progress:
         self._line = self._last_shown = ""
         self._closed = False
 
-    def update(self, done: int, values: Mapping[str, float] | None = None) -> None:
+    def update(self, done: int, values: Mapping[str, float | int] | None = None) -> None:
         """`done` of `total` are done; `values` are shown behind the rate and the time left."""
         now = time.monotonic()
         self.done = done
@@ -69,7 +69,7 @@ class Progress:
         self._stream.flush()
         self._shown_at, self._last_shown = now, self._line
 
-    def _render(self, values: Mapping[str, float]) -> str:
+    def _render(self, values: Mapping[str, float | int]) -> str:
         (start, first), (now, last) = self._ticks[0], self._ticks[-1]
         rate = (last - first) / max(now - start, 1e-9)
         parts = [f"{self._unit} {self.done}/{self.total}", f"{_short(rate)}/s"]

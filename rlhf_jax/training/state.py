@@ -41,8 +41,8 @@ def create(
 ) -> TrainState:
     """The state before the first step.
 
-    params: already where they belong. They are part of the state from here on, and the first train step
-        donates them: copy what must live longer, a reference model for example.
+    params: already where they belong. They are the state's from here on, and the first train step donates
+        them: copy what must live longer, a reference model for example.
     optimizer: its moments are float32 whatever the params are, and live where their parameters live.
     extra: numbers or arrays; copied to every device.
     """

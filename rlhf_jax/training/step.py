@@ -22,10 +22,10 @@ LossFn = Callable[[PyTree, PyTree], dict[str, Mean]]
 
 
 class TrainStep:
-    """A compiled train step. `state, metrics = step(state, batch)`; the state passed in is donated.
+    """A compiled train step: `state, metrics = step(state, batch)`. It donates params and opt_state.
 
     Compiled at the first call, when the shardings of the state are known: the new state must have the very
-    same ones, or the second call would compile again.
+    same ones, or the second call would compile again. `key` and `extra` are passed by and not donated.
     """
 
     def __init__(self, function: Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]) -> None:
@@ -33,11 +33,14 @@ class TrainStep:
         self._jitted: Any = None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        return self._compiled_for(state)(state, batch)
+        moving = _without_bystanders(state)
+        new, metrics = self._compiled_for(moving)(moving, batch)
+        return new.replace(key=state.key, extra=state.extra), metrics
 
     def lower(self, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
         """For `.compile().memory_analysis()`, `.cost_analysis()` and the HLO text."""
-        return self._compiled_for(state).lower(state, batch)
+        moving = _without_bystanders(state)
+        return self._compiled_for(moving).lower(moving, batch)
 
     def cache_size(self) -> int:
         """Programs compiled so far: 1 after the first call, and it should stay 1."""
@@ -80,6 +83,10 @@ def check_microbatches(
             f"{field}: {microbatches} does not divide the {batch_size / ways:g} rows per device "
             f"(batch of {batch_size} on {ways}); use one of {', '.join(map(str, fits))}"
         )
+
+
+def _without_bystanders(state: TrainState) -> TrainState:
+    return state.replace(key=None, extra=None)
 
 
 def _train_step(

@@ -117,12 +117,13 @@ def _check_shared(workdir: Path) -> None:
     """All processes write checkpoints into one folder; a folder per machine would hold useless pieces."""
     if startup.process_count() == 1:
         return
-    marker = f".process_{startup.process_index()}"
-    (workdir / marker).touch()
+    marker = workdir / f".process_{startup.process_index()}"
+    if workdir.is_dir():
+        marker.touch()
     startup.barrier("workdir markers written")
     seen = len(list(workdir.glob(".process_*")))
     startup.barrier("workdir markers counted")
-    (workdir / marker).unlink()
+    marker.unlink(missing_ok=True)
     if seen != startup.process_count():
         raise UserError(
             f"workdir: {workdir} is not one folder for all {startup.process_count()} processes; "

@@ -10,6 +10,7 @@ from rlhf_jax.objectives import kl
 from rlhf_jax.objectives.reduce import value
 
 TOKEN_KL = jax.jit(kl.token_kl, static_argnames="estimator")
+SEQUENCE_KL = jax.jit(kl.sequence_kl)
 
 
 def categorical(seed, V=7):
@@ -26,9 +27,9 @@ def test_estimators_follow_their_formulas_and_are_zero_at_pads(estimator):
     d = policy - reference
     want = {"k1": d, "k2": d**2 / 2, "k3": np.exp(-d) - 1 + d}[estimator]
     policy[~mask], reference[~mask] = np.nan, np.inf
-    got = TOKEN_KL(
-        *(jnp.asarray(x, jnp.float32) for x in (policy, reference)), jnp.asarray(mask), estimator=estimator
-    )
+    policy, reference = (jnp.asarray(x, jnp.float32) for x in (policy, reference))
+    # Not jitted: XLA rewrites some products with a mask into selections, which would hide a NaN * 0.
+    got = kl.token_kl(policy, reference, jnp.asarray(mask), estimator=estimator)
     np.testing.assert_allclose(got, np.where(mask, want, 0.0), rtol=2e-5, atol=1e-6)
     assert got.dtype == jnp.float32
 
@@ -82,9 +83,9 @@ def test_unknown_estimator_lists_the_known_ones():
 
 def test_sequence_kl_sums_tokens_and_averages_rows_that_have_any():
     per_token = jnp.array([[1.0, 2.0, np.nan], [0.5, np.nan, np.nan], [np.nan, np.nan, np.nan]])
-    mean = kl.sequence_kl(per_token, jnp.asarray(prefix_mask([2, 1, 0], 3)))
+    mean = SEQUENCE_KL(per_token, jnp.asarray(prefix_mask([2, 1, 0], 3)))
     assert number(mean) == (3.0 + 0.5) / 2 and float(mean.weight) == 2.0
-    assert float(value(kl.sequence_kl(per_token, jnp.zeros((3, 3), bool)))) == 0.0
+    assert float(value(SEQUENCE_KL(per_token, jnp.zeros((3, 3), bool)))) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,3 @@ def test_adaptive_controller_settles_on_its_target():
     for _ in range(400):
         coefficient = controller(coefficient, 2.0 / coefficient, target=6.0, k_beta=0.1)
     assert 2.0 / float(coefficient) == pytest.approx(6.0, rel=1e-3)
-
-
-@pytest.mark.parametrize("measured", [0.0, 1e9, np.nan])
-def test_fixed_controller_ignores_what_it_sees(measured):
-    got = kl.fixed_kl_coef(0.0067, measured)
-    assert float(got) == float(np.float32(0.0067)) and got.dtype == jnp.float32

@@ -26,7 +26,7 @@ def reference(params, batch):
             x = x + jnp.tanh(x @ w) * scale
         return (((x @ p["score"] - batch["y"]) ** 2) * batch["weight"]).sum() / batch["weight"].sum()
 
-    return jax.value_and_grad(mean)(params)
+    return jax.jit(jax.value_and_grad(mean))(params)
 
 
 def test_loss_and_gradient_are_those_of_one_mean_over_all_tokens():
@@ -60,7 +60,10 @@ def test_a_microbatch_takes_every_mth_row_and_whole_scalars():
         order = batch["row"].astype(jnp.float32)
         place = jnp.arange(order.shape[0], dtype=jnp.float32)
         assert batch["gain"].shape == ()
-        return {"loss": Mean((p["w"] * 0).sum(), jnp.float32(1)), "probe": Mean((order * place).sum(), batch["gain"])}
+        return {
+            "loss": Mean((p["w"] * 0).sum(), jnp.float32(1)),
+            "probe": Mean((order * place).sum(), batch["gain"]),
+        }
 
     tx = toy.optimizer()
     batch = {"row": np.arange(8), "gain": np.float32(2.0)}
@@ -149,5 +152,7 @@ def test_microbatches_that_do_not_divide():
         make_train_step(toy.loss_fn, toy.optimizer(), microbatches=0)
     mesh = jax.make_mesh((1, 1, 1), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     check_microbatches(12, 4, mesh)
-    with pytest.raises(UserError, match=r"train.microbatches: 5 .* 12 rows .*; use one of 1, 2, 3, 4, 6, 12$"):
+    with pytest.raises(
+        UserError, match=r"train.microbatches: 5 .* 12 rows .*; use one of 1, 2, 3, 4, 6, 12$"
+    ):
         check_microbatches(12, 5, mesh, field="train.microbatches")

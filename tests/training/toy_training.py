@@ -13,10 +13,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import rlhf_jax
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import masked_mean
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.arrays import host_rows, to_global
+from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training import loop, state, workdir
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
@@ -30,7 +34,10 @@ ROWS, LENGTH, WIDTH = 16, 5, 8
 def params(width=WIDTH):
     """Stacked matrices and vectors, as a decoder has them, and two leaves at the top."""
     rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32)
+
     return {
         "layers": {"w": draw(2, width, width), "scale": 1 + draw(2, width)},
         "embed": draw(WIDTH, width),
@@ -59,7 +66,7 @@ def batch(i, rows=ROWS):
 
 
 def optimizer(**changes):
-    settings = dict(learning_rate=0.02, total_steps=40, warmup_steps=3, weight_decay=0.1, max_grad_norm=1.0)
+    settings = {"learning_rate": 0.02, "total_steps": 40, "warmup_steps": 3, "weight_decay": 0.1}
     return make_optimizer(**(settings | changes))
 
 
@@ -75,32 +82,43 @@ def train(
     width=WIDTH,
     pause=0.0,
     poison=-1,
+    microbatches=1,
+    mesh="",
     hook=None,
 ):
     """One run, or the rest of one, in `folder`. Returns (final state, train step).
 
     pause: seconds per iteration. poison: the iteration with a NaN in its batch. hook(state, i): called first.
+    mesh: sizes of data, fsdp and tensor, as "2,4,1"; without, everything is on one device.
     """
     tx = optimizer(learning_rate=learning_rate)
-    train_step = make_train_step(loss_fn, tx)
+    train_step = make_train_step(loss_fn, tx, microbatches=microbatches)
     measure = make_evaluator(loss_fn)
-    first = state.create(params(width), tx, seed=1, extra={"kl_coef": 0.5})
+    put = on_mesh(mesh) if mesh else lambda rows: rows
+    here = place(params(width)) if mesh else params(width)
+    first = state.create(here, tx, seed=1, extra={"kl_coef": 0.5})
 
     def iterate(now, i):
         if hook is not None:
             hook(now, i)
         time.sleep(pause)
         data = batch(i)
-        noise = jax.random.normal(jax.random.fold_in(now.key, i), data["y"].shape)
-        data["y"] = data["y"] + 0.1 * noise
+        tokens = int(data["weight"].sum())
         if i == poison:
             data["x"][0, 0, 0] = np.nan
+        data = put(data)
+        noise = jax.random.normal(jax.random.fold_in(now.key, i), data["y"].shape)
+        data["y"] = data["y"] + 0.1 * noise
         new, metrics = train_step(now, data)
         new = new.replace(extra={"kl_coef": new.extra["kl_coef"] * 1.01})
-        return new, {**metrics, "kl_coef": new.extra["kl_coef"], "num_tokens": int(data["weight"].sum())}, data
+        return (
+            new,
+            {**metrics, "kl_coef": new.extra["kl_coef"], "num_tokens": tokens},
+            data,
+        )
 
     def evaluate(now, step):
-        return measure(now.params, [batch(1000), batch(1001)])
+        return measure(now.params, [put(batch(1000)), put(batch(1001))])
 
     config = {"steps": steps, "optimizer": {"learning_rate": learning_rate}, "width": width}
     folder = workdir.prepare(folder, config)
@@ -121,6 +139,25 @@ def train(
     return last, train_step
 
 
+def on_mesh(sizes):
+    """Makes the mesh; returns what puts this process's rows of a batch on it."""
+    mesh = make_mesh(*map(int, sizes.split(",")))
+    return lambda data: to_global({name: x[host_rows(ROWS, mesh)] for name, x in data.items()}, mesh)
+
+
+def place(tree):
+    """Parameters cut over "fsdp" along the last axis, but for the score head, which is whole everywhere."""
+    mesh = jax.sharding.get_mesh()
+
+    def put(path, x):
+        axes = [None] * x.ndim if path[0].key == "score" else [None] * (x.ndim - 1) + ["fsdp"]
+        host = np.asarray(x)
+        where = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree_util.tree_map_with_path(put, tree)
+
+
 def rows(folder):
     """The rows of metrics.jsonl without what depends on the clock."""
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -130,7 +167,10 @@ def rows(folder):
 
 def leaves(tree):
     """Every leaf as numpy, keys as their bits."""
-    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+    def plain(x):
+        return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
     return [np.asarray(plain(x)) for x in jax.tree.leaves(tree)]
 
 
@@ -152,6 +192,7 @@ def start(*arguments, script=__file__, devices=1, **environment):
 def main(folder, *settings):
     kinds = {name: type(value) for name, value in train.__kwdefaults__.items()}
     given = (setting.split("=") for setting in settings)
+    startup.start()
     try:
         train(folder, **{name: kinds[name](value) for name, value in given})
     except UserError as e:
