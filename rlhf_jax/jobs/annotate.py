@@ -15,12 +15,14 @@ from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
+from rlhf_jax.jobs.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.judging import JudgingLine, describe, judge_urls
 
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/labels.parquet; answers are kept in WORKDIR/answers.sqlite as they come."""
     folder = Path(workdir)
+    write_files(folder, {"config.json": as_json(config.to_dict())})
     pool = load_pool(config.judges)
     with judge_urls(pool) as urls:
         done = _annotate(config, pool, folder, urls)
@@ -44,8 +46,8 @@ def _annotate(config: ConfigDict, pool: PoolSpec, folder: Path, urls: dict[str, 
     if config.pairs:
         return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **options)
     if config.samples:
-        rows = [row | {"output": row["outputs"]} for row in read_table(config.samples, ["instruction", "input", "outputs"], made_by=hints.PAIRS)]
-        return annotate_samples(rows, pool, **options)
+        rows = read_table(config.samples, ["instruction", "input", "outputs"], made_by=hints.PAIRS)
+        return annotate_samples([row | {"output": row["outputs"]} for row in rows], pool, **options)
     if not config.outputs_1:
         raise UserError("outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with")
     one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))

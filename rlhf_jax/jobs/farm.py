@@ -40,7 +40,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     for number, stage in enumerate(plan(config, workdir), 1):
         upstream = _fingerprint(upstream, stage.config)
         where = root / stage.name
-        if folders.is_finished(where, upstream):
+        reused = folders.is_finished(where, upstream)
+        if reused:
             _say(f"[{number}] {stage.name}: finished before")
             continue
         _say(f"[{number}] {stage.name}: {stage.job}")
@@ -48,7 +49,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             importlib.import_module(f"rlhf_jax.jobs.{stage.job}").run(stage.config, str(where))
         startup.barrier(stage.name, timeout_s=24 * 3600)
         folders.finish(where, upstream)
-    _conclude(root, time.monotonic() - started)
+    _conclude(root, time.monotonic() - started, told=not reused)
 
 
 def plan(config: ConfigDict, workdir: str) -> Iterator[Stage]:
@@ -89,11 +90,13 @@ def _fingerprint(upstream: str, config: ConfigDict) -> str:
     return hashlib.sha256((upstream + config.to_json(sort_keys=True)).encode()).hexdigest()
 
 
-def _conclude(root: Path, seconds: float) -> None:
+def _conclude(root: Path, seconds: float, *, told: bool) -> None:
+    """Puts the report where the farm's user looks; `told`: the evaluation has just printed its table."""
     if startup.is_main():
         for name in ("report.html", "leaderboard.csv"):
             shutil.copyfile(root / "evaluate" / name, root / name)
-        print((root / "evaluate" / "leaderboard.txt").read_text())
+        if not told:
+            print(f"\n{(root / 'evaluate' / 'leaderboard.txt').read_text()}")
         print(f"report: {(root / 'report.html').resolve()}")
         _say(f"done in {seconds:.0f} s")
 
