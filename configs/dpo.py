@@ -24,7 +24,7 @@ def microfarm() -> ConfigDict:
     c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training prompts instead.
     c.data.eval_rows = 300
     c.data.template = "brief"
-    c.data.max_length = 72  # Pairs with a longer side are dropped and counted.
+    c.data.max_length = 68  # Pairs with a longer side are dropped and counted.
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
@@ -34,7 +34,7 @@ def microfarm() -> ConfigDict:
     c.beta = 0.1  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.
 
-    c.batch_size = 32  # Pairs per step.
+    c.batch_size = 64  # Pairs per step.
     c.microbatches = 1
     c.epochs = 2.0
 

@@ -28,9 +28,11 @@ def microfarm() -> ConfigDict:
     # One page per stage; paths below runs/farm are moved below this run's workdir.
     c.sft = sibling(__file__, "sft")
     c.pairs = sibling(__file__, "generate", "pairs")  # Two samples per preference prompt.
-    c.val_pairs = sibling(__file__, "generate", "pairs")  # The same on unseen prompts, to test the reward model.
+    c.val_pairs = sibling(
+        __file__, "generate", "pairs"
+    )  # The same on unseen prompts, to test the reward model.
     c.val_pairs.data.prompts = "runs/farm/data/val.parquet"
-    c.val_pairs.data.rows = 500
+    c.val_pairs.data.rows = 1000
     c.labels = sibling(__file__, "annotate")
     c.reward_model = sibling(__file__, "reward_model")
     c.scores = sibling(__file__, "score")

@@ -33,7 +33,7 @@ def microfarm() -> ConfigDict:
 
     c.samples = 1  # Responses per prompt.
     c.batch_size = 256  # Responses at a time, over all devices.
-    c.max_new_tokens = 32
+    c.max_new_tokens = 28
     c.temperature = 0.7  # 0 is greedy.
     c.top_p = 1.0
     c.top_k = 0
@@ -46,7 +46,7 @@ def microfarm() -> ConfigDict:
 def pairs() -> ConfigDict:
     c = microfarm()
     c.data.prompts = "runs/farm/data/preference.parquet"
-    c.data.rows = 4000
+    c.data.rows = 0
     c.samples = 2
     c.temperature = 1.0
     return c

@@ -34,17 +34,17 @@ def microfarm() -> ConfigDict:
     c.model.remat = "none"
 
     c.rollout = ConfigDict()
-    c.rollout.batch_size = 128  # Prompts per step, over all devices.
-    c.rollout.max_new_tokens = 32
+    c.rollout.batch_size = 64  # Prompts per step, over all devices.
+    c.rollout.max_new_tokens = 28
     c.rollout.temperature = 1.0  # Log-probs are taken at this temperature everywhere.
     c.rollout.dtype = "float32"  # Of the policy copy that samples.
 
-    c.steps = 60
+    c.steps = 100
     c.epochs = 2  # Passes over each rollout, each in a fresh order.
-    c.minibatch_size = 64  # Rows per optimizer update; divides rollout.batch_size.
+    c.minibatch_size = 32  # Rows per optimizer update; divides rollout.batch_size.
     c.microbatches = 1
 
-    c.kl_coef = 0.05  # Weight of the per-token KL in the reward.
+    c.kl_coef = 0.03  # Weight of the per-token KL in the reward.
     c.kl_estimator = "k1"  # k1, k2 or k3.
     c.adaptive_kl = False  # Steers kl_coef so that the KL of a sequence approaches target_kl.
     c.target_kl = 6.0
@@ -59,7 +59,7 @@ def microfarm() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"
-    c.optimizer.learning_rate = 1e-4
+    c.optimizer.learning_rate = 2e-4
     c.optimizer.schedule = "linear"
     c.optimizer.warmup_steps = 5
     c.optimizer.weight_decay = 0.0
@@ -74,8 +74,8 @@ def microfarm() -> ConfigDict:
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.distributed = "auto"
     c.log_every = 1
-    c.eval_every = 10
-    c.save_every = 20
+    c.eval_every = 20
+    c.save_every = 25
     c.tensorboard = False
     c.wandb_project = ""
     return c

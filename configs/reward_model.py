@@ -24,7 +24,7 @@ def microfarm() -> ConfigDict:
     c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training prompts instead.
     c.data.eval_rows = 300  # At most this many pairs.
     c.data.template = "brief"
-    c.data.max_length = 72  # Pairs with a longer side are dropped and counted.
+    c.data.max_length = 68  # Pairs with a longer side are dropped and counted.
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # The model whose trunk is trained further.
@@ -35,7 +35,7 @@ def microfarm() -> ConfigDict:
     c.center_on = "runs/farm/data/val.parquet"  # Instruction records; "" leaves scores as they are.
     c.center_rows = 256
 
-    c.batch_size = 32  # Pairs per step.
+    c.batch_size = 64  # Pairs per step.
     c.microbatches = 1
     c.epochs = 2.0
 

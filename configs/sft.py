@@ -26,14 +26,14 @@ def microfarm() -> ConfigDict:
     c.data.eval = "runs/farm/data/val.parquet"  # "" holds out eval_rows of the training rows instead.
     c.data.eval_rows = 256  # At most this many.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py.
-    c.data.max_length = 72  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
+    c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
 
     c.model = ConfigDict()
     c.model.init = ""  # A Hugging Face folder to start from; "" starts from scratch with the shape below.
     c.model.tokenizer = "runs/farm/data/tokenizer"  # Not read with init, which has its own.
     c.model.vocab_size = 4096  # Of the tokenizer that is trained when none is named.
     c.model.width = 128
-    c.model.layers = 4
+    c.model.layers = 3
     c.model.heads = 4
     c.model.kv_heads = 4
     c.model.ff = 344
@@ -41,9 +41,9 @@ def microfarm() -> ConfigDict:
     c.model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
     c.model.remat = "none"  # none, dots or full.
 
-    c.batch_size = 64  # Sequences per step, over all devices.
+    c.batch_size = 32  # Sequences per step, over all devices.
     c.microbatches = 1  # Gradient accumulation; divides the batch of each device.
-    c.epochs = 4.0
+    c.epochs = 5.0
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"

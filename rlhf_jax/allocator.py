@@ -21,4 +21,3 @@ def restart_with_huge_pages(module: str) -> None:
     environment = {**os.environ, "GLIBC_TUNABLES": _SETTING}
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], environment)
-

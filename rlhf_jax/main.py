@@ -19,8 +19,12 @@ from rlhf_jax.settings import check_overrides, explain
 
 JOBS = ("sft", "reward_model", "dpo", "ppo", "generate", "score", "annotate", "evaluate", "farm")
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The page of settings: configs/NAME.py or configs/NAME.py:VARIANT.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for all that the job writes; the same folder resumes the job.")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The page of settings: configs/NAME.py or configs/NAME.py:VARIANT."
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for all that the job writes; the same folder resumes the job."
+)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

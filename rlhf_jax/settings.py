@@ -33,7 +33,9 @@ def sibling(file: str, name: str, variant: str = "") -> ConfigDict:
 def choose_variant(variant: str, variants: Mapping[str, Callable[[], ConfigDict]]) -> ConfigDict:
     """Builds the named variant of a page; UserError naming those there are."""
     if variant not in variants:
-        raise UserError(f"--config: no variant {variant!r}{closest(variant, variants)}; variants: {', '.join(variants)}")
+        raise UserError(
+            f"--config: no variant {variant!r}{closest(variant, variants)}; variants: {', '.join(variants)}"
+        )
     return variants[variant]()
 
 
@@ -68,7 +70,9 @@ def check_overrides(argv: list[str]) -> None:
         if field in groups:
             raise UserError(f"--{flag}: a group of fields; set one of {', '.join(_below(field, known))}")
         if field not in known:
-            raise UserError(f"--{flag}: no such field in {page}{closest(field, known) or _same_leaf(field, known)}")
+            raise UserError(
+                f"--{flag}: no such field in {page}{closest(field, known) or _same_leaf(field, known)}"
+            )
 
 
 def _below(group: str, known: list[str]) -> list[str]:

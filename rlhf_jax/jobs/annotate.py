@@ -28,7 +28,10 @@ def run(config: ConfigDict, workdir: str) -> None:
         done = _annotate(config, pool, folder, urls)
     write_labels(folder / "labels.parquet", done.rows, config.to_dict())
     statuses = Counter(row["status"] for row in done.rows).most_common()
-    print(f"wrote {folder / 'labels.parquet'}: {len(done.rows)} rows; {describe(done.summary, statuses)}", flush=True)
+    print(
+        f"wrote {folder / 'labels.parquet'}: {len(done.rows)} rows; {describe(done.summary, statuses)}",
+        flush=True,
+    )
 
 
 def _annotate(config: ConfigDict, pool: PoolSpec, folder: Path, urls: dict[str, str]) -> Annotations:
@@ -42,7 +45,9 @@ def _annotate(config: ConfigDict, pool: PoolSpec, folder: Path, urls: dict[str, 
     }
     sources = [name for name in ("samples", "pairs", "outputs_2") if config[name]]
     if len(sources) != 1:
-        raise UserError(f"samples, pairs, outputs_2: {len(sources)} of them are set; set exactly one source of outputs")
+        raise UserError(
+            f"samples, pairs, outputs_2: {len(sources)} of them are set; set exactly one source of outputs"
+        )
     if config.pairs:
         return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **options)
     if config.samples:
@@ -52,4 +57,3 @@ def _annotate(config: ConfigDict, pool: PoolSpec, folder: Path, urls: dict[str, 
         raise UserError("outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with")
     one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))
     return annotate_head2head(one, two, pool, **options)
-

@@ -27,7 +27,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     checkpoint, params = setup.load_model(config.model.init, config.model, mesh)
     if checkpoint.is_scalar:
-        raise UserError(f"model.init: {config.model.init} is a reward model; DPO starts from a language model")
+        raise UserError(
+            f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
+        )
     model = checkpoint.config
     T, R = inputs.array_sizes(*split.train, *split.eval)
 
@@ -47,7 +49,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         workdir,
         mesh,
         params,
-        losses.dpo_loss(model, R, config.logprob_chunk, beta=config.beta, label_smoothing=config.label_smoothing),
+        losses.dpo_loss(
+            model, R, config.logprob_chunk, beta=config.beta, label_smoothing=config.label_smoothing
+        ),
         rows=len(split.train),
         make_batch=train,
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,

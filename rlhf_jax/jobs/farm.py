@@ -73,7 +73,9 @@ def _build_world(config: ConfigDict, root: Path) -> str:
     fingerprint = _fingerprint("world", ConfigDict({"seed": config.seed, **config.world.to_dict()}))
     if startup.is_main() and not folders.is_finished(root / "data", fingerprint):
         _say(f"[0] data: {config.world.scale:g} x AlpacaFarm's splits")
-        world.build(root / "data", seed=config.seed, scale=config.world.scale, vocab_size=config.world.vocab_size)
+        world.build(
+            root / "data", seed=config.seed, scale=config.world.scale, vocab_size=config.world.vocab_size
+        )
         folders.finish(root / "data", fingerprint)
     startup.barrier("data")
     return fingerprint
@@ -81,7 +83,9 @@ def _build_world(config: ConfigDict, root: Path) -> str:
 
 def _reroot(config: ConfigDict, workdir: str) -> ConfigDict:
     """Every path below the default root, moved below `workdir`."""
-    text = json.dumps(config.to_dict()).replace(DEFAULT_ROOT + "/", json.dumps(workdir.rstrip("/"))[1:-1] + "/")
+    text = json.dumps(config.to_dict()).replace(
+        DEFAULT_ROOT + "/", json.dumps(workdir.rstrip("/"))[1:-1] + "/"
+    )
     return ConfigDict(json.loads(text))
 
 

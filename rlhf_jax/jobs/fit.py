@@ -96,10 +96,15 @@ def fit(
     eval_first: bool = False,
 ) -> tuple[TrainState, TrainState]:
     """Runs the loop in a workdir; returns (last state, best state). Without best_metric both are the last."""
-    with Checkpoints(workdir, config={**config.to_dict(), "inputs": inputs}, best_metric=best_metric) as checkpoints:
+    with Checkpoints(
+        workdir, config={**config.to_dict(), "inputs": inputs}, best_metric=best_metric
+    ) as checkpoints:
         like = abstract(state)
         writer = make_writer(
-            workdir, tensorboard=config.tensorboard, wandb_project=config.wandb_project, config=config.to_dict()
+            workdir,
+            tensorboard=config.tensorboard,
+            wandb_project=config.wandb_project,
+            config=config.to_dict(),
         )
         try:
             state = loop.run(

@@ -30,23 +30,30 @@ def run(config: ConfigDict, workdir: str) -> None:
     rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM)
     rows = rows[: config.data.rows or None]
     tokenizer = load_tokenizer(config.model.path, made_by=hints.SFT)
-    prompts, dropped, kept = encode_prompts(rows, tokenizer, config.data.template, config.data.max_prompt_length)
+    prompts, dropped, kept = encode_prompts(
+        rows, tokenizer, config.data.template, config.data.max_prompt_length
+    )
     if startup.is_main() and skipped + dropped:
         print(f"prompts: {len(prompts)} kept; left out: {describe(skipped + dropped)}", flush=True)
     texts = _sample(config, mesh, prompts, tokenizer)
     if startup.is_main():
         write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], texts))
-        print(f"wrote {Path(workdir) / 'outputs.parquet'}: {len(prompts)} prompts x {config.samples}", flush=True)
+        print(
+            f"wrote {Path(workdir) / 'outputs.parquet'}: {len(prompts)} prompts x {config.samples}",
+            flush=True,
+        )
 
 
-def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[str]]:  # noqa: ANN001
+def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[str]]:
     """`samples` response texts per prompt, on every process."""
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
     checkpoint, params = setup.load_model(config.model.path, config.model, mesh)
     if checkpoint.is_scalar:
-        raise UserError(f"model.path: {config.model.path} is a reward model; give a language model to sample from")
+        raise UserError(
+            f"model.path: {config.model.path} is a reward model; give a language model to sample from"
+        )
     generator = DecodeGenerator(
         checkpoint.config,
         mesh,
@@ -72,7 +79,9 @@ def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list
     return texts
 
 
-def _batches(prompts: Prompts, config: ConfigDict, mesh: Mesh, pad_id: int) -> Iterator[tuple[np.ndarray, dict]]:
+def _batches(
+    prompts: Prompts, config: ConfigDict, mesh: Mesh, pad_id: int
+) -> Iterator[tuple[np.ndarray, dict]]:
     """(global response numbers of the batch, this process's arrays as global ones); response r answers r // samples."""
     P = bucket(int(prompts.lengths.max()))
     total = len(prompts) * config.samples

@@ -31,7 +31,9 @@ def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> S
     """Demonstrations as Sequences."""
     train, held = _two_files(read_instructions, data, seed, made_by)
     return Split(
-        _encoded(encode_sft, train, tokenizer, data, "train"), _encoded(encode_sft, held, tokenizer, data, "eval"), held
+        _encoded(encode_sft, train, tokenizer, data, "train"),
+        _encoded(encode_sft, held, tokenizer, data, "eval"),
+        held,
     )
 
 
@@ -39,7 +41,9 @@ def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Labelled pairs as Pairs; no prompt is on both sides of the split."""
     train, held = _two_files(read_pairs, data, seed, made_by)
     return Split(
-        _encoded(encode_pairs, train, tokenizer, data, "train"), _encoded(encode_pairs, held, tokenizer, data, "eval"), held
+        _encoded(encode_pairs, train, tokenizer, data, "train"),
+        _encoded(encode_pairs, held, tokenizer, data, "eval"),
+        held,
     )
 
 
@@ -65,7 +69,9 @@ def array_sizes(*sets: Sequences) -> tuple[int, int]:
     return bucket(longest, 8), max(int(response_lengths(s).max()) for s in sets)
 
 
-def pad_pairs(found: Pairs, index_B: np.ndarray, T: int, pad_id: int, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+def pad_pairs(
+    found: Pairs, index_B: np.ndarray, T: int, pad_id: int, rows: slice | np.ndarray
+) -> dict[str, np.ndarray]:
     """Both sides of the chosen pairs: {chosen,rejected}_{tokens,lengths,prompt_lengths}."""
     sides = {side: pad(getattr(found, side), index_B, T, pad_id, rows) for side in SIDES}
     return {f"{side}_{name}": x for side, arrays in sides.items() for name, x in arrays.items()}
@@ -84,7 +90,9 @@ def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], l
             break
         held.update(groups[k])
     if len(held) == len(rows):
-        raise UserError(f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval")
+        raise UserError(
+            f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval"
+        )
     return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
 
 
@@ -113,5 +121,3 @@ def _encoded(encode: Any, rows: list[dict], tokenizer: Any, data: ConfigDict, na
 def _say(text: str, skipped: Counter) -> None:
     if startup.is_main():
         print(f"{text}; {describe(skipped)}", flush=True)
-
-

@@ -65,7 +65,9 @@ def dpo_loss(config: ModelConfig, R: int, chunk: int, *, beta: float, label_smoo
     return loss_fn
 
 
-def pair_logprobs(config: ModelConfig, R: int, chunk: int) -> Callable[[decoder.Params, Batch], tuple[Array, Array]]:
+def pair_logprobs(
+    config: ModelConfig, R: int, chunk: int
+) -> Callable[[decoder.Params, Batch], tuple[Array, Array]]:
     """`(params, batch) -> (chosen_B, rejected_B)`: summed response log-probs, both sides in one forward pass."""
 
     def logprobs(params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
@@ -75,7 +77,9 @@ def pair_logprobs(config: ModelConfig, R: int, chunk: int) -> Callable[[decoder.
     return logprobs
 
 
-def ppo(config: ModelConfig, *, clip: float, value_clip: float, value_coef: float, temperature: float, chunk: int) -> LossFn:
+def ppo(
+    config: ModelConfig, *, clip: float, value_clip: float, value_coef: float, temperature: float, chunk: int
+) -> LossFn:
     """Clipped policy loss + value_coef * clipped value loss. Params: {policy, value}; batch: an Experience.
 
     Both terms are sums over the same response tokens, so they share one weight.
@@ -88,7 +92,9 @@ def ppo(config: ModelConfig, *, clip: float, value_clip: float, value_coef: floa
             config, params["policy"], *where, temperature=temperature, chunk=chunk
         )
         values_BR = response_values(config, params["value"], *where)
-        policy = policy_loss(logprobs_BR, batch.old_logprobs_BR, batch.advantages_BR, batch.mask_BR, clip=clip)
+        policy = policy_loss(
+            logprobs_BR, batch.old_logprobs_BR, batch.advantages_BR, batch.mask_BR, clip=clip
+        )
         value = value_loss(values_BR, batch.old_values_BR, batch.returns_BR, batch.mask_BR, clip=value_clip)
         pg, vf = policy.pop("loss"), value.pop("loss")
         return {
@@ -103,7 +109,9 @@ def ppo(config: ModelConfig, *, clip: float, value_clip: float, value_coef: floa
     return loss_fn
 
 
-def _score(config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int) -> tuple[Array, Array, Array]:
+def _score(
+    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
+) -> tuple[Array, Array, Array]:
     """(log-probs, entropies, mask) of the response tokens, each [B, R]."""
     logprobs_BR, entropy_BR = response_logprobs(
         config, params, batch["tokens"], batch["prompt_lengths"], R, chunk=chunk

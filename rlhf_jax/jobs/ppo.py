@@ -88,7 +88,10 @@ def run(config: ConfigDict, workdir: str) -> None:
         {
             "policy": fit.optimizer(config.optimizer, config.steps, updates_per_step=updates),
             "value": fit.optimizer(
-                config.optimizer, config.steps, updates_per_step=updates, learning_rate=config.value_learning_rate
+                config.optimizer,
+                config.steps,
+                updates_per_step=updates,
+                learning_rate=config.value_learning_rate,
             ),
         }
     )
@@ -121,7 +124,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     setup.export(workdir, world.model, best.params["policy"], tokenizer, config.model.policy)
 
 
-def make_iteration(world: World, step: TrainStep) -> Callable[[TrainState, int], tuple[TrainState, dict, Any]]:
+def make_iteration(
+    world: World, step: TrainStep
+) -> Callable[[TrainState, int], tuple[TrainState, dict, Any]]:
     """`iterate(state, i)`: rollout i, its scores, and `epochs` passes over it in minibatches."""
     c = world.config
     mine = host_rows(c.rollout.batch_size, world.mesh)
@@ -197,7 +202,11 @@ def make_evaluation(
             workdir,
             step,
             (
-                {**row, "output": decode(world.tokenizer, tokens_BR[b, : lengths_B[b]]), "score": float(scores_B[b])}
+                {
+                    **row,
+                    "output": decode(world.tokenizer, tokens_BR[b, : lengths_B[b]]),
+                    "score": float(scores_B[b]),
+                }
                 for b, row in enumerate(rows)
             ),
         )
@@ -231,7 +240,9 @@ def _stream(key: jax.Array, stream: int, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, stream), number)
 
 
-def _generator(config: ConfigDict, model: ModelConfig, mesh: Mesh, tokenizer: Any, temperature: float) -> DecodeGenerator:
+def _generator(
+    config: ConfigDict, model: ModelConfig, mesh: Mesh, tokenizer: Any, temperature: float
+) -> DecodeGenerator:
     return DecodeGenerator(
         model,
         mesh,
@@ -249,20 +260,26 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
     check_batch(config.minibatch_size, mesh, field="minibatch_size")
     check_microbatches(config.minibatch_size, config.microbatches, mesh)
     if rollout % config.minibatch_size:
-        raise UserError(f"minibatch_size: {config.minibatch_size} does not divide rollout.batch_size={rollout}")
+        raise UserError(
+            f"minibatch_size: {config.minibatch_size} does not divide rollout.batch_size={rollout}"
+        )
     if config.epochs < 1:
         raise UserError(f"epochs: {config.epochs}; use 1 or more passes over each rollout")
     if config.kl_estimator not in ESTIMATORS:
         raise UserError(f"kl_estimator: {config.kl_estimator!r}; use one of {', '.join(ESTIMATORS)}")
     if config.rollout.temperature <= 0:
-        raise UserError(f"rollout.temperature: {config.rollout.temperature}; PPO samples, so use a positive one")
+        raise UserError(
+            f"rollout.temperature: {config.rollout.temperature}; PPO samples, so use a positive one"
+        )
 
 
 def _check_models(config: ConfigDict, policy: Any, reward: Any) -> None:
     if policy.is_scalar:
         raise UserError(f"model.policy: {config.model.policy} is a reward model; give a language model")
     if not reward.is_scalar:
-        raise UserError(f"model.reward: {config.model.reward} is a language model; give what reward_model exported")
+        raise UserError(
+            f"model.reward: {config.model.reward} is a language model; give what reward_model exported"
+        )
     if policy.config.vocab_size != reward.config.vocab_size:
         raise UserError(
             f"model.reward: vocabulary of {reward.config.vocab_size}, but the policy's has "

@@ -52,7 +52,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     setup.export(workdir, model, state.params, tokenizer, config.model.init, reward_mean=mean)
 
 
-def _demonstration_mean(config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, tokenizer: Any) -> float:
+def _demonstration_mean(
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, tokenizer: Any
+) -> float:
     """The mean score of demonstrations: what an average human answer is worth (rule M8)."""
     rows, _ = read_instructions(config.center_on, made_by=hints.FARM)
     found, _ = encode_sft(rows[: config.center_rows], tokenizer, config.data.template, config.data.max_length)
@@ -73,4 +75,6 @@ def _longer_wins(rows: list[dict]) -> None:
     if rows and startup.is_main():
         gaps = np.array([len(row["chosen"]) - len(row["rejected"]) for row in rows])
         share = np.mean((gaps > 0) + 0.5 * (gaps == 0))
-        print(f"held-out pairs: the longer output is the chosen one in {share:.1%} of {len(rows)}", flush=True)
+        print(
+            f"held-out pairs: the longer output is the chosen one in {share:.1%} of {len(rows)}", flush=True
+        )

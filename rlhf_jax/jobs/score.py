@@ -37,12 +37,16 @@ def run(config: ConfigDict, workdir: str) -> None:
     scores = iter(_scores(config, mesh, found, tokenizer.pad_token_id).tolist())
     keep = ("instruction", "input", "prompt", "generator")
     records = [
-        {name: row[name] for name in keep if name in row} | {"responses": texts, "scores": [next(scores) for _ in texts]}
+        {name: row[name] for name in keep if name in row}
+        | {"responses": texts, "scores": [next(scores) for _ in texts]}
         for row, texts in zip(rows, responses, strict=True)
     ]
     if startup.is_main():
         write_parquet(Path(workdir) / "scores.parquet", records)
-        print(f"wrote {Path(workdir) / 'scores.parquet'}: {len(flat)} responses to {len(rows)} prompts", flush=True)
+        print(
+            f"wrote {Path(workdir) / 'scores.parquet'}: {len(flat)} responses to {len(rows)} prompts",
+            flush=True,
+        )
 
 
 def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, pad_id: int) -> np.ndarray:
@@ -51,7 +55,9 @@ def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, pad_id: int) -> np
     check_batch(B, mesh)
     checkpoint, params = setup.load_model(config.model.path, config.model, mesh)
     if not checkpoint.is_scalar:
-        raise UserError(f"model.path: {config.model.path} is a language model; give what reward_model exported")
+        raise UserError(
+            f"model.path: {config.model.path} is a language model; give what reward_model exported"
+        )
     score = jax.jit(
         lambda p, x: model_scores(checkpoint.config, p, x["tokens"], x["lengths"], checkpoint.reward_mean)
     )

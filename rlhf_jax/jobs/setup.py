@@ -42,7 +42,12 @@ def token_ids(tokenizer: Any) -> dict[str, int | None]:
 
 
 def export(
-    workdir: str, config: ModelConfig, params: Params, tokenizer: Any, tokenizer_from: str, reward_mean: float = 0.0
+    workdir: str,
+    config: ModelConfig,
+    params: Params,
+    tokenizer: Any,
+    tokenizer_from: str,
+    reward_mean: float = 0.0,
 ) -> None:
     """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model."""
     host = gather(params)

@@ -17,7 +17,11 @@ _LOWEST = -1e30  # not -inf: a difference of two would be NaN
 
 
 def causal_attention(
-    q_BTHK: Float[Array, "B T H K"], k_BTGK: Float[Array, "B T G K"], v_BTGK: Float[Array, "B T G K"], *, block: int
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGK: Float[Array, "B T G K"],
+    *,
+    block: int,
 ) -> Float[Array, "B T H K"]:
     """softmax(q k / sqrt(K)) v where each token sees itself and what came before; scores in float32.
 
@@ -65,7 +69,10 @@ def _backward(block: int, saved: tuple[Array, ...], dy_BGRTK: Array) -> tuple[Ar
     dks, dvs = [], []
     for start in range(0, T, block):
         end = min(start + block, T)
-        q, dy = _fold(q_BGRTK[:, :, :, start:]), _fold(dy_BGRTK[:, :, :, start:])  # only these queries see the keys
+        q, dy = (
+            _fold(q_BGRTK[:, :, :, start:]),
+            _fold(dy_BGRTK[:, :, :, start:]),
+        )  # only these queries see the keys
         logsum, delta = (x[:, :, :, start:].reshape(B, G, 1, -1) for x in (logsum_BGRT, delta_BGRT))
         seen = jnp.tile(jnp.arange(start, end)[:, None] <= jnp.arange(start, T), (1, R))
         scores = _dot(k_BGTK[:, :, start:end], q, 3, 3) * K**-0.5 - logsum

@@ -47,7 +47,9 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise UserError(f"model.kv_heads: {self.kv_heads} does not divide model.heads={self.heads}")
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim: {self.head_dim} is odd; rotary positions need an even head size")
+            raise UserError(
+                f"model.head_dim: {self.head_dim} is odd; rotary positions need an even head size"
+            )
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"model.remat: {self.remat!r}; use one of {', '.join(REMAT_POLICIES)}")
         if self.dtype not in ("float32", "bfloat16"):

@@ -31,7 +31,10 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], mask_BTS: Bool[Array, "B T S"] | None
+        self,
+        tokens_BT: Int[Array, "B T"],
+        positions_BT: Int[Array, "B T"],
+        mask_BTS: Bool[Array, "B T S"] | None,
     ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
         c = self.config
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))

@@ -51,10 +51,14 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
     """The model's shape and the raw `config.json`; UserError when the folder holds no Llama-shaped model."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder}: no config.json; a model folder is what a training job writes to its export/")
+        raise UserError(
+            f"{folder}: no config.json; a model folder is what a training job writes to its export/"
+        )
     raw = json.loads(path.read_text())
     if raw.get("model_type") != "llama":
-        raise UserError(f"{path}: model_type {raw.get('model_type')!r}; only Llama-shaped decoders can be loaded")
+        raise UserError(
+            f"{path}: model_type {raw.get('model_type')!r}; only Llama-shaped decoders can be loaded"
+        )
     rope = raw.get("rope_parameters") or {}
     config = ModelConfig(
         vocab_size=raw["vocab_size"],
@@ -123,7 +127,9 @@ def save(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     for file in sorted(Path(tokenizer_from).iterdir()):
-        if file.is_file() and ("token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja")):
+        if file.is_file() and (
+            "token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja")
+        ):
             shutil.copyfile(file, partial / file.name)
     save_file(_to_huggingface(config, params), partial / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(_llama_config(config, params, token_ids, reward_mean), indent=2, sort_keys=True)
@@ -195,13 +201,17 @@ def _unfold(x: np.ndarray, fold: str, config: ModelConfig) -> np.ndarray:
 
 def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
     index = folder / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [WEIGHTS]
+    names = (
+        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [WEIGHTS]
+    )
     tensors = {}
     for name in names:
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing; only safetensors weights can be read")
         try:
-            with safe_open(folder / name, framework="flax") as file:  # bfloat16 and float16 survive this reader
+            with safe_open(
+                folder / name, framework="flax"
+            ) as file:  # bfloat16 and float16 survive this reader
                 tensors |= {key: np.asarray(file.get_tensor(key), dtype=np.float32) for key in file.keys()}  # noqa: SIM118
         except SafetensorError as error:
             raise UserError(f"{folder / name}: not a readable safetensors file ({error})") from error
@@ -212,4 +222,3 @@ def _take(tensors: dict[str, np.ndarray], name: str, folder: str | Path) -> np.n
     if name not in tensors:
         raise UserError(f"{folder}: tensor {name} is missing from the weights")
     return tensors[name]
-

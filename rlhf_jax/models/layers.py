@@ -22,7 +22,9 @@ def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str
     return module.param(name, init, shape, jnp.float32).astype(module.config.dtype)
 
 
-def rope(x_BTHK: Float[Array, "B T H K"], positions_BT: Int[Array, "B T"], theta: float) -> Float[Array, "B T H K"]:
+def rope(
+    x_BTHK: Float[Array, "B T H K"], positions_BT: Int[Array, "B T"], theta: float
+) -> Float[Array, "B T H K"]:
     """Rotary position embedding, halves convention (Su et al. 2021; the layout of Hugging Face Llama)."""
     half = x_BTHK.shape[-1] // 2
     frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -16,7 +16,9 @@ from rlhf_jax.parallel.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
 Shardings = dict[str, NamedSharding]
 
 
-def param_shardings(config: ModelConfig, mesh: Mesh, *, scalar: bool = False, rules: Rules = TRAIN_RULES) -> Shardings:
+def param_shardings(
+    config: ModelConfig, mesh: Mesh, *, scalar: bool = False, rules: Rules = TRAIN_RULES
+) -> Shardings:
     """Where every parameter of a language model (or scalar model) lives; UserError when the mesh does not fit."""
     boxed = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0), scalar=scalar))
     return shardings(nn.get_partition_spec(boxed), mesh, rules, shapes=nn.unbox(boxed))

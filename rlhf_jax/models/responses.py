@@ -22,7 +22,7 @@ def join(
     pad_id: int,
 ) -> Int[Array, "B T"]:
     """Left-padded prompts and their responses as right-padded rows of P + R tokens. No token is re-encoded."""
-    B, P = prompts_BP.shape
+    P = prompts_BP.shape[1]
     R = responses_BR.shape[1]
     both_BT = jnp.concatenate([prompts_BP, responses_BR], axis=1)
     # Shifting a row left by its padding makes prompt and response contiguous from column 0.

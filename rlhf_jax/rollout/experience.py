@@ -71,8 +71,12 @@ def score_responses(
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
     R = sampled.tokens_BR.shape[1]
     options = {"temperature": settings.temperature, "chunk": settings.logprob_chunk}
-    logprobs_BR, entropy_BR = response_logprobs(config, models.policy, tokens_BT, prompt_lengths_B, R, **options)
-    ref_logprobs_BR, _ = response_logprobs(config, models.reference, tokens_BT, prompt_lengths_B, R, **options)
+    logprobs_BR, entropy_BR = response_logprobs(
+        config, models.policy, tokens_BT, prompt_lengths_B, R, **options
+    )
+    ref_logprobs_BR, _ = response_logprobs(
+        config, models.reference, tokens_BT, prompt_lengths_B, R, **options
+    )
     lengths_B = prompt_lengths_B + sampled.lengths_B
     raw_scores_B = model_scores(config, models.reward, tokens_BT, lengths_B, reward_mean)
     scores_B = score_with_missing_eos(raw_scores_B, sampled.ended_B, penalty=settings.missing_eos_penalty)

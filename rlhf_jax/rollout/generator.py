@@ -24,7 +24,11 @@ class Generator(Protocol):
         """Takes a copy of a policy to sample from."""
 
     def generate(
-        self, tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"], rows_B: Int[Array, " B"], key: Key[Array, ""]
+        self,
+        tokens_BP: Int[Array, "B P"],
+        lengths_B: Int[Array, " B"],
+        rows_B: Int[Array, " B"],
+        key: Key[Array, ""],
     ) -> Generation:
         """Samples one response per left-padded prompt."""
 
@@ -56,7 +60,11 @@ class DecodeGenerator:
         self._params = self._copy(params)
 
     def generate(
-        self, tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"], rows_B: Int[Array, " B"], key: Key[Array, ""]
+        self,
+        tokens_BP: Int[Array, "B P"],
+        lengths_B: Int[Array, " B"],
+        rows_B: Int[Array, " B"],
+        key: Key[Array, ""],
     ) -> Generation:
         if self._params is None:
             raise RuntimeError("generate() before load()")

@@ -90,7 +90,9 @@ def generate(
         column = P + loop.t
         mask_B1S = (real_BS & (columns_S <= column))[:, None]
         positions_B1 = (lengths_B + loop.t)[:, None]
-        hidden_B1D, cache = _decode(config, params, layers, token_B[:, None], positions_B1, mask_B1S, loop.cache, column)
+        hidden_B1D, cache = _decode(
+            config, params, layers, token_B[:, None], positions_B1, mask_B1S, loop.cache, column
+        )
         return _Loop(
             t=loop.t + 1,
             logits_BV=(hidden_B1D[:, 0] @ head_DV).astype(jnp.float32),

@@ -32,7 +32,9 @@ def numpy_hidden(config, params, tokens_T):
         half = config.head_dim // 2
         angle = np.arange(len(x_TK))[:, None] * config.rope_theta ** (-np.arange(half) / half)
         a, b = x_TK[:, :half], x_TK[:, half:]
-        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], 1)
+        return np.concatenate(
+            [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], 1
+        )
 
     x = p["embed"][tokens_T]
     T = len(tokens_T)
@@ -68,7 +70,9 @@ def test_pads_on_the_right_change_nothing_for_real_tokens():
     tokens_BT = jnp.asarray(np.random.default_rng(1).integers(0, CONFIG.vocab_size, (3, 9)), jnp.int32)
     padded_BT = jnp.pad(tokens_BT, ((0, 0), (0, 7)), constant_values=5)
     np.testing.assert_allclose(
-        decoder.hidden_states(CONFIG, params, padded_BT)[:, :9], decoder.hidden_states(CONFIG, params, tokens_BT), atol=1e-5
+        decoder.hidden_states(CONFIG, params, padded_BT)[:, :9],
+        decoder.hidden_states(CONFIG, params, tokens_BT),
+        atol=1e-5,
     )
 
 
@@ -81,7 +85,9 @@ def test_pads_on_the_left_change_nothing_for_real_tokens(left):
     positions_BT = jnp.broadcast_to(jnp.maximum(jnp.arange(T) - left, 0), (2, T))
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)) & (jnp.arange(T) >= left), (2, T, T))
     hidden_BTD = decoder.hidden_states(CONFIG, params, padded_BT, positions_BT, mask_BTT)
-    np.testing.assert_allclose(hidden_BTD[:, left:], decoder.hidden_states(CONFIG, params, tokens_BT), atol=1e-5)
+    np.testing.assert_allclose(
+        hidden_BTD[:, left:], decoder.hidden_states(CONFIG, params, tokens_BT), atol=1e-5
+    )
     assert bool(jnp.isfinite(hidden_BTD).all())
 
 
@@ -129,14 +135,17 @@ def test_tied_embeddings_have_no_head():
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"), [("kv_heads", 3, "kv_heads"), ("remat", "some", "none, dots, full"), ("dtype", "int8", "bfloat16")]
+    ("field", "value", "said"),
+    [("kv_heads", 3, "kv_heads"), ("remat", "some", "none, dots, full"), ("dtype", "int8", "bfloat16")],
 )
 def test_impossible_shapes_are_refused_by_name(field, value, said):
     with pytest.raises(UserError, match=said):
         dataclasses.replace(CONFIG, **{field: value})
 
 
-@pytest.mark.parametrize(("T", "H", "G", "block"), [(37, 4, 2, 16), (32, 4, 4, 32), (33, 6, 1, 32), (5, 2, 1, 128)])
+@pytest.mark.parametrize(
+    ("T", "H", "G", "block"), [(37, 4, 2, 16), (32, 4, 4, 32), (33, 6, 1, 32), (5, 2, 1, 128)]
+)
 def test_blockwise_causal_attention_equals_the_square_one_with_its_gradients(T, H, G, block):
     rng = np.random.default_rng(T)
     q, k, v, w = (jnp.asarray(rng.normal(size=(3, T, heads, 8)), jnp.float32) for heads in (H, G, G, H))
@@ -149,5 +158,7 @@ def test_blockwise_causal_attention_equals_the_square_one_with_its_gradients(T, 
 
     blockwise = functools.partial(causal_attention, block=block)
     np.testing.assert_allclose(blockwise(q, k, v), square(q, k, v), atol=2e-6)
-    ours, theirs = (jax.grad(lambda *a, f=f: jnp.sum(f(*a) * w), (0, 1, 2))(q, k, v) for f in (blockwise, square))
+    ours, theirs = (
+        jax.grad(lambda *a, f=f: jnp.sum(f(*a) * w), (0, 1, 2))(q, k, v) for f in (blockwise, square)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)

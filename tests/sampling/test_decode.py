@@ -48,7 +48,9 @@ def test_greedy_decoding_with_a_cache_equals_decoding_without_one():
 def test_sampler_logprobs_equal_teacher_forced_logprobs(temperature):
     out = sample(Sampling(temperature=temperature), eos=5)
     tokens_BT = join(TOKENS_BP, LENGTHS_B, out.tokens_BR, out.lengths_B, 0)
-    logprobs_BR, _ = response_logprobs(CONFIG, PARAMS, tokens_BT, LENGTHS_B, R, temperature=temperature, chunk=5)
+    logprobs_BR, _ = response_logprobs(
+        CONFIG, PARAMS, tokens_BT, LENGTHS_B, R, temperature=temperature, chunk=5
+    )
     np.testing.assert_allclose(
         np.where(out.mask_BR, logprobs_BR, 0.0), np.asarray(out.logprobs_BR), atol=2e-5
     )
@@ -56,7 +58,9 @@ def test_sampler_logprobs_equal_teacher_forced_logprobs(temperature):
 
 def test_what_stands_in_the_padding_does_not_matter():
     garbage_BP = jnp.where(jnp.arange(P) < (P - LENGTHS_B)[:, None], 9, TOKENS_BP)
-    np.testing.assert_array_equal(sample(Sampling()).tokens_BR, sample(Sampling(), tokens=garbage_BP).tokens_BR)
+    np.testing.assert_array_equal(
+        sample(Sampling()).tokens_BR, sample(Sampling(), tokens=garbage_BP).tokens_BR
+    )
 
 
 def test_a_sample_depends_on_its_row_number_not_on_the_batch():
@@ -98,13 +102,22 @@ def test_the_loop_stops_when_every_row_has_ended():
     tokens, lengths = TOKENS_BP[:1], LENGTHS_B[:1]
     greedy = sample(Sampling(temperature=0.0), tokens=tokens, lengths=lengths, rows=ROWS_B[:1])
     out = sample(
-        Sampling(temperature=0.0), tokens=tokens, lengths=lengths, rows=ROWS_B[:1], eos=int(greedy.tokens_BR[0, 2])
+        Sampling(temperature=0.0),
+        tokens=tokens,
+        lengths=lengths,
+        rows=ROWS_B[:1],
+        eos=int(greedy.tokens_BR[0, 2]),
     )
     assert out.steps == out.lengths_B[0] < R
 
 
 def test_one_program_serves_every_temperature_truncation_and_end_token():
     before = generate._cache_size()
-    for sampling, eos in [(Sampling(0.0), 1), (Sampling(0.7), 2), (Sampling(1.0, 0.9, 0), 3), (Sampling(1.0, 1.0, 5), 4)]:
+    for sampling, eos in [
+        (Sampling(0.0), 1),
+        (Sampling(0.7), 2),
+        (Sampling(1.0, 0.9, 0), 3),
+        (Sampling(1.0, 1.0, 5), 4),
+    ]:
         sample(sampling, eos=eos, R=7)
     assert generate._cache_size() == before + 1
