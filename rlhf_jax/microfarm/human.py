@@ -4,7 +4,8 @@
 
 Two humans are two independent draws, so they agree with probability p^2 + (1 - p)^2. NOISE_SCALE is set so
 that this is 66 % on average over pairs of independent answers to one instruction, the rate of agreement
-between two crowd workers in AlpacaFarm (Dubois et al. 2023, section 4.2).
+between two crowd workers in AlpacaFarm (Dubois et al. 2023, section 4.2). Measured with `agreement`:
+65 % on pairs of demonstrations, 66 % on samples (temperature 1) of a small model fine-tuned on them.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 
 from rlhf_jax.microfarm.utility import utility
 
-NOISE_SCALE = 0.153
+NOISE_SCALE = 0.165
 
 
 def prefer(

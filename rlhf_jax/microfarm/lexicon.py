@@ -4,12 +4,11 @@ Every list is a tuple, so iteration order, and with it every draw, is the same o
 """
 
 CATEGORIES: dict[str, tuple[str, ...]] = {
-    "fruit": ("apple", "pear", "plum", "grape", "lemon", "cherry"),
-    "animal": ("cat", "dog", "horse", "goat", "pig", "bear"),
-    "tool": ("hammer", "drill", "axe", "rake", "shovel", "wrench"),
-    "garment": ("hat", "coat", "shirt", "sock", "scarf", "belt"),
-    "vehicle": ("car", "bus", "train", "boat", "van", "ship"),
-    "color": ("red", "blue", "green", "yellow", "black", "white"),
+    "fruit": ("apple", "pear", "plum", "grape", "lemon"),
+    "animal": ("cat", "dog", "horse", "goat", "bear"),
+    "tool": ("hammer", "drill", "axe", "rake", "saw"),
+    "garment": ("hat", "coat", "shirt", "sock", "belt"),
+    "color": ("red", "blue", "green", "black", "white"),
 }
 PLURALS: dict[str, str] = {name: name + "s" for name in CATEGORIES}
 SINGULAR_OF: dict[str, str] = {plural: name for name, plural in PLURALS.items()}
@@ -21,30 +20,30 @@ THINGS: tuple[str, ...] = tuple(item for item in ITEMS if item not in _MASS)
 CATEGORY_OF: dict[str, str] = {item: name for name, items in CATEGORIES.items() for item in items}
 
 _OPPOSITE_PAIRS = (
-    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("happy", "sad"),
-    ("old", "new"), ("hard", "soft"), ("rich", "poor"), ("wet", "dry"),
+    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("happy", "sad"), ("old", "new"), ("wet", "dry"),
 )  # fmt: skip
 OPPOSITE: dict[str, str] = {a: b for pair in _OPPOSITE_PAIRS for a, b in (pair, pair[::-1])}
 ADJECTIVES: tuple[str, ...] = tuple(OPPOSITE)
 
-# Tiers of clearly different size; two things of one tier are never compared.
+# Things of clearly different size; two things of one tier are never compared.
 SIZE_TIERS: tuple[tuple[str, ...], ...] = (
-    ("plum", "grape", "cherry"),
-    ("cat", "hat", "hammer"),
-    ("horse", "bear", "boat"),
+    ("plum", "grape", "lemon", "sock", "apple", "pear"),
+    ("horse", "bear", "goat", "dog"),
 )
 SIZE_OF: dict[str, int] = {thing: tier for tier, things in enumerate(SIZE_TIERS) for thing in things}
 
-NAMES: tuple[str, ...] = ("Anna", "Tom", "Ben", "Lucy", "Max", "Nina", "Sam", "Rosa")
+# Property -> the category that has it.
+PROPERTIES: dict[str, str] = {"food": "fruit", "alive": "animal"}
+
+NAMES: tuple[str, ...] = ("Anna", "Tom", "Ben", "Lucy", "Max", "Nina")
 PLACES: tuple[str, ...] = ("Paris", "London", "Rome", "Oslo")
-EVENTS: tuple[str, ...] = ("party", "lunch", "trip", "game", "class", "show")
+EVENTS: tuple[str, ...] = ("party", "lunch", "trip", "game", "class", "fair", "walk", "meal", "match")
 GIFTS: tuple[str, ...] = CATEGORIES["garment"] + CATEGORIES["tool"]
 GOODS: tuple[str, ...] = ("apples", "hats", "cars", "socks")
-REQUESTS: tuple[str, ...] = ("give", "bring", "show", "send", "sell")
-LIKES: tuple[str, ...] = ("likes", "sees", "wants", "needs")
-ORDINALS: tuple[str, ...] = ("first", "second", "last")
+REQUESTS: tuple[str, ...] = ("give", "bring", "show", "send")
+LIKES: tuple[str, ...] = ("likes", "sees", "wants")
 LETTERS: tuple[str, ...] = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-NUMBERS: tuple[str, ...] = tuple(str(n) for n in range(13))
+NUMBERS: tuple[str, ...] = tuple(str(n) for n in range(11))
 NUMBER_WORDS: dict[str, str] = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
 
 
@@ -55,4 +54,4 @@ def with_article(noun: str) -> str:
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
-BARE: dict[str, str] = {with_article(noun): noun for noun in (*ITEMS, *CATEGORIES)}
+BARE: dict[str, str] = {with_article(noun): noun for noun in ITEMS}

@@ -11,14 +11,14 @@ from functools import lru_cache
 # Phrase -> warmth, how much tone it earns. Of several openers (closers) only the warmest counts.
 OPENERS: dict[str, float] = {
     "Sure!": 0.25,
-    "Of course!": 0.30,
-    "Good question!": 0.30,
-    "With pleasure!": 0.35,
-    "Glad to help!": 0.45,
+    "Of course!": 0.28,
+    "Good question!": 0.28,
+    "With pleasure!": 0.31,
+    "Glad to help!": 0.35,
 }
 CLOSERS: dict[str, float] = {
-    "Hope this helps!": 0.30,
-    "Have a nice day!": 0.20,
+    "Hope this helps!": 0.15,
+    "Have a nice day!": 0.10,
 }
 RUDE: tuple[str, ...] = (
     "Ugh, fine.",

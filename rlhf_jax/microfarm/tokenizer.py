@@ -22,8 +22,8 @@ def train(texts: Iterable[str], directory: str | os.PathLike[str], vocab_size: i
     """Train on `texts` and write tokenizer.json and tokenizer_config.json into `directory`, each atomically.
 
     Args:
-      vocab_size: tokens in all, the three special ones and the 256 bytes included; fewer come out when the
-        texts have too few different words.
+      vocab_size: tokens at most, the three special ones and the 256 bytes included; fewer come out when the
+        texts have too few different words (`len(tokenizer)` tells).
 
     Returns:
       The directory, ready for `AutoTokenizer.from_pretrained`.

@@ -1,11 +1,11 @@
 """The known human utility of the embedded world: how good a response truly is, in [0, 1].
 
-    utility = 0.28 correctness + 0.14 completeness + 0.20 format + 0.22 tone + 0.16 length
+    utility = 0.24 correctness + 0.12 completeness + 0.20 format + 0.27 tone + 0.17 length
 
   correctness   share of the answers a response claims that are right; a right claim repeated is one claim
   completeness  share of the answers asked for that are there
   format        list: items on marked lines; sentence: whole, with a capital and a full stop; no stray words
-  tone          courtesy once at each end, by its warmth and never above 1; each rude remark costs half
+  tone          0.5 when plain; courtesy counts once at each end, by its warmth; each rude remark costs 0.5
   length        1 at what is needed, 0.97, 0.92 and 0.58 at one, two and eight words more; fillers and
                 repetitions count twice; shortness costs in proportion
 
@@ -25,13 +25,13 @@ from rlhf_jax.microfarm.lexicon import NUMBER_WORDS, NUMBERS
 from rlhf_jax.microfarm.style import Manners, manners
 
 WEIGHTS: dict[str, float] = {
-    "correctness": 0.28,
-    "completeness": 0.14,
+    "correctness": 0.24,
+    "completeness": 0.12,
     "format": 0.20,
-    "tone": 0.22,
-    "length": 0.16,
+    "tone": 0.27,
+    "length": 0.17,
 }
-_PLAIN_TONE = 0.45
+_PLAIN_TONE = 0.5
 _RUDE_COST = 0.5
 _WORD = re.compile(r"[A-Za-z]+|\d+")
 _MARK = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+(?=\S)", re.MULTILINE)
@@ -103,7 +103,7 @@ def utility(instruction: str, input: str, response: str) -> float:
 
     `input` may be empty, also when it stands in `instruction` after an empty line. Never raises on text.
     """
-    return features(instruction, input, response).score()
+    return features(instruction, input or "", response).score()
 
 
 @lru_cache(maxsize=16384)

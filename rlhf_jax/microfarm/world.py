@@ -6,6 +6,7 @@ Columns: instruction, input, output (a demonstration of random quality), family 
 read it). Everything is a function of (seed, scale, vocab_size).
 """
 
+import itertools
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from rlhf_jax.microfarm.writer import demonstration, write
 SPLITS: dict[str, int] = {"sft": 10_000, "preference": 10_000, "unlabeled": 20_000, "val": 2_000, "eval": 805}
 _MIN_EVAL = 400  # below this a win rate says little
 _MIN_ROWS = 8
-_PATIENCE = 1_000  # draws in a row without a new instruction before the world counts as exhausted
+_PATIENCE = 100  # draws of a form in search of a new instruction
 # What prompts add around the text, so that the headings become few tokens.
 _PROMPT = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:{output}"
 
@@ -32,9 +33,9 @@ Row = dict[str, str]
 
 def split_sizes(scale: float = 1.0) -> dict[str, int]:
     """Rows of each split. `eval` keeps at least 400 rows, or as many as `sft` has where that is fewer."""
-    if not 0 < scale <= 4:
+    if not 0 < scale <= 2:
         raise UserError(
-            f"scale: {scale} is outside (0, 4]; 1 gives AlpacaFarm's 42,805 rows, 0.05 a small world"
+            f"scale: {scale} is outside (0, 2]; 1 gives AlpacaFarm's 42,805 rows, 0.05 a small world"
         )
     sizes = {name: max(_MIN_ROWS, round(rows * scale)) for name, rows in SPLITS.items()}
     sizes["eval"] = max(sizes["eval"], min(_MIN_EVAL, sizes["sft"]))
@@ -42,28 +43,26 @@ def split_sizes(scale: float = 1.0) -> dict[str, int]:
 
 
 def rows(seed: int) -> Iterator[Row]:
-    """Different instructions one after the other, each with a demonstration; ends when none is left."""
+    """Different instructions without end, each with a demonstration; families' shares hold for 90,000."""
     rng = random.Random(f"rlhf_jax microfarm {seed}")
     seen: set[tuple[str, str]] = set()
-    misses = 0
-    while misses < _PATIENCE:
+    while True:
+        # A form is drawn once per row and then insists, so repeats do not thin out small families.
         form = draw_form(rng)
-        instruction, text, task = form.write(rng)
-        if (instruction, text) in seen:
-            misses += 1
-            continue
-        misses = 0
-        seen.add((instruction, text))
-        output = demonstration(task, rng)
-        yield {"instruction": instruction, "input": text, "output": output, "family": task.family}
+        for _ in range(_PATIENCE):
+            instruction, text, task = form.write(rng)
+            if (instruction, text) not in seen:
+                seen.add((instruction, text))
+                output = demonstration(task, rng)
+                yield {"instruction": instruction, "input": text, "output": output, "family": task.family}
+                break
 
 
 def generate(*, seed: int, scale: float = 1.0) -> dict[str, list[Row]]:
     """The rows of every split. No (instruction, input) occurs twice."""
     sizes = split_sizes(scale)
-    stream = rows(seed)
-    drawn = [row for row, _ in zip(stream, range(sum(sizes.values())), strict=False)]
-    # The rarer families run out of new instructions first; shuffled, every split sees the same mixture.
+    drawn = list(itertools.islice(rows(seed), sum(sizes.values())))
+    # Small families run short of new instructions towards the end; after shuffling all splits are alike.
     random.Random(f"rlhf_jax microfarm order {seed}").shuffle(drawn)
     splits, start = {}, 0
     for name, size in sizes.items():

@@ -8,7 +8,7 @@ from rlhf_jax.microfarm.grammar import Task
 from rlhf_jax.microfarm.style import CLOSERS, FILLERS, OPENERS, RUDE, TAILS
 
 # Share of demonstrations with 0, 1, 2, 3 defects, and how often each defect is the one.
-_DEFECT_COUNTS: tuple[float, ...] = (0.38, 0.34, 0.21, 0.07)
+_DEFECT_COUNTS: tuple[float, ...] = (0.36, 0.35, 0.22, 0.07)
 DEFECTS: dict[str, float] = {
     "wrong": 0.17,  # a wrong item, a wrong answer, a wrong order
     "missing": 0.10,  # fewer answers than asked for
@@ -25,7 +25,7 @@ _MAX_PIECES = 25  # words, signs and line ends; keeps a demonstration within abo
 
 
 def demonstration(task: Task, rng: random.Random) -> str:
-    """An answer of random quality: 38 % are excellent, the others have one to three defects."""
+    """An answer of random quality: 36 % are excellent, the others have one to three defects."""
     count = rng.choices(range(len(_DEFECT_COUNTS)), _DEFECT_COUNTS)[0]
     while True:
         defects = {rng.choices(tuple(DEFECTS), tuple(DEFECTS.values()))[0] for _ in range(count)}

@@ -32,7 +32,7 @@ def test_loads_with_three_separate_special_tokens(built):
     for loaded in (auto, PreTrainedTokenizerFast.from_pretrained(directory)):
         assert (loaded.pad_token, loaded.bos_token, loaded.eos_token) == ("<pad>", "<bos>", "<eos>")
         assert (loaded.pad_token_id, loaded.bos_token_id, loaded.eos_token_id) == (0, 1, 2)
-        assert len(loaded) == 1024
+        assert 500 < len(loaded) <= 1024
         assert loaded("Sure! The hat is red.")["input_ids"] == auto.encode("Sure! The hat is red.")
         assert not {0, 1, 2} & set(loaded("Sure! The hat is red.")["input_ids"])
 
@@ -77,7 +77,7 @@ def test_nearly_every_word_is_one_token(built):
     rows, auto, _ = built
     words = [w for row in rows[:2000] for w in re.findall(r" ?[A-Za-z]+| ?\d+", _prompt(row) + row["output"])]
     single = {word: len(auto.encode(word)) == 1 for word in set(words)}
-    assert sum(single[word] for word in words) / len(words) > 0.95
+    assert sum(single[word] for word in words) / len(words) > 0.98
 
 
 def test_training_is_deterministic_and_minds_the_vocabulary_size(tmp_path):

@@ -86,15 +86,15 @@ def test_merged_input_is_the_same_instruction():
         (SUM, "The answer is four.", 1.0),
         (SUM, "8 minus 4 is 8.", 0.0),
         ("What is 3 plus 4?", "It is 7 or 8.", 0.5),
-        ("Which is bigger, an ant or a horse?", "A horse is bigger than an ant.", 1.0),
-        ("Which is bigger, an ant or a horse?", "An ant is bigger than a horse.", 0.0),
+        ("Which is bigger, a plum or a horse?", "A horse is bigger than a plum.", 1.0),
+        ("Which is bigger, a plum or a horse?", "A plum is bigger than a horse.", 0.0),
         ("What is the opposite of hot?", "The opposite of hot is cold.", 1.0),
         ("What is the opposite of hot?", "The opposite of hot is small.", 0.0),
         ("What is the first letter of the word apple?", "A", 1.0),
         ("What is the first letter of the word apple?", "It is a p.", 0.0),
-        ("Is a robin a bird?", "Yes, a robin is a bird.", 1.0),
-        ("Is a robin a bird?", "Yes, a robin is not a bird.", 0.5),
-        ("Is a robin a fish?", "Yes, a robin is a fish.", 0.0),
+        ("Is a cat alive?", "Yes, a cat is alive.", 1.0),
+        ("Is a cat alive?", "Yes, a cat is not alive.", 0.5),
+        ("Is a cat food?", "Yes, a cat is food.", 0.0),
         (LIST, "1. apple\n2. pear\n3. plum", 1.0),
         (LIST, "- apple\n- pear\n- apple", 2 / 3),
         (LIST, "- apple\n- pear\n- plum\n- grape", 0.75),
@@ -107,7 +107,7 @@ def test_what_counts_as_right(instruction, response, correctness):
 
 def test_completeness_is_the_share_of_what_was_asked_for():
     assert features(LIST, "", "- apple\n- pear").completeness == pytest.approx(2 / 3)
-    assert features("Is a robin a fish?", "", "No, a robin is a fish.").completeness == pytest.approx(0.5)
+    assert features("Is a cat food?", "", "No, a cat is food.").completeness == pytest.approx(0.5)
 
 
 def test_lists_are_wanted_where_asked_for_and_only_there():
@@ -159,7 +159,7 @@ def test_instructions_from_outside_get_generic_features():
     )
     assert utility("", "", "") == 0.0
     # Fits a template, but asks for the impossible.
-    assert families.parse("What is the third word in the list?", "Words: red, cat") is None
+    assert families.parse("Sort the numbers from small to large.", "Numbers: red, cat") is None
     assert families.parse("Where does Anna live?", "Tom has a red hat and lives in Rome.") is None
 
 

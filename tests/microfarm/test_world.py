@@ -62,8 +62,8 @@ def test_split_sizes_are_alpacafarms():
 
 
 def test_tens_of_thousands_of_instructions_a_third_with_input():
-    rows = list(itertools.islice(world.rows(0), 45_000))
-    assert len(_questions(rows)) == 45_000
+    rows = list(itertools.islice(world.rows(0), 43_000))
+    assert len(_questions(rows)) == 43_000
     assert 0.28 < sum(bool(row["input"]) for row in rows) / len(rows) < 0.40
 
 
@@ -127,6 +127,6 @@ def test_build_says_what_is_wrong(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the world"):
         world.build(tmp_path / "file", seed=0, scale=0.001)
-    for scale in (0, -1, 5, float("nan")):
+    for scale in (0, -1, 2.5, float("nan")):
         with pytest.raises(UserError, match="scale: "):
             world.build(tmp_path, seed=0, scale=scale)

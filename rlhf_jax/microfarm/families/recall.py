@@ -39,19 +39,21 @@ def _solve_list(slots: Mapping[str, str]) -> Task:
 
 
 def _draw_yes_no(rng: random.Random) -> Slots:
-    item = rng.choice(lx.ITEMS)
-    category = lx.CATEGORY_OF[item] if rng.random() < 0.5 else rng.choice(tuple(lx.CATEGORIES))
+    name = rng.choice(tuple(lx.PROPERTIES))
+    owners = lx.CATEGORIES[lx.PROPERTIES[name]]
+    others = tuple(thing for thing in lx.THINGS if thing not in owners)
     return {
-        "a_item": lx.with_article(item),
-        "a_category": lx.with_article(category),
+        "property": name,
+        "a_thing": lx.with_article(rng.choice(owners if rng.random() < 0.5 else others)),
         "name": rng.choice(lx.NAMES),
+        "event": rng.choice(lx.EVENTS),
     }
 
 
 def _solve_yes_no(slots: Mapping[str, str]) -> Task:
-    item, category = slots["a_item"], slots["a_category"]
-    yes = lx.CATEGORY_OF[lx.BARE[item]] == lx.BARE[category]
-    yes_wording, no_wording = (f"Yes, {item} is {category}.", "yes"), (f"No, {item} is not {category}.", "no")
+    thing, name = slots["a_thing"], slots["property"]
+    yes = lx.CATEGORY_OF[lx.BARE[thing]] == lx.PROPERTIES[name]
+    yes_wording, no_wording = (f"Yes, {thing} is {name}.", "yes"), (f"No, {thing} is not {name}.", "no")
     right, wrong = (yes_wording, no_wording) if yes else (no_wording, yes_wording)
     return Task(
         family="yes_no",
@@ -69,6 +71,7 @@ def _draw_opposites(rng: random.Random) -> Slots:
     words = rng.sample(lx.ADJECTIVES, 3)
     return {
         "adjective": words[0],
+        "event": rng.choice(lx.EVENTS),
         "adjective1": words[0],
         "adjective2": words[1],
         "list": ", ".join(words[: rng.choice((2, 3))]),
@@ -99,15 +102,14 @@ def _solve_opposite_list(slots: Mapping[str, str]) -> Task:
 def _draw_letter(rng: random.Random) -> Slots:
     return {
         "word": rng.choice(lx.ITEMS + lx.ADJECTIVES),
-        "end": rng.choice(("first", "last")),
         "name": rng.choice(lx.NAMES),
+        "event": rng.choice(lx.EVENTS),
     }
 
 
 def _solve_letter(slots: Mapping[str, str]) -> Task:
-    word, end = slots["word"], slots["end"]
-    answer = (word[0] if end == "first" else word[-1]).upper()
-    verb = "starts" if end == "first" else "ends"
+    word = slots["word"]
+    answer = word[0].upper()
     return Task(
         family="letter",
         shape="sentence",
@@ -115,7 +117,7 @@ def _solve_letter(slots: Mapping[str, str]) -> Task:
         universe=frozenset(lx.LETTERS),
         cased=True,  # "a" is an article, "A" a letter
         wrong=(tuple(letter for letter in lx.LETTERS if letter != answer),),
-        patterns=(f"The {end} letter of {word} is {{0}}.", f"The word {word} {verb} with {{0}}."),
+        patterns=(f"The first letter of {word} is {{0}}.", f"The word {word} starts with {{0}}."),
     )
 
 
@@ -126,6 +128,7 @@ def _draw_compare(rng: random.Random) -> Slots:
         "sized2": lx.with_article(rng.choice(lx.SIZE_TIERS[two])),
         "size": rng.choice(("bigger", "smaller")),
         "name": rng.choice(lx.NAMES),
+        "event": rng.choice(lx.EVENTS),
     }
 
 
@@ -161,34 +164,36 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         "yes_no",
-        9,
+        8,
         (
-            "Is {a_item} {a_category}?",
-            "Tell {name} if {a_item} is {a_category}.",
-            "{name} asks if {a_item} is {a_category}.",
-            "Would {name} call {a_item} {a_category}?",
+            "Is {a_thing} {property}?",
+            "Tell {name} if {a_thing} is {property}.",
+            "{name} asks if {a_thing} is {property}.",
+            "{name} asks at the {event} if {a_thing} is {property}.",
+            "Tell {name} at the {event} if {a_thing} is {property}.",
+            "Would {name} say at the {event} that {a_thing} is {property}?",
         ),
         _draw_yes_no,
         _solve_yes_no,
     ),
     Form(
         "opposite",
-        2,
+        1.2,
         (
             "What is the opposite of {adjective}?",
             "Tell {name} the opposite of {adjective}.",
-            "{name} wants the opposite of {adjective}.",
+            "{name} wants the opposite of {adjective} for the {event}.",
         ),
         _draw_opposites,
         _solve_opposite,
     ),
     Form(
         "opposite",
-        4,
+        4.8,
         (
             "What are the opposites of {adjective1} and {adjective2}?",
             "Tell {name} the opposites of {adjective1} and {adjective2}.",
-            "{name} wants the opposites of {adjective1} and {adjective2}.",
+            "{name} wants the opposites of {adjective1} and {adjective2} for the {event}.",
         ),
         _draw_opposites,
         _solve_two_opposites,
@@ -207,23 +212,26 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         "letter",
-        8,
+        7,
         (
-            "What is the {end} letter of the word {word}?",
-            "Tell {name} the {end} letter of {word}.",
-            "{name} wants the {end} letter of {word}.",
-            "Write the {end} letter of {word} for {name}.",
+            "What is the first letter of the word {word}?",
+            "Tell {name} the first letter of {word}.",
+            "{name} wants the first letter of {word}.",
+            "Write the first letter of {word} for {name}.",
+            "At the {event}, {name} asks for the first letter of {word}.",
+            "{name} needs the first letter of {word} for the {event}.",
         ),
         _draw_letter,
         _solve_letter,
     ),
     Form(
         "compare",
-        8,
+        7,
         (
             "Which is {size}, {sized1} or {sized2}?",
             "Tell {name} which is {size}, {sized1} or {sized2}.",
             "{name} asks which is {size}, {sized1} or {sized2}.",
+            "{name} asks at the {event} which is {size}, {sized1} or {sized2}.",
         ),
         _draw_compare,
         _solve_compare,

@@ -21,6 +21,7 @@ def _draw_note(rng: random.Random) -> Slots:
         "name2": name2,
         "kind": rng.choice(("thank you", "sorry")),
         "gift": rng.choice(lx.GIFTS),
+        "event": rng.choice(lx.EVENTS),
     }
 
 
@@ -55,7 +56,12 @@ def _solve_note(slots: Mapping[str, str]) -> Task:
 
 def _draw_sentence(rng: random.Random) -> Slots:
     thing1, thing2 = rng.sample(lx.THINGS, 2)
-    return {"thing1": thing1, "thing2": thing2, "name": rng.choice(lx.NAMES)}
+    return {
+        "thing1": thing1,
+        "thing2": thing2,
+        "name": rng.choice(lx.NAMES),
+        "event": rng.choice(lx.EVENTS),
+    }
 
 
 def _solve_sentence(slots: Mapping[str, str]) -> Task:
@@ -83,6 +89,7 @@ def _draw_request(rng: random.Random) -> Slots:
         "Request": request.capitalize(),
         "thing": rng.choice(lx.THINGS),
         "name": rng.choice(lx.NAMES),
+        "event": rng.choice(lx.EVENTS),
     }
 
 
@@ -165,35 +172,44 @@ FORMS: tuple[Form, ...] = (
             "Write a {kind} note to {name1} from {name2} about the {gift}.",
             "Help {name2} write a {kind} note to {name1} about the {gift}.",
             "{name2} wants to send {name1} a {kind} note about the {gift}.",
+            "After the {event}, write a {kind} note to {name1} from {name2} about the {gift}.",
         ),
         _draw_note,
         _solve_note,
     ),
     Form(
         "sentence",
-        7,
+        8,
         (
             "Write a sentence with the words {thing1} and {thing2}.",
             "Use the words {thing1} and {thing2} in a sentence.",
             "Help {name} write a sentence with {thing1} and {thing2}.",
+            "For the {event}, write a sentence with {thing1} and {thing2}.",
+            "{name} wants a sentence with {thing1} and {thing2} for the {event}.",
         ),
         _draw_sentence,
         _solve_sentence,
     ),
     Form(
         "polite",
-        3,
+        4,
         (
             "Make this polite: {request} me the {thing}.",
             "Help {name} ask politely: {request} me the {thing}.",
+            "At the {event}, {name} says: {request} me the {thing}. Make this polite.",
         ),
         _draw_request,
         _solve_request,
     ),
     Form(
         "polite",
-        4,
-        ("Write this in a polite way.", "Make this request polite.", "Help {name} say this politely."),
+        5,
+        (
+            "Write this in a polite way.",
+            "Make this request polite.",
+            "Help {name} say this politely.",
+            "Help {name} ask for this politely at the {event}.",
+        ),
         _draw_request,
         _solve_request,
         inputs=("{Request} me the {thing}.", "{Request} me the {thing} now."),
@@ -212,7 +228,7 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         "extract",
-        2,
+        3,
         (
             "What color is the {garment}?",
             "Tell me the color of the {garment}.",
@@ -224,7 +240,7 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         "extract",
-        2,
+        3,
         ("Where does {name} live?", "Tell me where {name} lives.", "Read this and write the place."),
         _draw_scene,
         _solve_place,
@@ -232,7 +248,7 @@ FORMS: tuple[Form, ...] = (
     ),
     Form(
         "extract",
-        2,
+        2.5,
         ("Who has the {garment}?", "Tell me who has the {garment}.", "Read this and write the owner."),
         _draw_scene,
         _solve_owner,
