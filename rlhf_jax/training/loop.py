@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import PyTree
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.training import preemption
-from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoint import Checkpoints, Restored
 from rlhf_jax.training.metrics import Writer
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.recorder import Recorder
@@ -38,7 +39,8 @@ def run(
 ) -> TrainState:
     """Runs iterations 0 .. steps - 1, or those an earlier run in this workdir left; returns the state.
 
-    state: the state before iteration 0; also the form into which a checkpoint is restored.
+    state: the state before iteration 0, or the form into which a checkpoint is restored. It is used up: its
+        params and opt_state are donated by the first step, or deleted when there is a checkpoint.
     iterate(state, i): one iteration -> (state, metrics, batch). metrics: scalars, on the device or not; the
         loop fetches them while the next iteration already runs. "num_tokens" becomes perf/tokens_per_s;
         "nonfinite" above 0, or a loss that is not finite, stops the run. batch: what to look at then.
@@ -54,54 +56,80 @@ def run(
     changed, or when a file cannot be written.
     """
     _check(steps, log_every, eval_every, save_every, evaluate, checkpoints)
-    restored = checkpoints.restore(abstract(state))
-    start, evaluated = 0, False
-    if restored is not None:
-        start, state, evaluated = restored
-        if start > steps:
-            raise UserError(f"steps: {steps}, but {workdir} has {start} steps done; use at least {start}")
+    restored = _restore(state, steps, workdir, checkpoints)
+    start, state, evaluated = (0, state, False) if restored is None else restored
     writer.start(None if restored is None else start)
     progress = Progress(steps, done=start)
     if start:
         progress.note(f"continuing {workdir} at step {start}")
-
-    def due(every: int, step: int) -> bool:
-        return step == steps or (every > 0 and step > 0 and step % every == 0)
-
-    def eval_due(step: int) -> bool:
-        return evaluate is not None and (due(eval_every, step) or (eval_first and step == 0))
-
     with (
         preemption.Preemption() as told,
         Recorder(writer, progress, workdir, steps, log_every, show) as recorder,
     ):
-        for step in range(
-            start, steps + 1
-        ):  # `step` iterations are done; the body looks at the state, then goes on
-            if step > start:
-                evaluated = False
+        pauses = _Pauses(steps, save_every, eval_every, eval_first, evaluate, checkpoints, writer, recorder)
+        for step in range(start, steps + 1):  # the number of iterations done
             stop = told.requested(step)
-            best = False
-            if stop or eval_due(step) or due(save_every, step):
-                recorder.flush()
-            if eval_due(step) and not evaluated and not stop:
-                with recorder.evaluation(step) as found:
-                    found |= _prefixed(evaluate(state, step))
-                best = checkpoints.record(step, found)
-                evaluated = True
-            if due(save_every, step) or best or (stop and step > 0):
-                with recorder.timed("save"):
-                    writer.flush()
-                    checkpoints.save(step, state, evaluated=evaluated)
+            pauses.visit(state, step, evaluated=evaluated and step == start, stop=stop)
             if stop:
                 _leave(checkpoints, progress, step)
-            if step == steps:
-                break
-            with jax.profiler.StepTraceAnnotation("iteration", step_num=step):
-                state, metrics, batch = iterate(state, step)
-            recorder.push(step + 1, metrics, batch)
+            if step < steps:
+                with jax.profiler.StepTraceAnnotation("iteration", step_num=step):
+                    state, metrics, batch = iterate(state, step)
+                recorder.push(step + 1, metrics, batch)
     checkpoints.wait()
     return state
+
+
+@dataclass(frozen=True)
+class _Pauses:
+    """What happens between two iterations, and when: evaluations and checkpoints."""
+
+    steps: int
+    save_every: int
+    eval_every: int
+    eval_first: bool
+    evaluate: Evaluate | None
+    checkpoints: Checkpoints
+    writer: Writer
+    recorder: Recorder
+
+    def visit(self, state: TrainState, step: int, *, evaluated: bool, stop: bool) -> None:
+        """Does what is due after `step` iterations. When told to stop, evaluation is left to the next start."""
+        evaluating = self._evaluation_due(step) and not evaluated and not stop
+        saving = self._due(self.save_every, step) or (stop and step > 0)
+        if evaluating or saving:
+            # Rows come before the checkpoint: a run resumed from it does not write them again. And a step
+            # that was not finite stops the run here, before anything built on it is saved.
+            self.recorder.flush()
+        if evaluating:
+            with self.recorder.evaluation(step) as found:
+                found |= _prefixed(self.evaluate(state, step))
+            saving |= self.checkpoints.record(step, found)
+        if saving:
+            with self.recorder.timed("save"):
+                self.writer.flush()
+                self.checkpoints.save(step, state, evaluated=evaluated or evaluating)
+
+    def _due(self, every: int, step: int) -> bool:
+        return step == self.steps or (every > 0 and step > 0 and step % every == 0)
+
+    def _evaluation_due(self, step: int) -> bool:
+        first = self.eval_first and step == 0
+        return self.evaluate is not None and (first or self._due(self.eval_every, step))
+
+
+def _restore(state: TrainState, steps: int, workdir: str | Path, checkpoints: Checkpoints) -> Restored | None:
+    like = abstract(state)
+    if checkpoints.latest_step() is not None:
+        # The first step would have donated them. Two copies of everything may not fit into memory.
+        for x in jax.tree.leaves((state.params, state.opt_state)):
+            x.delete()
+    restored = checkpoints.restore(like)
+    if restored is not None and restored.step > steps:
+        raise UserError(
+            f"steps: {steps}, but {workdir} has {restored.step} steps done; use at least that many"
+        )
+    return restored
 
 
 def _check(

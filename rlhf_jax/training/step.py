@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean, value
-from rlhf_jax.training.optimizer import learning_rates
+from rlhf_jax.training.optimizer import VetoingOptimizer, learning_rates, vetoing
 from rlhf_jax.training.state import TrainState, shardings
 
 Metrics = dict[str, Float[Array, ""]]
@@ -63,13 +63,13 @@ def make_train_step(
     batch: tree of arrays [B, ...]; zero-dimensional leaves go whole to every micro-batch.
     microbatches: the batch is worked through in this many parts, to save memory; see `check_microbatches`.
 
-    The step returns every Mean as one number, and grad_norm (before clipping), param_norm, learning_rate and
-    nonfinite. When the loss or the gradient is not finite, nonfinite is 1 and params, optimizer state (the
-    schedule's count too) and state.step stay as they were.
+    The step returns every Mean as one number, and grad_norm (before clipping), param_norm (after the step),
+    learning_rate and nonfinite. When the loss or the gradient is not finite, nonfinite is 1 and params,
+    optimizer state (the schedule's count too) and state.step stay as they were.
     """
     if microbatches < 1:
         raise UserError(f"microbatches: {microbatches}; use a number of at least 1")
-    return TrainStep(partial(_train_step, loss_fn, optimizer, microbatches))
+    return TrainStep(partial(_train_step, loss_fn, vetoing(optimizer), microbatches))
 
 
 def check_microbatches(
@@ -90,11 +90,7 @@ def _without_bystanders(state: TrainState) -> TrainState:
 
 
 def _train_step(
-    loss_fn: LossFn,
-    optimizer: optax.GradientTransformation,
-    microbatches: int,
-    state: TrainState,
-    batch: PyTree,
+    loss_fn: LossFn, optimizer: VetoingOptimizer, microbatches: int, state: TrainState, batch: PyTree
 ) -> tuple[TrainState, Metrics]:
     grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
     grads, means = grad_fn(loss_fn, state.params, batch)
@@ -103,18 +99,17 @@ def _train_step(
     # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.
     grad_norm = optax.tree.norm(grads)
     ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # A select per leaf melts into the update itself; a cond would hold old and new params at the same time.
-    keep = partial(jax.tree.map, lambda new, old: jnp.where(ok, new, old))
-    opt_state = keep(opt_state, state.opt_state)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
+    moved = optax.apply_updates(state.params, updates)
+    params = jax.tree.map(lambda new, old: jnp.where(ok, new, old), moved, state.params)
     metrics |= {
         "grad_norm": grad_norm,
-        "param_norm": optax.tree.norm(_float32(state.params)),
+        # Of the new parameters: the old ones can then be overwritten in place.
+        "param_norm": optax.tree.norm(_float32(params)),
         "nonfinite": 1.0 - ok.astype(jnp.float32),
         **learning_rates(opt_state),
     }
-    state = state.replace(step=state.step + ok, params=keep(params, state.params), opt_state=opt_state)
+    state = state.replace(step=state.step + ok, params=params, opt_state=opt_state)
     return state, metrics
 
 
