@@ -37,7 +37,9 @@ class Decoder(nn.Module):
         mask_BTS: Bool[Array, "B T S"] | None,
     ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("vocab", "embed"))
+        # A table that is also the language head has that head's scale, so that first logits are of order 1.
+        deviation = c.width**-0.5 if c.tie_embeddings else 1.0
+        init = nn.with_logical_partitioning(nn.initializers.normal(deviation), ("vocab", "embed"))
         table_VD = self.param("embed", init, (c.vocab_size, c.width), jnp.float32)
         # Gathered over "embed" once: looking rows up in a table cut that way would re-cut every activation.
         table_VD = constrain(table_VD.astype(c.dtype), "vocab", "embed_act")
@@ -58,13 +60,13 @@ class Decoder(nn.Module):
 def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> Params:
     """Fresh parameters, boxed with their logical axes (`flax.linen.meta.unbox` strips them).
 
-    Linear layers and the language head are normal(0, 1/sqrt(fan_in)); embeddings are normal(0, 0.02) as in
-    Llama; the score head is normal(0, 1/sqrt(D + 1)), rule M7 of the PPO implementation details.
+    Linear layers and the language head are normal(0, 1/sqrt(fan_in)); embeddings are normal(0, 1), or those
+    of the language head when the two are tied; the score head is normal(0, 1/sqrt(D + 1)), rule M7 of the PPO
+    implementation details. Small models with embeddings of 0.02 (Llama's) do not learn to copy from a prompt.
     """
     trunk_key, head_key = jax.random.split(key)
     tokens_11 = jnp.zeros((1, 1), jnp.int32)
     params = Decoder(config).init(trunk_key, tokens_11, tokens_11, None)["params"]
-    params["embed"] = params["embed"].replace_boxed(params["embed"].unbox() * 0.02)
     if scalar:
         score_D = jax.random.normal(head_key, (config.width,), jnp.float32) * (config.width + 1) ** -0.5
         params["score"] = nn.LogicallyPartitioned(score_D, ("embed",))
