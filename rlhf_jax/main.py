@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -44,10 +46,19 @@ def parse_flags(argv: list[str]) -> list[str]:
         fail(explain(error, argv))
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Prints the one line a user needs and leaves with status 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    leave(2, message)
+
+
+def leave(status: int, reason: str) -> NoReturn:
+    """Ends this process, and soon the others of a run of several: none waits for one that has failed."""
+    if "jax" not in sys.modules:  # Jobs that need no jax do not load it here either.
+        sys.exit(status)
+    from rlhf_jax.parallel import startup
+
+    startup.leave(status, reason)
 
 
 def main(_: list[str]) -> None:
@@ -59,6 +70,9 @@ def main(_: list[str]) -> None:
         importlib.import_module(f"rlhf_jax.jobs.{config.job}").run(config, WORKDIR.value)
     except UserError as error:
         fail(str(error))
+    except (Exception, KeyboardInterrupt) as error:
+        traceback.print_exc()
+        leave(1, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
 
 def load_page(spec: str) -> ConfigDict:
     """The ConfigDict of `FILE.py` or `FILE.py:VARIANT`; UserError when there is no such file or variant."""
@@ -96,7 +98,8 @@ def explain(error: flags.Error, argv: list[str]) -> str:
     default = load_page(_page_of(argv))
     for part in field.split("."):
         default = default[part]
-    return f"--config.{field}: {value!r} does not fit; it takes a {type(default).__name__}, by default {default!r}"
+    kind = _KINDS.get(type(default).__name__, type(default).__name__)
+    return f"--config.{field}: {value!r} does not fit; it takes {kind}, by default {default!r}"
 
 
 def _page_of(argv: list[str]) -> str:

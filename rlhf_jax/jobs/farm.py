@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         _say(f"[{number}] {stage.name}: {stage.job}")
         if stage.job not in HOST_JOBS or startup.is_main():
             importlib.import_module(f"rlhf_jax.jobs.{stage.job}").run(stage.config, str(where))
-        startup.barrier(stage.name, timeout_s=24 * 3600)
+        startup.barrier(stage.name, timeout_s=24 * 3600.0)
         folders.finish(where, upstream)
     _conclude(root, time.monotonic() - started, told=not reused)
 

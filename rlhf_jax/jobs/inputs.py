@@ -104,11 +104,14 @@ def digests(*paths: str) -> dict[str, str]:
 
 
 def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
+    if data.eval_rows < 1:
+        raise UserError(f"data.eval_rows: {data.eval_rows}; use 1 or more rows to evaluate on")
     rows, skipped = read(data.train, made_by=made_by)
     _say(f"data.train: {len(rows)} rows read from {data.train}", skipped)
     if not data.eval:
         return hold_out(rows, data.eval_rows, seed)
     held, skipped = read(data.eval, made_by=made_by)
+    _say(f"data.eval: {len(held)} rows read from {data.eval}", skipped)
     return rows, held[: data.eval_rows]
 
 

@@ -22,6 +22,7 @@ from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.experience import Models, Settings, make_experience, rollout_metrics, score_responses
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.optimizer import partitioned
 from rlhf_jax.training.state import TrainState, create
 from rlhf_jax.training.step import TrainStep, check_microbatches, make_train_step
@@ -68,8 +69,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check(config, mesh)
     tokenizer = load_tokenizer(config.model.policy, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    policy, policy_params = setup.load_model(config.model.policy, config.model, mesh)
-    reward, reward_params = setup.load_model(config.model.reward, config.model, mesh)
+    policy, policy_params = setup.load_model(config.model.policy, config.model, mesh, hints.SFT)
+    reward, reward_params = setup.load_model(config.model.reward, config.model, mesh, hints.REWARD_MODEL)
     _check_models(config, policy, reward)
     world = World(
         config=config,
@@ -178,17 +179,14 @@ def make_evaluation(
     batch = to_global(_prompt_arrays(world, prompts, index_B, host_rows(B, world.mesh)), world.mesh)
 
     @jax.jit
-    def score(params: dict[str, Params], sampled: Any) -> tuple[dict, dict]:
+    def score(models: Models, batch: dict, sampled: Generation) -> tuple[dict, dict]:
+        # Arguments, not captured: what a compiled function captures becomes part of the program, and arrays
+        # that lie on several processes cannot.
+        tokens_BP, lengths_B, pad_id = batch["tokens"], batch["lengths"], world.tokenizer.pad_token_id
         s = score_responses(
-            world.model,
-            world.models(params),
-            batch["tokens"],
-            batch["lengths"],
-            sampled,
-            world.settings,
-            world.reward_mean,
-            world.tokenizer.pad_token_id,
+            world.model, models, tokens_BP, lengths_B, sampled, world.settings, world.reward_mean, pad_id
         )
+        s, sampled = jax.tree.map(lambda x: x[: len(prompts)] if x.ndim else x, (s, sampled))
         return s, rollout_metrics(s, sampled, world.settings)
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
@@ -196,7 +194,7 @@ def make_evaluation(
         key = _stream(jax.random.key(c.seed), EVALUATION, 0)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
-        scored, metrics = score(state.params, sampled)
+        scored, metrics = score(world.models(state.params), batch, sampled)
         tokens_BR, lengths_B, scores_B = gather((sampled.tokens_BR, sampled.lengths_B, scored["scores_B"]))
         write_samples(
             workdir,
@@ -263,6 +261,8 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(
             f"minibatch_size: {config.minibatch_size} does not divide rollout.batch_size={rollout}"
         )
+    if config.steps < 1:
+        raise UserError(f"steps: {config.steps}; use 1 or more rollouts")
     if config.epochs < 1:
         raise UserError(f"epochs: {config.epochs}; use 1 or more passes over each rollout")
     if config.kl_estimator not in ESTIMATORS:

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
-from rlhf_jax.data.records import read_instructions
-from rlhf_jax.data.tokenization import encode_sft, load_tokenizer
+from rlhf_jax.data.records import describe, read_instructions
+from rlhf_jax.data.tokenization import Sequences, encode_sft, load_tokenizer
 from rlhf_jax.jobs import fit, hints, inputs, losses, setup
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
@@ -28,7 +28,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval_rows)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh)
+    demonstrations = _demonstrations(config, tokenizer)
+    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
     model = checkpoint.config
     if not checkpoint.is_scalar:
         params = reward_from_language(model, params, jax.random.key(config.seed))
@@ -48,21 +49,33 @@ def run(config: ConfigDict, workdir: str) -> None:
         inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
-    mean = _demonstration_mean(config, mesh, model, state.params, tokenizer) if config.center_on else 0.0
+    mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
     setup.export(workdir, model, state.params, tokenizer, config.model.init, reward_mean=mean)
 
 
-def _demonstration_mean(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, tokenizer: Any
-) -> float:
-    """The mean score of demonstrations: what an average human answer is worth (rule M8)."""
+def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:
+    """What `center_on` names, read before training: a file that is missing should not cost a run."""
+    if not config.center_on:
+        return None
     rows, _ = read_instructions(config.center_on, made_by=hints.FARM)
-    found, _ = encode_sft(rows[: config.center_rows], tokenizer, config.data.template, config.data.max_length)
+    rows = rows[: config.center_rows]
+    found, counts = encode_sft(rows, tokenizer, config.data.template, config.data.max_length)
+    if startup.is_main():
+        print(f"center_on: {len(found)} demonstrations; {describe(counts)}", flush=True)
+    return found
+
+
+def _mean_score(
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, found: Sequences | None, pad_id: int
+) -> float:
+    """The mean score of demonstrations: what an average human answer is worth (rule M8). 0 without any."""
+    if found is None:
+        return 0.0
     T, B = bucket(int(found.lengths.max()), 8), config.batch_size
     score = jax.jit(lambda p, batch: model_scores(model, p, batch["tokens"], batch["lengths"], 0.0))
     total = 0.0
     for index_B, weight_B in eval_batches(len(found), B):
-        batch = to_global(pad(found, index_B, T, tokenizer.pad_token_id, host_rows(B, mesh)), mesh)
+        batch = to_global(pad(found, index_B, T, pad_id, host_rows(B, mesh)), mesh)
         total += float(np.dot(gather(score(params, batch)), weight_B))
     mean = total / len(found)
     if startup.is_main():

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
@@ -30,8 +31,15 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
     return make_mesh(**config.mesh.to_dict())
 
 
-def load_model(folder: str, model: ConfigDict, mesh: Mesh) -> tuple[huggingface.Checkpoint, Params]:
-    """A model folder onto the mesh: (what was read, with host arrays; the sharded parameters)."""
+def load_model(
+    folder: str, model: ConfigDict, mesh: Mesh, made_by: str
+) -> tuple[huggingface.Checkpoint, Params]:
+    """A model folder onto the mesh: (what was read, with host arrays; the sharded parameters).
+
+    made_by: the command that makes the folder, for the error when it is not there.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
     checkpoint = huggingface.load(folder, dtype=model.dtype, remat=model.get("remat", "none"))
     return checkpoint, place(checkpoint.config, checkpoint.params, mesh)
 

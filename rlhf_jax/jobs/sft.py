@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig, Params]:
     m = config.model
     if m.init:
-        checkpoint, params = setup.load_model(m.init, m, mesh)
+        checkpoint, params = setup.load_model(m.init, m, mesh, hints.SFT)
         return checkpoint.config, params
     model = ModelConfig(
         vocab_size=len(tokenizer),
@@ -72,7 +72,7 @@ def _tokenizer_folder(config: ConfigDict, workdir: str) -> str:
     if config.model.init or config.model.tokenizer:
         return config.model.init or config.model.tokenizer
     folder = Path(workdir) / "tokenizer"
-    if startup.is_main() and not (folder / "tokenizer.json").exists():
+    if startup.is_main() and not (folder / "tokenizer_config.json").exists():  # the last file to be written
         rows, _ = read_instructions(config.data.train, made_by=hints.FARM)
         texts = (render(row, config.data.template) + row["output"] for row in rows)
         tokenizers.train(texts, folder, config.model.vocab_size)

@@ -122,9 +122,7 @@ def test_judge_win_rates_are_those_of_the_annotations(done):
         assert found["win_rate"] == pytest.approx(100 * scores.mean())
         assert found["standard_error"] == pytest.approx(100 * scores.std(ddof=1) / N**0.5)
     assert summary["methods"]["reference"]["judge"] is None
-    assert (
-        summary["methods"]["ppo"]["judge"]["win_rate"] > 55 > summary["methods"]["sft"]["judge"]["win_rate"]
-    )
+    assert summary["methods"]["ppo"]["judge"]["win_rate"] > summary["methods"]["sft"]["judge"]["win_rate"] + 5
 
 
 def test_utilities_are_true_and_compared_on_the_same_instructions(done, farm):

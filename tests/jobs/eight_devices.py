@@ -1,0 +1,90 @@
+"""Run by test_devices.py on 8 devices: every trainer's loss and gradient, and a rollout, on several meshes."""
+
+import jax
+import numpy as np
+import tiny_losses
+from tiny_losses import CONFIG, P, R, assert_same
+
+from rlhf_jax.models.placement import place
+from rlhf_jax.parallel.arrays import gather, to_global
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.rollout.experience import Models, Settings, make_experience
+from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.sampling.choose import Sampling
+
+MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+TEMPERATURE = 0.7  # that of the PPO case
+CASES = tiny_losses.cases()
+
+
+def on(mesh, params):
+    """Parameters onto a mesh; PPO's are two models."""
+    if "policy" in params:
+        return {name: place(CONFIG, x, mesh) for name, x in params.items()}
+    return place(CONFIG, params, mesh)
+
+
+def outcomes(mesh):
+    """What is compared: per trainer (metrics, gradient); of a rollout its samples, metrics and experience."""
+    found = {}
+    for name, case in CASES.items():
+        loss = tiny_losses.compiled(case)
+        found[name] = gather(loss(on(mesh, case.params), to_global(case.batch, mesh)))
+        if name == "ppo":
+            found |= rollout(mesh, case, loss)
+    return found
+
+
+def rollout(mesh, case, loss):
+    policy, value = (place(CONFIG, case.params[name], mesh) for name in ("policy", "value"))
+    reference = place(CONFIG, CASES["sft"].params | {"embed": CASES["sft"].params["embed"] * 1.1}, mesh)
+    reward = place(CONFIG, CASES["reward_model"].params, mesh)
+    generator = DecodeGenerator(
+        CONFIG, mesh, max_new_tokens=R, sampling=Sampling(TEMPERATURE), eos_id=2, pad_id=0, dtype="float32"
+    )
+    prompts = to_global(prompt_arrays(), mesh)
+    generator.load(policy)
+    sampled = generator.generate(prompts["tokens"], prompts["lengths"], prompts["rows"], jax.random.key(3))
+    settings = Settings(TEMPERATURE, "k1", -3.0, 1.0, 0.95, False, 16)
+    make = jax.jit(make_experience, static_argnums=(0, 6, 8))
+    experience, metrics = make(
+        CONFIG,
+        Models(policy, value, reference, reward),
+        prompts["tokens"],
+        prompts["lengths"],
+        sampled,
+        np.float32(0.1),
+        settings,
+        np.float32(0.25),
+        0,
+    )
+    first, _ = loss({"policy": policy, "value": value}, experience)
+    assert abs(first["policy/ratio"] - 1) < 1e-5 and first["policy/approxkl"] < 1e-10, first
+    assert first["policy/clipfrac"] == 0, first
+    assert metrics.pop("sampling/logp_difference") < 1e-5  # all of it rounding, so not compared below
+    samples = sampled._replace(logprobs_BR=None)
+    return {"samples": gather(samples), "experience": gather((sampled.logprobs_BR, experience, metrics))}
+
+
+def prompt_arrays():
+    rng = np.random.default_rng(5)
+    lengths = rng.integers(1, P + 1, tiny_losses.B).astype(np.int32)
+    tokens = rng.integers(3, CONFIG.vocab_size, (tiny_losses.B, P)).astype(np.int32)
+    tokens[np.arange(P) < (P - lengths)[:, None]] = 0
+    return {"tokens": tokens, "lengths": lengths, "rows": np.arange(tiny_losses.B, dtype=np.int32)}
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    wanted = outcomes(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    ended_B, lengths_B = wanted["samples"].ended_B, wanted["samples"].lengths_B
+    assert 0 < ended_B.sum() < len(ended_B) and 1 in lengths_B, lengths_B  # ragged in every way
+    for sizes in MESHES:
+        found = outcomes(make_mesh(*sizes))
+        for a, b in zip(
+            jax.tree.leaves(found.pop("samples")), jax.tree.leaves(wanted["samples"]), strict=True
+        ):
+            assert np.array_equal(a, b), sizes
+        for name, x in found.items():
+            assert_same(x, wanted[name])
+            print(sizes, name, "agrees", flush=True)

@@ -1,0 +1,99 @@
+"""Jobs run in this process under observation: which settings they read, and when they compile what."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+import tiny_farm
+from ml_collections import ConfigDict
+
+from rlhf_jax.jobs import fit
+
+COMPILE = "/jax/core/compile/backend_compile_duration"
+
+
+class InterruptedRunError(Exception):
+    """Ends a run in the middle, as a kill would."""
+
+
+class Settings:
+    """Stands in for a ConfigDict and notes the dotted name of every field that is read.
+
+    Handing over a whole group, as **config.optimizer.to_dict(), reads all of it; writing the whole page to a
+    file reads nothing.
+    """
+
+    def __init__(self, config: ConfigDict, read: set[str], prefix: str = "") -> None:
+        self._config, self._read, self._prefix = config, read, prefix
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._config[name]
+        if isinstance(value, ConfigDict):
+            return Settings(value, self._read, f"{self._prefix}{name}.")
+        self._read.add(f"{self._prefix}{name}")
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._config else default
+
+    def to_dict(self) -> dict:
+        if self._prefix:
+            self._read |= {f"{self._prefix}{name}" for name in tiny_farm.flat(self._config)}
+        return self._config.to_dict()
+
+    def to_json_best_effort(self, **options: Any) -> str:
+        return self._config.to_json_best_effort(**options)
+
+
+class Compiles:
+    """Counts compilations: `at[i]` is how many there were when iteration i began, `end` when the loop ended."""
+
+    def __init__(self) -> None:
+        self.count, self.at, self.end, self.steps = 0, {}, 0, []
+
+    def on_event(self, event: str, _: float, **__: Any) -> None:
+        self.count += event == COMPILE
+
+
+def run(job: str, config: ConfigDict, workdir: Path, *, stop_before: int = -1) -> tuple[set[str], Compiles]:
+    """Runs a trainer in this process. stop_before: the iteration that ends it with `InterruptedRunError`."""
+    read: set[str] = set()
+    compiles, loop_run, make_step = Compiles(), fit.loop.run, fit.make_train_step
+
+    def watched_loop(state, iterate, **options):
+        def watched(state, i):
+            compiles.at[i] = compiles.count
+            if i == stop_before:
+                raise InterruptedRunError
+            return iterate(state, i)
+
+        state = loop_run(state, watched, **options)
+        compiles.end = compiles.count
+        return state
+
+    def watched_step(*args, **options):
+        compiles.steps.append(make_step(*args, **options))
+        return compiles.steps[-1]
+
+    module = importlib.import_module(f"rlhf_jax.jobs.{job}")
+    jax.monitoring.register_event_duration_secs_listener(compiles.on_event)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fit.loop, "run", watched_loop)
+            for place in (fit, module):
+                if hasattr(place, "make_train_step"):
+                    patch.setattr(place, "make_train_step", watched_step)
+            module.run(Settings(config, read), str(workdir))
+    except InterruptedRunError:
+        pass
+    finally:
+        jax.monitoring.unregister_event_duration_listener(compiles.on_event)
+    return read, compiles

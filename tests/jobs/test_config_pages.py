@@ -1,0 +1,157 @@
+"""Every page and variant builds, and no field of a page is decoration: its job reads it."""
+
+import contextlib
+import importlib
+import inspect
+import io
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import observed
+import pytest
+import tiny_farm
+from ml_collections import ConfigDict
+
+from rlhf_jax import main
+from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.jobs import annotate, evaluate, generate, score, sft
+from rlhf_jax.jobs import farm as farm_job
+from rlhf_jax.settings import load_page
+
+PAGES = sorted(path.stem for path in (tiny_farm.ROOT / "configs").glob("*.py"))
+
+
+def variants(page):
+    """The names that a page gives its variants."""
+    text = (tiny_farm.ROOT / f"configs/{page}.py").read_text()
+    return re.findall(r'"(\w+)": \w+', re.search(r"choose_variant\(variant, \{(.*?)\}\)", text, re.DOTALL)[1])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_variant_builds(page):
+    default = load_page(str(tiny_farm.ROOT / f"configs/{page}.py"))
+    assert default.job == page and page in main.JOBS
+    assert variants(page)[0] in ("microfarm",)
+    for name in variants(page):
+        built = load_page(str(tiny_farm.ROOT / f"configs/{page}.py:{name}"))
+        assert set(tiny_farm.flat(built)) == set(tiny_farm.flat(default)), name
+        for field, value in tiny_farm.flat(built).items():
+            assert isinstance(value, bool | int | float | str | tuple), (
+                field,
+                value,
+            )  # so it can be overridden
+            assert type(value) is type(tiny_farm.flat(default)[field]), field
+
+
+def test_every_job_has_a_page_and_a_run_function():
+    assert sorted(main.JOBS) == PAGES
+    for job in main.JOBS:
+        module = importlib.import_module(f"rlhf_jax.jobs.{job}")
+        assert list(inspect.signature(module.run).parameters) == ["config", "workdir"]
+
+
+def reads(run, config, *args):
+    """The fields that run(config, ...) reads."""
+    read = set()
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(observed.Settings(config, read), *args)
+    return read
+
+
+def assert_all_read(job, read):
+    page = load_page(str(tiny_farm.ROOT / f"configs/{job}.py"))
+    assert set(tiny_farm.flat(page)) - read == {"job"}  # which the front door reads
+    assert read <= set(tiny_farm.flat(page))
+
+
+@pytest.mark.parametrize(
+    ("job", "changes"),
+    [
+        ("sft", {"epochs": 0.04}),
+        ("reward_model", {"epochs": 0.1}),
+        ("dpo", {"epochs": 0.1}),
+        ("ppo", {"steps": 1, "adaptive_kl": True}),
+    ],
+)
+def test_trainers_read_every_field(job, changes, farm, tmp_path):
+    read, _ = observed.run(job, tiny_farm.settings(job, farm, **changes), tmp_path)
+    if job == "sft":  # read when there is no tokenizer yet
+        untokenized = tiny_farm.settings("sft", farm, **{"model.tokenizer": "", "model.vocab_size": 300})
+        read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path))
+    assert_all_read(job, read)
+
+
+def test_generate_and_score_read_every_field(farm, tmp_path):
+    assert_all_read(
+        "generate", reads(generate.run, tiny_farm.settings("generate", farm), str(tmp_path / "a"))
+    )
+    assert_all_read("score", reads(score.run, tiny_farm.settings("score", farm), str(tmp_path / "b")))
+
+
+@pytest.fixture(scope="module")
+def outputs(farm, tmp_path_factory):
+    """Files of outputs of two methods on the same instructions, and the baseline's."""
+    folder, paths = tmp_path_factory.mktemp("outputs"), {}
+    rows = read_table(farm / "val_pairs/outputs.parquet")
+    for name, k in (("sft", 0), ("dpo", 1), ("reference", 0)):
+        texts = [row["outputs"][k] + "!" * (name == "reference") for row in rows]
+        paths[name] = folder / f"{name}.parquet"
+        plain = [{n: row[n] for n in ("instruction", "input")} for row in rows]
+        write_parquet(
+            paths[name], [r | {"output": t, "generator": name} for r, t in zip(plain, texts, strict=True)]
+        )
+    return paths
+
+
+def test_annotate_reads_every_field(farm, outputs, tmp_path):
+    local = {"judges": str(tiny_farm.ROOT / "configs/judges/micro_clean.yaml")}
+    read = reads(annotate.run, tiny_farm.settings("annotate", farm, **local), str(tmp_path / "samples"))
+    sides = {"outputs_1": str(outputs["sft"]), "outputs_2": str(outputs["dpo"])}
+    head2head = tiny_farm.settings("annotate", farm, "head2head", **local, **sides)
+    assert_all_read("annotate", read | reads(annotate.run, head2head, str(tmp_path / "head2head")))
+    assert len(read_table(tmp_path / "samples/labels.parquet")) == 12
+
+
+def test_evaluate_reads_every_field(farm, outputs, tmp_path):
+    changes = {
+        "outputs": f"sft={outputs['sft']},dpo={outputs['dpo']}",
+        "baseline": str(outputs["reference"]),
+        "judges": str(tiny_farm.ROOT / "configs/judges/micro_clean.yaml"),
+        "labels": "",
+        "scored": "",
+        "runs": "",
+    }
+    config = tiny_farm.settings("evaluate", farm, **changes)
+    assert_all_read("evaluate", reads(evaluate.run, config, str(tmp_path)))
+
+
+def test_farm_reads_its_fields_and_hands_every_stage_its_page(farm, tmp_path, monkeypatch):
+    """The stages are stood in for; what matters is which settings they are given."""
+    given = {}
+
+    def stand_in(module):
+        def run(config, workdir):
+            given[workdir] = config
+            Path(workdir).mkdir(parents=True)
+            for name in ("report.html", "leaderboard.csv", "leaderboard.txt"):
+                (Path(workdir) / name).write_text(module)
+
+        return SimpleNamespace(run=run)
+
+    monkeypatch.setattr(farm_job.importlib, "import_module", stand_in)
+    config = load_page(str(tiny_farm.ROOT / "configs/farm.py"))
+    config.world.scale = 0.01
+    read = reads(farm_job.run, config, str(tmp_path / "run"))
+    own = {name for name, value in config.items() if not isinstance(value, ConfigDict)} | {
+        "world.scale",
+        "world.vocab_size",
+    }
+    assert own - read == {"job"}
+    stages = [name for name, value in config.items() if isinstance(value, ConfigDict) and name != "world"]
+    assert {name for name in stages if f"{name}.job" in read} == set(stages)
+    assert len(given) == len(stages) + 2  # outputs of three models
+    for workdir, settings in given.items():
+        for field, value in tiny_farm.flat(settings).items():
+            assert "runs/farm" not in str(value), (workdir, field)
+            assert settings.job == "score" or settings.seed == config.seed

@@ -1,0 +1,122 @@
+"""kill -9 at any moment, then the same command again: the same parameters and rows as without a kill.
+
+RLHF_JAX_KILLS=5 kills every trainer five times instead of twice.
+"""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny_farm
+
+pytestmark = pytest.mark.timeout(900)
+KILLS = int(os.environ.get("RLHF_JAX_KILLS", "2"))
+# Long enough to be hit in the middle, with a checkpoint and an evaluation every few iterations.
+OFTEN = {"save_every": 3, "eval_every": 9, "log_every": 1}
+CHANGES = {
+    "sft": OFTEN | {"epochs": 2.4},
+    "reward_model": OFTEN | {"epochs": 6.0},
+    "dpo": OFTEN | {"epochs": 6.0},
+    "ppo": OFTEN | {"steps": 24, "adaptive_kl": True},
+}
+MOMENTS = ("writing", "iterating", "starting", "writing", "iterating")  # PPO's "iterating" is "in a rollout"
+FRONT_DOOR = {"ppo": [str(Path(__file__).with_name("slow_rollouts.py"))]}  # else -m rlhf_jax.main
+
+
+def rows_of(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def writing(folder):
+    """Whether a checkpoint is being written."""
+    return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def in_rollout(folder):
+    return (folder / "rollout").exists()
+
+
+def moment_of(kind, folder, last_row, rng):
+    """A function that says when to kill."""
+    before = rows_of(folder)
+    if kind == "starting":  # restored, and not one iteration done
+        return lambda: "continuing" in (folder / "log").read_text()
+    after = before + rng.randint(2, max(3, (last_row - before) // 2))
+    due, delay = [], rng.uniform(0, 0.03)
+
+    def moment():
+        if not due and rows_of(folder) > after:
+            due.append(time.monotonic() + delay)
+        if not due or time.monotonic() < due[0]:
+            return False
+        return {"writing": writing, "in a rollout": in_rollout}.get(kind, bool)(folder)
+
+    return moment
+
+
+def run(job, farm, folder, moment=None):
+    """Runs the job's command; kills it at the moment. Returns whether a checkpoint was half written then."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "log").open("w") as log:
+        (folder / "rollout").unlink(missing_ok=True)
+        door = FRONT_DOOR.get(job, ["-m", "rlhf_jax.main"])
+        command = [*door, *tiny_farm.arguments(job, farm, folder, **CHANGES[job])]
+        process = tiny_farm.start(command, stdout=log)
+        while process.poll() is None and not (moment and moment()):
+            time.sleep(0.001 if moment else 0.1)
+        ended = process.poll()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    text = (folder / "log").read_text()
+    assert ended == (None if moment else 0), f"ended with {ended} before its moment came:\n{text}"
+    return writing(folder)
+
+
+def checkpoint(folder):
+    """Every array of the newest checkpoint."""
+    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    with ocp.StandardCheckpointer() as reader:
+        return int(newest.name), reader.restore(newest / "state")
+
+
+def bits(x):
+    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(x) if is_key else x).tobytes()
+
+
+def assert_same_files(found, wanted, pattern):
+    names = sorted(path.relative_to(wanted) for path in wanted.glob(pattern))
+    assert names and names == sorted(path.relative_to(found) for path in found.glob(pattern))
+    for name in names:
+        assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("job", tiny_farm.TRAINERS)
+def test_a_killed_run_ends_as_if_nothing_had_happened(job, farm, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run(job, farm, whole)
+    rng = random.Random(f"{job} {KILLS}")
+    half_written = []
+    for kind in MOMENTS[:KILLS]:
+        kind = "in a rollout" if (job, kind) == ("ppo", "iterating") else kind
+        half_written.append(run(job, farm, killed, moment_of(kind, killed, rows_of(whole), rng)))
+        print(f"{job}: killed while {kind} after {rows_of(killed)} of {rows_of(whole)} rows", flush=True)
+    assert any(half_written)
+    run(job, farm, killed)
+    assert "continuing" in (killed / "log").read_text()
+    assert tiny_farm.rows(killed) == tiny_farm.rows(whole)
+    (step, found), (last, wanted) = checkpoint(killed), checkpoint(whole)
+    assert step == last == tiny_farm.rows(whole)[-1]["step"]
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
+        assert bits(a) == bits(b), path
+    assert not writing(killed)
+    assert_same_files(killed, whole, "export/*")
+    if job == "ppo":
+        assert_same_files(killed, whole, "samples/*")

@@ -1,0 +1,284 @@
+"""join, window and make_experience, recomputed row by row in plain NumPy."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rlhf_jax.models import decoder
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.responses import join, response_mask, window
+from rlhf_jax.rollout.experience import Models, Settings, make_experience, score_responses
+from rlhf_jax.rollout.rewards import model_scores
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import Generation, generate
+
+CONFIG = ModelConfig(vocab_size=24, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24)
+EOS = PAD = 0  # the hardest choice: an id of 0 that is also the pad
+P, R = 5, 6
+PROMPT_LENGTHS = np.array([5, 3, 1, 1], np.int32)
+# Where the end of sequence stands in each response: first, in the middle, last, nowhere.
+ENDS = [0, 2, R - 1, None]
+MEAN = 0.5  # of demonstrations, which is subtracted from rewards
+
+
+INIT = jax.jit(lambda key, scalar: nn.unbox(decoder.init(CONFIG, key, scalar=scalar)), static_argnums=1)
+
+
+def random_params(seed, *, scalar=False):
+    params = INIT(jax.random.key(seed), scalar)
+    return params | {"embed": params["embed"] * 50}
+
+
+MODELS = Models(
+    random_params(0), random_params(1, scalar=True), random_params(2), random_params(3, scalar=True)
+)
+
+
+def prompt_arrays(extra=0):
+    """Left-padded prompts; some of their tokens are EOS."""
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (4, P)).astype(np.int32)
+    tokens[0, 2] = tokens[3, -1] = EOS
+    tokens[np.arange(P) < P - PROMPT_LENGTHS[:, None]] = PAD
+    return np.concatenate([np.full((4, extra), PAD, np.int32), tokens], axis=1)
+
+
+def sample_arrays():
+    """Responses as the sampler would return them, log-probs off by a known amount."""
+    tokens = np.random.default_rng(1).integers(1, CONFIG.vocab_size, (4, R)).astype(np.int32)
+    lengths = np.array([R if end is None else end + 1 for end in ENDS], np.int32)
+    for row, end in enumerate(ENDS):
+        if end is not None:
+            tokens[row, end:] = PAD  # EOS itself, too
+    mask = np.arange(R) < lengths[:, None]
+    logprobs = np.where(mask, -1.0, 0.0).astype(np.float32)
+    return Generation(
+        tokens, logprobs, mask, lengths, np.array([end is not None for end in ENDS]), np.int32(R)
+    )
+
+
+SAMPLED = jax.tree.map(jnp.array, sample_arrays())
+LENGTHS, ROWS = jnp.array(PROMPT_LENGTHS), jnp.arange(4, dtype=jnp.int32)
+
+
+def whole_rows():
+    """Prompt and response of each row, without any padding."""
+    prompts, sampled = prompt_arrays(), sample_arrays()
+    return [
+        np.concatenate([prompts[b, P - PROMPT_LENGTHS[b] :], sampled.tokens_BR[b, : sampled.lengths_B[b]]])
+        for b in range(4)
+    ]
+
+
+def test_join_moves_prompt_and_response_together():
+    joined = join(jnp.array(prompt_arrays()), LENGTHS, SAMPLED.tokens_BR, SAMPLED.lengths_B, 7)
+    assert joined.shape == (4, P + R)
+    for row, wanted in zip(np.asarray(joined), whole_rows(), strict=True):
+        assert row[: len(wanted)].tolist() == wanted.tolist()
+        assert set(row[len(wanted) :].tolist()) <= {7}
+
+
+@pytest.mark.parametrize("trailing", [(), (3,)])
+@pytest.mark.parametrize("offset", [-1, 0])
+def test_window_starts_at_each_prompts_end(trailing, offset):
+    x = np.random.default_rng(2).normal(size=(4, P + R, *trailing)).astype(np.float32)
+    found = np.asarray(window(jnp.array(x), LENGTHS, R, offset=offset))
+    for b, length in enumerate(PROMPT_LENGTHS):
+        for r in range(R):
+            assert np.array_equal(found[b, r], x[b, min(length + offset + r, P + R - 1)]), (b, r)
+
+
+def test_response_mask_counts_the_end_of_sequence():
+    assert np.array_equal(response_mask(LENGTHS + SAMPLED.lengths_B, LENGTHS, R), sample_arrays().mask_BR)
+
+
+def test_rewards_are_read_at_the_last_token_less_the_mean_of_demonstrations():
+    rows = whole_rows()
+    lengths = jnp.array([len(row) for row in rows], jnp.int32)
+    score = jax.jit(partial(model_scores, CONFIG))
+    for fill in (PAD, 5):  # what stands after the end is of no account
+        padded = np.full((4, P + R + 2), fill, np.int32)
+        for b, row in enumerate(rows):
+            padded[b, : len(row)] = row
+        found = score(MODELS.reward, jnp.array(padded), lengths, MEAN)
+        assert found == pytest.approx([alone(MODELS.reward, row)[-1] - MEAN for row in rows], rel=1e-4)
+
+
+@partial(jax.jit, static_argnums=0)
+def outputs(scalar, params, tokens_T):
+    hidden_TD = decoder.hidden_states(CONFIG, params, tokens_T[None])[0]
+    return decoder.scalars(hidden_TD, params) if scalar else hidden_TD @ decoder.head(CONFIG, params)
+
+
+def alone(params, row):
+    """What a model says of one unpadded row: a number per position, or log-probs [T, V] at TEMPERATURE."""
+    found = np.asarray(outputs("score" in params, params, row), np.float64)
+    if "score" in params:
+        return found
+    logits = found / TEMPERATURE
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+TEMPERATURE, KL_COEF, GAMMA, LAM, PENALTY = 0.7, 0.3, 0.9, 0.8, -2.0
+
+
+@cache
+def expected(whiten_rewards):
+    """Everything make_experience finds, one row and one token at a time."""
+    rows, sampled = whole_rows(), sample_arrays()
+    logprobs, reference, values, rewards, scores, kls = [], [], [], [], [], []
+    for b, row in enumerate(rows):
+        start, n = PROMPT_LENGTHS[b], sampled.lengths_B[b]
+        at = [(start - 1 + r, row[start + r]) for r in range(n)]  # (position that predicts, token)
+        logprobs.append(np.array([alone(MODELS.policy, row)[t, token] for t, token in at]))
+        reference.append(np.array([alone(MODELS.reference, row)[t, token] for t, token in at]))
+        values.append(np.array([alone(MODELS.value, row)[t] for t, _ in at]))
+        scores.append(alone(MODELS.reward, row)[-1] - MEAN if ENDS[b] is not None else PENALTY)
+        kl = logprobs[b] - reference[b]
+        kls.append(kl.sum())
+        rewards.append(-KL_COEF * kl)
+        rewards[b][-1] += scores[b]
+    if whiten_rewards:
+        every = np.concatenate(rewards)
+        rewards = [(x - every.mean()) / every.std() + every.mean() for x in rewards]
+    advantages = [gae(r, v) for r, v in zip(rewards, values, strict=True)]
+    returns = [a + v for a, v in zip(advantages, values, strict=True)]
+    every = np.concatenate(advantages)
+    white = [(a - every.mean()) / every.std() for a in advantages]
+    return {
+        "old_logprobs_BR": logprobs,
+        "old_values_BR": values,
+        "advantages_BR": white,
+        "returns_BR": returns,
+    }, {"scores": np.mean(scores), "kl": np.mean(kls), "length": sampled.lengths_B.mean()}
+
+
+def gae(rewards, values):
+    """Schulman et al. (2015), eq. 16, as the double sum it is."""
+    following = np.append(values[1:], 0.0)  # nothing comes after the last token
+    delta = rewards + GAMMA * following - values
+    n = len(delta)
+    return np.array([sum((GAMMA * LAM) ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)])
+
+
+def settings(estimator="k1", whiten_rewards=False):
+    return Settings(TEMPERATURE, estimator, PENALTY, GAMMA, LAM, whiten_rewards, 4)
+
+
+MAKE = jax.jit(make_experience, static_argnums=(0, 6, 8))
+
+
+def experience(models=MODELS, *, extra=0, sampled=SAMPLED, **changes):
+    prompts = jnp.array(prompt_arrays(extra))
+    return MAKE(
+        CONFIG,
+        models,
+        prompts,
+        LENGTHS,
+        sampled,
+        jnp.float32(KL_COEF),
+        settings(**changes),
+        jnp.float32(MEAN),
+        PAD,
+    )
+
+
+def sample(key, extra=0):
+    return generate(
+        CONFIG,
+        MODELS.policy,
+        jnp.array(prompt_arrays(extra)),
+        LENGTHS,
+        ROWS,
+        jax.random.key(key),
+        Sampling(TEMPERATURE),
+        EOS,
+        PAD,
+        max_new_tokens=R,
+    )
+
+
+@pytest.mark.parametrize("whiten_rewards", [False, True])
+def test_experience_recomputed_token_by_token(whiten_rewards):
+    found, metrics = experience(whiten_rewards=whiten_rewards)
+    wanted, means = expected(whiten_rewards)
+    assert np.array_equal(found.mask_BR, sample_arrays().mask_BR)
+    for name, rows in wanted.items():
+        for b, row in enumerate(rows):
+            assert np.asarray(getattr(found, name))[b, : len(row)] == pytest.approx(
+                row, rel=1e-4, abs=1e-4
+            ), (name, b)
+    assert not np.asarray(found.advantages_BR)[~sample_arrays().mask_BR].any()
+    assert metrics["objective/scores"] == pytest.approx(means["scores"], rel=1e-4)
+    assert metrics["objective/kl"] == pytest.approx(means["kl"], rel=1e-4)
+    assert metrics["objective/non_score_reward"] == pytest.approx(-KL_COEF * means["kl"], rel=1e-4)
+    assert metrics["objective/rlhf_reward"] == pytest.approx(
+        means["scores"] - KL_COEF * means["kl"], rel=1e-4
+    )
+    assert metrics["completions/mean_length"] == pytest.approx(means["length"])
+    assert metrics["completions/ended"] == pytest.approx(3 / 4)
+    assert metrics["num_tokens"] == sum(map(len, whole_rows()))
+    difference = np.abs(np.concatenate(wanted["old_logprobs_BR"]) + 1)  # the sampler is said to have had -1
+    assert metrics["sampling/logp_difference"] == pytest.approx(difference.mean(), rel=1e-4)
+
+
+def test_a_policy_that_is_its_reference_has_no_kl():
+    models = MODELS._replace(reference=MODELS.policy, value=decoder.value_from_reward(MODELS.reward))
+    found, metrics = experience(models)
+    assert metrics["objective/kl"] == 0
+    assert not np.asarray(found.old_values_BR).any()
+    # Then all reward is the score at the last token, and returns are that score, discounted.
+    scores = [
+        PENALTY if end is None else alone(MODELS.reward, row)[-1] - MEAN
+        for end, row in zip(ENDS, whole_rows(), strict=True)
+    ]
+    for b, n in enumerate(sample_arrays().lengths_B):
+        wanted = scores[b] * (GAMMA * LAM) ** np.arange(n)[::-1]
+        assert np.asarray(found.returns_BR)[b, :n] == pytest.approx(wanted, rel=1e-4), b
+
+
+def test_the_estimator_of_the_kl_can_be_chosen():
+    def kl(estimator):
+        return experience(estimator=estimator)[1]["objective/kl"]
+
+    wanted, _ = expected(False)
+    rows, sampled = whole_rows(), sample_arrays()
+    gaps = []
+    for b, row in enumerate(rows):
+        start = PROMPT_LENGTHS[b]
+        reference = [
+            alone(MODELS.reference, row)[start - 1 + r, row[start + r]] for r in range(sampled.lengths_B[b])
+        ]
+        gaps.append(wanted["old_logprobs_BR"][b] - reference)
+    assert kl("k2") == pytest.approx(np.mean([(0.5 * d**2).sum() for d in gaps]), rel=1e-4)
+    assert kl("k3") == pytest.approx(np.mean([(np.exp(-d) - 1 + d).sum() for d in gaps]), rel=1e-4)
+
+
+def test_a_wider_bucket_on_the_left_changes_nothing():
+    """Neither what is sampled nor what is learnt from it."""
+    extra, seen = 7, []
+    for width in (0, extra):
+        sampled = sample(0, width)
+        found, metrics = experience(extra=width, sampled=sampled)
+        tokens_BT = np.asarray(found.tokens_BT)
+        assert set(tokens_BT[:, P + R :].flat) <= {PAD}
+        seen.append((sampled, found._replace(tokens_BT=tokens_BT[:, : P + R]), metrics))
+    assert np.array_equal(seen[0][0].tokens_BR, seen[1][0].tokens_BR)
+    assert seen[0][2].pop("sampling/logp_difference") < 1e-5 > seen[1][2].pop("sampling/logp_difference")
+    for a, b in zip(*map(jax.tree.leaves, seen), strict=True):
+        np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=1e-5, atol=1e-5)
+
+
+def test_score_responses_speaks_of_the_policy_that_sampled():
+    """Log-probs of the sampler, at its temperature, are those of the training graph."""
+    sampled = sample(1)
+    score = jax.jit(score_responses, static_argnums=(0, 5, 7))
+    s = score(
+        CONFIG, MODELS, jnp.array(prompt_arrays()), LENGTHS, sampled, settings(), jnp.float32(MEAN), PAD
+    )
+    difference = np.abs(np.asarray(s["logprobs_BR"] - sampled.logprobs_BR))[np.asarray(sampled.mask_BR)]
+    assert difference.max() < 1e-5
+    assert np.asarray(s["scores_B"])[~np.asarray(sampled.ended_B)] == pytest.approx(PENALTY)
