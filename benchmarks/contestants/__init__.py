@@ -1,0 +1,1 @@
+"""The contestants: each module has `run(job, session)` and lives in its own environment."""

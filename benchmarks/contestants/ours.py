@@ -1,0 +1,206 @@
+"""rlhf_jax: the functions that its jobs call, on the same weights and tokens."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import setting
+from session import Job, Session
+from setting import GREEDY, PAD, TRAINING
+
+from rlhf_jax.data.batches import bucket
+from rlhf_jax.jobs import losses
+from rlhf_jax.models import huggingface
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params, value_from_reward
+from rlhf_jax.models.placement import place
+from rlhf_jax.parallel.arrays import to_global
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.rollout.experience import Models, Settings, make_experience
+from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import Generation
+from rlhf_jax.training.optimizer import make_optimizer, partitioned
+from rlhf_jax.training.state import create
+from rlhf_jax.training.step import make_train_step
+
+CHUNK = 128
+NO_EOS = -1  # Nothing ends a row early.
+
+
+def run(job: Job, session: Session) -> None:
+    mesh = make_mesh()
+    {"generate": _generate, "ppo": _ppo}.get(job.task, _offline)(job, session, mesh)
+
+
+def _offline(job: Job, session: Session, mesh: Any) -> None:
+    config, params = _load(job.reward if job.task == "reward_model" else job.policy, mesh)
+    batch, R = _sft_batch(job) if job.task == "sft" else _pair_batch(job)
+    batch = to_global(batch, mesh)
+    reference = params
+    if job.task == "dpo":  # The train step donates its parameters; the reference must outlive it.
+        params = jax.tree.map(lambda x: x.copy(), params)
+        reference_logprobs = jax.jit(losses.pair_logprobs(config, R, CHUNK))
+    loss_fn = {
+        "sft": lambda: losses.sft(config, R, CHUNK),
+        "reward_model": lambda: losses.reward_model(config),
+        "dpo": lambda: losses.dpo_loss(config, R, CHUNK, beta=TRAINING.dpo_beta, label_smoothing=0.0),
+    }[job.task]()
+    step = make_train_step(loss_fn, _optimizer(job.repetitions))
+    state = create(params, _optimizer(job.repetitions), 0)
+    del params
+    while True:
+        session.turn()
+        if job.task == "dpo":
+            chosen, rejected = reference_logprobs(reference, batch)
+            batch |= {"ref_chosen": chosen, "ref_rejected": rejected}
+        state, metrics = step(state, batch)
+        session.note(loss=metrics["loss"], grad_norm=metrics["grad_norm"])
+        jax.block_until_ready(state)
+
+
+def _generate(job: Job, session: Session, mesh: Any) -> None:
+    config, params = _load(job.policy, mesh)
+    batch = to_global(_prompt_batch(setting.prompts(job.size, job.size.generated, job.ragged)), mesh)
+    check = _sampler(config, mesh, GREEDY, Sampling(0.0))
+    check.load(params)
+    greedy = check.generate(batch["tokens"], batch["lengths"], batch["rows"], jax.random.key(0))
+    loss = -float(greedy.logprobs_BR.mean())
+    sampler = _sampler(config, mesh, job.size.response, Sampling())
+    for i in range(job.repetitions):
+        session.turn()
+        sampler.load(params)
+        jax.block_until_ready(
+            sampler.generate(batch["tokens"], batch["lengths"], batch["rows"], jax.random.key(i))
+        )
+        session.note(loss=loss)
+    session.turn()
+
+
+def _ppo(job: Job, session: Session, mesh: Any) -> None:
+    config, reference = _load(job.policy, mesh)
+    _, reward = _load(job.reward, mesh)
+    prompts = setting.prompts(job.size, job.size.ppo_prompts, job.ragged)
+    batch = to_global(_prompt_batch(prompts), mesh)
+    R = job.size.response
+    params = jax.tree.map(lambda x: x.copy(), {"policy": reference, "value": value_from_reward(reward)})
+    tx = partitioned({name: _optimizer(job.repetitions) for name in params})
+    loss_fn = losses.ppo(
+        config,
+        clip=TRAINING.clip,
+        value_clip=TRAINING.value_clip,
+        value_coef=TRAINING.value_coef,
+        temperature=1.0,
+        chunk=CHUNK,
+    )
+    settings = Settings(
+        temperature=1.0,
+        kl_estimator="k1",
+        missing_eos_penalty=0.0,
+        gamma=TRAINING.gamma,
+        lam=TRAINING.lam,
+        whiten_rewards=False,
+        logprob_chunk=CHUNK,
+    )
+    experience_of = jax.jit(partial(make_experience, config, settings=settings, pad_id=PAD, reward_mean=0.0))
+
+    def experience(params: dict[str, Params], sampled: Generation) -> Any:
+        models = Models(params["policy"], params["value"], reference, reward)
+        where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
+        return experience_of(models=models, sampled=sampled, kl_coef=np.float32(TRAINING.kl_coef), **where)[0]
+
+    check = _check(loss_fn, params, experience(params, to_global(_given(job, len(prompts)), mesh)))
+    state, step = create(params, tx, 0), make_train_step(loss_fn, tx)
+    del params
+    sampler = _sampler(config, mesh, R, Sampling())
+    shuffled = jax.jit(lambda key, e: jax.tree.map(lambda x: jax.random.permutation(key, x), e))
+    for i in range(job.repetitions):
+        session.turn()
+        sampler.load(state.params["policy"])
+        sampled = sampler.generate(batch["tokens"], batch["lengths"], batch["rows"], jax.random.key(i))
+        sampler.close()
+        found = experience(state.params, sampled)
+        for epoch in range(TRAINING.ppo_epochs):
+            state, _ = step(state, shuffled(jax.random.key(epoch), found))
+        jax.block_until_ready(state)
+        session.note(**check)
+    session.turn()
+
+
+def _check(loss_fn: losses.LossFn, params: dict[str, Params], experience: Any) -> dict[str, Any]:
+    """Loss and gradient norm of the first update on given responses."""
+
+    def mean_loss(params: dict[str, Params]) -> Any:
+        loss = loss_fn(params, experience)["loss"]
+        return loss.sum / loss.weight
+
+    loss, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
+    squares = sum(float((x.astype(np.float32) ** 2).sum()) for x in jax.tree.leaves(gradient))
+    return {"loss": loss, "grad_norm": squares**0.5}
+
+
+def _given(job: Job, count: int) -> Generation:
+    """Fixed responses that count as ended, so that their scores are used as they are."""
+    R = job.size.response
+    tokens_BR = np.array(setting.responses(job.size, count), np.int32)
+    full_B, yes_B = np.full(count, R, np.int32), np.ones(count, bool)
+    return Generation(
+        tokens_BR, np.zeros((count, R), np.float32), np.ones((count, R), bool), full_B, yes_B, np.int32(R)
+    )
+
+
+def _load(folder: str, mesh: Any) -> tuple[ModelConfig, Params]:
+    found = huggingface.load(folder)
+    return found.config, place(found.config, found.params, mesh)
+
+
+def _optimizer(repetitions: int) -> Any:
+    return make_optimizer(
+        learning_rate=TRAINING.learning_rate,
+        schedule="constant",
+        total_steps=repetitions,
+        b1=TRAINING.b1,
+        b2=TRAINING.b2,
+        eps=TRAINING.eps,
+        max_grad_norm=TRAINING.max_grad_norm,
+    )
+
+
+def _sampler(config: ModelConfig, mesh: Any, new: int, sampling: Sampling) -> DecodeGenerator:
+    return DecodeGenerator(config, mesh, max_new_tokens=new, sampling=sampling, eos_id=NO_EOS, pad_id=PAD)
+
+
+def _right_pad(rows: list[list[int]], T: int) -> np.ndarray:
+    return np.array([row + [PAD] * (T - len(row)) for row in rows], np.int32)
+
+
+def _prompt_batch(rows: list[list[int]]) -> dict[str, np.ndarray]:
+    lengths = np.array([len(row) for row in rows], np.int32)
+    P = bucket(lengths.max(), 8)
+    tokens = np.array([[PAD] * (P - len(row)) + row for row in rows], np.int32)
+    return {"tokens": tokens, "lengths": lengths, "rows": np.arange(len(rows), dtype=np.int32)}
+
+
+def _sft_batch(job: Job) -> tuple[dict[str, np.ndarray], int]:
+    """(batch, R): arrays as long as the longest row, as the job would make them."""
+    rows = setting.demonstrations(job.size, job.ragged)
+    lengths = np.array([len(row["prompt"]) + len(row["response"]) for row in rows], np.int32)
+    prompt_lengths = np.array([len(row["prompt"]) for row in rows], np.int32)
+    tokens = _right_pad([row["prompt"] + row["response"] for row in rows], bucket(lengths.max(), 8))
+    R = int((lengths - prompt_lengths).max())
+    return {"tokens": tokens, "lengths": lengths, "prompt_lengths": prompt_lengths}, R
+
+
+def _pair_batch(job: Job) -> tuple[dict[str, np.ndarray], int]:
+    found = setting.pairs(job.size, job.ragged)
+    sides = {side: [row["prompt"] + row[side] for row in found] for side in ("chosen", "rejected")}
+    T = bucket(max(len(row) for side in sides.values() for row in side), 8)
+    batch = {}
+    for side, rows in sides.items():
+        batch[f"{side}_tokens"] = _right_pad(rows, T)
+        batch[f"{side}_lengths"] = np.array([len(row) for row in rows], np.int32)
+        batch[f"{side}_prompt_lengths"] = np.array([len(row["prompt"]) for row in found], np.int32)
+    return batch, max(len(row[side]) for row in found for side in sides)
