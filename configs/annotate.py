@@ -28,6 +28,8 @@ def microfarm() -> ConfigDict:
     c.outputs_1 = ""  # The baseline.
     c.outputs_2 = ""
 
+    c.one_pair_per_prompt = True  # With `samples`: False compares every sample once, n pairs of n samples.
+
     c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool.
     c.p_label_flip = 0.25  # Share of labels that are flipped (before asking, so flipped ones cost nothing).
     c.max_concurrency = 32  # Requests under way at a time.

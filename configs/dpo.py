@@ -24,19 +24,19 @@ def microfarm() -> ConfigDict:
     c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training prompts instead.
     c.data.eval_rows = 300
     c.data.template = "brief"
-    c.data.max_length = 68  # Pairs with a longer side are dropped and counted.
+    c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
     c.model.dtype = "float32"
     c.model.remat = "none"
 
-    c.beta = 0.1  # Strength of the pull towards the reference.
+    c.beta = 0.05  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.
 
-    c.batch_size = 64  # Pairs per step.
+    c.batch_size = 32  # Pairs per step.
     c.microbatches = 1
-    c.epochs = 2.0
+    c.epochs = 1.0
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"
@@ -53,8 +53,8 @@ def microfarm() -> ConfigDict:
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.distributed = "auto"
     c.log_every = 10
-    c.eval_every = 50
-    c.save_every = 100
+    c.eval_every = 150
+    c.save_every = 150
     c.tensorboard = False
     c.wandb_project = ""
     return c

@@ -27,13 +27,17 @@ def microfarm() -> ConfigDict:
 
     # One page per stage; paths below runs/farm are moved below this run's workdir.
     c.sft = sibling(__file__, "sft")
-    c.pairs = sibling(__file__, "generate", "pairs")  # Two samples per preference prompt.
-    c.val_pairs = sibling(
-        __file__, "generate", "pairs"
-    )  # The same on unseen prompts, to test the reward model.
+    # Half of the pool's labels are coin flips, as in AlpacaFarm, so labels are what is scarce. Three samples of a
+    # prompt make three pairs: twice the labels of two samples of 10k prompts, for the same sampling.
+    c.pairs = sibling(__file__, "generate", "pairs")
+    c.pairs.data.rows = 6700
+    c.pairs.samples = 3
+    # Two samples of unseen prompts, to test the reward model.
+    c.val_pairs = sibling(__file__, "generate", "pairs")
     c.val_pairs.data.prompts = "runs/farm/data/val.parquet"
     c.val_pairs.data.rows = 1000
     c.labels = sibling(__file__, "annotate")
+    c.labels.one_pair_per_prompt = False
     c.reward_model = sibling(__file__, "reward_model")
     c.scores = sibling(__file__, "score")
     c.dpo = sibling(__file__, "dpo")

@@ -29,7 +29,7 @@ def microfarm() -> ConfigDict:
     c.data.prompts = "runs/farm/data/eval.parquet"
     c.data.rows = 0  # The first rows only; 0 takes all.
     c.data.template = "brief"
-    c.data.max_prompt_length = 40
+    c.data.max_prompt_length = 36
 
     c.samples = 1  # Responses per prompt.
     c.batch_size = 256  # Responses at a time, over all devices.

@@ -2,7 +2,7 @@
 
     python -m rlhf_jax.main --config=configs/ppo.py --workdir=runs/farm/ppo
 
-One step = one rollout of `rollout_batch` prompts, then `epochs` passes over it in minibatches. The value model is
+One step = one rollout of `rollout.batch_size` prompts, then `epochs` passes over it in minibatches. The value model is
 separate, and starts from the reward model's trunk.
 """
 
@@ -25,7 +25,7 @@ def microfarm() -> ConfigDict:
     c.data.eval = "runs/farm/data/val.parquet"  # Fixed prompts that are sampled at every evaluation.
     c.data.eval_rows = 128
     c.data.template = "brief"
-    c.data.max_prompt_length = 40  # Longer prompts are dropped and counted.
+    c.data.max_prompt_length = 36  # Longer prompts are dropped and counted.
 
     c.model = ConfigDict()
     c.model.policy = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
@@ -39,7 +39,7 @@ def microfarm() -> ConfigDict:
     c.rollout.temperature = 1.0  # Log-probs are taken at this temperature everywhere.
     c.rollout.dtype = "float32"  # Of the policy copy that samples.
 
-    c.steps = 100
+    c.steps = 70
     c.epochs = 2  # Passes over each rollout, each in a fresh order.
     c.minibatch_size = 32  # Rows per optimizer update; divides rollout.batch_size.
     c.microbatches = 1

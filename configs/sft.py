@@ -37,11 +37,11 @@ def microfarm() -> ConfigDict:
     c.model.heads = 4
     c.model.kv_heads = 4
     c.model.ff = 344
-    c.model.tie_embeddings = True
+    c.model.tie_embeddings = False
     c.model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
     c.model.remat = "none"  # none, dots or full.
 
-    c.batch_size = 32  # Sequences per step, over all devices.
+    c.batch_size = 16  # Sequences per step, over all devices.
     c.microbatches = 1  # Gradient accumulation; divides the batch of each device.
     c.epochs = 5.0
 

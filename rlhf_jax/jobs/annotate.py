@@ -52,7 +52,8 @@ def _annotate(config: ConfigDict, pool: PoolSpec, folder: Path, urls: dict[str, 
         return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **options)
     if config.samples:
         rows = read_table(config.samples, ["instruction", "input", "outputs"], made_by=hints.PAIRS)
-        return annotate_samples([row | {"output": row["outputs"]} for row in rows], pool, **options)
+        rows = [row | {"output": row["outputs"]} for row in rows]
+        return annotate_samples(rows, pool, one_pair_per_prompt=config.one_pair_per_prompt, **options)
     if not config.outputs_1:
         raise UserError("outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with")
     one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))
