@@ -41,6 +41,7 @@ class Recorder:
         self._writer, self._progress, self._workdir = writer, progress, Path(workdir)
         self._steps, self._log_every, self._show = steps, log_every, show
         self._pending: tuple[int, Mapping[str, Any], PyTree] | None = None
+        self._ended: float | None = None  # when that iteration ended, if it had when it was handed over
         self._seen: dict[str, float] = {}  # the newest value of every metric, for the progress line
         self._mark = time.perf_counter()  # when the time of the current row began
         self._iterations, self._tokens = 0, 0.0  # of the current row
@@ -60,8 +61,9 @@ class Recorder:
 
     def push(self, step: int, metrics: Mapping[str, Any], batch: PyTree) -> None:
         """Takes the metrics of iteration number `step` (from 1), and writes those of the one before."""
+        ended = time.perf_counter() if all(map(_is_ready, metrics.values())) else None
         self.flush()
-        self._pending = (step, metrics, batch)
+        self._pending, self._ended = (step, metrics, batch), ended
 
     def flush(self) -> None:
         """Waits for the metrics held back, and writes them. UserError when they tell of a divergence."""
@@ -110,7 +112,7 @@ class Recorder:
         )
 
     def _timings(self) -> dict[str, float]:
-        now = time.perf_counter()
+        now = time.perf_counter() if self._ended is None else max(self._ended, self._mark)
         seconds = max(now - self._mark - self._compile_s, 1e-9)
         timings = {"timing_s/step": seconds / self._iterations, **self._extra}
         if self._tokens:
@@ -136,6 +138,10 @@ class Recorder:
             "the checkpoints are of finite steps before it; look for broken rows in that batch, "
             "or lower learning_rate or max_grad_norm"
         )
+
+
+def _is_ready(x: Any) -> bool:
+    return not isinstance(x, jax.Array) or x.is_ready()
 
 
 def _plain(batch: PyTree) -> PyTree:

@@ -1,3 +1,4 @@
+import json
 import os
 import shlex
 import signal
@@ -68,8 +69,6 @@ def test_rows_evaluations_and_checkpoints_come_when_they_are_due(tmp_path):
 
 
 def test_timings_and_tokens_per_second(tmp_path):
-    import json
-
     toy.train(tmp_path, steps=4, log_every=2, pause=0.05)
     first, second = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert first["timing_s/compile"] > 0
@@ -78,6 +77,13 @@ def test_timings_and_tokens_per_second(tmp_path):
         assert 0.05 <= row["timing_s/step"] < 1
     tokens = sum(toy.batch(i)["weight"].sum() for i in (2, 3))
     assert second["perf/tokens_per_s"] == pytest.approx(tokens / (2 * second["timing_s/step"]), rel=1e-3)
+
+
+def test_every_row_has_the_time_of_its_own_iteration(tmp_path):
+    """Also when iterations wait for the device themselves: then one has ended before the next one begins."""
+    toy.train(tmp_path, steps=5, log_every=1, pauses=[0.2, 0.1, 0.4, 0.1, 0.3])
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [line["timing_s/step"] for line in lines][1:] == pytest.approx([0.1, 0.4, 0.1, 0.3], abs=0.05)
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):

@@ -81,6 +81,7 @@ def train(
     learning_rate=0.02,
     width=WIDTH,
     pause=0.0,
+    pauses=(),
     poison=-1,
     microbatches=1,
     mesh="",
@@ -88,7 +89,8 @@ def train(
 ):
     """One run, or the rest of one, in `folder`. Returns (final state, train step).
 
-    pause: seconds per iteration. poison: the iteration with a NaN in its batch. hook(state, i): called first.
+    pause: seconds per iteration; or pauses: of each, and it waits for the device.
+    poison: the iteration with a NaN in its batch. hook(state, i): called first.
     mesh: sizes of data, fsdp and tensor, as "2,4,1"; without, everything is on one device.
     """
     tx = optimizer(learning_rate=learning_rate)
@@ -101,7 +103,7 @@ def train(
     def iterate(now, i):
         if hook is not None:
             hook(now, i)
-        time.sleep(pause)
+        time.sleep(pauses[i] if pauses else pause)
         data = batch(i)
         tokens = int(data["weight"].sum())
         if i == poison:
@@ -111,6 +113,8 @@ def train(
         data["y"] = data["y"] + 0.1 * noise
         new, metrics = train_step(now, data)
         new = new.replace(extra={"kl_coef": new.extra["kl_coef"] * 1.01})
+        if pauses:
+            jax.block_until_ready((new, metrics))
         return (
             new,
             {**metrics, "kl_coef": new.extra["kl_coef"], "num_tokens": tokens},
