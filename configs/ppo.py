@@ -22,6 +22,7 @@ def microfarm() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.train = "runs/farm/data/unlabeled.parquet"  # Prompts (instruction records or prompt records).
+    c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.eval = "runs/farm/data/val.parquet"  # Fixed prompts that are sampled at every evaluation.
     c.data.eval_rows = 128
     c.data.template = "brief"

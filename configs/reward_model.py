@@ -21,7 +21,8 @@ def microfarm() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.train = "runs/farm/labels/labels.parquet"  # Pairwise labels.
-    c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training prompts instead.
+    c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
+    c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training rows, by prompt.
     c.data.eval_rows = 300  # At most this many pairs.
     c.data.template = "brief"
     c.data.max_length = 56  # Pairs with a longer side are dropped and counted.

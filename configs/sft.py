@@ -4,7 +4,7 @@
 
 Trains the embedded model from scratch on the embedded world's demonstrations; the farm page sizes it for two CPU
 cores. `--config=configs/sft.py:alpaca` trains a small model from scratch on a real instruction file in the Stanford
-Alpaca layout: give its path with --config.data.train=... (and --config.data.eval=... or a held-out share of it).
+Alpaca layout: give its path with --config.data.train=...; a part of it is held out unless --config.data.eval is set.
 """
 
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ def microfarm() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.train = "runs/farm/data/sft.parquet"  # Instruction records: instruction, input, output.
+    c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.eval = "runs/farm/data/val.parquet"  # "" holds out eval_rows of the training rows instead.
     c.data.eval_rows = 256  # At most this many.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py.
@@ -72,7 +73,7 @@ def alpaca() -> ConfigDict:
     c.data.train = "alpaca_data.json"
     c.data.eval = ""
     c.data.template = "alpaca"
-    c.data.max_length = 512
+    c.data.max_length = 192
     c.model.tokenizer = ""  # "" trains one on the training text, into the workdir.
     c.model.width = 256
     c.model.heads = 8

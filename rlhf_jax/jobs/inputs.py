@@ -77,23 +77,31 @@ def pad_pairs(
     return {f"{side}_{name}": x for side, arrays in sides.items() for name, x in arrays.items()}
 
 
-def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], list[dict]]:
-    """(train, eval): about eval_rows rows are set aside, all rows of a prompt on the same side."""
+def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], list[dict], Counter[str]]:
+    """(train, eval, counts of rows left out): no prompt on both sides.
+
+    Whole prompts are set aside until they hold eval_rows rows and are a twentieth of all prompts (or eval_rows
+    of them): a hundred rows of one prompt would say little. eval_rows of these rows are drawn.
+    """
     by_prompt: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         by_prompt.setdefault(render(row, "alpaca"), []).append(i)
-    order = np.random.default_rng(seed).permutation(len(by_prompt))
+    rng = np.random.default_rng(seed)
     groups = list(by_prompt.values())
-    held: set[int] = set()
-    for k in order:
-        if len(held) >= min(eval_rows, len(rows) // 2):
+    wanted_rows, wanted_prompts = min(eval_rows, len(rows) // 2), min(eval_rows, len(groups) // 20)
+    held: list[int] = []
+    for prompts, k in enumerate(rng.permutation(len(groups))):
+        if len(held) >= wanted_rows and prompts >= wanted_prompts:
             break
-        held.update(groups[k])
+        held += groups[k]
     if len(held) == len(rows):
         raise UserError(
             f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval"
         )
-    return [row for i, row in enumerate(rows) if i not in held], [rows[i] for i in sorted(held)]
+    kept = _draw(sorted(held), eval_rows, rng)
+    left_out = Counter({"other row of a held-out prompt": len(held) - len(kept)})
+    aside = set(held)
+    return [row for i, row in enumerate(rows) if i not in aside], [rows[i] for i in kept], +left_out
 
 
 def digests(*paths: str) -> dict[str, str]:
@@ -106,13 +114,25 @@ def digests(*paths: str) -> dict[str, str]:
 def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
     if data.eval_rows < 1:
         raise UserError(f"data.eval_rows: {data.eval_rows}; use 1 or more rows to evaluate on")
+    if data.train_rows < 0:
+        raise UserError(f"data.train_rows: {data.train_rows}; use the number of rows to draw, or 0 for all")
     rows, skipped = read(data.train, made_by=made_by)
     _say(f"data.train: {len(rows)} rows read from {data.train}", skipped)
-    if not data.eval:
-        return hold_out(rows, data.eval_rows, seed)
-    held, skipped = read(data.eval, made_by=made_by)
-    _say(f"data.eval: {len(held)} rows read from {data.eval}", skipped)
-    return rows, held[: data.eval_rows]
+    if data.eval:
+        held, skipped = read(data.eval, made_by=made_by)
+        _say(f"data.eval: {len(held)} rows read from {data.eval}", skipped)
+        held = held[: data.eval_rows]
+    else:
+        rows, held, skipped = hold_out(rows, data.eval_rows, seed)
+        _say(f"data.eval: {len(held)} rows held out", skipped)
+    return _draw(rows, data.train_rows or len(rows), np.random.default_rng(seed)), held
+
+
+def _draw(rows: list, count: int, rng: np.random.Generator) -> list:
+    """`count` of the rows, or all when there are not more, in their order."""
+    if len(rows) <= count:
+        return rows
+    return [rows[i] for i in sorted(rng.choice(len(rows), count, replace=False))]
 
 
 def _encoded(encode: Any, rows: list[dict], tokenizer: Any, data: ConfigDict, name: str) -> Any:

@@ -1,0 +1,68 @@
+"""Held-out rows: no prompt on both sides, enough prompts, nothing lost without being counted."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny_farm
+
+from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import inputs
+
+
+def rows_of(*counts):
+    """Rows of len(counts) prompts, so many of each."""
+    return [
+        {"instruction": f"prompt {k}", "input": "", "row": i} for k, n in enumerate(counts) for i in range(n)
+    ]
+
+
+def prompts_of(rows):
+    return {row["instruction"] for row in rows}
+
+
+@pytest.mark.parametrize("counts", [[1] * 50, [3] * 50, [40] * 100, [90, 10]])
+def test_no_prompt_is_on_both_sides(counts):
+    rows = rows_of(*counts)
+    train, held, left_out = inputs.hold_out(rows, 10, seed=1)
+    assert not prompts_of(train) & prompts_of(held)
+    assert len(train) + len(held) + left_out.total() == len(rows)
+    assert len(held) == 10
+
+
+def test_many_rows_of_a_prompt_do_not_make_an_evaluation_of_few_prompts():
+    _, held, left_out = inputs.hold_out(rows_of(*[40] * 100), 40, seed=0)
+    assert len(held) == 40 and len(prompts_of(held)) >= 4
+    assert left_out == Counter({"other row of a held-out prompt": 5 * 40 - 40})
+
+
+def test_the_split_depends_on_the_seed_alone():
+    rows = rows_of(*[2] * 40)
+    assert inputs.hold_out(rows, 10, seed=3) == inputs.hold_out(rows, 10, seed=3)
+    assert inputs.hold_out(rows, 10, seed=3)[1] != inputs.hold_out(rows, 10, seed=4)[1]
+
+
+def test_rows_of_one_prompt_cannot_be_split():
+    with pytest.raises(
+        UserError, match=r"data.eval_rows: 10 rows cannot be held out of 1 prompt; set data.eval"
+    ):
+        inputs.hold_out(rows_of(30), 10, seed=0)
+
+
+def test_train_rows_draws_a_part(farm, capsys):
+    tokenizer = load_tokenizer(farm / "data/tokenizer")
+
+    def train(rows, seed=0):
+        data = tiny_farm.settings("sft", farm, **{"data.train_rows": rows}).data
+        return inputs.instructions(data, tokenizer, seed, "").train
+
+    def sequences(found):
+        return [x.tobytes() for x in np.split(found.tokens, np.cumsum(found.lengths)[:-1])]
+
+    everything, part = train(0), train(50)
+    assert (len(everything), len(part)) == (200, 50)
+    assert set(sequences(part)) <= set(sequences(everything))
+    assert sequences(train(50)) == sequences(part) != sequences(train(50, seed=1))
+    with pytest.raises(UserError, match=r"data\.train_rows: -1; use"):
+        train(-1)
