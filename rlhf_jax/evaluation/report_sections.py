@@ -85,7 +85,13 @@ def _headlines(report: Report) -> list[tuple[str, str, str]]:
         out.append(("reward model", f"{c.accuracy:.1f} %", note))
     seconds = [s.seconds for s in report.stages if s.seconds is not None]
     if seconds:
-        out.append(("time", duration(sum(seconds)), f"{len(seconds)} stages"))
+        out.append(
+            (
+                "time",
+                duration(sum(seconds)),
+                f"training and judging, {len(seconds)} stage{'s' if len(seconds) > 1 else ''}",
+            )
+        )
     return out
 
 
