@@ -18,10 +18,12 @@ def token_logprobs(
     *,
     temperature: ScalarLike = 1.0,
     chunk: int = 128,
+    softcap: float = 0.0,
 ) -> tuple[Float32[Array, "B T"], Float32[Array, "B T"]]:
     """Log-probability of each target and entropy of each distribution, in nats, float32.
 
-    The distribution is `softmax(hidden @ head / temperature)` over all V. `temperature` may be traced (one
+    The distribution is `softmax(hidden @ head / temperature)` over all V; with a `softcap` (Gemma 2), logits z
+    are `softcap * tanh(z / softcap)` before the temperature. `temperature` may be traced (one
     compilation serves all) but is a constant to differentiation; it must be positive, and it must be the
     one the tokens were sampled with wherever the two are compared. A target of V or more gives NaN.
 
@@ -38,20 +40,20 @@ def token_logprobs(
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}; score greedy samples with 1.0")
-    return _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk)
+    return _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap)
 
 
 # A hand-written backward pass rather than jax.checkpoint around an ordinary chunk: autodiff of a gather is
 # a scatter into zeros, of logsumexp and entropy two more passes over the logits, and under lax.map it
 # computes the entropy's gradient even where only the log-probability is used. One fused expression gives all.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk) -> tuple[Array, Array]:
-    return _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap) -> tuple[Array, Array]:
+    return _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap)[0]
 
 
-def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk) -> tuple[tuple, tuple]:
+def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap) -> tuple[tuple, tuple]:
     def one(hidden_BCD, targets_BC) -> tuple[Array, ...]:
-        logits_BCV = _logits(hidden_BCD, head_DV, temperature)
+        logits_BCV = _logits(hidden_BCD, head_DV, temperature, softcap)
         peak_BC = jnp.max(logits_BCV, axis=-1)
         logsum_BC = jnp.log(jnp.sum(jnp.exp(logits_BCV - peak_BC[..., None]), axis=-1))
         # No [B, C, V] term is shared with the line above: XLA would write it out instead of fusing it twice.
@@ -72,18 +74,20 @@ def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk) -> tuple[tuple
     return (logprobs_BT, entropy_BT), residuals
 
 
-def _backward(chunk, residuals, cotangents) -> tuple:
+def _backward(chunk, softcap, residuals, cotangents) -> tuple:
     hidden_BTD, head_DV, targets_BT, temperature, peak_BT, logsum_BT, entropy_BT = residuals
     dtype = jnp.result_type(hidden_BTD, head_DV)
 
     def one(hidden_BCD, targets_BC, peak_BC, logsum_BC, entropy_BC, dlogprobs_BC, dentropy_BC) -> tuple:
-        logits_BCV = _logits(hidden_BCD, head_DV, temperature)
+        logits_BCV = _logits(hidden_BCD, head_DV, temperature, softcap)
         logp_BCV = (logits_BCV - peak_BC[..., None]) - logsum_BC[..., None]
         # d logp_y / dz_v = [v = y] - p_v and d entropy / dz_v = -p_v (log p_v + entropy), in float32 to the
         # end: rounded once, after the difference, or 1 - p would be lost in bfloat16 where p is near 1.
         hit_BCV = jax.lax.broadcasted_iota(targets_BC.dtype, logp_BCV.shape, 2) == targets_BC[..., None]
         per_p_BCV = dlogprobs_BC[..., None] + dentropy_BC[..., None] * (logp_BCV + entropy_BC[..., None])
         dlogits_BCV = jnp.where(hit_BCV, dlogprobs_BC[..., None], 0.0) - jnp.exp(logp_BCV) * per_p_BCV
+        if softcap:  # d cap tanh(z / cap) / dz = 1 - tanh(z / cap)^2
+            dlogits_BCV = dlogits_BCV * (1.0 - (logits_BCV * temperature / softcap) ** 2)
         dlogits_BCV = (dlogits_BCV / temperature).astype(dtype)
         f32 = {"preferred_element_type": jnp.float32}
         dhidden_BCD = jnp.einsum("bcv,dv->bcd", dlogits_BCV, head_DV, **f32)
@@ -109,8 +113,11 @@ def _backward(chunk, residuals, cotangents) -> tuple:
 _token_logprobs.defvjp(_forward, _backward)
 
 
-def _logits(hidden_BCD, head_DV, temperature) -> Array:
-    return jnp.einsum("bcd,dv->bcv", hidden_BCD, head_DV, preferred_element_type=jnp.float32) / temperature
+def _logits(hidden_BCD, head_DV, temperature, softcap) -> Array:
+    logits_BCV = jnp.einsum("bcd,dv->bcv", hidden_BCD, head_DV, preferred_element_type=jnp.float32)
+    if softcap:
+        logits_BCV = softcap * jnp.tanh(logits_BCV / softcap)
+    return logits_BCV / temperature
 
 
 def _chunk_count(T: int, chunk: int) -> int:

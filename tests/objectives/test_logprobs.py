@@ -266,3 +266,24 @@ def test_eight_devices_agree_with_one():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "devices 8"
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_capped_logits_have_the_values_and_gradients_of_autodiff(temperature):
+    """Gemma 2's logits: cap * tanh(z / cap) before the temperature."""
+    hidden, head, targets, rng = example(11, 2, 7, 5, 30)
+    w, e = (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(2, 2, 7)))
+    cap = 2.0
+
+    def plain(hidden, head):
+        logits = cap * jnp.tanh(hidden @ head / cap) / temperature
+        logp = jax.nn.log_softmax(logits)
+        entropy = -jnp.sum(jnp.exp(logp) * logp, -1)
+        return jnp.sum(w * jnp.take_along_axis(logp, targets[..., None], -1)[..., 0] + e * entropy)
+
+    ours = weighted_sum(w, e, targets, temperature=temperature, chunk=3, softcap=cap)
+    np.testing.assert_allclose(ours(hidden, head), plain(hidden, head), rtol=1e-5)
+    for got, want in zip(
+        jax.grad(ours, (0, 1))(hidden, head), jax.grad(plain, (0, 1))(hidden, head), strict=True
+    ):
+        np.testing.assert_allclose(got, want, atol=2e-5)
