@@ -16,7 +16,6 @@ from rlhf_jax.jobs import losses
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
-from rlhf_jax.models.placement import place
 from rlhf_jax.parallel.arrays import to_global
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.rollout.experience import Models, Settings, make_experience
@@ -153,8 +152,8 @@ def _given(job: Job, count: int) -> Generation:
 
 
 def _load(folder: str, mesh: Any) -> tuple[ModelConfig, Params]:
-    found = huggingface.load(folder)
-    return found.config, place(found.config, found.params, mesh)
+    found, params = huggingface.load(folder, mesh)
+    return found.config, params
 
 
 def _optimizer(repetitions: int) -> Any:

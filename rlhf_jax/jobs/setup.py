@@ -15,7 +15,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
-from rlhf_jax.models.placement import place
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather
 from rlhf_jax.parallel.mesh import make_mesh
@@ -34,14 +33,13 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
 def load_model(
     folder: str, model: ConfigDict, mesh: Mesh, made_by: str
 ) -> tuple[huggingface.Checkpoint, Params]:
-    """A model folder onto the mesh: (what was read, with host arrays; the sharded parameters).
+    """A model folder onto the mesh: (what it is; the sharded parameters).
 
     made_by: the command that makes the folder, for the error when it is not there.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
-    checkpoint = huggingface.load(folder, dtype=model.dtype, remat=model.get("remat", "none"))
-    return checkpoint, place(checkpoint.config, checkpoint.params, mesh)
+    return huggingface.load(folder, mesh, dtype=model.dtype, remat=model.get("remat", "none"))
 
 
 def token_ids(tokenizer: Any) -> dict[str, int | None]:

@@ -1,7 +1,8 @@
 """The decoder: embeddings, scanned blocks, final norm; and the heads that read its hidden states.
 
-Parameters are plain nested dicts. A language model is `{"embed", "layers", "norm"[, "head"]}`; a scalar model
-(reward or value) is the same trunk with `{"score"}` instead of a head. Every leaf of "layers" is stacked [L, ...].
+Parameters are plain nested dicts. A language model is `{"embed"[, "positions"], "layers", "norm"[, "head"[,
+"head_bias"]]}`; a scalar model (reward or value) is the same trunk with `{"score"}` instead of a head. Every leaf
+of "layers" is stacked [L, ...].
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.attention import cap, within_window
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.layers import Block, RMSNorm
+from rlhf_jax.models.layers import Block, Masks, Norm
 from rlhf_jax.models.sharding import constrain
 
 Params = dict
 StackedKeyValue = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]
+
+_HEADS = ("head", "head_bias", "score")  # what a model has beside its trunk
 
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -43,18 +48,62 @@ class Decoder(nn.Module):
         table_VD = self.param("embed", init, (c.vocab_size, c.width), jnp.float32)
         # Gathered over "embed" once: looking rows up in a table cut that way would re-cut every activation.
         table_VD = constrain(table_VD.astype(c.dtype), "vocab", "embed_act")
-        x_BTD = constrain(table_VD[tokens_BT], "batch", "length", "embed_act")
+        learned_PD = None
+        if c.positions == "learned":
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (None, "embed"))
+            rows = c.max_positions + c.position_offset
+            learned_PD = self.param("positions", init, (rows, c.width), jnp.float32)
+        x_BTD = embed(c, table_VD, learned_PD, tokens_BT, positions_BT)
+        x_BTD = constrain(x_BTD, "batch", "length", "embed_act")
         block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=_REMAT[c.remat])
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, 0 if c.mixed_layers else nn.broadcast),
             length=c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="layers")
-        x_BTD, keys_values = blocks(x_BTD, positions_BT, mask_BTS)
-        return RMSNorm(c, name="norm")(x_BTD), keys_values
+        local_L = jnp.asarray(c.local_layers) if c.mixed_layers else None
+        x_BTD, keys_values = blocks(x_BTD, positions_BT, _masks(c, mask_BTS, *tokens_BT.shape), local_L)
+        return Norm(c, name="norm")(x_BTD), keys_values
+
+
+def embed(
+    config: ModelConfig,
+    table_VD: Float[Array, "V D"],
+    learned_PD: Float[Array, "P D"] | None,
+    tokens_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+) -> Float[Array, "B T D"]:
+    """Token embeddings in the table's dtype, with learned positions where the config has them."""
+    x_BTD = table_VD[tokens_BT]
+    if config.embed_scale != 1.0:
+        x_BTD = x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
+    if learned_PD is None:
+        return x_BTD
+    check_length(config, tokens_BT.shape[1])
+    return x_BTD + learned_PD.astype(x_BTD.dtype)[positions_BT + config.position_offset]
+
+
+def check_length(config: ModelConfig, T: int) -> None:
+    """UserError when learned positions end before T: a gather past the table would repeat its last row."""
+    if config.positions == "learned" and config.max_positions < T:
+        raise UserError(
+            f"sequences of {T} tokens: the {config.family} model has {config.max_positions} learned positions; "
+            f"shorten prompts or responses to {config.max_positions} tokens together, or take another model"
+        )
+
+
+def _masks(config: ModelConfig, mask_BTS: Bool[Array, "B T S"] | None, B: int, T: int) -> Masks:
+    if not any(config.local_layers):
+        return Masks(mask_BTS)
+    local_BTS = within_window(mask_BTS, B, T, config.window)
+    if all(config.local_layers) or local_BTS is mask_BTS:  # nothing is further away than the window
+        return Masks(local_BTS)
+    if mask_BTS is None:
+        mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+    return Masks(mask_BTS, local_BTS)
 
 
 def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> Params:
@@ -73,6 +122,8 @@ def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> P
     elif not config.tie_embeddings:
         head_DV = jax.random.normal(head_key, (config.width, config.vocab_size)) * config.width**-0.5
         params["head"] = nn.LogicallyPartitioned(head_DV, ("embed", "vocab"))
+    if config.head_bias and not scalar:
+        params["head_bias"] = nn.LogicallyPartitioned(jnp.zeros(config.vocab_size, jnp.float32), ("vocab",))
     return params
 
 
@@ -97,14 +148,34 @@ def hidden_and_cache(
     """As `hidden_states`, with every layer's keys and values, stacked [L, B, T, G, K]."""
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    trunk = {name: params[name] for name in ("embed", "layers", "norm")}
-    return Decoder(config).apply({"params": trunk}, tokens_BT, positions_BT, mask_BTS)
+    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS)
+
+
+def trunk(params: Params) -> Params:
+    """A model without its heads."""
+    return {name: leaf for name, leaf in params.items() if name not in _HEADS}
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
-    """The output matrix of a language model, in the compute dtype."""
+    """The output matrix of a language model, in the compute dtype. A bias is one more row, for `for_head`."""
     matrix_DV = params["embed"].T if config.tie_embeddings else params["head"]
+    if config.head_bias:
+        matrix_DV = jnp.concatenate([matrix_DV, params["head_bias"][None]])
     return matrix_DV.astype(config.dtype)
+
+
+def for_head(config: ModelConfig, hidden_xD: Float[Array, "*x D"]) -> Float[Array, "*x E"]:
+    """Hidden states as `head` takes them: with a 1 behind them where the head has a bias."""
+    if not config.head_bias:
+        return hidden_xD
+    return jnp.concatenate([hidden_xD, jnp.ones_like(hidden_xD[..., :1])], -1)
+
+
+def logits(
+    config: ModelConfig, head_DV: Float[Array, "D V"], hidden_xD: Float[Array, "*x E"]
+) -> Float[Array, "*x V"]:
+    """float32 logits of final hidden states; `head_DV` is what `head` returns."""
+    return cap((for_head(config, hidden_xD) @ head_DV).astype(jnp.float32), config.logit_softcap)
 
 
 def scalars(hidden_BTD: Float[Array, "*batch D"], params: Params) -> Float[Array, "*batch"]:
@@ -120,7 +191,7 @@ def value_from_reward(params: Params) -> Params:
 def reward_from_language(config: ModelConfig, params: Params, key: Key[Array, ""]) -> Params:
     """A reward model from a language model: its trunk and a fresh score head ~ N(0, 1/sqrt(D + 1))."""
     score_D = jax.random.normal(key, (config.width,), jnp.float32) * (config.width + 1) ** -0.5
-    return {**{name: params[name] for name in ("embed", "layers", "norm")}, "score": score_D}
+    return {**trunk(params), "score": score_D}
 
 
 def last_token_scores(

@@ -1,108 +1,100 @@
 """Weights in and out as a Hugging Face folder: the one form in which models travel between jobs.
 
-A folder holds `config.json` (a LlamaConfig), `model.safetensors` and the tokenizer files. A language model is
-written as LlamaForCausalLM, a reward or value model as LlamaForSequenceClassification with one label.
+A folder holds `config.json`, safetensors and the tokenizer files. Which families there are, and under which names
+they keep their tensors, is the table in `families`. A reward or value model is a sequence classifier of one label.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from jax.sharding import Mesh, NamedSharding
 from safetensors.numpy import save_file
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models import tensor_files
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.config_json import Fields
 from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.families import FAMILIES
+from rlhf_jax.models.name_map import Place, check, file_name, parameter_shapes, places, stored_names
+from rlhf_jax.models.placement import param_shardings
+from rlhf_jax.models.tensor_files import SAFETENSORS, Tensors
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-# (our path below "layers", Hugging Face name below "model.layers.N", how the [out, in] matrix is folded)
-_LAYER_TENSORS = (
-    (("attention_norm", "scale"), "input_layernorm.weight", "vector"),
-    (("attention", "q"), "self_attn.q_proj.weight", "heads_out"),
-    (("attention", "k"), "self_attn.k_proj.weight", "heads_out"),
-    (("attention", "v"), "self_attn.v_proj.weight", "heads_out"),
-    (("attention", "o"), "self_attn.o_proj.weight", "heads_in"),
-    (("mlp_norm", "scale"), "post_attention_layernorm.weight", "vector"),
-    (("mlp", "gate"), "mlp.gate_proj.weight", "matrix"),
-    (("mlp", "up"), "mlp.up_proj.weight", "matrix"),
-    (("mlp", "down"), "mlp.down_proj.weight", "matrix"),
-)
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model")
+_GENERATION = "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model read from a folder: its shape, its parameters in host memory, and what a reward model adds."""
+    """What a folder says of its model: the shape, whether it has a score head, and what a reward model adds."""
 
     config: ModelConfig
-    params: Params
     is_scalar: bool
     reward_mean: float
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
-    """The model's shape and the raw `config.json`; UserError when the folder holds no Llama-shaped model."""
+    """The model's shape and the raw `config.json`.
+
+    Raises:
+      UserError: no config.json, a family that is not in the table, or a setting that is not supported; by name.
+    """
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise UserError(
             f"{folder}: no config.json; a model folder is what a training job writes to its export/"
         )
     raw = json.loads(path.read_text())
-    if raw.get("model_type") != "llama":
-        raise UserError(
-            f"{path}: model_type {raw.get('model_type')!r}; only Llama-shaped decoders can be loaded"
-        )
-    rope = raw.get("rope_parameters") or {}
-    config = ModelConfig(
-        vocab_size=raw["vocab_size"],
-        width=raw["hidden_size"],
-        layers=raw["num_hidden_layers"],
-        heads=raw["num_attention_heads"],
-        kv_heads=raw.get("num_key_value_heads") or raw["num_attention_heads"],
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"],
-        ff=raw["intermediate_size"],
-        rope_theta=float(raw.get("rope_theta") or rope.get("rope_theta", 10_000.0)),
-        norm_eps=raw["rms_norm_eps"],
-        tie_embeddings=raw.get("tie_word_embeddings", False),
-        max_positions=raw.get("max_position_embeddings", 2048),
-    )
-    return config, raw
+    family = FAMILIES.get(raw.get("model_type"))
+    if family is None:
+        raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; use one of {', '.join(FAMILIES)}")
+    fields, values = Fields(path, raw), {"family": raw["model_type"]}
+    for piece in family.pieces:
+        values |= piece.read(fields, values)
+    fields.finish()
+    return ModelConfig(**values), raw
 
 
-def load(folder: str | Path, **overrides: object) -> Checkpoint:
-    """Reads a folder written by `save` or by transformers.
+def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> tuple[Checkpoint, Params]:
+    """Reads a folder written by `save` or by transformers, one tensor at a time.
 
     Args:
+      mesh: parameters become float32 arrays sharded over it, one after the other, so beside the devices' own
+        memory there is one parameter (all layers, this process's part) and one tensor of the file. Without a
+        mesh they stay in host memory.
       overrides: ModelConfig fields that do not change parameters (dtype, remat).
 
     Raises:
-      UserError: no such model, or a tensor that is missing or of another shape, by name.
+      UserError: no such model, or tensors that are missing, unknown or of another shape, by name.
     """
+    folder = Path(folder)
     config, raw = read_config(folder)
     config = dataclasses.replace(config, **overrides)
-    tensors = _read_tensors(Path(folder))
-    is_scalar = "score.weight" in tensors
-    layers: dict = {}
-    for (group, leaf), name, fold in _LAYER_TENSORS:
-        stack = [_take(tensors, f"model.layers.{i}.{name}", folder) for i in range(config.layers)]
-        layers.setdefault(group, {})[leaf] = np.stack([_unfold(x, fold, config) for x in stack])
-    params = {
-        "embed": _take(tensors, "model.embed_tokens.weight", folder),
-        "layers": layers,
-        "norm": {"scale": _take(tensors, "model.norm.weight", folder)},
-    }
-    if is_scalar:
-        params["score"] = _take(tensors, "score.weight", folder)[0]
-    elif not config.tie_embeddings:
-        params["head"] = np.ascontiguousarray(_take(tensors, "lm_head.weight", folder).T)
-    return Checkpoint(config, params, is_scalar, float(raw.get("reward_mean", 0.0)))
+    tensors = tensor_files.open_folder(folder)
+    is_scalar = "score.weight" in tensors.shapes
+    expected = places(config, scalar=is_scalar)
+    check(folder, config, expected, tensors.shapes)
+    where = param_shardings(config, mesh, scalar=is_scalar) if mesh is not None else None
+    params: Params = {}
+    # The largest first: what is held twice for a moment then always fits where smaller ones are still to come.
+    shapes = parameter_shapes(config, scalar=is_scalar)
+    for path, shape in sorted(shapes.items(), key=lambda item: -math.prod(item[1])):
+        holding = [place for place in expected if path in place.leaves]
+        sharding = None if where is None else _at(where, path)
+        group = params
+        for name in path[:-1]:
+            group = group.setdefault(name, {})
+        group[path[-1]] = _assemble(config, path, shape, sharding, holding, tensors)
+    return Checkpoint(config, is_scalar, float(raw.get("reward_mean", 0.0))), params
 
 
 def save(
@@ -110,115 +102,135 @@ def save(
     config: ModelConfig,
     params: Params,
     *,
-    token_ids: dict[str, int],
+    token_ids: dict[str, int | None],
     tokenizer_from: str | Path,
     reward_mean: float | None = None,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes a folder that `load` and `transformers` read, replacing an older one whole.
 
     Args:
       params: host (numpy) or device arrays of one process.
       token_ids: `pad_token_id`, `bos_token_id`, `eos_token_id` for config.json.
-      tokenizer_from: folder whose tokenizer files are copied unchanged.
+      tokenizer_from: folder whose tokenizer files and generation_config.json are copied unchanged.
       reward_mean: for reward models, the mean score of demonstrations; readers subtract it (rule M8).
+      dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
+      shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
     """
     folder = Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for file in sorted(Path(tokenizer_from).iterdir()):
-        if file.is_file() and (
-            "token" in file.name or file.name in ("vocab.json", "merges.txt", "chat_template.jinja")
-        ):
-            shutil.copyfile(file, partial / file.name)
-    save_file(_to_huggingface(config, params), partial / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(_llama_config(config, params, token_ids, reward_mean), indent=2, sort_keys=True)
-    (partial / "config.json").write_text(text + "\n")
+    _copy_tokenizer(Path(tokenizer_from), partial)
+    if not (partial / _GENERATION).is_file():
+        _write_json(
+            partial / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
+        )
+    _write_weights(partial, config, params, dtype, shard_bytes)
+    _write_json(partial / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
 
-def _llama_config(config: ModelConfig, params: Params, token_ids: dict, reward_mean: float | None) -> dict:
-    raw = {
-        "model_type": "llama",
-        "architectures": ["LlamaForSequenceClassification" if "score" in params else "LlamaForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.ff,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tie_embeddings,
-        "max_position_embeddings": config.max_positions,
-        "attention_bias": False,
-        "mlp_bias": False,
-        "dtype": "float32",
-        **token_ids,
-    }
+def _assemble(
+    config: ModelConfig,
+    path: tuple[str, ...],
+    shape: tuple[int, ...],
+    sharding: NamedSharding | None,
+    holding: list[Place],
+    tensors: Tensors,
+) -> jax.Array | np.ndarray:
+    """One parameter from its tensors. Each tensor is read once and cut to the parts of this process's devices."""
+    everything = (slice(None),) * len(shape)
+    indices = [everything]
+    if sharding is not None:
+        indices = sharding.addressable_devices_indices_map(shape).values()
+    parts = {}
+    for index in indices:
+        index = tuple(slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True))
+        sizes = tuple(cut.stop - cut.start for cut in index)
+        parts[_bounds(index, shape)] = (index, np.empty(sizes, np.float32))
+    stored = stored_names(FAMILIES[config.family], tensors.shapes)
+    for place in holding:
+        whole = place.layout.split(tensors.read(stored[place.name]), config.head_dim)[
+            place.leaves.index(path)
+        ]
+        n = len(place.index)
+        for index, part in parts.values():
+            if all(cut.start <= i < cut.stop for i, cut in zip(place.index, index[:n], strict=True)):
+                inside = tuple(i - cut.start for i, cut in zip(place.index, index[:n], strict=True))
+                part[inside] = whole[index[n:]]
+    if sharding is None:
+        return parts[_bounds(everything, shape)][1]
+    return jax.make_array_from_callback(shape, sharding, lambda index: parts[_bounds(index, shape)][1])
+
+
+def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+
+
+def _at(tree: dict, path: tuple[str, ...]) -> object:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.is_file() and ("token" in file.name or file.name in (*_TOKENIZER_FILES, _GENERATION)):
+            shutil.copyfile(file, target / file.name)
+        elif file.is_dir() and file.name == "additional_chat_templates":
+            shutil.copytree(file, target / file.name)
+
+
+def _write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str, shard_bytes: int) -> None:
+    family = FAMILIES[config.family]
+    size = jnp.dtype(dtype).itemsize
+    shards, filled = [[]], 0
+    for place in places(config, scalar="score" in params):
+        nbytes = size * math.prod(place.shape)
+        if shards[-1] and filled + nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(place)
+        filled += nbytes
+    names = [SAFETENSORS]
+    if len(shards) > 1:
+        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        tensors = {file_name(family, place.name): _joined(config, params, place, dtype) for place in shard}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {
+            file_name(family, place.name): name
+            for name, shard in zip(names, shards, strict=True)
+            for place in shard
+        }
+        total = sum(size * math.prod(place.shape) for shard in shards for place in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        _write_json(folder / f"{SAFETENSORS}.index.json", index)
+
+
+def _joined(config: ModelConfig, params: Params, place: Place, dtype: str) -> np.ndarray:
+    parts = tuple(np.asarray(_at(params, leaf)[place.index]) for leaf in place.leaves)
+    joined = place.layout.join(parts, config.head_dim)
+    return np.ascontiguousarray(joined.astype(jnp.dtype(dtype)))
+
+
+def _raw_config(
+    config: ModelConfig, params: Params, token_ids: dict, reward_mean: float | None, dtype: str
+) -> dict:
+    family = FAMILIES[config.family]
+    raw = {"model_type": config.family, "architectures": [family.classes["score" in params]], "dtype": dtype}
+    for piece in family.pieces:
+        raw |= piece.write(config)
+    raw |= token_ids
     if "score" in params:
         raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         raw["reward_mean"] = 0.0 if reward_mean is None else reward_mean
     return raw
 
 
-def _to_huggingface(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
-    tensors = {
-        "model.embed_tokens.weight": np.asarray(params["embed"]),
-        "model.norm.weight": np.asarray(params["norm"]["scale"]),
-    }
-    for (group, leaf), name, fold in _LAYER_TENSORS:
-        stacked = np.asarray(params["layers"][group][leaf])
-        for i in range(config.layers):
-            tensors[f"model.layers.{i}.{name}"] = _fold(stacked[i], fold)
-    if "score" in params:
-        tensors["score.weight"] = np.asarray(params["score"])[None]
-    elif not config.tie_embeddings:
-        tensors["lm_head.weight"] = np.ascontiguousarray(np.asarray(params["head"]).T)
-    return tensors
-
-
-def _fold(x: np.ndarray, fold: str) -> np.ndarray:
-    """Our [in, heads, size] / [heads, size, out] / [in, out] layout to torch's [out, in]."""
-    if fold == "heads_out":
-        x = x.reshape(x.shape[0], -1)
-    elif fold == "heads_in":
-        x = x.reshape(-1, x.shape[-1])
-    return x if fold == "vector" else np.ascontiguousarray(x.T)
-
-
-def _unfold(x: np.ndarray, fold: str, config: ModelConfig) -> np.ndarray:
-    if fold == "vector":
-        return x
-    x = np.ascontiguousarray(x.T)
-    if fold == "heads_out":
-        return x.reshape(x.shape[0], -1, config.head_dim)
-    return x.reshape(-1, config.head_dim, x.shape[-1]) if fold == "heads_in" else x
-
-
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    index = folder / INDEX
-    names = (
-        sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [WEIGHTS]
-    )
-    tensors = {}
-    for name in names:
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}: {name} is missing; only safetensors weights can be read")
-        try:
-            with safe_open(
-                folder / name, framework="flax"
-            ) as file:  # bfloat16 and float16 survive this reader
-                tensors |= {key: np.asarray(file.get_tensor(key), dtype=np.float32) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise UserError(f"{folder / name}: not a readable safetensors file ({error})") from error
-    return tensors
-
-
-def _take(tensors: dict[str, np.ndarray], name: str, folder: str | Path) -> np.ndarray:
-    if name not in tensors:
-        raise UserError(f"{folder}: tensor {name} is missing from the weights")
-    return tensors[name]
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,6 +1,8 @@
-"""The layers of the decoder: norm, rotary positions, attention, feed-forward, and the block they form."""
+"""The layers of the decoder: norm, attention, and the block they form with a feed-forward."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,43 +11,54 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models.attention import attend, attend_cached
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.linear import linear, swiglu
+from rlhf_jax.models.feedforward import Experts, FeedForward
+from rlhf_jax.models.linear import linear
+from rlhf_jax.models.parameters import bias, kernel
+from rlhf_jax.models.rotary import frequencies, rope
 from rlhf_jax.models.sharding import constrain
 
 # Keys and values of one layer: [B, T, G, K] as a sequence gives them, [B, G, S, K] as a cache keeps them.
 KeyValue = tuple[Float[Array, "B _ _ K"], Float[Array, "B _ _ K"]]
 
 
-def kernel(module: nn.Module, name: str, shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int) -> Array:
-    """A normal(0, 1/sqrt(fan_in)) parameter with logical axis names, cast to the compute dtype."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
-    return module.param(name, init, shape, jnp.float32).astype(module.config.dtype)
+class Masks(NamedTuple):
+    """Where the queries of a layer may look; None is causal.
+
+    Attributes:
+      full_BTS: for layers that see everything, and for all layers where they are all alike.
+      local_BTS: for windowed layers, where only some are windowed.
+    """
+
+    full_BTS: Bool[Array, "B T S"] | None
+    local_BTS: Bool[Array, "B T S"] | None = None
 
 
-def rope(
-    x_BTHK: Float[Array, "B T H K"], positions_BT: Int[Array, "B T"], theta: float
-) -> Float[Array, "B T H K"]:
-    """Rotary position embedding, halves convention (Su et al. 2021; the layout of Hugging Face Llama)."""
-    half = x_BTHK.shape[-1] // 2
-    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle_BT1K = positions_BT[..., None, None].astype(jnp.float32) * frequency_K
-    cos, sin = jnp.cos(angle_BT1K), jnp.sin(angle_BT1K)
-    low, high = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], -1).astype(x_BTHK.dtype)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang & Sennrich 2019), statistics in float32."""
+class Norm(nn.Module):
+    """RMSNorm (Zhang & Sennrich 2019) or LayerNorm (Ba et al. 2016), statistics in float32."""
 
     config: ModelConfig
+    kind: str = ""  # "" is the config's
+    axis: str | None = "embed"
 
     @nn.compact
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
-        scale_D = self.param("scale", init, (x_BTD.shape[-1],), jnp.float32)
-        x32_BTD = x_BTD.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(x32_BTD * x32_BTD, -1, keepdims=True) + self.config.norm_eps)
-        return (x32_BTD * inverse * scale_D).astype(x_BTD.dtype)
+    def __call__(self, x_xD: Float[Array, "*x D"]) -> Float[Array, "*x D"]:
+        c = self.config
+        start = nn.initializers.zeros_init() if c.norm_offset else nn.initializers.ones_init()
+        init = nn.with_logical_partitioning(start, (self.axis,))
+        scale_D = self.param("scale", init, (x_xD.shape[-1],), jnp.float32)
+        if c.norm_offset:
+            scale_D = 1.0 + scale_D.astype(
+                jnp.float32
+            )  # a bfloat16 copy of a scale near 0 has digits to lose
+        x32_xD = x_xD.astype(jnp.float32)
+        if (self.kind or c.norm) == "rms":
+            inverse = jax.lax.rsqrt(jnp.mean(x32_xD * x32_xD, -1, keepdims=True) + c.norm_eps)
+            return (x32_xD * inverse * scale_D).astype(x_xD.dtype)
+        init = nn.with_logical_partitioning(nn.initializers.zeros_init(), (self.axis,))
+        bias_D = self.param("bias", init, (x_xD.shape[-1],), jnp.float32)
+        x32_xD = x32_xD - jnp.mean(x32_xD, -1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(x32_xD * x32_xD, -1, keepdims=True) + c.norm_eps)
+        return (x32_xD * inverse * scale_D + bias_D).astype(x_xD.dtype)
 
 
 class Attention(nn.Module):
@@ -59,6 +72,7 @@ class Attention(nn.Module):
         x_BTD: Float[Array, "B T D"],
         positions_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"] | None,
+        local: Bool[Array, ""] | bool,
         cache: KeyValue | None,
         column: Int[Array, ""] | None,
     ) -> tuple[Float[Array, "B T D"], KeyValue]:
@@ -69,40 +83,46 @@ class Attention(nn.Module):
         v_DGK = kernel(self, "v", (D, G, K), ("embed", "kv_heads", "head_dim"), D)
         o_HKD = kernel(self, "o", (H, K, D), ("heads", "head_dim", "embed"), H * K)
         B, T = x_BTD.shape[:2]
-        q_BTHK = linear(x_BTD, q_DHK.reshape(D, H * K)).reshape(B, T, H, K)
-        k_BTGK = linear(x_BTD, k_DGK.reshape(D, G * K)).reshape(B, T, G, K)
-        v_BTGK = linear(x_BTD, v_DGK.reshape(D, G * K)).reshape(B, T, G, K)
-        q_BTHK = constrain(rope(q_BTHK, positions_BT, c.rope_theta), "batch", "length", "heads", "head_dim")
-        k_BTGK = rope(k_BTGK, positions_BT, c.rope_theta)
+        q_BTHK, k_BTGK, v_BTGK = (
+            self._heads(x_BTD, name, weight) for name, weight in (("q", q_DHK), ("k", k_DGK), ("v", v_DGK))
+        )
+        if c.qk_norm:
+            q_BTHK = Norm(c, kind="rms", axis=None, name="q_norm")(q_BTHK)
+            k_BTGK = Norm(c, kind="rms", axis=None, name="k_norm")(k_BTGK)
+        if c.positions == "rotary":
+            frequency = frequencies(c, local)
+            q_BTHK = rope(q_BTHK, positions_BT, frequency, interleaved=c.rotary_interleaved)
+            k_BTGK = rope(k_BTGK, positions_BT, frequency, interleaved=c.rotary_interleaved)
+        if c.query_scale:  # attention itself divides by sqrt(K)
+            q_BTHK = q_BTHK * jnp.asarray(c.query_scale * K**0.5, q_BTHK.dtype)
+        q_BTHK = constrain(q_BTHK, "batch", "length", "heads", "head_dim")
         if cache is None:
             keys_values = (k_BTGK, v_BTGK)
-            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS)
+            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap)
         else:  # only the new column is written; the cache is carried, never copied
             keys_values = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_B1GK.swapaxes(1, 2), column, axis=2)
                 for old_BGSK, new_B1GK in zip(cache, (k_BTGK, v_BTGK), strict=True)
             )
-            y_BTHK = attend_cached(q_BTHK, *keys_values, mask_BTS)
-        return linear(y_BTHK.reshape(B, T, H * K), o_HKD.reshape(H * K, D)), keys_values
+            y_BTHK = attend_cached(q_BTHK, *keys_values, mask_BTS, c.attention_softcap)
+        y_BTD = linear(y_BTHK.reshape(B, T, H * K), o_HKD.reshape(H * K, D))
+        return y_BTD + bias(self, "o_bias", D, "embed") if c.out_bias else y_BTD, keys_values
 
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        D, F = self.config.width, self.config.ff
-        gate_DF = kernel(self, "gate", (D, F), ("embed", "mlp"), D)
-        up_DF = kernel(self, "up", (D, F), ("embed", "mlp"), D)
-        down_FD = kernel(self, "down", (F, D), ("mlp", "embed"), F)
-        hidden_BTF = swiglu(linear(x_BTD, gate_DF), linear(x_BTD, up_DF))
-        return linear(constrain(hidden_BTF, "batch", "length", "mlp"), down_FD)
+    def _heads(
+        self, x_BTD: Float[Array, "B T D"], name: str, kernel_DHK: Float[Array, "D H K"]
+    ) -> Float[Array, "B T H K"]:
+        D, H, K = kernel_DHK.shape
+        y_BTN = linear(x_BTD, kernel_DHK.reshape(D, H * K))
+        if self.config.qkv_bias:
+            y_BTN = y_BTN + bias(self, f"{name}_bias", H * K, "heads" if name == "q" else "kv_heads")
+        return y_BTN.reshape(*x_BTD.shape[:2], H, K)
 
 
 class Block(nn.Module):
-    """One pre-norm decoder layer. Called `(x, positions, mask, cache, column) -> (x, (keys, values))`."""
+    """One decoder layer. Called `(x, positions, masks, local, cache, column) -> (x, (keys, values))`.
+
+    local: whether the layer is windowed; None where all layers are alike.
+    """
 
     config: ModelConfig
 
@@ -111,14 +131,30 @@ class Block(nn.Module):
         self,
         x_BTD: Float[Array, "B T D"],
         positions_BT: Int[Array, "B T"],
-        mask_BTS: Bool[Array, "B T S"] | None,
+        masks: Masks,
+        local: Bool[Array, ""] | bool | None = None,
         cache: KeyValue | None = None,
         column: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "B T D"], KeyValue]:
-        normed_BTD = RMSNorm(self.config, name="attention_norm")(x_BTD)
-        mixed_BTD, keys_values = Attention(self.config, name="attention")(
-            normed_BTD, positions_BT, mask_BTS, cache, column
+        c = self.config
+        mask_BTS = masks.full_BTS
+        if masks.local_BTS is not None:
+            mask_BTS = jnp.where(local, masks.local_BTS, masks.full_BTS)
+        if local is None:
+            local = any(c.local_layers)
+        normed_BTD = Norm(c, name="attention_norm")(x_BTD)
+        mixed_BTD, keys_values = Attention(c, name="attention")(
+            normed_BTD, positions_BT, mask_BTS, local, cache, column
         )
-        x_BTD = x_BTD + mixed_BTD
-        x_BTD = x_BTD + FeedForward(self.config, name="mlp")(RMSNorm(self.config, name="mlp_norm")(x_BTD))
+        if c.post_norms:
+            mixed_BTD = Norm(c, name="attention_post_norm")(mixed_BTD)
+        feed = Experts(c, name="mlp") if c.experts else FeedForward(c, name="mlp")
+        if c.residual == "shared":
+            x_BTD = x_BTD + mixed_BTD + feed(normed_BTD)
+        elif c.residual == "parallel":
+            x_BTD = x_BTD + mixed_BTD + feed(Norm(c, name="mlp_norm")(x_BTD))
+        else:
+            x_BTD = x_BTD + mixed_BTD
+            fed_BTD = feed(Norm(c, name="mlp_norm")(x_BTD))
+            x_BTD = x_BTD + (Norm(c, name="mlp_post_norm")(fed_BTD) if c.post_norms else fed_BTD)
         return constrain(x_BTD, "batch", "length", "embed_act"), keys_values

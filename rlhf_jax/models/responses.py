@@ -59,10 +59,12 @@ def response_logprobs(
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """(log-probs, entropies) of each response token at the sampling temperature (rule M5), float32."""
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
-    hidden_BRD = window(hidden_BTD, prompt_lengths_B, R, offset=-1)
+    hidden_BRD = decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
     targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
     head_DV = decoder.head(config, params)
-    return token_logprobs(hidden_BRD, head_DV, targets_BR, temperature=temperature, chunk=chunk)
+    return token_logprobs(
+        hidden_BRD, head_DV, targets_BR, temperature=temperature, chunk=chunk, softcap=config.logit_softcap
+    )
 
 
 def response_values(

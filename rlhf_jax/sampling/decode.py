@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.layers import Block, KeyValue, RMSNorm
+from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
 from rlhf_jax.models.sharding import constrain
 from rlhf_jax.sampling.choose import Sampling, choose
 
@@ -72,6 +72,7 @@ def generate(
     """
     B, P = tokens_BP.shape
     S = P + max_new_tokens
+    decoder.check_length(config, S)
     first_B = P - lengths_B
     columns_S = jnp.arange(S)
     real_BS = columns_S >= first_B[:, None]
@@ -95,7 +96,7 @@ def generate(
         )
         return _Loop(
             t=loop.t + 1,
-            logits_BV=(hidden_B1D[:, 0] @ head_DV).astype(jnp.float32),
+            logits_BV=decoder.logits(config, head_DV, hidden_B1D[:, 0]),
             tokens_BR=loop.tokens_BR.at[:, loop.t].set(token_B),
             logprobs_BR=loop.logprobs_BR.at[:, loop.t].set(jnp.where(loop.done_B, 0.0, logprobs_B)),
             lengths_B=loop.lengths_B + ~loop.done_B,
@@ -141,8 +142,7 @@ def _prefill(
         return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), "batch", "kv_heads", "length", "head_dim")
 
     cache = tuple((columns(keys[i]), columns(values[i])) for i in range(config.layers))
-    logits_BV = hidden_BPD[:, -1] @ decoder.head(config, params)
-    return logits_BV.astype(jnp.float32), cache
+    return decoder.logits(config, decoder.head(config, params), hidden_BPD[:, -1]), cache
 
 
 def _decode(
@@ -155,12 +155,21 @@ def _decode(
     cache: tuple[KeyValue, ...],
     column: Int[Array, ""],
 ) -> tuple[Float[Array, "B 1 D"], tuple[KeyValue, ...]]:
-    """One token through every layer. Layers are unstacked outside the loop: slicing a stack copies it per token."""
-    x_B1D = params["embed"].astype(config.dtype)[tokens_B1]
+    """One token through every layer. Layers are unstacked outside the loop: slicing a stack copies it per token.
+
+    A windowed layer keeps all its columns and looks at the last `window` of them.
+    """
+    table_VD = params["embed"].astype(config.dtype)
+    x_B1D = decoder.embed(config, table_VD, params.get("positions"), tokens_B1, positions_B1)
+    near_B1S = mask_B1S
+    if config.window:
+        near_B1S = mask_B1S & (jnp.arange(mask_B1S.shape[2]) > column - config.window)
+    local_layers = config.local_layers or (False,) * config.layers
     written = []
-    for layer, keys_values in zip(layers, cache, strict=True):
+    for layer, local, keys_values in zip(layers, local_layers, cache, strict=True):
+        masks = Masks(near_B1S if local else mask_B1S)
         x_B1D, keys_values = Block(config).apply(
-            {"params": layer}, x_B1D, positions_B1, mask_B1S, keys_values, column
+            {"params": layer}, x_B1D, positions_B1, masks, local, keys_values, column
         )
         written.append(keys_values)
-    return RMSNorm(config).apply({"params": params["norm"]}, x_B1D), tuple(written)
+    return Norm(config).apply({"params": params["norm"]}, x_B1D), tuple(written)

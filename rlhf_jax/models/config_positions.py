@@ -1,0 +1,185 @@
+"""Pieces of config.json that say where a token is and how far it sees: rotary positions and windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlhf_jax.models.config import ModelConfig, RopeScaling
+from rlhf_jax.models.config_json import Fields, Piece
+
+
+def scaling_of(fields: Fields, given: dict, max_positions: int) -> RopeScaling | None:
+    """A rope_scaling / rope_parameters object, without its theta; UserError for a kind that is not known."""
+    given = dict(given)
+    kind = given.pop("rope_type", None) or given.get("type") or "default"
+    given.pop("type", None)
+    known = {"default": (), "linear": ("factor",)}
+    known["llama3"] = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind not in known:
+        raise fields.refuse("rope_scaling.rope_type", kind, f"only {', '.join(known)} are supported")
+    for name, value in given.items():
+        if name not in known[kind] and value is not None and (name, value) != ("partial_rotary_factor", 1.0):
+            raise fields.refuse(f"rope_scaling.{name}", value, f"{kind!r} scaling does not have this setting")
+    if kind == "default":
+        return None
+    given.setdefault("original_max_position_embeddings", max_positions)
+    for name in known[kind]:
+        if given.get(name) is None:
+            raise fields.refuse(f"rope_scaling.{name}", None, f"{kind!r} scaling needs it")
+    if kind == "linear":
+        return RopeScaling("linear", float(given["factor"]))
+    factor, low, high, original = (given[name] for name in known[kind])
+    return RopeScaling("llama3", float(factor), float(low), float(high), int(original))
+
+
+def scaling_to(scaling: RopeScaling | None) -> dict | None:
+    """The rope_scaling object of config.json."""
+    if scaling is None:
+        return None
+    if scaling.kind == "linear":
+        return {"rope_type": "linear", "factor": scaling.factor}
+    return {
+        "rope_type": "llama3",
+        "factor": scaling.factor,
+        "low_freq_factor": scaling.low,
+        "high_freq_factor": scaling.high,
+        "original_max_position_embeddings": scaling.original,
+    }
+
+
+def _rope_objects(fields: Fields) -> dict:
+    """The one object of rotary settings, under its name of transformers 4 or 5."""
+    old, new = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
+    return dict(old or new or {})
+
+
+def rope(theta: float = 10_000.0) -> Piece:
+    """Rotary positions over the whole head; `theta` is the family's default base."""
+
+    def read(fields: Fields, so_far: dict) -> dict:
+        given = _rope_objects(fields)
+        base = given.pop("rope_theta", None) or fields.take("rope_theta", None) or theta
+        fields.take("rope_theta", None)
+        scaling = scaling_of(fields, given, so_far["max_positions"])
+        return {"rope_theta": float(base), "rope_scaling": scaling}
+
+    return Piece(
+        read,
+        lambda config: {"rope_theta": config.rope_theta, "rope_scaling": scaling_to(config.rope_scaling)},
+    )
+
+
+def neox_rope() -> Piece:
+    """GPT-NeoX: a leading part of each head is rotated."""
+
+    def read(fields: Fields, so_far: dict) -> dict:
+        given = _rope_objects(fields)
+        base = given.pop("rope_theta", None) or fields.take("rotary_emb_base", None) or 10_000.0
+        part = given.pop("partial_rotary_factor", None) or fields.take("rotary_pct", None) or 0.25
+        for name in ("rotary_emb_base", "rotary_pct"):
+            fields.take(name, None)
+        return {
+            "rope_theta": float(base),
+            "rotary_dim": int(so_far["head_dim"] * part),
+            "rope_scaling": scaling_of(fields, given, so_far["max_positions"]),
+        }
+
+    def write(config: ModelConfig) -> dict:
+        return {
+            "rotary_emb_base": config.rope_theta,
+            "rotary_pct": (config.rotary_dim or config.head_dim) / config.head_dim,
+            "rope_scaling": scaling_to(config.rope_scaling),
+        }
+
+    return Piece(read, write)
+
+
+def gemma3_rope() -> Piece:
+    """Gemma 3: another base in windowed layers, which are never stretched."""
+
+    def read(fields: Fields, so_far: dict) -> dict:
+        old, new = fields.take("rope_scaling", None), fields.take("rope_parameters", None) or {}
+        odd = [name for name in new if name not in ("full_attention", "sliding_attention")]
+        if odd:
+            fix = "give full_attention and sliding_attention an object each"
+            raise fields.refuse(f"rope_parameters.{odd[0]}", new[odd[0]], fix)
+        full = dict(new.get("full_attention") or {}) | dict(old or {})
+        local = dict(new.get("sliding_attention") or {})
+        base = full.pop("rope_theta", None) or fields.take("rope_theta", None) or 1_000_000.0
+        near = local.pop("rope_theta", None) or fields.take("rope_local_base_freq", None) or 10_000.0
+        for name in ("rope_theta", "rope_local_base_freq"):
+            fields.take(name, None)
+        if scaling_of(fields, local, so_far["max_positions"]) is not None:
+            raise fields.refuse("rope_parameters.sliding_attention", local, "only 'default' is supported")
+        scaling = scaling_of(fields, full, so_far["max_positions"])
+        return {"rope_theta": float(base), "rope_theta_local": float(near), "rope_scaling": scaling}
+
+    def write(config: ModelConfig) -> dict:
+        return {
+            "rope_theta": config.rope_theta,
+            "rope_local_base_freq": config.rope_theta_local,
+            "rope_scaling": scaling_to(config.rope_scaling),
+        }
+
+    return Piece(read, write)
+
+
+def window_everywhere(default: int | None) -> Piece:
+    """Every layer sees `sliding_window` tokens; null is all."""
+
+    def read(fields: Fields, so_far: dict) -> dict:
+        window = fields.take("sliding_window", default)
+        return {"window": window, "local_layers": (True,) * so_far["layers"]} if window else {}
+
+    return Piece(read, lambda config: {"sliding_window": config.window or None})
+
+
+def window_in_some(local: Callable[[Fields, int], tuple[bool, ...]], default: int) -> Piece:
+    """Layers named in `layer_types`, or else by `local(fields, layers)`, see `sliding_window` tokens."""
+
+    def read(fields: Fields, so_far: dict) -> dict:
+        pattern = local(fields, so_far["layers"])
+        types = fields.take("layer_types", None)
+        window = fields.take("sliding_window", default)
+        if types is not None:
+            if set(types) - {"sliding_attention", "full_attention"} or len(types) != so_far["layers"]:
+                fix = f"use one of sliding_attention, full_attention for each of {so_far['layers']} layers"
+                raise fields.refuse("layer_types", types, fix)
+            pattern = tuple(kind == "sliding_attention" for kind in types)
+        if not any(pattern):
+            return {}
+        if not window:
+            raise fields.refuse(
+                "sliding_window", window, "layers of sliding_attention need a number of tokens"
+            )
+        return {"window": window, "local_layers": pattern}
+
+    def write(config: ModelConfig) -> dict:
+        flags = config.local_layers or (False,) * config.layers
+        return {
+            "sliding_window": config.window or None,
+            "layer_types": ["sliding_attention" if flag else "full_attention" for flag in flags],
+        }
+
+    return Piece(read, write)
+
+
+def qwen_window() -> Piece:
+    """Qwen: windows only where use_sliding_window says so, and from layer max_window_layers on."""
+
+    def read(fields: Fields, so_far: dict) -> dict:
+        used = fields.take("use_sliding_window", False)
+        first = fields.take("max_window_layers", 28)
+        if not used:
+            for name in ("sliding_window", "layer_types"):
+                fields.take(name, None)
+            return {}
+        return window_in_some(lambda _, L: tuple(i >= first for i in range(L)), 4096).read(fields, so_far)
+
+    def write(config: ModelConfig) -> dict:
+        if not any(config.local_layers):
+            return {"use_sliding_window": False}
+        named = window_in_some(lambda _, L: (), 0).write(config)
+        return {"use_sliding_window": True, "max_window_layers": config.local_layers.index(True)} | named
+
+    return Piece(read, write)
