@@ -153,6 +153,7 @@ def _watch() -> None:
                 continue  # Nobody has failed; or process 0 is gone, and jax ends this process.
             if _leaving.is_set():
                 return
+            sys.stdout.flush()
             print(f"error: {failed}", file=sys.stderr, flush=True)
             os._exit(3)
 
