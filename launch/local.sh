@@ -128,13 +128,14 @@ for ((i = 0; i < processes; i++)); do
   pids+=($!) codes+=('')
 done
 
-failed='' # The process to blame: status 3 only says that another one has failed.
+# The process to blame. Status 3 only says that another one has failed, and so does jax's abort (134) when one is gone.
+failed=''
 blame() {
   local i
   for ((i = 0; i < processes; i++)); do
     case ${codes[$i]} in
       '' | 0) ;;
-      3) [ -n "$failed" ] || failed=$i ;;
+      3 | 134) [ -n "$failed" ] || failed=$i ;;
       *) failed=$i; return ;;
     esac
   done
