@@ -162,7 +162,7 @@ def _watch() -> None:
             print(f"error: {failed}", file=sys.stderr, flush=True)
             if jax.process_index() == 0:  # The others ask this process: it goes last.
                 _outlived.set()
-                sys.stderr = io.StringIO()  # What the work says of lost peers would only bury the reason.
+                sys.stdout = sys.stderr = io.StringIO()  # What the work still says would only bury the reason.
                 time.sleep(2 * _WATCH_S)
             os._exit(3)
 
