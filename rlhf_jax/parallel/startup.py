@@ -162,7 +162,8 @@ def _watch() -> None:
             print(f"error: {failed}", file=sys.stderr, flush=True)
             if jax.process_index() == 0:  # The others ask this process: it goes last.
                 _outlived.set()
-                sys.stdout = sys.stderr = io.StringIO()  # What the work still says would only bury the reason.
+                # What the work still says would only bury the reason.
+                sys.stdout = sys.stderr = io.StringIO()
                 time.sleep(2 * _WATCH_S)
             os._exit(3)
 
