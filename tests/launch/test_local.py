@@ -1,6 +1,7 @@
 """local.sh: processes of a stand-in program, and real training runs of two and four."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -76,6 +77,10 @@ def test_told_to_stop_all_save(fakes, number):
 
 def real(processes, *arguments, status=0, **environment):
     """Runs `bash launch/local.sh PROCESSES -- ARGUMENTS` with this interpreter; what it prints."""
+    return finish(start_real(processes, *arguments, **environment), status, timeout=600)
+
+
+def start_real(processes, *arguments, **environment):
     process = subprocess.Popen(
         ["bash", "launch/local.sh", str(processes), "--", *arguments],
         cwd=ROOT,
@@ -85,7 +90,7 @@ def real(processes, *arguments, status=0, **environment):
         text=True,
     )
     tiny_farm.STARTED.append(process)
-    return finish(process, status, timeout=600)
+    return process
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +140,18 @@ def test_a_real_run_in_which_one_process_fails(farm, tmp_path):
     assert "\nerror: mine.parquet: no such file" in out.split("--- process 2, last lines:")[1].split("---")[0]
     assert "error: process 2 failed: mine.parquet: no such file" in out.split("---")[0]  # says process 0
     assert "Traceback" not in out
+
+
+@pytest.mark.timeout(900)
+def test_a_real_run_that_is_told_to_stop(farm, tmp_path):
+    """Both processes save after the same step, and the same command goes on from there."""
+    arguments = sft(farm, tmp_path / "run", epochs=4)
+    run = start_real(2, *arguments)
+    metrics = tmp_path / "run/metrics.jsonl"
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, timeout=300)
+    run.send_signal(signal.SIGTERM)
+    out = finish(run, timeout=300)
+    (step,) = re.findall(r"told to stop: saved after step (\d+)", out)
+    out = real(2, *arguments)
+    assert f"continuing {tmp_path}/run at step {step}\n" in out
+    assert (tmp_path / "run/export/model.safetensors").exists()
