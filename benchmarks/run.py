@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,14 +69,17 @@ class Worker:
         self._hear()
 
     def turn(self) -> None:
-        """One repetition."""
+        """One repetition. Outside of it the process is stopped: idle threads of a runtime may still poll."""
         if not self.failed:
+            self._process.send_signal(signal.SIGCONT)
             self._tell("go")
             found = self._hear()
             if found:
                 self.notes.append(found)
+            self._process.send_signal(signal.SIGSTOP)
 
     def stop(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
         if not self.failed:
             self._tell("stop")
             self.peak_bytes = (self._hear() or {}).get("peak_bytes", 0)

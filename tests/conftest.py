@@ -1,6 +1,7 @@
 """Run-time checks for the whole suite: shapes and types of public functions, no silent rank promotion."""
 
 import os
+import signal
 import tempfile
 
 # Compiled programs are shared by all tests and the processes they start.
@@ -9,6 +10,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A shell that starts the suite in the background makes it ignore Ctrl-C, and every process it starts too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers of a parallel run get a processor each. XLA would start a thread per processor in every worker, and
 # threads that wait for each other inside one operation crawl when more of them run than there are processors.

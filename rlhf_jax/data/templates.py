@@ -22,6 +22,11 @@ TEMPLATES: dict[str, tuple[str, str]] = {
         "### Instruction:\n{instruction}\n\n### Response:",
         "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:",
     ),
+    # That of dpo-rlaif for ShareGPT, with the space at the end; its instructions have no input.
+    "human_assistant": (
+        "Human: {instruction}\n\nAssistant: ",
+        "Human: {instruction}\n\n{input}\n\nAssistant: ",
+    ),
 }
 
 _FIELD = re.compile(r"\{(instruction|input)\}")

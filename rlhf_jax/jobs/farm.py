@@ -71,13 +71,13 @@ def plan(config: ConfigDict, workdir: str) -> Iterator[Stage]:
 def _build_world(config: ConfigDict, root: Path) -> str:
     """Writes the world unless it is there; returns the fingerprint that every stage builds on."""
     fingerprint = _fingerprint("world", ConfigDict({"seed": config.seed, **config.world.to_dict()}))
-    if startup.is_main() and not folders.is_finished(root / "data", fingerprint):
-        _say(f"[0] data: {config.world.scale:g} x AlpacaFarm's splits")
-        world.build(
-            root / "data", seed=config.seed, scale=config.world.scale, vocab_size=config.world.vocab_size
-        )
-        folders.finish(root / "data", fingerprint)
-    startup.barrier("data")
+    where, w = root / "data", config.world
+    if not folders.is_finished(where, fingerprint):
+        _say(f"[0] data: {w.scale:g} x AlpacaFarm's splits")
+        if startup.is_main():
+            world.build(where, seed=config.seed, scale=w.scale, vocab_size=w.vocab_size)
+        startup.barrier("data")  # Nobody finishes it before all have seen that it was not finished.
+        folders.finish(where, fingerprint)
     return fingerprint
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.records import describe, read_instructions
-from rlhf_jax.data.tokenization import Sequences, encode_sft, load_tokenizer
+from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.jobs import fit, hints, inputs, losses, setup
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
@@ -27,7 +27,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     prepare(workdir, config.to_dict())
     tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    _longer_wins(split.eval_rows)
+    _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
     checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
     model = checkpoint.config
@@ -83,11 +83,11 @@ def _mean_score(
     return mean
 
 
-def _longer_wins(rows: list[dict]) -> None:
+def _longer_wins(held: Pairs) -> None:
     """Says what a reward model has to beat: how often the longer response of a held-out pair is the chosen one."""
-    if rows and startup.is_main():
-        gaps = np.array([len(row["chosen"]) - len(row["rejected"]) for row in rows])
-        share = np.mean((gaps > 0) + 0.5 * (gaps == 0))
+    if len(held) and startup.is_main():
+        chosen, rejected = map(inputs.response_lengths, held)
+        share = np.mean((chosen > rejected) + 0.5 * (chosen == rejected))
         print(
-            f"held-out pairs: the longer output is the chosen one in {share:.1%} of {len(rows)}", flush=True
+            f"held-out pairs: the longer output is the chosen one in {share:.1%} of {len(held)}", flush=True
         )

@@ -206,7 +206,9 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 <= options.port <= 65535:
         parser.error(f"--port: {options.port} is not a port; choose 0 to 65535")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT too: a process that a shell started in the background would ignore it.
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.default_int_handler)
     try:
         asyncio.run(_serve(options.port, options.parent))
     except KeyboardInterrupt:

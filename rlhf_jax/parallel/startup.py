@@ -6,6 +6,7 @@ or never came makes the others stop with a message instead of hanging.
 
 import atexit
 import importlib.util
+import io
 import json
 import os
 import sys
@@ -27,6 +28,9 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 _FAILED = "rlhf_jax/failed"  # The key under which a process says that it has failed.
 _WATCH_S = 1.0  # How often the others look.
 _leaving = threading.Event()  # set when this process ends by itself
+_outlived = (
+    threading.Event()
+)  # set when another one has failed and this one only waits for the rest to hear of it
 
 _calls: Counter[str] = Counter()  # how often each barrier or agreement name was used: makes its key unique
 
@@ -131,6 +135,8 @@ def leave(status: int, reason: str = "see its log") -> NoReturn:
     client = _client() if jax.distributed.is_initialized() else None
     if client is None:
         sys.exit(status)
+    if _outlived.is_set():
+        time.sleep(60)  # The watch ends this process before.
     _leaving.set()
     try:
         client.key_value_set(_FAILED, f"process {jax.process_index()} failed: {_short(reason)}", True)
@@ -153,7 +159,13 @@ def _watch() -> None:
                 continue  # Nobody has failed; or process 0 is gone, and jax ends this process.
             if _leaving.is_set():
                 return
+            sys.stdout.flush()
             print(f"error: {failed}", file=sys.stderr, flush=True)
+            if jax.process_index() == 0:  # The others ask this process: it goes last.
+                _outlived.set()
+                # What the work still says would only bury the reason.
+                sys.stdout = sys.stderr = io.StringIO()
+                time.sleep(2 * _WATCH_S)
             os._exit(3)
 
     thread = threading.Thread(target=watch, name="watch the other processes", daemon=True)

@@ -26,6 +26,10 @@ def test_brief():
     assert render({"instruction": "Go"}, "brief") == "### Instruction:\nGo\n\n### Response:"
 
 
+def test_human_assistant_is_dpo_rlaifs():
+    assert render({"instruction": "Go"}, "human_assistant") == "Human: Go\n\nAssistant: "
+
+
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("empty", ["", None])
 def test_no_input_and_none_are_the_same(name, empty):
@@ -35,8 +39,8 @@ def test_no_input_and_none_are_the_same(name, empty):
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_braces_in_data_stay(name):
     text = render({"instruction": "{input} {0} {", "input": "{instruction} }} \\1"}, name)
-    assert "### Instruction:\n{input} {0} {\n" in text
-    assert "### Input:\n{instruction} }} \\1\n" in text
+    assert "{input} {0} {\n" in text
+    assert "\n{instruction} }} \\1\n" in text
 
 
 def test_a_prompt_passes_unchanged():

@@ -25,7 +25,9 @@ PAGES = sorted(path.stem for path in (tiny_farm.ROOT / "configs").glob("*.py"))
 def variants(page):
     """The names that a page gives its variants."""
     text = (tiny_farm.ROOT / f"configs/{page}.py").read_text()
-    return re.findall(r'"(\w+)": \w+', re.search(r"choose_variant\(variant, \{(.*?)\}\)", text, re.DOTALL)[1])
+    return re.findall(
+        r'"(\w+)": \w+', re.search(r"choose_variant\(\s*variant,\s*\{(.*?)\}", text, re.DOTALL)[1]
+    )
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -180,11 +180,14 @@ def test_the_command_prints_its_url_and_serves_until_told_to_stop(end):
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
-        url = process.stdout.readline().strip()
-        assert is_up(url)
-        process.send_signal(end)
-        assert process.wait(20) == 0
-        assert process.stderr.read() == ""
+        try:
+            url = process.stdout.readline().strip()
+            assert is_up(url)
+            process.send_signal(end)
+            assert process.wait(20) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
 
 
 def test_throughput_over_keep_alive():

@@ -172,7 +172,8 @@ TWO = """
         assert error_of(startup.agree, "version", 1, 1.0).startswith("version: process 0 said nothing")
     assert time.time() - began < 10
 
-    print("fine")
+    print("fine", flush=True)
+    startup.barrier("both said so", 60)  # who fails before takes the other one along
     if me == 0:  # the other one never comes there; this one hears of its end, and ends
         startup.barrier("gone", 60)
     startup.leave(6, "a reason")
