@@ -47,15 +47,18 @@ def microfarm() -> ConfigDict:
     c.epochs = 5.0
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"
+    c.optimizer.name = "adamw"  # adamw, adamw_tf, adafactor, rmsprop, lion or sgd.
     c.optimizer.learning_rate = 2e-3
-    c.optimizer.schedule = "cosine"
+    c.optimizer.schedule = "cosine"  # constant, linear, cosine or inverse_sqrt.
     c.optimizer.warmup_steps = 30
     c.optimizer.weight_decay = 0.0
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98
     c.optimizer.eps = 1e-8
     c.optimizer.max_grad_norm = 1.0
+    c.optimizer.ema = (
+        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
+    )
 
     c.logprob_chunk = 128  # Positions whose logits exist at one time.
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # One -1 takes what is left.
