@@ -26,7 +26,7 @@ def microfarm() -> ConfigDict:
     c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.eval = "runs/farm/data/val.parquet"  # "" holds out eval_rows of the training rows instead.
     c.data.eval_rows = 256  # At most this many.
-    c.data.template = "brief"  # A name in rlhf_jax/data/templates.py.
+    c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
     c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
 
     c.model = ConfigDict()
