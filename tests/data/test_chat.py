@@ -1,6 +1,7 @@
 """Chat templates: one string, one tokenisation, one BOS, and exactly the assistant's words and ends trained."""
 
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -38,10 +39,14 @@ def with_systems(style):
     return CHATS if style.startswith("mistral") else [*CHATS, chat("hi", "the cat", system="the system")]
 
 
+@cache
+def backend_of(style):
+    return Tokenizer.from_str(TOKENIZERS[style].backend_tokenizer.to_str())
+
+
 def reference(style, messages):
     """(ids, trained) up to the last trained token, token by token from the offsets of the Rust tokenizer."""
-    tokenizer = TOKENIZERS[style]
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    tokenizer, backend = TOKENIZERS[style], backend_of(style)
     text, flags = rendered(style, messages)
     encoding = backend.encode(text, add_special_tokens=False)
     ids, trained, reached = [], [], 0
