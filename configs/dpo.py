@@ -60,6 +60,9 @@ def microfarm() -> ConfigDict:
     c.optimizer.b2 = 0.98
     c.optimizer.eps = 1e-8
     c.optimizer.max_grad_norm = 1.0
+    c.optimizer.ema = (
+        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
+    )
 
     c.logprob_chunk = 128
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
@@ -137,7 +140,7 @@ def dpo_rlaif_mistral7b() -> ConfigDict:
     c.beta = 0.05
     c.batch_size = 8
     c.epochs = 3.0
-    # Theirs is RMSprop with decay 0.99: Adam without momentum, but for the bias correction of the first steps.
+    c.optimizer.name = "rmsprop"
     c.optimizer.b1 = 0.0
     c.optimizer.b2 = 0.99
     c.optimizer.learning_rate = 1e-7  # The default of their code; the README's command does not change it.

@@ -71,6 +71,9 @@ def microfarm() -> ConfigDict:
     c.optimizer.b2 = 0.95
     c.optimizer.eps = 1e-5
     c.optimizer.max_grad_norm = 1.0
+    c.optimizer.ema = (
+        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
+    )
     c.value_learning_rate = 3e-4  # The value model has its own optimizer with this rate.
 
     c.best_metric = "eval/rlhf_reward"  # Chooses the checkpoint that is exported.

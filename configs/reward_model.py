@@ -53,6 +53,9 @@ def microfarm() -> ConfigDict:
     c.optimizer.b2 = 0.98
     c.optimizer.eps = 1e-8
     c.optimizer.max_grad_norm = 1.0
+    c.optimizer.ema = (
+        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
+    )
 
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.distributed = "auto"

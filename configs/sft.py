@@ -37,7 +37,7 @@ def microfarm() -> ConfigDict:
     c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.eval = "runs/farm/data/val.parquet"  # "" holds out eval_rows of the training rows instead.
     c.data.eval_rows = 256  # At most this many.
-    c.data.template = "brief"  # A name in rlhf_jax/data/templates.py.
+    c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
     c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
 
     c.model = ConfigDict()
@@ -58,15 +58,18 @@ def microfarm() -> ConfigDict:
     c.epochs = 5.0
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"
+    c.optimizer.name = "adamw"  # adamw, adamw_tf, adafactor, rmsprop, lion or sgd.
     c.optimizer.learning_rate = 2e-3
-    c.optimizer.schedule = "cosine"
+    c.optimizer.schedule = "cosine"  # constant, linear, cosine or inverse_sqrt.
     c.optimizer.warmup_steps = 30
     c.optimizer.weight_decay = 0.0
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.98
     c.optimizer.eps = 1e-8
     c.optimizer.max_grad_norm = 1.0
+    c.optimizer.ema = (
+        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
+    )
 
     c.logprob_chunk = 128  # Positions whose logits exist at one time.
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # One -1 takes what is left.
@@ -152,8 +155,8 @@ def dpo_rlaif_mistral7b() -> ConfigDict:
     c.model.remat = "full"
     c.batch_size = 8
     c.epochs = 9.0  # They look at epochs 3, 6 and 9, and at rates of 1e-7, 5e-7 and 1e-6, and keep the best.
-    # Theirs is RMSprop with decay 0.99: Adam without momentum, but for the bias correction of the first steps. And
-    # their loss is a response's sum and not the mean over tokens: long responses count for more.
+    # Their loss is a response's sum and not the mean over tokens: long responses count for more.
+    c.optimizer.name = "rmsprop"
     c.optimizer.b1 = 0.0
     c.optimizer.b2 = 0.99
     c.optimizer.learning_rate = 1e-6

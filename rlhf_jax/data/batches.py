@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, Integer
+from jaxtyping import Float32, Int64, Integer, Shaped
 
 from rlhf_jax.data.tokenization import Prompts, Sequences
 from rlhf_jax.errors import UserError
@@ -52,18 +52,23 @@ def pad(
     indices: rows of the global batch; `rows` picks this process's part of them.
     length:  T of every array; fixed over a run so that the step compiles once.
     Returns tokens [B, T], lengths [B] (prompt and response) and prompt_lengths [B], all int32. Masks are made
-    from the lengths, so the pad id is free to be any id. Raises ValueError when a sequence is longer than T.
+    from the lengths, so the pad id is free to be any id. Where not all tokens after the prompts are trained there
+    is also trained [B, T], bool. Raises ValueError when a sequence is longer than T.
     """
     chosen = np.asarray(indices)[rows]
     lengths = sequences.lengths[chosen]
     _check_fits(lengths, length)
     column = np.arange(length)
     inside = column < lengths[:, None]
-    return {
-        "tokens": _take(sequences.tokens, sequences.offsets[chosen], column, inside, pad_id),
+    starts = sequences.offsets[chosen]
+    arrays = {
+        "tokens": _take(sequences.tokens, starts, column, inside, pad_id),
         "lengths": lengths,
         "prompt_lengths": sequences.prompt_lengths[chosen],
     }
+    if sequences.trained is not None:
+        arrays["trained"] = _take(sequences.trained, starts, column, inside, False)
+    return arrays
 
 
 def pad_prompts(
@@ -104,16 +109,17 @@ def eval_batches(
 
 
 def _take(
-    tokens: Int32[np.ndarray, "N"],
+    values: Shaped[np.ndarray, "N"],
     starts: Int64[np.ndarray, "B"],
     column: np.ndarray,
     inside: np.ndarray,
-    pad_id: int,
-) -> Int32[np.ndarray, "B T"]:
+    fill: int | bool,
+) -> Shaped[np.ndarray, "B T"]:
+    """values[starts + column] where inside, else `fill`."""
     positions = np.where(inside, starts[:, None] + column, 0)
     if not inside.any():
-        return np.full(inside.shape, pad_id, np.int32)
-    return np.where(inside, tokens[positions], np.int32(pad_id))
+        return np.full(inside.shape, fill, values.dtype)
+    return np.where(inside, values[positions], values.dtype.type(fill))
 
 
 def _check_fits(lengths: np.ndarray, length: int) -> None:

@@ -1,10 +1,12 @@
 """Chat messages and transcripts -> prompt columns and a response."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # hh-rlhf's plain-text form of a conversation, also used here for any prompt of more than one turn.
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {
     "user": "user",
     "human": "user",
@@ -15,6 +17,7 @@ _ROLES = {
 }
 
 Message = tuple[str, str]  # role (user, assistant, system), text
+ChatMessage = dict[str, str]  # role and content, as chat templates take them
 
 
 class RowError(ValueError):
@@ -71,3 +74,27 @@ def split_transcript(text: Any) -> tuple[str, str]:
         raise RowError("transcript without an Assistant turn")
     before, _, response = text.rpartition(_ASSISTANT)
     return before + _ASSISTANT, response
+
+
+def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
+    """Messages as chat templates take them."""
+    return [{"role": role, "content": text} for role, text in messages]
+
+
+def messages_of(row: Mapping[str, Any]) -> list[ChatMessage]:
+    """The prompt of a row as chat messages, ending with the user.
+
+    Its `messages`, where it has them. Otherwise one message of the user: the prompt, or the instruction and its
+    input with an empty line between; a prompt that is an hh-rlhf transcript is taken apart into its turns.
+    """
+    if row.get("messages") is not None:
+        return chat_messages(parse_messages(row["messages"]))
+    prompt = row.get("prompt")
+    if prompt is None:
+        text = row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")
+        return [{"role": "user", "content": text}]
+    if prompt.startswith(_HUMAN) and prompt.endswith(_ASSISTANT):
+        pieces = _TURN.split(prompt)[1:-2]
+        roles = [_ROLES[name.lower()] for name in pieces[::2]]
+        return chat_messages([(r, text.strip()) for r, text in zip(roles, pieces[1::2], strict=True)])
+    return [{"role": "user", "content": prompt}]

@@ -5,6 +5,7 @@ plain dicts with the columns named below, and a Counter reason -> rows dropped. 
 `prompt` (a text used as it is) or `instruction` and `input` (which go into a template).
 
     mapping  renames columns first: {"chosen": "better_answer"} reads `chosen` from column `better_answer`.
+    chat     adds `messages`, the prompt as chat messages {role, content}, for the tokenizer's chat template.
     where    keeps only rows whose columns have these values, {"split": "train"}; the others are not counted.
     made_by  the command that makes a missing file, shown in the error.
 
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.messages import (
+    Message,
     RowError,
+    chat_messages,
     is_messages,
+    messages_of,
     parse_messages,
     prompt_columns,
     split_last,
@@ -54,6 +58,7 @@ def read_instructions(
     mapping: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
+    chat: bool = False,
 ) -> tuple[list[Row], Counter[str]]:
     """Demonstrations: rows with `output` and a prompt.
 
@@ -73,11 +78,11 @@ def read_instructions(
 
         def convert(row: Row) -> Row:
             before, output = split_last(parse_messages(row.get(conversation)))
-            return prompt_columns(before) | {"output": _text(output, "response")}
+            return _columns(before) | {"output": _text(output, "response")}
 
     else:
         raise _unknown_layout(rows, name, "instruction", "output", "messages, or prompt and completion")
-    return _convert_all(rows, convert, name)
+    return _convert_all(rows, convert, name, chat=chat)
 
 
 def read_prompts(
@@ -87,6 +92,7 @@ def read_prompts(
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
     unique: bool = True,
+    chat: bool = False,
 ) -> tuple[list[Row], Counter[str]]:
     """Prompts alone, from any layout with instruction (and input), prompt, messages or conversations.
 
@@ -103,11 +109,11 @@ def read_prompts(
             messages = parse_messages(row.get(conversation))
             while messages and messages[-1][0] == "assistant":
                 messages.pop()
-            return _nonempty_prompt(prompt_columns(messages))
+            return _nonempty_prompt(_columns(messages))
 
     else:
         raise _unknown_layout(rows, name, "instruction", "prompt", "messages")
-    return _convert_all(rows, convert, name, unique=unique)
+    return _convert_all(rows, convert, name, unique=unique, chat=chat)
 
 
 def read_pairs(
@@ -116,6 +122,7 @@ def read_pairs(
     mapping: Mapping[str, str] | None = None,
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
+    chat: bool = False,
 ) -> tuple[list[Row], Counter[str]]:
     """Preference pairs: rows with `chosen`, `rejected` and a prompt.
 
@@ -148,7 +155,7 @@ def read_pairs(
             raise RowError("identical outputs")
         return pair
 
-    return _convert_all(rows, convert, name, unique=True)
+    return _convert_all(rows, convert, name, unique=True, chat=chat)
 
 
 def describe(skipped: Mapping[str, int], kept: int | None = None) -> str:
@@ -182,7 +189,7 @@ def _load(
 
 
 def _convert_all(
-    rows: Sequence[Row], convert: Callable[[Row], Row], name: str, *, unique: bool = False
+    rows: Sequence[Row], convert: Callable[[Row], Row], name: str, *, unique: bool = False, chat: bool = False
 ) -> tuple[list[Row], Counter[str]]:
     kept: list[Row] = []
     skipped: Counter[str] = Counter()
@@ -190,34 +197,51 @@ def _convert_all(
     for row in rows:
         try:
             record = convert(row)
+            messages = messages_of(record) if chat else None
         except RowError as e:
             skipped[str(e)] += 1
             continue
+        record.pop("messages", None)  # so that rows compare by their texts
         if unique:
             key = tuple(record.items())
             if key in seen:
                 skipped["duplicate"] += 1
                 continue
             seen.add(key)
-        kept.append(record)
+        kept.append(record | {"messages": messages} if chat else record)
     if not kept:
         raise UserError(f"{name}: none of its {len(rows)} rows can be used; {describe(skipped)}")
     return kept, skipped
+
+
+def _columns(messages: list[Message]) -> Row:
+    """The prompt columns of a conversation, with the conversation itself."""
+    return prompt_columns(messages) | {"messages": chat_messages(messages)}
 
 
 def _prompt(row: Row) -> Row:
     """The prompt columns of a row that has `prompt` or `instruction`."""
     prompt = row.get("prompt")
     if is_messages(prompt):
-        return _nonempty_prompt(prompt_columns(parse_messages(prompt)))
+        return _nonempty_prompt(_columns(parse_messages(prompt)))
     if prompt is not None:
-        return {"prompt": _text(prompt, "prompt")}
+        return {"prompt": _text(prompt, "prompt")} | _messages_beside(row)
     extra = row.get("input")
     if _missing(extra):
         extra = ""
     if not isinstance(extra, str):
         raise RowError("input is not text")
-    return {"instruction": _text(row.get("instruction"), "instruction"), "input": extra}
+    columns = {"instruction": _text(row.get("instruction"), "instruction"), "input": extra}
+    return columns | _messages_beside(row)
+
+
+def _messages_beside(row: Row) -> Row:
+    """The conversation that `generate` writes beside a text prompt; one that ends with a response is no prompt."""
+    try:
+        messages = parse_messages(row.get("messages"))
+    except RowError:
+        return {}
+    return {"messages": chat_messages(messages)} if messages[-1][0] == "user" else {}
 
 
 def _nonempty_prompt(columns: Row) -> Row:
@@ -272,10 +296,19 @@ def _answer(value: Any) -> str:
 def _explicit_pair(row: Row) -> Row:
     conversation = next((row[column] for column in _CONVERSATIONS if row.get(column) is not None), None)
     if conversation is not None and row.get("prompt") is None and row.get("instruction") is None:
-        prompt = _nonempty_prompt(prompt_columns(parse_messages(conversation)))
+        prompt = _nonempty_prompt(_columns(parse_messages(conversation)))
     else:
-        prompt = _prompt(row)
+        prompt = _prompt(row) | _turns_before(row)
     return prompt | {side: _side(row.get(side)) for side in ("chosen", "rejected")}
+
+
+def _turns_before(row: Row) -> Row:
+    """The conversation as messages, where the prompt is a text and both sides repeat the turns before them."""
+    sides = [row.get("chosen"), row.get("rejected")]
+    if is_messages(row.get("prompt")) or not all(is_messages(side) for side in sides):
+        return {}
+    (before, _), (other, _) = (split_last(parse_messages(side)) for side in sides)
+    return {"messages": chat_messages(before)} if before and before == other else {}
 
 
 def _side(value: Any) -> str:
@@ -291,7 +324,7 @@ def _implicit_pair(row: Row) -> Row:
         (before, chosen), (other, rejected) = (
             split_last(parse_messages(row.get(side))) for side in ("chosen", "rejected")
         )
-        prompt = _nonempty_prompt(prompt_columns(before))
+        prompt = _nonempty_prompt(_columns(before))
     else:
         (before, chosen), (other, rejected) = (split_transcript(row.get(s)) for s in ("chosen", "rejected"))
         prompt = {"prompt": before}

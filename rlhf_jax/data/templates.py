@@ -1,4 +1,7 @@
-"""Prompt templates: an instruction record -> the text a model is asked to continue."""
+"""Prompt templates: an instruction record -> the text a model is asked to continue.
+
+The template `chat` is not here: it is the tokenizer's own, see `chat`.
+"""
 
 import difflib
 import re
@@ -49,6 +52,12 @@ def render(row: Mapping[str, Any], template_name: str) -> str:
 def _template(name: str) -> tuple[str, str]:
     if name in TEMPLATES:
         return TEMPLATES[name]
+    if name == "chat":
+        raise UserError(
+            "template: chat is written by a tokenizer that has one; name such a tokenizer or model"
+        )
     close = difflib.get_close_matches(str(name), TEMPLATES, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise UserError(f"template: {name!r} is unknown; {hint}use one of {', '.join(sorted(TEMPLATES))}")
+    raise UserError(
+        f"template: {name!r} is unknown; {hint}use one of {', '.join(sorted([*TEMPLATES, 'chat']))}"
+    )

@@ -3,6 +3,8 @@
 Prompt and response are tokenised apart and joined: [BOS] prompt | response EOS. So the prompt's ids are the
 same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
 tokens are added here by id, exactly once; text that merely looks like one ("</s>") is encoded as plain text.
+
+With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see `chat`).
 """
 
 import os
@@ -13,8 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer
+from jaxtyping import Bool, Int32, Int64, Integer
 
+from rlhf_jax.data.chat import CHAT, Encoded, encode_chat_prompts, encode_chats
+from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.records import describe
 from rlhf_jax.data.tables import is_hub_name
 from rlhf_jax.data.templates import render
@@ -52,9 +56,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Sequences(Prompts):
-    """Ragged prompt + response sequences; the first prompt_lengths[i] tokens of sequence i are its prompt."""
+    """Ragged prompt + response sequences; the first prompt_lengths[i] tokens of sequence i are its prompt.
+
+    trained: which tokens are, where those after the prompt are not all trained (conversations of several turns,
+        whose prompt ends where the assistant's first turn begins); None: all after the prompt.
+    """
 
     prompt_lengths: Int32[np.ndarray, "n"]
+    trained: Bool[np.ndarray, "N"] | None = None
 
 
 class Pairs(NamedTuple):
@@ -120,8 +129,11 @@ def encode_sft(
 
     A prompt that leaves no room for a response is dropped. A response that is too long is cut, and then has
     no EOS: the model must not learn to stop in mid-sentence. Both are counted in the second result.
-    Raises UserError when no row is left.
+    With the template `chat` every turn of the assistant is trained, and a row is dropped when no trained token
+    is left within `max_length`. Raises UserError when no row is left.
     """
+    if template == CHAT:
+        return _encode_sft_chats(rows, tokenizer, max_length)
     counts: Counter[str] = Counter()
     prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
     responses = _encode_responses([row["output"] for row in rows], tokenizer)
@@ -147,26 +159,23 @@ def encode_pairs(
     pairs are counted by reason. Raises UserError when none is left.
     """
     counts: Counter[str] = Counter()
-    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
-    # In one call: an answer that wins one pair and loses another is encoded once.
-    texts = [row[side] for side in ("chosen", "rejected") for row in rows]
-    responses = _encode_responses(texts, tokenizer)
+    sides = _chat_sides(rows, tokenizer) if template == CHAT else _sides(rows, tokenizer, template)
     kept = []
-    for prompt, good, bad in zip(prompts, responses[: len(rows)], responses[len(rows) :], strict=True):
-        if len(prompt) >= max_length:
+    for chosen, rejected in zip(*sides, strict=True):
+        if isinstance(chosen, str) or isinstance(rejected, str):
+            counts[chosen if isinstance(chosen, str) else rejected] += 1
+            continue
+        (prompt, good), (same, bad) = chosen, rejected  # a token may join a chat's prompt and its response
+        if max(len(prompt), len(same)) >= max_length:
             counts["prompt too long"] += 1
-        elif len(prompt) + max(len(good), len(bad)) > max_length:
+        elif max(len(prompt) + len(good), len(same) + len(bad)) > max_length:
             counts["response too long"] += 1
         elif np.array_equal(good, bad):
             counts["identical tokens"] += 1
         else:
-            kept.append((prompt, good, bad))
+            kept.append((chosen, rejected))
     _check_some(kept, rows, counts, "max_length", max_length)
-    pairs = Pairs(
-        _sequences([(prompt, good) for prompt, good, _ in kept]),
-        _sequences([(prompt, bad) for prompt, _, bad in kept]),
-    )
-    return pairs, counts
+    return Pairs(_sequences([pair[0] for pair in kept]), _sequences([pair[1] for pair in kept])), counts
 
 
 def encode_prompts(
@@ -177,15 +186,24 @@ def encode_prompts(
     Longer prompts are dropped, not cut: cutting would remove the template's head or tail.
     Raises UserError when none is left.
     """
-    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
-    kept = [i for i, prompt in enumerate(prompts) if len(prompt) <= max_prompt_length]
-    counts = Counter({"prompt too long": len(prompts) - len(kept)}) if len(kept) < len(prompts) else Counter()
+    if template == CHAT:
+        prompts = encode_chat_prompts([messages_of(row) for row in rows], tokenizer)
+    else:
+        prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+    kept, counts = [], Counter()
+    for i, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            counts[prompt] += 1
+        elif len(prompt) > max_prompt_length:
+            counts["prompt too long"] += 1
+        else:
+            kept.append(i)
     _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length)
     return Prompts(*_flatten([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
 
 
 def encode_prompt_texts(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "P"]]:
-    """Rendered prompts -> ids, with one BOS in front when the tokenizer has one. The only prompt encoder.
+    """Rendered prompts -> ids, with one BOS in front when the tokenizer has one. Of all templates but `chat`.
 
     Equal texts share one array.
     """
@@ -197,6 +215,53 @@ def decode(tokenizer: Any, ids: Sequence[int] | Integer[np.ndarray, "R"]) -> str
     """The text of response ids, special tokens left out. Cut pads off by length before."""
     ids = [int(i) for i in ids]
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _encode_sft_chats(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[Sequences, Counter[str]]:
+    counts: Counter[str] = Counter()
+    kept: list[Encoded] = []
+    for found in encode_chats([_answered(row, row["output"]) for row in rows], tokenizer):
+        if isinstance(found, str):
+            counts[found] += 1
+            continue
+        trained = np.flatnonzero(found.trained[:max_length])
+        if not len(trained):
+            counts["prompt too long"] += 1
+            continue
+        if len(found.ids) > max_length:
+            counts["response cut (row kept)"] += 1
+        length = trained[-1] + 1  # a turn of the user that the cut left at the end would teach nothing
+        kept.append(Encoded(found.ids[:length], found.trained[:length]))
+    _check_some(kept, rows, counts, "max_length", max_length)
+    prompt_lengths = np.array([found.trained.argmax() for found in kept], np.int32)
+    several = any(not found.trained[n:].all() for found, n in zip(kept, prompt_lengths, strict=True))
+    trained = np.concatenate([found.trained for found in kept]) if several else None
+    return Sequences(*_flatten([found.ids for found in kept]), prompt_lengths, trained), counts
+
+
+def _sides(rows: Sequence[Row], tokenizer: Any, template: str) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    """(prompt, response) of every chosen and of every rejected side."""
+    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+    # In one call: an answer that wins one pair and loses another is encoded once.
+    texts = [row[side] for side in ("chosen", "rejected") for row in rows]
+    responses = _encode_responses(texts, tokenizer)
+    sides = responses[: len(rows)], responses[len(rows) :]
+    return [list(zip(prompts, side, strict=True)) for side in sides]
+
+
+def _chat_sides(rows: Sequence[Row], tokenizer: Any) -> list[list[tuple[np.ndarray, np.ndarray] | str]]:
+    """The same for chats: the response is the last turn alone. Or the reason why a side cannot be used."""
+
+    def halves(found: Encoded | str) -> tuple[np.ndarray, np.ndarray] | str:
+        return found if isinstance(found, str) else tuple(np.split(found.ids, [found.trained.argmax()]))
+
+    chats = [_answered(row, row[side]) for side in ("chosen", "rejected") for row in rows]
+    found = [halves(x) for x in encode_chats(chats, tokenizer, all_turns=False)]
+    return [found[: len(rows)], found[len(rows) :]]
+
+
+def _answered(row: Row, response: str) -> list[dict[str, str]]:
+    return [*messages_of(row), {"role": "assistant", "content": response}]
 
 
 def _encode_responses(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "R"]]:

@@ -17,6 +17,7 @@ from rlhf_jax.jobs.losses import LossFn
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.training import loop
+from rlhf_jax.training.average import averaged
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
 from rlhf_jax.training.metrics import make_writer
@@ -54,7 +55,9 @@ def offline(
     inputs: dict[str, str],
     show: tuple[str, ...],
 ) -> TrainState:
-    """Trains on a fixed set of rows and returns the last state.
+    """Trains on a fixed set of rows and returns the last state, with the parameters to export.
+
+    These are the average, when the optimizer keeps one; it is also what is evaluated.
 
     make_batch(indices of the global batch, rows of this process) -> this process's arrays.
     tokens_of: real tokens of every row [n], for the rate.
@@ -75,11 +78,12 @@ def offline(
         return state, {**metrics, "num_tokens": float(tokens_of[index_B].sum()), "epoch": epoch}, batch
 
     def evaluate(state: TrainState, _: int) -> dict[str, float]:
-        return evaluator(state.params, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
+        params = averaged(state.params, state.opt_state)
+        return evaluator(params, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
 
     state = create(params, tx, config.seed)
     state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
-    return state
+    return state.replace(params=averaged(state.params, state.opt_state))
 
 
 def fit(

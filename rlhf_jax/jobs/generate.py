@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad_prompts
+from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_prompts, write_parquet
 from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
 from rlhf_jax.errors import UserError
@@ -27,7 +28,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, generator."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
-    rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM)
+    chat = config.data.template == CHAT
+    rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM, chat=chat)
     rows = rows[: config.data.rows or None]
     tokenizer = load_tokenizer(config.model.path, made_by=hints.SFT)
     prompts, dropped, kept = encode_prompts(
@@ -94,7 +96,7 @@ def _batches(
 
 def _records(config: ConfigDict, rows: list[dict], texts: list[list[str]]) -> list[dict]:
     answers = [{"output": t[0]} if config.samples == 1 else {"outputs": t} for t in texts]
-    keep = ("instruction", "input", "prompt")
+    keep = ("instruction", "input", "prompt", "messages")
     return [
         {k: row[k] for k in keep if k in row} | answer | {"generator": config.model.name}
         for row, answer in zip(rows, answers, strict=True)

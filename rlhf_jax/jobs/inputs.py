@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, pad
+from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_pairs, encode_prompts, encode_sft
@@ -116,10 +117,11 @@ def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[li
         raise UserError(f"data.eval_rows: {data.eval_rows}; use 1 or more rows to evaluate on")
     if data.train_rows < 0:
         raise UserError(f"data.train_rows: {data.train_rows}; use the number of rows to draw, or 0 for all")
-    rows, skipped = read(data.train, made_by=made_by)
+    chat = data.template == CHAT
+    rows, skipped = read(data.train, made_by=made_by, chat=chat)
     _say(f"data.train: {len(rows)} rows read from {data.train}", skipped)
     if data.eval:
-        held, skipped = read(data.eval, made_by=made_by)
+        held, skipped = read(data.eval, made_by=made_by, chat=chat)
         _say(f"data.eval: {len(held)} rows read from {data.eval}", skipped)
         held = held[: data.eval_rows]
     else:

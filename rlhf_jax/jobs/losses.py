@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.responses import response_logprobs, response_mask, response_values
+from rlhf_jax.models.responses import response_logprobs, response_mask, response_values, window
 from rlhf_jax.objectives.policy_gradient import policy_loss, value_loss
 from rlhf_jax.objectives.preference import bradley_terry, dpo, sequence_logprob
 from rlhf_jax.objectives.reduce import Mean, masked_mean
@@ -25,7 +25,7 @@ LossFn = Callable[[decoder.Params, Batch], dict[str, Mean]]
 
 
 def sft(config: ModelConfig, R: int, chunk: int) -> LossFn:
-    """Negative log-likelihood of the response tokens. Batch: tokens, lengths, prompt_lengths[, weight]."""
+    """Negative log-likelihood of the response tokens. Batch: tokens, lengths, prompt_lengths[, trained][, weight]."""
 
     def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
         logprobs_BR, entropy_BR, mask_BR = _score(config, params, batch, R, chunk)
@@ -116,7 +116,10 @@ def _score(
     logprobs_BR, entropy_BR = response_logprobs(
         config, params, batch["tokens"], batch["prompt_lengths"], R, chunk=chunk
     )
-    return logprobs_BR, entropy_BR, response_mask(batch["lengths"], batch["prompt_lengths"], R)
+    mask_BR = response_mask(batch["lengths"], batch["prompt_lengths"], R)
+    if "trained" in batch:  # conversations: the window begins at the assistant's first turn
+        mask_BR &= window(batch["trained"], batch["prompt_lengths"], R, offset=0)
+    return logprobs_BR, entropy_BR, mask_BR
 
 
 def _stack_pair(batch: Batch) -> Batch:

@@ -23,6 +23,7 @@ from rlhf_jax.rollout.experience import Models, Settings, make_experience, rollo
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
+from rlhf_jax.training.average import averaged
 from rlhf_jax.training.optimizer import partitioned
 from rlhf_jax.training.state import TrainState, create
 from rlhf_jax.training.step import TrainStep, check_microbatches, make_train_step
@@ -122,7 +123,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         best_metric=config.best_metric,
         eval_first=True,
     )
-    setup.export(workdir, world.model, best.params["policy"], tokenizer, config.model.policy)
+    exported = averaged(best.params, best.opt_state)["policy"]
+    setup.export(workdir, world.model, exported, tokenizer, config.model.policy)
 
 
 def make_iteration(
@@ -190,11 +192,12 @@ def make_evaluation(
         return s, rollout_metrics(s, sampled, world.settings)
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        world.generator.load(state.params["policy"])
+        params = averaged(state.params, state.opt_state)
+        world.generator.load(params["policy"])
         key = _stream(jax.random.key(c.seed), EVALUATION, 0)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
-        scored, metrics = score(world.models(state.params), batch, sampled)
+        scored, metrics = score(world.models(params), batch, sampled)
         tokens_BR, lengths_B, scores_B = gather((sampled.tokens_BR, sampled.lengths_B, scored["scores_B"]))
         write_samples(
             workdir,

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
+from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.jobs import fit, hints, inputs, losses, setup
@@ -57,7 +58,8 @@ def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:
     """What `center_on` names, read before training: a file that is missing should not cost a run."""
     if not config.center_on:
         return None
-    rows, _ = read_instructions(config.center_on, made_by=hints.FARM)
+    chat = config.data.template == CHAT
+    rows, _ = read_instructions(config.center_on, made_by=hints.FARM, chat=chat)
     rows = rows[: config.center_rows]
     found, counts = encode_sft(rows, tokenizer, config.data.template, config.data.max_length)
     if startup.is_main():

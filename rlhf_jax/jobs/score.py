@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if counts and startup.is_main():
         print(f"responses: {describe(counts)}", flush=True)
     scores = iter(_scores(config, mesh, found, tokenizer.pad_token_id).tolist())
-    keep = ("instruction", "input", "prompt", "generator")
+    keep = ("instruction", "input", "prompt", "messages", "generator")
     records = [
         {name: row[name] for name in keep if name in row}
         | {"responses": texts, "scores": [next(scores) for _ in texts]}

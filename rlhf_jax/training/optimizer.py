@@ -1,4 +1,4 @@
-"""Optimizers: Adam flavours, learning-rate schedules, weight decay on matrices, clipping by global norm."""
+"""Optimizers by name, learning-rate schedules, weight decay on matrices, clipping by global norm."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.training.average import averaging
+from rlhf_jax.training.directions import DIRECTIONS, is_stacked
+from rlhf_jax.training.vetoing import Veto, VetoingOptimizer, vetoing
 
 Number = float | int
-Veto = Bool[Array, ""] | bool
 Schedule = Callable[[Int[Array, ""]], Float[Array, ""]]
-
-# Leaves below a key of this name are stacked over layers: their first axis is the layer.
-STACKED = "layers"
 
 
 def make_optimizer(
@@ -35,13 +34,16 @@ def make_optimizer(
     b2: Number = 0.999,
     eps: Number = 1e-8,
     max_grad_norm: Number = 1.0,
+    ema: Number = 0.0,
     updates_per_step: int = 1,
 ) -> VetoingOptimizer:
-    """Clipping by the global norm, Adam, decoupled weight decay, learning rate; in that order.
+    """Clipping by the global norm, the named direction, decoupled weight decay, learning rate; in that order.
 
-    name: "adamw" (eps beside the bias-corrected second moment, as in PyTorch) or "adamw_tf" (see `_adamw`).
-    schedule: "constant", "linear" or "cosine"; see `learning_rate_at`. warmup_steps and total_steps count
-        iterations.
+    name: "adamw" (eps beside the bias-corrected second moment, as in PyTorch), "adamw_tf" (see `_adamw`), or
+        "adafactor", "rmsprop", "lion" or "sgd", which say in `directions` what b1, b2 and eps are to them.
+    schedule: "constant", "linear", "cosine" or "inverse_sqrt"; see `learning_rate_at`. warmup_steps and
+        total_steps count iterations.
+    ema: decay, per update, of an average of the parameters that is kept beside them; see `average`. 0: none.
     updates_per_step: optimizer updates in one iteration (PPO: epochs x minibatches). The schedule advances
         once per iteration, not with every update.
     weight_decay: on matrices only; see `decay_mask`.
@@ -60,6 +62,8 @@ def make_optimizer(
     ):
         if not value >= least:
             raise UserError(f"{field}: {value}; use a number of at least {least}")
+    if not 0 <= ema < 1:
+        raise UserError(f"optimizer.ema: {ema}; use a decay below 1, such as 0.999, or 0 for no average")
 
     def rate(count: Int[Array, ""]) -> Float[Array, ""]:
         step = count // updates_per_step
@@ -67,29 +71,8 @@ def make_optimizer(
             step, learning_rate, schedule=schedule, warmup_steps=warmup_steps, total_steps=total_steps
         )
 
-    return build(rate, weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, max_grad_norm=max_grad_norm)
-
-
-class VetoingOptimizer(optax.GradientTransformationExtraArgs):
-    """An optax transformation whose `update` also takes ok=: if that is False, the state stays as it was.
-
-    The updates are then worthless, and the caller must not apply them.
-    """
-
-
-def vetoing(optimizer: optax.GradientTransformation) -> VetoingOptimizer:
-    """Teaches any optax transformation to obey ok=."""
-    if isinstance(optimizer, VetoingOptimizer):
-        return optimizer
-    inner = optax.with_extra_args_support(optimizer)
-
-    def update(
-        grads: PyTree, state: PyTree, params: PyTree | None = None, *, ok: Veto = True, **extra: Any
-    ) -> tuple[PyTree, PyTree]:
-        updates, new = inner.update(grads, state, params, **extra)
-        return updates, jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
-
-    return VetoingOptimizer(optimizer.init, update)
+    built = build(rate, weight_decay=weight_decay, b1=b1, b2=b2, eps=eps, max_grad_norm=max_grad_norm)
+    return averaging(built, ema) if ema else built
 
 
 def partitioned(optimizers: Mapping[str, optax.GradientTransformation]) -> VetoingOptimizer:
@@ -107,12 +90,15 @@ def learning_rate_at(
     """The learning rate of iteration `step`, counted from 0.
 
     Warm-up rises as (step + 1) / warmup_steps, so the very first step already moves. After it, "constant"
-    stays at the peak; "linear" and "cosine" fall to 0 at total_steps and stay there.
+    stays at the peak; "linear" and "cosine" fall to 0 at total_steps and stay there; "inverse_sqrt" falls as
+    sqrt(warmup_steps / step), wherever the run ends (Vaswani et al. 2017; without warm-up as
+    1 / sqrt(step + 1)).
     """
     step = jnp.asarray(step, jnp.float32)
     rise = jnp.minimum(1.0, (step + 1) / max(warmup_steps, 1))
     progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
-    return jnp.float32(peak) * jnp.where(step < warmup_steps, rise, _SHAPES[schedule](progress))
+    since = jnp.maximum(step - warmup_steps, 0) / max(warmup_steps, 1)
+    return jnp.float32(peak) * jnp.where(step < warmup_steps, rise, _SHAPES[schedule](progress, since))
 
 
 def decay_mask(params: PyTree) -> PyTree:
@@ -122,8 +108,7 @@ def decay_mask(params: PyTree) -> PyTree:
     """
 
     def is_matrix(path: tuple, leaf: Array) -> bool:
-        stacked = any(getattr(key, "key", None) == STACKED for key in path)
-        return leaf.ndim - stacked > 1
+        return leaf.ndim - is_stacked(path) > 1
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)
 
@@ -137,12 +122,20 @@ class AdamState(NamedTuple):
     learning_rate: Float[Array, ""]
 
 
+class StepState(NamedTuple):
+    """count: updates so far. direction: its state. learning_rate: of the last update, for the log."""
+
+    count: Int[Array, ""]
+    direction: PyTree
+    learning_rate: Float[Array, ""]
+
+
 def learning_rates(opt_state: PyTree) -> dict[str, Float[Array, ""]]:
     """Of the last update: {"learning_rate": x}, or {"learning_rate/policy": x, ...} when partitioned."""
     found = {}
-    leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=lambda x: isinstance(x, AdamState))
-    for path, leaf in leaves:
-        if isinstance(leaf, AdamState):
+    kinds = (AdamState, StepState)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=lambda x: isinstance(x, kinds)):
+        if isinstance(leaf, kinds):
             owner = "/".join(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
             found[f"learning_rate/{owner}" if owner else "learning_rate"] = leaf.learning_rate
     return found
@@ -190,13 +183,47 @@ def _adamw(
         updates = jax.tree.map(
             lambda m, v: -now * (m * corrected_mu / (jnp.sqrt(v * corrected_nu) + beside)), mu, nu
         )
-        if weight_decay:
-            decay = jax.tree.map(lambda decays: -now * weight_decay * decays, decay_mask(params))
-            updates = jax.tree.map(lambda u, p, d: u + d * p, updates, params, decay)
+        updates = _decayed(updates, params, now, weight_decay)
         count = jnp.where(ok, count, state.count)
         return updates, AdamState(count, mu, nu, jnp.where(ok, now, state.learning_rate))
 
     return VetoingOptimizer(init, update)
+
+
+def _stepping(
+    direction: Callable[..., optax.GradientTransformation],
+    rate: Schedule,
+    *,
+    weight_decay: Number,
+    b1: Number,
+    b2: Number,
+    eps: Number,
+    max_grad_norm: Number,
+) -> VetoingOptimizer:
+    """Clipped gradients into a direction of `directions`; then schedule, decoupled weight decay and veto."""
+    inner = direction(b1=b1, b2=b2, eps=eps)
+
+    def init(params: PyTree) -> StepState:
+        return StepState(jnp.zeros([], jnp.int32), inner.init(params), jnp.zeros([], jnp.float32))
+
+    def update(
+        grads: PyTree, state: StepState, params: PyTree | None = None, **_: Any
+    ) -> tuple[PyTree, StepState]:
+        clip, now = _clip_factor(grads, max_grad_norm), rate(state.count)
+        clipped = jax.tree.map(lambda g: clip * g, grads)
+        directed, kept = inner.update(clipped, state.direction, params)
+        updates = _decayed(jax.tree.map(lambda d: -now * d, directed), params, now, weight_decay)
+        return updates, StepState(state.count + 1, kept, now)
+
+    return vetoing(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _decayed(updates: PyTree, params: PyTree, now: Float[Array, ""], weight_decay: Number) -> PyTree:
+    """Updates with decoupled weight decay at the learning rate `now`."""
+    if not weight_decay:
+        return updates
+    decay = jax.tree.map(lambda decays: -now * weight_decay * decays, decay_mask(params))
+    return jax.tree.map(lambda u, p, d: u + d * p, updates, params, decay)
 
 
 def _clip_factor(grads: PyTree, max_norm: Number) -> Float[Array, ""]:
@@ -211,11 +238,16 @@ def _one_minus_power(b: Number, count: Int[Array, ""]) -> Float[Array, ""]:
     return -jnp.expm1(count * math.log(b)) if b > 0 else jnp.float32(1)
 
 
-_OPTIMIZERS = {"adamw": _adamw, "adamw_tf": partial(_adamw, tensorflow=True)}
-_SHAPES = {
-    "constant": jnp.ones_like,
-    "linear": lambda progress: 1.0 - progress,
-    "cosine": lambda progress: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+_OPTIMIZERS = {
+    "adamw": _adamw,
+    "adamw_tf": partial(_adamw, tensorflow=True),
+    **{name: partial(_stepping, direction) for name, direction in DIRECTIONS.items()},
+}
+_SHAPES = {  # of (share of the way from the end of warm-up to total_steps, steps since then in warm-ups)
+    "constant": lambda progress, _: jnp.ones_like(progress),
+    "linear": lambda progress, _: 1.0 - progress,
+    "cosine": lambda progress, _: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
+    "inverse_sqrt": lambda _, since: jax.lax.rsqrt(1.0 + since),
 }
 
 

@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean, value
-from rlhf_jax.training.optimizer import VetoingOptimizer, learning_rates, vetoing
+from rlhf_jax.training.optimizer import learning_rates
 from rlhf_jax.training.state import TrainState, shardings
+from rlhf_jax.training.vetoing import VetoingOptimizer, vetoing
 
 Metrics = dict[str, Float[Array, ""]]
 LossFn = Callable[[PyTree, PyTree], dict[str, Mean]]

@@ -107,6 +107,7 @@ MISSING = {
     "generate": {"data.prompts": "farm", "model.path": "sft"},
     "score": {"data.responses": "generate", "model.path": "reward_model"},
     "annotate": {"samples": "generate"},
+    "inspect_data": {"data.path": "farm", "tokenizer": "farm"},
 }
 
 
@@ -260,6 +261,8 @@ def test_a_file_without_any_usable_preference(refused, farm, tmp_path):
         ),
         ("generate", {"samples": 0}, r"^samples: 0; use 1 or more"),
         ("generate", {"batch_size": 0}, r"^batch_size: 0 rows"),
+        ("inspect_data", {"data.kind": "pairs"}, r"^data.kind: 'pairs'; use auto, instruction, pair, prompt"),
+        ("inspect_data", {"bins": 0}, r"^bins: 0; use a number of at least 1"),
         ("annotate", {"samples": ""}, r"^samples, pairs, outputs_2: 0 of them are set; set exactly one"),
         ("annotate", {"judges": "configs/judges/none.yaml"}, r"configs/judges/none.yaml"),
     ],

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import main
 from rlhf_jax.data.records import read_table, write_parquet
-from rlhf_jax.jobs import annotate, evaluate, generate, score, sft
+from rlhf_jax.jobs import annotate, evaluate, generate, inspect_data, score, sft
 from rlhf_jax.jobs import farm as farm_job
 from rlhf_jax.settings import load_page
 
@@ -89,6 +89,11 @@ def test_generate_and_score_read_every_field(farm, tmp_path):
         "generate", reads(generate.run, tiny_farm.settings("generate", farm), str(tmp_path / "a"))
     )
     assert_all_read("score", reads(score.run, tiny_farm.settings("score", farm), str(tmp_path / "b")))
+
+
+def test_inspect_data_reads_every_field(farm, tmp_path):
+    config = tiny_farm.settings("inspect_data", farm, **{"data.rows": 20})
+    assert_all_read("inspect_data", reads(inspect_data.run, config, str(tmp_path)))
 
 
 @pytest.fixture(scope="module")

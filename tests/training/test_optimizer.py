@@ -34,8 +34,17 @@ def test_schedules(schedule, expected):
     assert float(later) == pytest.approx(expected[-1], abs=1e-6)
 
 
+def test_inverse_sqrt_falls_on_after_the_end():
+    def at(t, warmup):
+        return float(learning_rate_at(t, 0.3, schedule="inverse_sqrt", warmup_steps=warmup, total_steps=8))
+
+    for t in range(40):
+        assert at(t, 4) == pytest.approx(0.3 * ((t + 1) / 4 if t < 4 else (4 / t) ** 0.5), rel=1e-6)
+        assert at(t, 0) == pytest.approx(0.3 / (t + 1) ** 0.5, rel=1e-6)
+
+
 def test_without_warmup_the_first_step_has_the_peak():
-    for schedule in ("constant", "linear", "cosine"):
+    for schedule in ("constant", "linear", "cosine", "inverse_sqrt"):
         assert float(
             learning_rate_at(0, 3e-4, schedule=schedule, warmup_steps=0, total_steps=5)
         ) == pytest.approx(3e-4)
@@ -177,7 +186,8 @@ def test_two_trees_train_in_one_step():
     [
         ({"name": "adamV"}, r"optimizer.name: 'adamV' is unknown; did you mean adamw\?"),
         ({"schedule": "cosin"}, r"optimizer.schedule: 'cosin' is unknown; did you mean cosine\?"),
-        ({"schedule": "zzz"}, "use one of constant, linear, cosine"),
+        ({"schedule": "zzz"}, "use one of constant, linear, cosine, inverse_sqrt"),
+        ({"name": "zzz"}, "use one of adamw, adamw_tf, adafactor, rmsprop, lion, sgd"),
         ({"learning_rate": -1.0}, "optimizer.learning_rate: -1.0; use a number of at least 0"),
         ({"learning_rate": float("nan")}, "optimizer.learning_rate: nan"),
         ({"total_steps": 0}, "optimizer.total_steps: 0; use a number of at least 1"),
