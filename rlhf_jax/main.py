@@ -29,6 +29,7 @@ JOBS = (
     "score",
     "annotate",
     "evaluate",
+    "weight_diff",
     "farm",
 )
 

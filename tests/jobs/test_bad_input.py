@@ -108,6 +108,7 @@ MISSING = {
     "score": {"data.responses": "generate", "model.path": "reward_model"},
     "annotate": {"samples": "generate"},
     "inspect_data": {"data.path": "farm", "tokenizer": "farm"},
+    "weight_diff": {"base": "sft"},
 }
 
 

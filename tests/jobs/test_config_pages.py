@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import main
 from rlhf_jax.data.records import read_table, write_parquet
-from rlhf_jax.jobs import annotate, evaluate, generate, inspect_data, score, sft
+from rlhf_jax.jobs import annotate, evaluate, generate, inspect_data, score, sft, weight_diff
 from rlhf_jax.jobs import farm as farm_job
 from rlhf_jax.settings import load_page
 
@@ -94,6 +94,17 @@ def test_generate_and_score_read_every_field(farm, tmp_path):
 def test_inspect_data_reads_every_field(farm, tmp_path):
     config = tiny_farm.settings("inspect_data", farm, **{"data.rows": 20})
     assert_all_read("inspect_data", reads(inspect_data.run, config, str(tmp_path)))
+
+
+def test_weight_diff_reads_every_field(farm, tmp_path):
+    sft, rm = (str(farm / name / "export") for name in ("sft", "reward_model"))
+    made = tiny_farm.settings("weight_diff", farm, base=sft, target=sft)
+    read = reads(weight_diff.run, made, str(tmp_path))
+    diff = {"base": sft, "target": "", "diff": str(tmp_path / "diff")}
+    read |= reads(weight_diff.run, tiny_farm.settings("weight_diff", farm, **diff), str(tmp_path))
+    assert_all_read("weight_diff", read)
+    again = tiny_farm.settings("weight_diff", farm, base=sft, target=rm)  # a classifier on a language model
+    reads(weight_diff.run, again, str(tmp_path / "reward_model"))
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,7 @@ SMALL = {
     "annotate": {},
     "evaluate": {},
     "inspect_data": {"data.max_length": 60},
+    "weight_diff": {},
 }
 
 

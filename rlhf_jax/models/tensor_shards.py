@@ -1,0 +1,52 @@
+"""Named tensors into the safetensors of a Hugging Face folder, one shard in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from rlhf_jax.models.tensor_files import SAFETENSORS
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+
+
+def write(
+    folder: Path,
+    shapes: dict[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes every tensor of `shapes`, in that order, rounded to `dtype`; one index file where there are several.
+
+    read: name -> tensor; called once for each, in order.
+    """
+    size = np.dtype(DTYPES[dtype]).itemsize
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, shape in shapes.items():
+        nbytes = size * math.prod(shape)
+        if shards[-1] and filled + nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += nbytes
+    files = [SAFETENSORS]
+    if len(shards) > 1:
+        files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: np.ascontiguousarray(read(name).astype(DTYPES[dtype])) for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(size * math.prod(shape) for shape in shapes.values())},
+            "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+        }
+        (folder / f"{SAFETENSORS}.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
