@@ -17,6 +17,7 @@ from rlhf_jax.models.families import FAMILIES
 from rlhf_jax.models.tensor_files import Tensors, open_folder
 from rlhf_jax.models.weight_diff import Checksum, Match
 from rlhf_jax.training.progress import Progress
+from rlhf_jax.training.workdir import prepare
 
 _NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth", ".pt")
 
@@ -30,6 +31,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     for field, known in (("new_rows", weight_diff.NEW_ROWS), ("dtype", tuple(tensor_shards.DTYPES))):
         if config[field] not in known:
             raise UserError(f"{field}: {config[field]!r}; use one of {', '.join(known)}")
+    prepare(workdir, config.to_dict())
     base_folder, other_folder = _folder("base", config.base), _folder("diff", config.diff or config.target)
     base, other = open_folder(base_folder), open_folder(other_folder)
     matches = weight_diff.match(
@@ -38,7 +40,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     out = Path(workdir) / ("export" if config.diff else "diff")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    partial.mkdir()
     _copy_others(other_folder, partial)
     if config.diff:
         _recover(config, base, other, matches, partial)
