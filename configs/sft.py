@@ -43,6 +43,9 @@ def microfarm() -> ConfigDict:
     c.model = ConfigDict()
     c.model.init = ""  # A Hugging Face folder to start from; "" starts from scratch with the shape below.
     c.model.tokenizer = "runs/farm/data/tokenizer"  # Not read with init, which has its own.
+    c.model.pad_token = (
+        ""  # Added to init's tokenizer if it has no PAD, e.g. [PAD]; its embedding is the mean row.
+    )
     c.model.vocab_size = 4096  # Of the tokenizer that is trained when none is named.
     c.model.width = 128
     c.model.layers = 3
@@ -115,7 +118,8 @@ def alpaca_farm() -> ConfigDict:
     c.data.eval_rows = 2000
     c.data.template = "alpaca"
     c.data.max_length = 512
-    c.model.init = "huggyllama/llama-7b"  # Has no PAD token: AlpacaFarm adds one, with the mean embedding.
+    c.model.init = "huggyllama/llama-7b"
+    c.model.pad_token = "[PAD]"  # It has none; AlpacaFarm adds this one, at the mean embedding.
     c.model.dtype = "bfloat16"  # Over float32 weights, as theirs.
     c.model.remat = "full"
     c.batch_size = 128
@@ -151,6 +155,7 @@ def dpo_rlaif_mistral7b() -> ConfigDict:
     c.data.template = "human_assistant"  # With the BOS that their code leaves out.
     c.data.max_length = 512  # They cut prompts to 256 tokens first; here a prompt of 512 is dropped.
     c.model.init = "mistralai/Mistral-7B-v0.1"
+    c.model.pad_token = "[PAD]"
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
     c.batch_size = 8

@@ -83,23 +83,39 @@ def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
     that never learns to stop. Nothing is added silently. made_by: the command that makes a missing folder.
     Raises UserError.
     """
+    tokenizer = _read_tokenizer(path, made_by)
+    _check_special_tokens(tokenizer, path)
+    return tokenizer
+
+
+def add_pad(source: str | Path, token: str, folder: Path, *, made_by: str = "") -> bool:
+    """Writes the tokenizer of `source` with the PAD token `token` to `folder`; False when it has a PAD already.
+
+    A PAD that is the EOS token counts as none. The other tokens keep their ids. Errors as `load_tokenizer`.
+    """
+    tokenizer = _read_tokenizer(source, made_by)
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return False
+    tokenizer.add_special_tokens({"pad_token": token})
+    tokenizer.save_pretrained(str(folder))
+    return True
+
+
+def _read_tokenizer(path: str | Path, made_by: str) -> Any:
     folder = Path(path)
     if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise UserError(f"tokenizer: {path} holds no tokenizer (no tokenizer.json); {_made_by(made_by)}")
     if not folder.exists() and not is_hub_name(str(path)):
         raise UserError(f"tokenizer: {path} does not exist; {_made_by(made_by)}")
-    os.environ.setdefault(
-        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
-    )  # it would ask for torch, which we never use
+    # transformers would ask for torch, which we never use
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        return AutoTokenizer.from_pretrained(str(path))
     except Exception as e:  # transformers raises many kinds, down to bare Exception from its Rust core
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"tokenizer: {path} could not be loaded ({reason}); {_made_by(made_by)}") from e
-    _check_special_tokens(tokenizer, path)
-    return tokenizer
 
 
 def _made_by(made_by: str) -> str:
@@ -113,8 +129,8 @@ def _check_special_tokens(tokenizer: Any, path: str | Path) -> None:
             "save it to a new folder with save_pretrained"
         )
     how = (
-        "add one with tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and save it to a new folder with "
-        "save_pretrained"
+        "add one with --config.model.pad_token=[PAD] in configs/sft.py, or with "
+        "tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and save_pretrained"
     )
     if tokenizer.pad_token_id is None:
         raise UserError(f"tokenizer: {path} has no PAD token; {how}")

@@ -25,7 +25,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_batch(config.batch_size, mesh)
     tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
+    checkpoint, params = setup.load_model(
+        config.model.init, config.model, mesh, hints.SFT, tokens=len(tokenizer)
+    )
     if checkpoint.is_scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; DPO starts from a language model"

@@ -70,8 +70,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check(config, mesh)
     tokenizer = load_tokenizer(config.model.policy, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    policy, policy_params = setup.load_model(config.model.policy, config.model, mesh, hints.SFT)
-    reward, reward_params = setup.load_model(config.model.reward, config.model, mesh, hints.REWARD_MODEL)
+    policy, policy_params = setup.load_model(
+        config.model.policy, config.model, mesh, hints.SFT, tokens=len(tokenizer)
+    )
+    reward, reward_params = setup.load_model(
+        config.model.reward, config.model, mesh, hints.REWARD_MODEL, tokens=len(tokenizer)
+    )
     _check_models(config, policy, reward)
     world = World(
         config=config,

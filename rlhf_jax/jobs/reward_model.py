@@ -30,7 +30,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
+    checkpoint, params = setup.load_model(
+        config.model.init, config.model, mesh, hints.SFT, tokens=len(tokenizer)
+    )
     model = checkpoint.config
     if not checkpoint.is_scalar:
         params = reward_from_language(model, params, jax.random.key(config.seed))

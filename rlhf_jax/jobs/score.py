@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         raise UserError(f"data.max_length: {describe(counts)}; raise it above {config.data.max_length}")
     if counts and startup.is_main():
         print(f"responses: {describe(counts)}", flush=True)
-    scores = iter(_scores(config, mesh, found, tokenizer.pad_token_id).tolist())
+    scores = iter(_scores(config, mesh, found, tokenizer).tolist())
     keep = ("instruction", "input", "prompt", "messages", "generator")
     records = [
         {name: row[name] for name in keep if name in row}
@@ -49,11 +50,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
 
 
-def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, pad_id: int) -> np.ndarray:
+def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, tokenizer: Any) -> np.ndarray:
     """The reward of every sequence [n]."""
     B = config.batch_size
     check_batch(B, mesh)
-    checkpoint, params = setup.load_model(config.model.path, config.model, mesh, hints.REWARD_MODEL)
+    checkpoint, params = setup.load_model(
+        config.model.path, config.model, mesh, hints.REWARD_MODEL, tokens=len(tokenizer)
+    )
     if not checkpoint.is_scalar:
         raise UserError(
             f"model.path: {config.model.path} is a language model; give what reward_model exported"
@@ -64,7 +67,7 @@ def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, pad_id: int) -> np
     T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")
     parts = []
     for index_B, _ in eval_batches(len(found), B):
-        batch = to_global(pad(found, index_B, T, pad_id, host_rows(B, mesh)), mesh)
+        batch = to_global(pad(found, index_B, T, tokenizer.pad_token_id, host_rows(B, mesh)), mesh)
         parts.append(gather(score(params, batch)))
         progress.update(min(len(parts) * B, len(found)))
     progress.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.embeddings import grow
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather
 from rlhf_jax.parallel.mesh import make_mesh
@@ -31,15 +33,25 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
 
 
 def load_model(
-    folder: str, model: ConfigDict, mesh: Mesh, made_by: str
+    folder: str, model: ConfigDict, mesh: Mesh, made_by: str, *, tokens: int
 ) -> tuple[huggingface.Checkpoint, Params]:
     """A model folder onto the mesh: (what it is; the sharded parameters).
 
     made_by: the command that makes the folder, for the error when it is not there.
+    tokens: of the tokenizer. A model with fewer gets embeddings for the others (see `models.embeddings`).
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
-    return huggingface.load(folder, mesh, dtype=model.dtype, remat=model.get("remat", "none"))
+    checkpoint, params = huggingface.load(folder, mesh, dtype=model.dtype, remat=model.get("remat", "none"))
+    had = checkpoint.config.vocab_size
+    if tokens <= had:
+        return checkpoint, params
+    config, params = grow(checkpoint.config, params, tokens, mesh)
+    if startup.is_main():
+        print(
+            f"{folder}: embeddings of {tokens - had} new tokens, at the mean of the {had} others", flush=True
+        )
+    return dataclasses.replace(checkpoint, config=config), params
 
 
 def token_ids(tokenizer: Any) -> dict[str, int | None]:

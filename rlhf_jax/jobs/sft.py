@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import pad
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.templates import render
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenization import add_pad, load_tokenizer
 from rlhf_jax.jobs import fit, hints, inputs, losses, setup
 from rlhf_jax.microfarm import tokenizer as tokenizers
 from rlhf_jax.models.config import ModelConfig
@@ -50,7 +51,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig, Params]:
     m = config.model
     if m.init:
-        checkpoint, params = setup.load_model(m.init, m, mesh, hints.SFT)
+        checkpoint, params = setup.load_model(m.init, m, mesh, hints.SFT, tokens=len(tokenizer))
         return checkpoint.config, params
     model = ModelConfig(
         vocab_size=len(tokenizer),
@@ -68,13 +69,28 @@ def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig,
 
 
 def _tokenizer_folder(config: ConfigDict, workdir: str) -> str:
-    """The folder of the tokenizer; one is trained on the training text when none is named."""
+    """The folder of the tokenizer: the model's, with a PAD token where it had none; the one named; or a new one."""
+    folder = Path(workdir) / "tokenizer"
+    if config.model.pad_token and config.model.init:
+        return _with_pad(config.model, folder)
     if config.model.init or config.model.tokenizer:
         return config.model.init or config.model.tokenizer
-    folder = Path(workdir) / "tokenizer"
     if startup.is_main() and not (folder / "tokenizer_config.json").exists():  # the last file to be written
         rows, _ = read_instructions(config.data.train, made_by=hints.FARM)
         texts = (render(row, config.data.template) + row["output"] for row in rows)
         tokenizers.train(texts, folder, config.model.vocab_size)
     startup.barrier("tokenizer")
     return str(folder)
+
+
+def _with_pad(model: ConfigDict, folder: Path) -> str:
+    """`folder`, where the model's tokenizer is written with a PAD token; the model's own where it has one."""
+    if startup.is_main() and not (folder / "tokenizer_config.json").exists():
+        added = add_pad(model.init, model.pad_token, folder, made_by=hints.SFT)
+        settings = (
+            Path(model.init) / "generation_config.json"
+        )  # An export takes it from where the tokenizer is.
+        if added and settings.is_file():
+            shutil.copyfile(settings, folder / settings.name)
+    startup.barrier("tokenizer")
+    return str(folder) if folder.exists() else model.init

@@ -216,7 +216,7 @@ def test_load_round_trip(tmp_path):
     ("special", "words"),
     [
         ({"pad_token": "<pad>"}, "has no EOS token"),
-        ({"eos_token": "</s>"}, "has no PAD token; add one with tokenizer.add_special_tokens"),
+        ({"eos_token": "</s>"}, "has no PAD token; add one with --config.model.pad_token"),
         ({"eos_token": "</s>", "pad_token": "</s>"}, "PAD is the EOS token ('</s>'); add one with"),
     ],
 )
