@@ -1,0 +1,102 @@
+"""A local server that answers with recorded judgments, in OpenAI's chat protocol.
+
+It reads the question as any endpoint must: from the messages. The texts between the tags are looked up among
+the recorded rows, whichever of the two outputs is shown first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from replay.recorded import Recorded, answer_of
+from rlhf_jax.annotation.prompts import unescape
+
+_TAGS = ("instruction", "output_a", "output_b")
+_READ = [re.compile(rf"<{tag}>\n(.*)\n</{tag}>", re.DOTALL) for tag in _TAGS]
+
+
+class ReplayServer:
+    """Serves while the block runs. `asked` counts requests; `url` is the address without /v1."""
+
+    def __init__(self, recorded: Recorded) -> None:
+        self.asked = 0
+        self._recorded, self._lock = recorded, threading.Lock()
+        self._rows: dict[tuple[str, str, str], tuple[dict, bool]] = {}
+        for row in recorded.rows:
+            texts = row["instruction"], row["output_1"], row["output_2"]
+            one, two, three = (text.encode("utf-8", "replace").decode() for text in texts)
+            self._rows.setdefault((one, two, three), (row, False))
+            self._rows.setdefault((one, three, two), (row, True))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> ReplayServer:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def answer(self, body: dict) -> tuple[int, dict]:
+        """Status and payload for a request body; 404 for a question that was never recorded."""
+        content = body["messages"][-1]["content"]
+        matches = [pattern.search(content) for pattern in _READ]
+        if not all(matches):
+            return 400, _error("the last message does not hold instruction, output_a and output_b in tags")
+        found = self._rows.get(tuple(unescape(match[1]) for match in matches))
+        if found is None:
+            return 422, _error("no such pair was recorded")
+        with self._lock:
+            self.asked += 1
+        return 200, _payload(body["model"], answer_of(self._recorded, *found))
+
+    def _handler(replay) -> type:  # noqa: N805 - the handler below has a self of its own
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+            wbufsize = -1
+
+            def do_POST(self) -> None:
+                status, payload = replay.answer(
+                    json.loads(self.rfile.read(int(self.headers["content-length"])))
+                )
+                data = json.dumps(payload).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+                self.wfile.flush()
+
+            def log_message(self, *args: object) -> None:
+                """Quiet."""
+
+        return Handler
+
+
+def _error(message: str) -> dict:
+    return {"error": {"message": message, "type": "invalid_request_error"}}
+
+
+def _payload(model: str, answer: dict) -> dict:
+    text = json.dumps(answer["object"]) if "object" in answer else answer["text"]
+    message = {"role": "assistant", "content": text}
+    choice: dict = {"index": 0, "finish_reason": "stop", "message": message}
+    if "logprobs" in answer:
+        tops = [{"token": token, "logprob": value} for token, value in answer["logprobs"].items()]
+        first = max(tops, key=lambda top: top["logprob"])
+        choice |= {"finish_reason": "length", "logprobs": {"content": [{**first, "top_logprobs": tops}]}}
+    tokens = answer["tokens"]
+    usage = {"prompt_tokens": max(tokens - 1, 0), "completion_tokens": min(tokens, 1), "total_tokens": tokens}
+    return {
+        "id": "replayed",
+        "object": "chat.completion",
+        "model": model,
+        "choices": [choice],
+        "usage": usage,
+    }
