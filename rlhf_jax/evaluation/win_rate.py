@@ -42,6 +42,17 @@ class WinRate:
     n_missing: int
     discrete_win_rate: float
 
+    @property
+    def coverage(self) -> float:
+        """The share of all rows that have a label."""
+        return self.n_total / (self.n_total + self.n_missing)
+
+    @property
+    def normal_interval(self) -> tuple[float, float]:
+        """win_rate ± 1.96 standard errors, as sparse_feedback reports it; may leave [0, 100]."""
+        half = 1.96 * self.standard_error
+        return self.win_rate - half, self.win_rate + half
+
 
 @dataclass(frozen=True)
 class UtilityWinRate:
