@@ -42,7 +42,7 @@ def make_rows(n=800, phi=-1.5, psi=1.0, theta=-0.7, seed=0, generator="m", shift
     """Label rows whose preferences follow the model; exact: the probabilities themselves."""
     rng = np.random.default_rng(seed)
     difficulty = np.random.default_rng(99).normal(size=n)
-    one, two = rng.integers(100, 400, n), rng.integers(100, 400, n) - shift
+    one, two = rng.integers(100, 400, n), np.maximum(rng.integers(100, 400, n) - shift, 1)
     delta = (one - two).astype(float)
     t = np.tanh(delta / delta.std(ddof=1))
     p = 1 / (1 + np.exp(-(phi * t + psi * difficulty + theta)))
