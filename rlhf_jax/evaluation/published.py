@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.leaderboard import LeaderboardRow
+from rlhf_jax.evaluation.length_control import LengthControlled
+from rlhf_jax.evaluation.win_rate import WinRate, wilson_interval
 
+_OURS = {"length_controlled": "length_controlled_winrate"}  # our CSV's names for AlpacaEval's
 _PERCENT = ("win_rate", "standard_error", "discrete_win_rate", "length_controlled_winrate")
 _COUNTS = ("n_wins", "n_wins_base", "n_draws", "n_total", "avg_length")
 
@@ -32,6 +36,7 @@ class PublishedRow:
     avg_length: int | None = None
     length_controlled_winrate: float | None = None
     judge: str = ""
+    judge_id: str = ""
     baseline: str = ""
 
     def numbers(self) -> dict[str, float]:
@@ -39,11 +44,46 @@ class PublishedRow:
         names = (*_PERCENT[:3], *_COUNTS[:4])
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def row(self) -> LeaderboardRow:
+        """As a leaderboard shows it; what was not published is NaN or missing there.
+
+        Raises UserError when the row does not say by how many labels, which judge and which baseline.
+        """
+        unsaid = [name for name in ("n_total", "judge", "baseline") if not getattr(self, name)]
+        if unsaid:
+            raise UserError(
+                f"{self.method}: {unsaid[0]} is not given; numbers without it do not compare: add the column"
+            )
+        rate = WinRate(
+            win_rate=self.win_rate,
+            standard_error=math.nan if self.standard_error is None else self.standard_error,
+            interval=wilson_interval(self.win_rate / 100, self.n_total),
+            n_wins=self.n_wins,
+            n_wins_base=self.n_wins_base,
+            n_draws=self.n_draws,
+            n_total=self.n_total,
+            n_missing=0,
+            discrete_win_rate=self.discrete_win_rate,
+        )
+        controlled = None
+        if (value := self.length_controlled_winrate) is not None:
+            controlled = LengthControlled(value, math.nan, math.nan, {}, self.n_total, 0, 0, rate, False)
+        return LeaderboardRow(
+            self.method,
+            self.judge,
+            self.baseline,
+            rate,
+            self.avg_length,
+            self.n_total,
+            judge_id=self.judge_id,
+            length_controlled=controlled,
+        )
+
 
 def read_published(path: str | Path) -> dict[str, PublishedRow]:
     """Rows by model name, in the order of the file.
 
-    Takes AlpacaEval's files, whose first column has no name, and files with a column `method`; further
+    Takes AlpacaEval's files, whose first column has no name, and our own with a column `method`; further
     columns are left alone. Raises UserError naming the row when a number is none or out of its range.
     """
     try:
@@ -61,15 +101,15 @@ def read_published(path: str | Path) -> dict[str, PublishedRow]:
 
 def _row(record: Mapping[str, str], name: str, path: str | Path) -> PublishedRow:
     values: dict[str, float | int] = {}
+    record = {_OURS.get(name, name): value for name, value in record.items()}
     for column in (*_PERCENT, *_COUNTS):
         text = (record.get(column) or "").strip()
         if text:
             values[column] = _number(text, column, f"{path}: {name}")
     if "win_rate" not in values:
         raise UserError(f"{path}: {name}: win_rate is missing; remove the row or give its number")
-    return PublishedRow(
-        name, judge=record.get("judge") or "", baseline=record.get("baseline") or "", **values
-    )
+    said = {column: record.get(column) or "" for column in ("judge", "judge_id", "baseline")}
+    return PublishedRow(name, **said, **values)
 
 
 def _number(text: str, column: str, where: str) -> float | int:

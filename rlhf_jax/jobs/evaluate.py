@@ -28,6 +28,7 @@ from rlhf_jax.evaluation.plots import plot_curves
 from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
+from rlhf_jax.jobs import evaluation_measures as measures
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
 from rlhf_jax.jobs.judging import JudgingLine, describe, judge_urls
@@ -55,15 +56,29 @@ def run(config: ConfigDict, workdir: str) -> None:
     pool = load_pool(config.judges)
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)
+    extras = measures.read_extras(config)
     stages, notes = read_stages(config.runs)
     truth = _truth(config, outputs) if config.utility else {}
     judged = _judge(config, pool, outputs, folder)
     asked = f"{len(outputs.prompts):,} instructions x {len(judged)} methods judged"
     notes += _plots(config, stages)
+    preferences = {name: _preferences(one.rows) for name, one in judged.items()}
+    measured = measures.measure(
+        {name: one.rows for name, one in judged.items()},
+        preferences,
+        outputs.baseline,
+        extras,
+        length_control=config.length_control,
+        min_coverage=config.min_coverage,
+        seed=config.seed,
+    )
+    notes += measured.notes
+    rows = _leaderboard(config, pool, outputs, judged, truth.get("utilities", {}), measured)
     found = results.Results(
         outputs=outputs,
-        rows=_leaderboard(config, pool, outputs, judged, truth.get("utilities", {})),
-        preferences={name: _preferences(one.rows) for name, one in judged.items()},
+        rows=[*rows, *extras.published],
+        preferences=preferences,
+        measured=measured,
         statuses={name: one.summary["status"] for name, one in judged.items()},
         costs=_costs([one.summary for one in judged.values()]),
         stages=[*stages, Stage("evaluate", (), time.monotonic() - started, asked)],
@@ -126,6 +141,7 @@ def _leaderboard(
     outputs: Outputs,
     judged: dict[str, Judged],
     utilities: dict[str, np.ndarray],
+    measured: measures.Measures,
 ) -> list[LeaderboardRow]:
     """A row per method, and one for the baseline."""
     base = utilities.get(config.reference_method)
@@ -139,6 +155,8 @@ def _leaderboard(
             n_outputs=len(texts),
             utility=None if base is None else utility_win_rate(utilities[name], base, seed=config.seed),
             utility_base="" if base is None else config.reference_method,
+            judge_id=measures.pool_id(pool),
+            length_controlled=measured.controlled.get(name),
         )
         for name, texts in outputs.texts.items()
     ]
