@@ -106,7 +106,7 @@ def caption(rows: Sequence[LeaderboardRow]) -> list[str]:
     who = f": judge {rows[0].judged_by} against {rows[0].baseline}" if rows and not _mixed(rows) else ""
     lines = [f"win rate{who}, ± standard error over n rows; [ ] {INTERVAL_NAME}"]
     if any(row.length_controlled for row in rows):
-        lines.append("length-controlled: the same labels as if all outputs were as long as the baseline's")
+        lines.append("length-controlled: the same n labels as if all outputs were as long as the baseline's")
     bases = sorted({row.utility_base for row in rows if row.utility})
     if bases:
         lines.append(f"utility win rate: true utility against {', '.join(bases)}; [ ] {BOOTSTRAP_NAME}")

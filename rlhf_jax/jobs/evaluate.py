@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     preferences = {name: _preferences(one.rows) for name, one in judged.items()}
     measured = measures.measure(
         {name: one.rows for name, one in judged.items()},
-        preferences,
+        dict(sorted(preferences.items(), key=lambda item: -judged[item[0]].win_rate.win_rate)),
         outputs.baseline,
         extras,
         length_control=config.length_control,

@@ -84,16 +84,16 @@ def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
     methods = {}
     for row in found.rows:
         methods[row.method] = {
-            "judge": _plain(row.win_rate),
+            "judge": plain(row.win_rate),
             "judged_by": {"name": row.judge, "id": row.judge_id, "baseline": row.baseline},
             "coverage": row.win_rate.coverage if row.win_rate else None,
-            "length_controlled": _plain(row.length_controlled),
+            "length_controlled": plain(row.length_controlled),
             "status": dict(found.statuses.get(row.method, {})),
-            "utility": _plain(row.utility),
+            "utility": plain(row.utility),
             "avg_length": row.avg_length,
             "n_outputs": row.n_outputs,
         }
-    judged = {r.name: _plain(r.agreement) | {"biases": _plain(r.biases)} for r in found.judges}
+    judged = {r.name: plain(r.agreement) | {"biases": plain(r.biases)} for r in found.judges}
     return {
         "title": config.title,
         "version": __version__,
@@ -103,12 +103,12 @@ def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
         "reference_method": config.reference_method if found.utilities else None,
         "instructions": {"n": len(found.outputs.prompts), "left_out": found.outputs.left_out},
         "methods": methods,
-        "differences": _plain(list(found.measured.differences)),
-        "length_controlled_against": _plain(found.measured.against),
+        "differences": plain(list(found.measured.differences)),
+        "length_controlled_against": plain(found.measured.against),
         "judge_human_agreement": judged,
-        "reward_model": _plain(found.reward_model),
-        "judging": _plain(dict(found.costs)),
-        "stages": {s.name: _plain({"seconds": s.seconds, "summary": s.summary}) for s in found.stages},
+        "reward_model": plain(found.reward_model),
+        "judging": plain(dict(found.costs)),
+        "stages": {s.name: plain({"seconds": s.seconds, "summary": s.summary}) for s in found.stages},
         "notes": list(found.notes),
     }
 
@@ -217,14 +217,14 @@ def _share(rate: object) -> str:
     return f"{rate.rate:.1f} % {interval_text(rate.interval)}"
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Dataclasses and numbers as JSON can hold them; NaN becomes null."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

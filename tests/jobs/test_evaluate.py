@@ -145,11 +145,11 @@ def test_length_control_and_paired_differences_are_those_of_the_annotations(done
         assert against[method]["reference"] == pytest.approx(found["win_rate"])
         assert against["reference"][method] == pytest.approx(100 - found["win_rate"])
     pairs = {(d["a"], d["b"]): d for d in summary["differences"]}
-    assert set(pairs) == {("sft", "dpo"), ("sft", "ppo"), ("dpo", "ppo")}
+    assert set(pairs) == {("ppo", "dpo"), ("ppo", "sft"), ("dpo", "sft")}  # the better one first
     for (a, b), d in pairs.items():
         assert d["difference"] == pytest.approx(100 * (labels[a] - labels[b]).mean()) and d["n_total"] == N
         assert f"{a} - {b}" in printed
-    assert pairs["sft", "ppo"]["interval"][1] < 0
+    assert pairs["ppo", "sft"]["interval"][0] > 0
     ids = {found["judged_by"]["id"] for found in summary["methods"].values()}
     assert len(ids) == 1 and ids.pop() in (folder / "leaderboard.md").read_text()
 
@@ -368,7 +368,7 @@ def test_real_outputs_need_no_jax_and_no_microfarm(tmp_path):
     assert "utility" not in html.split("</style>")[1] and 'id="samples"' in html
     # Equally long outputs everywhere: nothing tells length from the model, so no number is given.
     assert summary["methods"]["one"]["length_controlled"] is None
-    assert "length control: one: controls: length: the difference is -23 in every row" in ran.stdout
+    assert "length control: one: controls: length: the difference is -24 in every row" in ran.stdout
 
 
 def test_more_files_sharpen_the_length_control_and_others_are_ranked_beside(farm, tmp_path):
