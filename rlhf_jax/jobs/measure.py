@@ -120,7 +120,8 @@ def _compare_annotators(config: ConfigDict, found: Found) -> None:
         mine, theirs = _first(rows), _first(gold)
         shared = [pair for pair in mine if pair in theirs]
         columns = [[labels[pair] for pair in shared] for labels in (mine, theirs)]
-        found.reliability[f"Cohen's kappa, {name} and {GOLD}"] = cohen_kappa(*columns)
+        # By squared distance: labels of 1 and 2 alone give the plain kappa, graded ones are not all different.
+        found.reliability[f"Cohen's kappa, {name} and {GOLD}"] = cohen_kappa(*columns, level="interval")
     found.evaluators.append(evaluator(GOLD, gold, gold, is_gold=True, **how))
     by_length = labels_from_scores(*([len(row[f"output_{k}"]) for row in gold] for k in (1, 2)))
     longest = [
@@ -130,7 +131,7 @@ def _compare_annotators(config: ConfigDict, found: Found) -> None:
     found.evaluators.append(evaluator(LONGEST, longest, gold, **how))
     found.evaluators.sort(key=lambda row: -row.human_agreement.value)
     if (crowd := _crowd(gold)) is not None:
-        found.reliability[f"Krippendorff's alpha within {GOLD}"] = krippendorff_alpha(crowd)
+        found.reliability[f"Krippendorff's alpha within {GOLD}"] = krippendorff_alpha(crowd, level="interval")
 
 
 def _ratings(config: ConfigDict, found: Found) -> None:
