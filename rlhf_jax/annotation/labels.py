@@ -32,7 +32,7 @@ _LABEL = """
 _PROVENANCE = """
     pool pool_index judge_id annotator provider endpoint_origin api model_requested model_returned
     system_fingerprint prompt_template prompt_template_sha parser parser_version sampling transport
-    request_hash request_id created_at latency_ms n_attempts library_version
+    batch_id request_hash request_id created_at latency_ms n_attempts library_version
 """
 _COST = "tokens_in tokens_cached tokens_out tokens_reasoning price_usd"
 _RAW = "raw_text top_logprobs finish_reason refusal_category"

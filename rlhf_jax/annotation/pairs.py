@@ -1,17 +1,20 @@
 """`annotate_pairs`: rows with two outputs in, the same rows with a preference and its provenance out."""
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.answers import NOISE, TIE_IDENTICAL
 from rlhf_jax.annotation.cache import AnswerCache
-from rlhf_jax.annotation.engine import Counters, Limits, answer_all
+from rlhf_jax.annotation.counters import Counters
+from rlhf_jax.annotation.engine import answer_all
+from rlhf_jax.annotation.estimates import estimate
 from rlhf_jax.annotation.judges import Job, Judge
+from rlhf_jax.annotation.limits import Limits
 from rlhf_jax.annotation.parsing import Parsed
 from rlhf_jax.annotation.retries import RetryPolicy
 from rlhf_jax.annotation.rows import Plan, labelled_row, summary
@@ -40,6 +43,8 @@ def annotate_pairs(
     progress: Progress | None = None,
     retry: RetryPolicy | None = None,
     timeout_s: float = 120.0,
+    limits: Limits | None = None,
+    dry_run: bool = False,
 ) -> Annotations:
     """Ask the pool which output of each row is better.
 
@@ -51,6 +56,9 @@ def annotate_pairs(
     base_urls: addresses of symbolic base_urls, e.g. {"local": server.url}.
     progress: called as (rows done, rows, counters) at the start, after every answer and at the end; the
         counters hold the cost, the rate and the seconds left.
+    limits: the transport (online, batch, replay), the most dollars and the rates (`limits.Limits`);
+        max_concurrency, timeout_s and retry go before its own.
+    dry_run: asks nobody and labels nothing; the summary is that of `estimates.estimate`.
 
     Returns rows with `preference` in [1, 2] (1: output_1 is better, 1.5: identical outputs) or None, `status`
     (see `answers`) and the columns of `labels.SCHEMA`; and a summary.
@@ -58,7 +66,10 @@ def annotate_pairs(
     answers until then are in the cache, and the same call continues.
     """
     pool = pool if isinstance(pool, PoolSpec) else load_pool(pool)
-    _check_settings(p_label_flip, max_concurrency, timeout_s)
+    _check_settings(p_label_flip)
+    limits = replace(limits or Limits(), max_concurrency=max_concurrency, timeout_s=timeout_s)
+    limits = replace(limits, retry=retry or limits.retry)
+    limits.check()
     started = time.monotonic()
     rows = [_checked(row, i) for i, row in enumerate(rows)]
     judges = [Judge(spec, base_urls or {}) for spec in pool.judges]
@@ -66,8 +77,9 @@ def annotate_pairs(
     jobs, n_rows = _distinct_jobs(plans)
     counters = Counters()
     reporter = _Reporter(progress, counters, len(rows), len(jobs), n_rows)
-    limits = Limits(max_concurrency, timeout_s, retry or RetryPolicy())
     with AnswerCache(cache_path) as cache:
+        if dry_run:
+            return Annotations([], estimate(jobs, cache, limits) | {"rows": len(rows)})
         reporter.report()
         outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done)
     settings = {"pool": pool.name, "seed": seed, "p_label_flip": p_label_flip}
@@ -79,15 +91,11 @@ def annotate_pairs(
     return Annotations(labelled, settings | summary(labelled) | totals)
 
 
-def _check_settings(p_label_flip: float, max_concurrency: int, timeout_s: float) -> None:
+def _check_settings(p_label_flip: float) -> None:
     if not 0.0 <= p_label_flip <= 0.5:
         raise UserError(
             f"p_label_flip: found {p_label_flip}; give a share between 0 and 0.5 (0.5 is all noise)"
         )
-    if max_concurrency < 1:
-        raise UserError(f"max_concurrency: found {max_concurrency}; give at least 1")
-    if not (timeout_s > 0 and math.isfinite(timeout_s)):
-        raise UserError(f"timeout_s: found {timeout_s}; give a positive number of seconds")
 
 
 def _checked(row: Mapping, i: int) -> dict:

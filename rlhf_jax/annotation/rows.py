@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 from rlhf_jax import __version__
 from rlhf_jax.annotation import seeding
-from rlhf_jax.annotation.answers import API_ERROR, NOISE, Answer, Failure
-from rlhf_jax.annotation.engine import price_usd
+from rlhf_jax.annotation.answers import NOISE, Answer, Failure
+from rlhf_jax.annotation.costs import price_usd
 from rlhf_jax.annotation.judges import Job
 from rlhf_jax.annotation.parsing import PARSER_VERSION, Parsed, parse
 
@@ -18,7 +18,16 @@ from rlhf_jax.annotation.parsing import PARSER_VERSION, Parsed, parse
 ASKED_COLUMNS = (
     *("order", "pool_index", "judge_id", "annotator", "provider", "endpoint_origin", "api"),
     *("model_requested", "model_returned", "system_fingerprint", "prompt_template", "prompt_template_sha"),
-    *("parser", "parser_version", "sampling", "transport", "request_hash", "request_id", "created_at"),
+    *(
+        "parser",
+        "parser_version",
+        "sampling",
+        "transport",
+        "batch_id",
+        "request_hash",
+        "request_id",
+        "created_at",
+    ),
     *(
         "latency_ms",
         "n_attempts",
@@ -49,7 +58,7 @@ def labelled_row(row: dict, plan: Plan, outcome: Answer | Failure | None) -> dic
     elif isinstance(outcome, Answer):
         parsed = parse(outcome, plan.job.judge.spec.parser)
     else:
-        parsed = Parsed(None, API_ERROR, outcome.reason)
+        parsed = Parsed(None, outcome.status, outcome.reason)
     preference = parsed.preference
     if preference is not None and plan.switched:
         preference = 3.0 - preference
@@ -101,7 +110,6 @@ def _provenance(plan: Plan, outcome: Answer | Failure | None) -> dict:
         "parser": spec.parser.name,
         "parser_version": PARSER_VERSION,
         "sampling": judge.settings_json,
-        "transport": "online",
         "request_hash": plan.job.key,
         "n_attempts": outcome.n_attempts,
     }
@@ -117,6 +125,8 @@ def _answered(job: Job, answer: Answer) -> dict:
             logprobs = [{"token": token, "logprob": value} for token, value in answer.top_logprobs[position]]
     return {
         "model_returned": answer.model,
+        "transport": answer.transport,
+        "batch_id": answer.batch_id,
         "system_fingerprint": answer.system_fingerprint,
         "request_id": answer.request_id,
         "created_at": datetime.fromtimestamp(answer.created_at / 1000, UTC),

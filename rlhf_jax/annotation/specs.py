@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from rlhf_jax.annotation.costs import Price, read_price
 from rlhf_jax.annotation.fields import Fields
 from rlhf_jax.annotation.parsing import PARSER_VERSION, PARSERS, ParserSpec
 from rlhf_jax.annotation.prompts import PromptTemplate, read_template
@@ -28,20 +29,6 @@ _SAMPLING = {
     "logit_bias": dict,
     "reasoning_effort": str,
 }
-
-
-@dataclass(frozen=True)
-class Price:
-    """US dollars per million tokens. Free is 0; an unknown price is no Price at all."""
-
-    input: float
-    output: float
-
-    def usd(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
-        """The price of a call in dollars, None when the provider did not say how many tokens it used."""
-        if tokens_in is None or tokens_out is None:
-            return None
-        return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
 
 @dataclass(frozen=True)
@@ -182,7 +169,7 @@ def _judge(fields: Fields, folder: Path) -> JudgeSpec:
         sampling=_sampling(fields, provider),
         top_logprobs=fields.integer("top_logprobs", low=1, high=20, default=None),
         extra_body=fields.mapping("extra_body", default={}),
-        price=_price(fields),
+        price=read_price(fields.where, fields.take("price", (dict, type(None)), default=None)),
     )
     fields.done()
     _check_provider(spec, fields.where)
@@ -227,13 +214,3 @@ def _sampling(fields: Fields, provider: str) -> dict:
     taken = {name: inner.take(name, kind, default=None) for name, kind in _SAMPLING.items()}
     inner.done()
     return {name: value for name, value in taken.items() if name in given}
-
-
-def _price(fields: Fields) -> Price | None:
-    given = fields.take("price", (dict, type(None)), default=None)
-    if given is None:
-        return None
-    inner = Fields(f"{fields.where}: price", given)
-    price = Price(inner.number("input", low=0.0), inner.number("output", low=0.0))
-    inner.done()
-    return price
