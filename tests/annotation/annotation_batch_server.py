@@ -84,7 +84,9 @@ class BatchServer:
 
     def _upload(self, raw: bytes) -> dict:
         body = raw.split(b"\r\n\r\n", 2)
-        data = next(part for part in body if part.lstrip().startswith(b'{"custom_id"')).rsplit(b"\r\n--", 1)[0]
+        data = next(part for part in body if part.lstrip().startswith(b'{"custom_id"')).rsplit(b"\r\n--", 1)[
+            0
+        ]
         data = data.split(b"\r\n--")[0]
         name = f"file_{len(self.files)}"
         self.files[name] = data
@@ -143,7 +145,12 @@ class BatchServer:
         if fate == MISSING:
             return None
         if isinstance(fate, dict):
-            return {"id": "r", "custom_id": key, "response": {"status_code": 200, "body": fate}, "error": None}
+            return {
+                "id": "r",
+                "custom_id": key,
+                "response": {"status_code": 200, "body": fate},
+                "error": None,
+            }
         if fate == EXPIRED:
             error = {"code": "batch_expired", "message": "This request could not be executed in time."}
             return {"id": "r", "custom_id": key, "response": None, "error": error}
@@ -166,13 +173,17 @@ class BatchServer:
         fates, total = batch.get("fates", {}), len(batch["requests"])
         if batch["anthropic"]:
             moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(batch["created"]))
-            counts = {"succeeded": fates.get("ok", 0), "errored": fates.get(ERRORED, 0) + fates.get(INVALID, 0)}
+            counts = {
+                "succeeded": fates.get("ok", 0),
+                "errored": fates.get(ERRORED, 0) + fates.get(INVALID, 0),
+            }
             counts |= {"canceled": fates.get(MISSING, 0), "expired": fates.get(EXPIRED, 0)}
             counts["processing"] = total - sum(counts.values())
             ended = "ended" if batch["ended"] else "canceling" if batch["cancelled"] else "in_progress"
+            results = f"{self.url}/v1/messages/batches/{batch['id']}/results" if batch["ended"] else None
             return {"id": batch["id"], "type": "message_batch", "processing_status": ended, "created_at": moment,
                     "expires_at": moment, "request_counts": counts,
-                    "results_url": f"{self.url}/v1/messages/batches/{batch['id']}/results" if batch["ended"] else None}  # fmt: skip
+                    "results_url": results}  # fmt: skip
         status = "in_progress" if not batch["ended"] else "cancelled" if batch["cancelled"] else "completed"
         shown = {"id": batch["id"], "object": "batch", "endpoint": "/v1/chat/completions", "status": status,
                  "completion_window": "24h", "created_at": int(batch["created"]), "input_file_id": "x",

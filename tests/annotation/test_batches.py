@@ -28,7 +28,12 @@ FAST = {"first_poll_s": 0.01, "longest_poll_s": 0.05, "settle_s": 0.3}
 
 
 def annotate(
-    server: object, n: int, *judges: JudgeSpec, max_usd: float = 0.0, policy: dict | None = None, **options: object
+    server: object,
+    n: int,
+    *judges: JudgeSpec,
+    max_usd: float = 0.0,
+    policy: dict | None = None,
+    **options: object,
 ) -> tuple[list[dict], dict]:
     limits = Limits(transport="batch", max_usd=max_usd, batch=BatchPolicy(**FAST | (policy or {})))
     options = {"limits": limits, "retry": QUICK} | options
@@ -94,7 +99,9 @@ def test_every_fate_of_a_request(tmp_path: Path, provider: str) -> None:
         return next((word for name, word in fates.items() if name in text), succeed(key, body, nth))
 
     with BatchServer(fate) as server:
-        rows, summary = annotate(server, 12, judge_spec(provider=provider, price=PRICE), cache_path=tmp_path / "c")
+        rows, summary = annotate(
+            server, 12, judge_spec(provider=provider, price=PRICE), cache_path=tmp_path / "c"
+        )
     statuses = [row["status"] for row in rows]
     assert statuses == ["expired", "api_error", "api_error", "ok", "api_error", "refused", *["ok"] * 6]
     assert [row["n_attempts"] for row in rows[:5]] == [3, 3, 1, 3, 3]
@@ -113,17 +120,22 @@ def test_a_full_queue_is_waited_for_and_a_refused_batch_is_told() -> None:
         rows, summary = annotate(server, 20, policy={"most_requests": 10})
     assert {row["status"] for row in rows} == {"ok"} and set(server.sent.values()) == {1}
     assert summary["failed_attempts"] == 0 and {row["n_attempts"] for row in rows} == {1}
-    with BatchServer(refuse=lambda n: "invalid_file") as server:
-        with pytest.raises(UserError, match=r"batch b0 was not accepted: invalid_file: Enqueued"):
-            annotate(server, 20)
-    with BatchServer(lambda *args: INVALID) as server:
-        with pytest.raises(UserError, match=r"all 20 requests of batch b0 failed, one with: .*it was invalid"):
-            annotate(server, 20)
+    refused = pytest.raises(UserError, match=r"batch b0 was not accepted: invalid_file: Enqueued")
+    with BatchServer(refuse=lambda n: "invalid_file") as server, refused:
+        annotate(server, 20)
+    failed = pytest.raises(UserError, match=r"all 20 requests of batch b0 failed, one with: .*it was invalid")
+    with BatchServer(lambda *args: INVALID) as server, failed:
+        annotate(server, 20)
 
 
 def test_calls_that_fail_for_a_while_cost_nothing_but_time() -> None:
     with BatchServer() as server:
-        server.flaky = {"/v1/files", "/v1/batches", "/v1/batches/b0", "/v1/files/file_b0_output_file_id/content"}
+        server.flaky = {
+            "/v1/files",
+            "/v1/batches",
+            "/v1/batches/b0",
+            "/v1/files/file_b0_output_file_id/content",
+        }
         rows, _ = annotate(server, 5)
         assert not server.flaky
     assert {row["status"] for row in rows} == {"ok"} and set(server.sent.values()) == {1}
@@ -143,7 +155,12 @@ def test_the_budget_bounds_what_is_in_batches() -> None:
     with BatchServer() as server:
         rows, summary = annotate(server, 30, max_usd=0.06)
     sizes = [len(batch["requests"]) for batch in server.made()]
-    assert sum(sizes) == 30 and len(sizes) > 1 and max(sizes) < 15 and summary["cost_usd"] == pytest.approx(30 * 1500 / 2e6)
+    assert (
+        sum(sizes) == 30
+        and len(sizes) > 1
+        and max(sizes) < 15
+        and summary["cost_usd"] == pytest.approx(30 * 1500 / 2e6)
+    )
     assert {row["status"] for row in rows} == {"ok"} and summary["cost_usd"] <= 0.06
     with BatchServer() as server, pytest.raises(UserError, match="max_usd"):
         annotate(server, 30, max_usd=0.02)
@@ -211,7 +228,9 @@ def test_protocols_without_batches_are_told() -> None:
 
 def test_the_key_is_in_no_ledger_and_no_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret-123456")
-    with BatchServer(lambda key, body, nth: INVALID if "Say 3." in str(body) else succeed(key, body, nth)) as server:
+    with BatchServer(
+        lambda key, body, nth: INVALID if "Say 3." in str(body) else succeed(key, body, nth)
+    ) as server:
         rows, _ = annotate(server, 5, judge_spec(api_key_env="JUDGE_KEY"), cache_path=tmp_path / "c")
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir()) + repr(rows).encode()
     assert b"very-secret" not in stored + b"".join(server.files.values())
