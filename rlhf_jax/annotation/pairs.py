@@ -81,7 +81,7 @@ def annotate_pairs(
         if dry_run:
             return Annotations([], estimate(jobs, cache, limits) | {"rows": len(rows)})
         reporter.report()
-        outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done)
+        outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done, reporter.report)
     settings = {"pool": pool.name, "seed": seed, "p_label_flip": p_label_flip}
     labelled = [
         labelled_row(row, plan, outcomes.get(plan.job.key) if plan.job else None) | settings
