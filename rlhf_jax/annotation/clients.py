@@ -13,10 +13,10 @@ from urllib.parse import urlsplit
 
 from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.judges import Address
+from rlhf_jax.annotation.protocols import PATHS, READERS
 from rlhf_jax.annotation.retries import Rejected, Retryable, retry_after
 from rlhf_jax.errors import UserError
 
-_PATHS = {"openai": "/chat/completions", "anthropic": "/v1/messages"}
 _CONNECT_TIMEOUT_S = 10.0
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
 _FATAL = {
@@ -58,10 +58,10 @@ class Endpoint:
         this endpoint will work: bad key, no credit, unknown model).
         """
         started = time.monotonic()
-        path, sdk = _PATHS[self.address.provider], self._sdk
+        path, sdk = PATHS[self.address.api], self._sdk
         try:
             response = await self._client.post(path, body=body, cast_to=self._httpx.Response)
-            answer = _READERS[self.address.provider](response.json())
+            answer = READERS[self.address.api](response.json())
         except sdk.APIStatusError as error:
             raise self._status_error(error) from None
         except sdk.APIConnectionError as error:
@@ -107,58 +107,3 @@ def _error_fields(body: object) -> tuple[str, str]:
             return str(inner.get("code") or inner.get("type") or ""), str(inner.get("message") or "")
         return "", str(inner)
     return "", str(body or "")
-
-
-def _read_openai(payload: dict) -> dict:
-    choice = payload["choices"][0]
-    message, usage = choice["message"], payload.get("usage") or {}
-    content = (choice.get("logprobs") or {}).get("content")
-    return {
-        "text": _text(message.get("content") or message.get("refusal") or ""),
-        "finish_reason": choice.get("finish_reason") or "stop",
-        "refusal": "refusal" if message.get("refusal") else None,
-        "top_logprobs": _top_logprobs(content),
-        "model": payload.get("model") or "",
-        "tokens_in": usage.get("prompt_tokens"),
-        "tokens_cached": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        "tokens_out": usage.get("completion_tokens"),
-        "tokens_reasoning": (usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
-        "system_fingerprint": payload.get("system_fingerprint"),
-        "request_id": payload.get("id"),
-    }
-
-
-def _top_logprobs(content: list | None) -> tuple | None:
-    if not content:
-        return None
-    return tuple(
-        tuple((top["token"], float(top["logprob"])) for top in token.get("top_logprobs") or ())
-        for token in content
-    )
-
-
-def _read_anthropic(payload: dict) -> dict:
-    usage = payload.get("usage") or {}
-    stopped = payload.get("stop_reason") or "end_turn"
-    details = payload.get("stop_details") or {}
-    counts = [usage.get(f"{kind}input_tokens") for kind in ("", "cache_read_", "cache_creation_")]
-    return {
-        "text": _text("".join(block["text"] for block in payload["content"] if block["type"] == "text")),
-        "finish_reason": stopped,
-        "refusal": (details.get("category") or "refusal") if stopped == "refusal" else None,
-        "model": payload.get("model") or "",
-        "tokens_in": None if counts[0] is None else sum(count or 0 for count in counts),
-        "tokens_cached": counts[1],
-        "tokens_out": usage.get("output_tokens"),
-        "tokens_reasoning": (usage.get("output_tokens_details") or {}).get("thinking_tokens"),
-        "request_id": payload.get("id"),
-    }
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"the answer's text is {type(value).__name__}")
-    return value
-
-
-_READERS = {"openai": _read_openai, "anthropic": _read_anthropic}
