@@ -4,20 +4,22 @@ An `Ask` is one question about one example. Equal asks are asked once; where a j
 one request, asks are packed together in a seeded order. What comes back is a `Reply` per ask.
 """
 
-import math
 import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_jax.annotation.answers import NOT_ASKED, Answer, Failure
+from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.contracts import KINDS, RANKING, Parsed, failed
-from rlhf_jax.annotation.engine import Counters, Limits, Outcome, answer_all
+from rlhf_jax.annotation.counters import Counters, Outcome
+from rlhf_jax.annotation.engine import answer_all
+from rlhf_jax.annotation.estimates import estimate
 from rlhf_jax.annotation.judges import Job, Judge
+from rlhf_jax.annotation.limits import Limits
 from rlhf_jax.annotation.parsing import parse_all
 from rlhf_jax.annotation.prompts import Data
 from rlhf_jax.annotation.retries import RetryPolicy
@@ -25,13 +27,6 @@ from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.errors import UserError
 
 Progress = Callable[[int, int, dict], None]
-
-
-class Annotations(NamedTuple):
-    """rows: one dict per judgment, in the order of the input. summary: counts, cost and rates of the run."""
-
-    rows: list[dict]
-    summary: dict
 
 
 class Ask(NamedTuple):
@@ -65,7 +60,10 @@ class Options:
     base_urls: addresses of symbolic base_urls, e.g. {"local": server.url}.
     progress: called as (rows done, rows, counters) at the start, after every answer and at the end; the
         counters hold the cost, the rate and the seconds left.
-    reparse: ask nobody; read the cached answers again. What is not cached is not_asked.
+    limits: the transport (online, batch, replay), the most dollars and the rates (`limits.Limits`);
+        max_concurrency, timeout_s and retry go before its own.
+    reparse: ask nobody; read the cached answers again. What is not cached is not_recorded.
+    dry_run: ask nobody and label nothing; the summary is that of `estimates.estimate`.
     """
 
     cache_path: str | Path | None = None
@@ -74,15 +72,26 @@ class Options:
     progress: Progress | None = None
     retry: RetryPolicy | None = None
     timeout_s: float = 120.0
+    limits: Limits | None = None
     reparse: bool = False
+    dry_run: bool = False
 
     def __post_init__(self) -> None:
-        if self.max_concurrency < 1:
-            raise UserError(f"max_concurrency: found {self.max_concurrency}; give at least 1")
-        if not (self.timeout_s > 0 and math.isfinite(self.timeout_s)):
-            raise UserError(f"timeout_s: found {self.timeout_s}; give a positive number of seconds")
         if self.reparse and self.cache_path is None:
             raise UserError("reparse: needs the cache of an earlier run; give cache_path")
+        self.effective_limits().check()
+
+    def effective_limits(self) -> Limits:
+        """The limits with the settings that go before them."""
+        limits = self.limits or Limits()
+        transport = "replay" if self.reparse else limits.transport
+        return replace(
+            limits,
+            max_concurrency=self.max_concurrency,
+            timeout_s=self.timeout_s,
+            retry=self.retry or limits.retry,
+            transport=transport,
+        )
 
 
 def pool_of_kind(pool: PoolSpec | str | Path, *kinds: str) -> PoolSpec:
@@ -103,42 +112,28 @@ def answer_asks(
 ) -> tuple[dict[Ask, Reply], dict]:
     """A reply to every ask, and the run's counters. Rows without asks count as done.
 
-    Errors: UserError for a refused key or an endpoint that cannot be reached. The answers until then are in
-    the cache, and the same call continues.
+    A dry run gives no replies, and the estimate instead of the counters. Errors: UserError for a refused key,
+    an endpoint that cannot be reached or the money used up. The answers until then are in the cache, and the
+    same call continues.
     """
     started = time.monotonic()
     judges = [Judge(spec, options.base_urls or {}) for spec in pool.judges]
     places = _pack(dict.fromkeys(ask for asks in asks_of_rows for ask in asks), judges, seed)
     jobs = list({job.key: job for job, _ in places.values()}.values())
-    counters = Counters()
-    waiting = [{places[ask][0].key for ask in asks} for asks in asks_of_rows]
-    reporter = _Reporter(options.progress, counters, waiting, len(jobs))
-    limits = Limits(options.max_concurrency, options.timeout_s, options.retry or RetryPolicy())
+    limits, counters = options.effective_limits(), Counters()
     with AnswerCache(options.cache_path) as cache:
+        if options.dry_run:
+            return {}, estimate(jobs, cache, limits) | {"rows": len(asks_of_rows)}
+        waiting = [{places[ask][0].key for ask in asks} for asks in asks_of_rows]
+        reporter = _Reporter(options.progress, counters, waiting, len(jobs))
         reporter.report()
-        if options.reparse:
-            outcomes = _cached(jobs, cache, counters, reporter.job_done)
-        else:
-            outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done)
+        outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done)
     parsed = {job.key: _parse(job, outcomes[job.key]) for job in jobs}
     replies = {
         ask: Reply(parsed[job.key][slot], job, slot, outcomes[job.key], ask.pool_index)
         for ask, (job, slot) in places.items()
     }
     return replies, counters.as_dict(0) | {"seconds": time.monotonic() - started}
-
-
-def _cached(
-    jobs: Sequence[Job], cache: AnswerCache, counters: Counters, on_done: Callable[[Job], None]
-) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = dict(cache.get_many(job.key for job in jobs))
-    for job in jobs:
-        if job.key in outcomes:
-            counters.took(job, outcomes[job.key], cached=True)
-        else:
-            outcomes[job.key] = Failure("not in the cache; run without reparse to ask", 0, NOT_ASKED)
-        on_done(job)
-    return outcomes
 
 
 def _parse(job: Job, outcome: Outcome) -> list[Parsed]:

@@ -61,7 +61,6 @@ def _question(spec: JudgeSpec, i: int, n: int) -> dict:
     about = f"About example {i + 1}: {spec.question}" if n > 1 else spec.question
     question = {"name": f"example_{i + 1}", "instructions": about}
     if spec.kind == RATING:
-        levels = range(int(spec.parser.low), int(spec.parser.high) + 1)
-        return {"type": "score", **question, "levels": [{"label": str(level)} for level in levels]}
+        return {"type": "score", **question, "levels": [{"label": level} for level in spec.parser.levels]}
     sides = (spec.parser.first[0], spec.parser.second[0])
     return {"type": "choice", **question, "choices": [{"value": side} for side in sides]}

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_jax.annotation import seeding
+from rlhf_jax.annotation.annotating import Annotations, annotate
 from rlhf_jax.annotation.answers import NOT_ASKED, OK
-from rlhf_jax.annotation.asking import Annotations, Ask, Options, answer_asks, pool_of_kind
+from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
 from rlhf_jax.annotation.contracts import COMPLETION, failed
 from rlhf_jax.annotation.pairs import checked
-from rlhf_jax.annotation.rows import completion_row, summary
+from rlhf_jax.annotation.rows import completion_row
 from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
 
@@ -50,14 +51,16 @@ def annotate_completions(
         index = seeding.pool_index(seeding.seed_text(row["instruction"], row["input"]), pool.weights, seed)
         data = (row["instruction"], row["input"])
         plans += [(row, k, long, None if long else Ask(index, "", data, k)) for k in range(n_samples)]
-    replies, totals = answer_asks([() if ask is None else (ask,) for *_, ask in plans], pool, seed, how)
-    settings = {"pool": pool.name, "seed": seed}
-    answered = []
-    for row, k, long, ask in plans:
-        reply = replies.get(ask)
-        parsed = reply.parsed if reply else failed(long, NOT_ASKED)
-        answered.append(completion_row(row, parsed, reply, k) | settings)
-    return Annotations(answered, settings | summary(answered) | totals)
+
+    def label(replies: Mapping[Ask, Reply]) -> list[dict]:
+        return [
+            completion_row(row, replies[ask].parsed, replies[ask], k)
+            if ask
+            else completion_row(row, failed(long, NOT_ASKED), None, k)
+            for row, k, long, ask in plans
+        ]
+
+    return annotate([() if ask is None else (ask,) for *_, ask in plans], pool, seed, how, label)
 
 
 def _too_long(row: Mapping, max_words: int, max_chars: int) -> str:

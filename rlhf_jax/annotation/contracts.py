@@ -27,6 +27,7 @@ class ParserSpec:
     patterns: regex only; for the first output, the second and, if given, a tie.
     low, high, whole: the ends of a rating scale, both allowed, and whether a rating must be a whole number.
     aspects, reduce: ratings only; the criteria rated, and "sum" or "mean" over them.
+    levels: decision of a rating only; the scale's numbers as text.
     allow_cut: text only; whether a completion that hit the token limit is kept.
     """
 
@@ -42,6 +43,7 @@ class ParserSpec:
     whole: bool = True
     aspects: tuple[str, ...] = ()
     reduce: str = "sum"
+    levels: tuple[str, ...] = ()
     allow_cut: bool = False
 
 

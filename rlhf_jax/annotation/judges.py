@@ -23,16 +23,12 @@ DEFAULT_URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api
 
 @dataclass(frozen=True)
 class Address:
-    """Where a judge is asked. `origin` is what hashes and labels carry: a symbolic address by its name.
-
-    api: the protocol spoken there: chat, responses, decisions or messages.
-    """
+    """Where a judge is asked. `origin` is what hashes and labels carry: a symbolic address by its name."""
 
     provider: str
     url: str
     origin: str
     api_key_env: str
-    api: str
 
     @property
     def shown(self) -> str:
@@ -70,7 +66,7 @@ def resolve(spec: JudgeSpec, base_urls: Mapping[str, str]) -> Address:
             f"judge {spec.name}: base_url: {spec.base_url!r} has no address; "
             f"give an http(s) URL or one of base_urls ({closest(spec.base_url, list(base_urls))})"
         )
-    return Address(spec.provider, url, origin, spec.api_key_env, spec.api)
+    return Address(spec.provider, url, origin, spec.api_key_env)
 
 
 def _without_credentials(url: str) -> str:

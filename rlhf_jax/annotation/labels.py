@@ -35,7 +35,7 @@ _LABEL = """
 _PROVENANCE = """
     pool pool_index judge_id annotator provider endpoint_origin api model_requested model_returned
     system_fingerprint prompt_template prompt_template_sha parser parser_version sampling transport
-    request_hash request_hash_swapped request_id created_at latency_ms n_attempts examples_in_request
+    batch_id request_hash request_hash_swapped request_id created_at latency_ms n_attempts examples_in_request
     library_version
 """
 _COST = "tokens_in tokens_cached tokens_out tokens_reasoning price_usd"

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_jax.annotation import seeding
+from rlhf_jax.annotation.annotating import Annotations, annotate
 from rlhf_jax.annotation.answers import NOISE, TIE_IDENTICAL
-from rlhf_jax.annotation.asking import Annotations, Ask, Options, answer_asks, pool_of_kind
+from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
 from rlhf_jax.annotation.contracts import PAIRWISE, Parsed
 from rlhf_jax.annotation.orders import SHOWN, judged, orders_of
-from rlhf_jax.annotation.rows import pair_row, summary
+from rlhf_jax.annotation.rows import pair_row
 from rlhf_jax.annotation.specs import BOTH_TWO_GAMES, PoolSpec
 from rlhf_jax.errors import UserError
 
@@ -46,17 +47,12 @@ def annotate_pairs(
         )
     rows = [checked(row, i, ("output_1", "output_2")) for i, row in enumerate(rows)]
     plans = [plan for row in rows for plan in _plans(row, pool, seed, p_label_flip)]
-    replies, totals = answer_asks([plan.asks for plan in plans], pool, seed, how)
-    settings = {"pool": pool.name, "seed": seed, "p_label_flip": p_label_flip}
-    labelled = []
-    for plan in plans:
-        found = [replies[ask] for ask in plan.asks]
-        parsed, columns = plan.parsed, {}
-        if plan.asks:
-            policy = pool.judges[plan.asks[0].pool_index].order
-            parsed, columns = judged(found, [ask.order for ask in plan.asks], policy)
-        labelled.append(pair_row(plan.row, parsed, found, columns) | settings)
-    return Annotations(labelled, settings | summary(labelled) | totals)
+
+    def label(replies: Mapping[Ask, Reply]) -> list[dict]:
+        return [_labelled(plan, replies, pool) for plan in plans]
+
+    asks = [plan.asks for plan in plans]
+    return annotate(asks, pool, seed, how, label, p_label_flip=p_label_flip)
 
 
 def checked(row: Mapping, i: int, outputs: Sequence[str]) -> dict:
@@ -98,3 +94,12 @@ def _plans(row: dict, pool: PoolSpec, seed: int, p_label_flip: float) -> list[_P
     if policy == BOTH_TWO_GAMES:
         return [_Plan(row, None, (ask,)) for ask in asks]
     return [_Plan(row, None, tuple(asks))]
+
+
+def _labelled(plan: _Plan, replies: Mapping[Ask, Reply], pool: PoolSpec) -> dict:
+    if not plan.asks:
+        return pair_row(plan.row, plan.parsed, [], {})
+    found = [replies[ask] for ask in plan.asks]
+    policy = pool.judges[plan.asks[0].pool_index].order
+    parsed, columns = judged(found, [ask.order for ask in plan.asks], policy)
+    return pair_row(plan.row, parsed, found, columns)

@@ -1,6 +1,6 @@
 """Readers of ratings, rankings of several outputs, completions, and the Decisions API's distributions."""
 
-import json
+import math
 import re
 
 from rlhf_jax.annotation.answers import CUT_OFF, LOW_MASS, OK, REFUSED, TRUNCATED, Answer
@@ -142,34 +142,19 @@ def text(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
 
 
 def decision(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
-    """The Decisions API: a choice between the two names, or a score over the levels of the scale."""
-    try:
-        answers = json.loads(answer.text)
-    except (ValueError, RecursionError):
-        answers = None
-    if not isinstance(answers, list) or not all(isinstance(one, dict) for one in answers):
-        return [failed("no list of decisions in the answer")] * n
-    if len(answers) != n:
-        return wrong_count(len(answers), n, "decision")
-    return [_decided(one, spec) for one in answers]
+    """The Decisions API: probabilities of the two names, or of the levels of the scale, for each example."""
+    found = answer.top_logprobs or ()
+    if len(found) != n:
+        return wrong_count(len(found), n, "decision")
+    return [_decided(alternatives, spec) for alternatives in found]
 
 
-def _decided(one: dict, spec: ParserSpec) -> Parsed:
-    if one.get("type") == "refusal":
+def _decided(alternatives: tuple[tuple[str, float], ...], spec: ParserSpec) -> Parsed:
+    if not alternatives:
         return failed("refusal", REFUSED)
-    name = {"choice": "value", "score": "label"}.get(one.get("type"))
-    entries = one.get("probabilities")
-    if name is None or not isinstance(entries, list):
-        return failed(f"a decision of type {one.get('type')!r}, not a choice or a score")
-    shares: dict[str, float] = {}
-    for entry in entries:
-        if not isinstance(entry, dict) or not is_number(entry.get("probability")):
-            return failed("a decision without probabilities")
-        shares[str(entry.get(name))] = float(entry["probability"])
-    return _chosen(shares, spec) if name == "value" else _scored(shares, spec)
-
-
-def _chosen(shares: dict[str, float], spec: ParserSpec) -> Parsed:
+    shares = {name: math.exp(value) for name, value in alternatives}
+    if spec.levels:
+        return _scored(shares, spec)
     first, second = (sum(shares.get(name, 0.0) for name in side) for side in (spec.first, spec.second))
     mass = first + second
     if mass <= 0.0 or mass < spec.min_mass:
@@ -179,7 +164,7 @@ def _chosen(shares: dict[str, float], spec: ParserSpec) -> Parsed:
 
 def _scored(shares: dict[str, float], spec: ParserSpec) -> Parsed:
     """The mean level: a distribution says more than its likeliest level."""
-    levels = {str(level): float(level) for level in range(int(spec.low), int(spec.high) + 1)}
+    levels = {level: float(level) for level in spec.levels}
     mass = sum(shares.get(label, 0.0) for label in levels)
     if mass <= 0.0 or mass < spec.min_mass:
         return failed(f"only {mass:.3g} of the probability is on the scale", LOW_MASS, mass)

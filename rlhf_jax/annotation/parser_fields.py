@@ -42,7 +42,9 @@ def _decision(inner: Fields) -> dict:
 
 
 def _scored_decision(inner: Fields) -> dict:
-    return _scale(inner) | _mass(inner)
+    scale = _scale(inner)
+    levels = tuple(str(level) for level in range(int(scale["low"]), int(scale["high"]) + 1))
+    return scale | _mass(inner) | {"levels": levels}
 
 
 def _cot_json(inner: Fields) -> dict:

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_jax.annotation import seeding
-from rlhf_jax.annotation.asking import Annotations, Ask, Options, answer_asks, pool_of_kind
+from rlhf_jax.annotation.annotating import Annotations, annotate
+from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
 from rlhf_jax.annotation.contracts import PAIRWISE, RANKING
 from rlhf_jax.annotation.pairs import annotate_pairs
-from rlhf_jax.annotation.rows import ranking_row, summary
+from rlhf_jax.annotation.rows import ranking_row
 from rlhf_jax.annotation.samples import outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
@@ -37,13 +38,14 @@ def annotate_rankings(
         return annotate_pairs(all_pairs(rows), pool, seed=seed, **options)
     how = Options(**options)
     plans = [_plan(row, i, pool, seed) for i, row in enumerate(rows)]
-    replies, totals = answer_asks([(ask,) for _, _, _, ask in plans], pool, seed, how)
-    settings = {"pool": pool.name, "seed": seed}
-    labelled = [
-        ranking_row(row, replies[ask].parsed, replies[ask], outputs, shown) | settings
-        for row, outputs, shown, ask in plans
-    ]
-    return Annotations(labelled, settings | summary(labelled) | totals)
+
+    def label(replies: Mapping[Ask, Reply]) -> list[dict]:
+        return [
+            ranking_row(row, replies[ask].parsed, replies[ask], outputs, shown)
+            for row, outputs, shown, ask in plans
+        ]
+
+    return annotate([(ask,) for *_, ask in plans], pool, seed, how, label)
 
 
 def all_pairs(rows: Sequence[Mapping]) -> list[dict]:

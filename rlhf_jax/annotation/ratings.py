@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_jax.annotation import seeding
-from rlhf_jax.annotation.asking import Annotations, Ask, Options, answer_asks, pool_of_kind
+from rlhf_jax.annotation.annotating import Annotations, annotate
+from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
 from rlhf_jax.annotation.contracts import RATING
-from rlhf_jax.annotation.rows import rating_row, summary
+from rlhf_jax.annotation.rows import rating_row
 from rlhf_jax.annotation.samples import outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
 
@@ -33,13 +34,12 @@ def annotate_ratings(
         merged = seeding.merged_instruction(row["instruction"], row["input"])
         text = seeding.seed_text(row["instruction"], row["input"])
         asks.append(Ask(seeding.pool_index(text, pool.weights, seed), "", (merged, row["output"])))
-    replies, totals = answer_asks([(ask,) for ask in asks], pool, seed, how)
-    settings = {"pool": pool.name, "seed": seed}
-    labelled = [
-        rating_row(row, replies[ask].parsed, replies[ask]) | settings
-        for row, ask in zip(single, asks, strict=True)
-    ]
-    return Annotations(labelled, settings | summary(labelled) | totals)
+
+    def label(replies: Mapping[Ask, Reply]) -> list[dict]:
+        found = [replies[ask] for ask in asks]
+        return [rating_row(row, reply.parsed, reply) for row, reply in zip(single, found, strict=True)]
+
+    return annotate([(ask,) for ask in asks], pool, seed, how, label)
 
 
 def _exploded(row: Mapping, i: int) -> list[dict]:

@@ -11,14 +11,14 @@ from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.answers import LABELLED, NOISE, OK, Answer
 from rlhf_jax.annotation.asking import Reply
 from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE, RANKING, RATING, Parsed
-from rlhf_jax.annotation.engine import price_usd
+from rlhf_jax.annotation.costs import price_usd
 from rlhf_jax.annotation.parsing import PARSER_VERSION
 
 # What is known of a row only when a judge was asked; None for ties and noise.
 _ASKED = """
     order pool_index judge_id annotator provider endpoint_origin api model_requested model_returned
     system_fingerprint prompt_template prompt_template_sha parser parser_version sampling transport
-    request_hash request_hash_swapped request_id created_at latency_ms n_attempts examples_in_request
+    batch_id request_hash request_hash_swapped request_id created_at latency_ms n_attempts examples_in_request
     preference_first_order preference_swapped position_consistent tokens_in tokens_cached tokens_out
     tokens_reasoning price_usd coverage_mass explanation raw_text raw_text_swapped top_logprobs
     finish_reason refusal_category
@@ -113,7 +113,6 @@ def _provenance(replies: Sequence[Reply]) -> dict:
         "parser": spec.parser.name,
         "parser_version": PARSER_VERSION,
         "sampling": judge.settings_json,
-        "transport": "online",
         "request_hash": job.key,
         "examples_in_request": len(job.examples),
         "n_attempts": sum(reply.outcome.n_attempts for reply in replies),
@@ -139,6 +138,8 @@ def _answered(reply: Reply) -> dict:
             logprobs = [{"token": token, "logprob": value} for token, value in answer.top_logprobs[position]]
     return {
         "model_returned": answer.model,
+        "transport": answer.transport,
+        "batch_id": answer.batch_id,
         "system_fingerprint": answer.system_fingerprint,
         "request_id": answer.request_id,
         "created_at": datetime.fromtimestamp(answer.created_at / 1000, UTC),

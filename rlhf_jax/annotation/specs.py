@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from rlhf_jax.annotation.contracts import KINDS, PAIRWISE
+from rlhf_jax.annotation.costs import Price, read_price
 from rlhf_jax.annotation.fields import Fields
 from rlhf_jax.annotation.parser_fields import read_parser
 from rlhf_jax.annotation.parsing import ONE_EXAMPLE, PARSER_VERSION, ParserSpec
@@ -41,20 +42,6 @@ _SAMPLING = {
     "messages": (),
 }
 _WITHOUT_SAMPLING = {"messages": "Claude's API", "decisions": "the Decisions API"}
-
-
-@dataclass(frozen=True)
-class Price:
-    """US dollars per million tokens. Free is 0; an unknown price is no Price at all."""
-
-    input: float
-    output: float
-
-    def usd(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
-        """The price of a call in dollars, None when the provider did not say how many tokens it used."""
-        if tokens_in is None or tokens_out is None:
-            return None
-        return (tokens_in * self.input + tokens_out * self.output) / 1e6
 
 
 @dataclass(frozen=True)
@@ -214,7 +201,7 @@ def _judge(fields: Fields, folder: Path) -> JudgeSpec:
         sampling=_sampling(fields, api),
         top_logprobs=fields.integer("top_logprobs", low=1, high=20, default=None),
         extra_body=fields.mapping("extra_body", default={}),
-        price=_price(fields),
+        price=read_price(fields.where, fields.take("price", (dict, type(None)), default=None)),
         kind=kind,
         protocol=api,
         order=fields.choice("order", ORDERS, default=SEEDED),
@@ -270,13 +257,3 @@ def _sampling(fields: Fields, api: str) -> dict:
     taken = {name: inner.take(name, _KINDS_OF_SAMPLING[name], default=None) for name in _SAMPLING[api]}
     inner.done()
     return {name: value for name, value in taken.items() if name in given}
-
-
-def _price(fields: Fields) -> Price | None:
-    given = fields.take("price", (dict, type(None)), default=None)
-    if given is None:
-        return None
-    inner = Fields(f"{fields.where}: price", given)
-    price = Price(inner.number("input", low=0.0), inner.number("output", low=0.0))
-    inner.done()
-    return price

@@ -27,7 +27,9 @@ def ask(
     async def go() -> Answer:
         endpoint = Endpoint(judge.address, max_connections=2, timeout_s=timeout_s)
         try:
-            return await endpoint.ask(judge.body([("Do it.", "one", "two")]))
+            return await endpoint.ask(
+                judge.spec.api, judge.body([("Do it.", "one", "two")]), lambda headers: None
+            )
         finally:
             await endpoint.close()
 
