@@ -89,12 +89,18 @@ class PromptTemplate:
     """A compiled template with its fixed variables.
 
     name: where it came from, for messages and labels. sha: 16 hex digits of the source's SHA-256.
+    offered: what the template may use besides, such as the ends of a rating scale.
     takes_many: whether it loops over `examples`, so that one request can hold several.
     Errors: UserError on bad syntax, on a variable nobody gives, on one given and not used.
     """
 
     def __init__(
-        self, source: str, name: str, variables: Mapping[str, str] | None = None, kind: str = PAIRWISE
+        self,
+        source: str,
+        name: str,
+        variables: Mapping[str, str] | None = None,
+        kind: str = PAIRWISE,
+        offered: Mapping[str, object] | None = None,
     ) -> None:
         self.name = name
         self.kind = kind
@@ -108,6 +114,8 @@ class PromptTemplate:
                 f"template {name}: line {error.lineno}: {error.message}; mend the template"
             ) from None
         self.takes_many = "examples" in wanted
+        self._offered = {k: v for k, v in (offered or {}).items() if k in wanted and k not in self.variables}
+        wanted = wanted - set(self._offered)
         self._check_variables(wanted)
         self._blocks = list(self._template.blocks.items())
         self._check_blocks()
@@ -161,7 +169,7 @@ class PromptTemplate:
         """The chat messages [{"role", "content"}] that ask about the examples, their data escaped."""
         named = [self._named(example) for example in examples]
         data = {"examples": named} if self.takes_many else named[0]
-        context = self._template.new_context({**self.variables, **data})
+        context = self._template.new_context({**self._offered, **self.variables, **data})
         return [
             {"role": _role(name), "content": "".join(block(context)).strip()} for name, block in self._blocks
         ]

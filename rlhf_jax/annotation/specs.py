@@ -187,14 +187,15 @@ def _judge(fields: Fields, folder: Path) -> JudgeSpec:
     provider = fields.choice("provider", PROVIDERS)
     kind = fields.choice("kind", KINDS, default=PAIRWISE)
     api = fields.choice("api", APIS[provider], default=APIS[provider][0])
+    parser = read_parser(fields, kind)
     source, origin = read_template(fields.text("template"), folder, fields.where)
     variables = fields.mapping("template_vars", default={})
     spec = JudgeSpec(
         name=fields.text("name"),
         provider=provider,
         model=fields.text("model"),
-        prompt=PromptTemplate(source, origin, variables, kind),
-        parser=read_parser(fields, kind),
+        prompt=PromptTemplate(source, origin, variables, kind, _offered(parser)),
+        parser=parser,
         base_url=fields.text("base_url", default="", empty=True).rstrip("/"),
         api_key_env=fields.text("api_key_env", default="", empty=True),
         max_tokens=fields.integer("max_tokens", low=1, default=None),
@@ -212,6 +213,11 @@ def _judge(fields: Fields, folder: Path) -> JudgeSpec:
     fields.done()
     _check_together(spec, fields.where)
     return spec
+
+
+def _offered(parser: ParserSpec) -> dict:
+    """What a template may say about the answer wanted, so that prompt and parser cannot disagree."""
+    return {"low": f"{parser.low:g}", "high": f"{parser.high:g}", "aspects": list(parser.aspects)}
 
 
 def _check_together(spec: JudgeSpec, where: str) -> None:
