@@ -7,21 +7,22 @@ OK = "ok"
 TIE_IDENTICAL = "tie_identical"
 NOISE = "noise"
 PARSE_ERROR = "parse_error"
-REFUSED = "refused"
+REFUSED = "refused"  # by the model; the detail is the provider's category
 TRUNCATED = "truncated"
+FILTERED = "filtered"  # by the provider's content filter
 LOW_MASS = "low_mass"
 API_ERROR = "api_error"
-EXPIRED = "expired"
-NOT_RECORDED = "not_recorded"
-STATUSES = (
-    *(OK, TIE_IDENTICAL, NOISE, PARSE_ERROR, REFUSED, TRUNCATED, LOW_MASS, API_ERROR),
-    *(EXPIRED, NOT_RECORDED),
-)
+EXPIRED = "expired"  # a batch ended before the request was answered
+NOT_RECORDED = "not_recorded"  # only recorded answers were wanted, and there is none
+NOT_ASKED = "not_asked"  # left out on purpose: a prompt too long to send
+STATUSES = (OK, TIE_IDENTICAL, NOISE, PARSE_ERROR, REFUSED, TRUNCATED, FILTERED, LOW_MASS, API_ERROR)
+STATUSES += (EXPIRED, NOT_RECORDED, NOT_ASKED)
 LABELLED = (OK, TIE_IDENTICAL, NOISE)
 
-# The providers' words for an answer that was cut off, and for one that was withheld.
-CUT_OFF = frozenset({"length", "max_tokens", "model_context_window_exceeded"})
-WITHHELD = frozenset({"refusal", "content_filter"})
+# The providers' words for an answer that was cut off, one the model withheld and one a filter removed.
+CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"})
+WITHHELD = frozenset({"refusal"})
+REMOVED = frozenset({"content_filter"})
 
 # One entry per generated token: the alternatives (token, log-probability) the provider showed.
 TopLogprobs = tuple[tuple[tuple[str, float], ...], ...]

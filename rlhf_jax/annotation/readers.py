@@ -109,7 +109,9 @@ def _as_logprobs(answer: dict) -> tuple:
         yes = float(answer["probability"])
         pairs = [("yes", yes), ("no", 1.0 - yes)]
     else:
-        pairs = [(_decided(p["value"]), float(p["probability"])) for p in answer.get("probabilities") or ()]
+        # A choice has values; a score has levels, whose labels are what was asked for.
+        shares = answer.get("probabilities") or ()
+        pairs = [(_decided(p.get("label", p["value"])), float(p["probability"])) for p in shares]
     return tuple((value, math.log(p)) for value, p in pairs if p > 0.0)
 
 
