@@ -34,6 +34,17 @@ def microfarm() -> ConfigDict:
     c.p_label_flip = 0.25  # Share of labels that are flipped (before asking, so flipped ones cost nothing).
     c.max_concurrency = 32  # Requests under way at a time.
     c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
+
+    # How judges are asked. online; batch: the provider's batch service, half the price, within a day, and the
+    # same command takes up its batches again; replay: nobody is asked; cancel: stops the batches and does no more.
+    c.transport = "online"
+    c.dry_run = False  # Only tell how many calls, tokens, dollars and seconds it would be.
+    c.max_usd = 0.0  # Stop before more than this could be spent; 0 is no limit.
+    c.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
+    c.tokens_per_minute = 0.0
+    c.timeout_s = 120.0  # Of one request.
+    c.import_answers = ""  # Parquet files of answers: into the cache before, and all of the cache after.
+    c.export_answers = ""
     return c
 
 

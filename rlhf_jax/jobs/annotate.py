@@ -16,7 +16,15 @@ from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
 from rlhf_jax.jobs.evaluation_results import as_json, write_files
-from rlhf_jax.jobs.judging import JudgingLine, describe, judge_urls
+from rlhf_jax.jobs.judging import (
+    JudgingLine,
+    cancel,
+    describe,
+    describe_estimate,
+    judge_urls,
+    kept_answers,
+    limits_of,
+)
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -24,8 +32,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder = Path(workdir)
     write_files(folder, {"config.json": as_json(config.to_dict())})
     pool = load_pool(config.judges)
-    with judge_urls(pool) as urls:
-        done = _annotate(config, pool, folder, urls)
+    if config.transport == "cancel":
+        cancel(config, pool, folder)
+        return
+    with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
+        done = _annotate(config, pool, cache, urls)
+    if config.dry_run:
+        print(describe_estimate(done.summary), flush=True)
+        return
     write_labels(folder / "labels.parquet", done.rows, config.to_dict())
     statuses = Counter(row["status"] for row in done.rows).most_common()
     print(
@@ -34,12 +48,15 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
 
 
-def _annotate(config: ConfigDict, pool: PoolSpec, folder: Path, urls: dict[str, str]) -> Annotations:
+def _annotate(config: ConfigDict, pool: PoolSpec, cache: Path, urls: dict[str, str]) -> Annotations:
     options = {
         "seed": config.seed,
         "p_label_flip": config.p_label_flip,
-        "cache_path": config.cache or folder / "answers.sqlite",
+        "cache_path": cache,
         "max_concurrency": config.max_concurrency,
+        "timeout_s": config.timeout_s,
+        "limits": limits_of(config),
+        "dry_run": config.dry_run,
         "base_urls": urls,
         "progress": JudgingLine(),
     }
