@@ -32,6 +32,16 @@ def microfarm() -> ConfigDict:
     c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool; no label is flipped here.
     c.max_concurrency = 32  # Requests under way at a time.
     c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
+
+    # As in configs/annotate.py; max_usd is for all methods together.
+    c.transport = "online"  # online, batch, replay or cancel.
+    c.dry_run = False
+    c.max_usd = 0.0
+    c.requests_per_minute = 0.0
+    c.tokens_per_minute = 0.0
+    c.timeout_s = 120.0
+    c.import_answers = ""
+    c.export_answers = ""
     c.min_coverage = 0.8  # A win rate over a smaller share of the rows is refused.
 
     # The embedded world's known utility: true win rates, and whether judges and reward models see it.

@@ -127,7 +127,7 @@ def answer_asks(
         waiting = [{places[ask][0].key for ask in asks} for asks in asks_of_rows]
         reporter = _Reporter(options.progress, counters, waiting, len(jobs))
         reporter.report()
-        outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done)
+        outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done, reporter.report)
     parsed = {job.key: _parse(job, outcomes[job.key]) for job in jobs}
     replies = {
         ask: Reply(parsed[job.key][slot], job, slot, outcomes[job.key], ask.pool_index)

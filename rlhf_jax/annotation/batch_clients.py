@@ -186,7 +186,7 @@ class AnthropicBatches:
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """One line per request."""
         async for item in await self._batches.results(batch_id):
-            yield item.custom_id, self._outcome(item.result.to_dict(mode="json"))
+            yield item.custom_id, self._outcome(item.result.to_dict(mode="json", warnings=False))
 
     def _outcome(self, result: dict) -> Answer | Fault:
         kind = result["type"]

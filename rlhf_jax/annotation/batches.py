@@ -41,7 +41,10 @@ class BatchPolicy:
 
 @dataclass
 class Shared:
-    """What all tracks of a run have in common. `finish(job, outcome)` hears of every job that is done."""
+    """What all tracks of a run have in common.
+
+    `finish(job, outcome)` hears of every job that is done, `waiting()` is called after every look at the batches.
+    """
 
     cache: AnswerCache
     budget: Budget
@@ -49,6 +52,7 @@ class Shared:
     retry: RetryPolicy
     policy: BatchPolicy
     finish: Callable[[Job, Outcome], None]
+    waiting: Callable[[], None]
 
 
 class Track:
@@ -77,6 +81,7 @@ class Track:
                 moved |= await self._look(entry)
             wait_s = policy.first_poll_s if moved else min(policy.longest_poll_s, wait_s * 1.5)
             if self._open or self._queue:
+                self._shared.waiting()
                 await asyncio.sleep(wait_s)
 
     async def _adopt(self) -> None:

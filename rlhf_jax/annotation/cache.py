@@ -122,6 +122,10 @@ class AnswerCache:
         row = self.db.execute(query, (key,)).fetchone()
         return None if row is None else _answer(row)
 
+    def count(self) -> int:
+        """How many answers there are."""
+        return self.db.execute("SELECT count(*) FROM answers").fetchone()[0]
+
     def put(
         self,
         key: str,

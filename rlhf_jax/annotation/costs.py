@@ -126,8 +126,8 @@ class Budget:
     max_usd: 0 is no limit. `hold` waits while the held sums leave no room, and fails when nothing is held.
     """
 
-    def __init__(self, max_usd: float = 0.0, judges: "Iterable[Judge]" = ()) -> None:
-        self.max_usd, self.spent, self.held = max_usd, 0.0, 0.0
+    def __init__(self, max_usd: float, judges: "Iterable[Judge]", spent: float = 0.0) -> None:
+        self.max_usd, self.spent, self.held = max_usd, spent, 0.0
         self._changed = asyncio.Event()
         if max_usd:
             for judge in judges:

@@ -10,8 +10,7 @@ import asyncio
 import json
 import os
 import random
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from rlhf_jax.annotation.answers import NOT_RECORDED, Failure
 from rlhf_jax.annotation.batch_clients import service
@@ -23,6 +22,7 @@ from rlhf_jax.annotation.counters import Counters, Outcome
 from rlhf_jax.annotation.judges import Address, Job
 from rlhf_jax.annotation.ledger import Ledger
 from rlhf_jax.annotation.limits import Limits
+from rlhf_jax.annotation.loops import complete
 from rlhf_jax.annotation.rates import Concurrency, Lane
 from rlhf_jax.annotation.retries import Fault, Patient
 from rlhf_jax.errors import UserError
@@ -37,10 +37,12 @@ def answer_all(
     limits: Limits,
     counters: Counters,
     on_done: Callable[[Job], None],
+    on_wait: Callable[[], None] = lambda: None,
 ) -> dict[str, Outcome]:
     """An Answer or a Failure for every job, by its key; keys must be distinct.
 
-    `on_done` hears of every job as it finishes, those found in the cache first. Errors: UserError when an
+    `on_done` hears of every job as it finishes, those found in the cache first; `on_wait` is called whenever
+    batches were looked at. Errors: UserError when an
     endpoint does not work or the money is used up; the answers until then are in the cache.
     """
     limits.check()
@@ -57,12 +59,12 @@ def answer_all(
         for job in todo:
             run.finish(job, _NOT_RECORDED)
     elif todo and limits.transport == "batch":
-        _run(run.batch_all(todo))
+        complete(run.batch_all(todo, on_wait))
     elif todo:
         _check_not_in_batches(cache, todo)
         # Processes that share a cache start at different ends, so few requests are in flight in two of them.
         random.Random(f"{os.getpid()} {random.random()}").shuffle(todo)
-        _run(run.ask_all(todo))
+        complete(run.ask_all(todo))
     return outcomes
 
 
@@ -100,7 +102,7 @@ class _Run:
         """Online: one request after the other, many at a time."""
         limits = self._limits
         slots = asyncio.Semaphore(limits.max_concurrency)
-        self._budget = Budget(limits.max_usd, _judges(jobs))
+        self._budget = Budget(limits.max_usd, _judges(jobs), limits.spent_usd)
         endpoints = _Endpoints(limits)
         tasks: list[asyncio.Task] = []
         try:
@@ -120,11 +122,12 @@ class _Run:
             await _settle(tasks)
             await endpoints.close()
 
-    async def batch_all(self, jobs: list[Job]) -> None:
+    async def batch_all(self, jobs: list[Job], on_wait: Callable[[], None]) -> None:
         """Over the batch services of the providers."""
         limits, endpoints = self._limits, _Endpoints(self._limits)
-        budget = Budget(limits.max_usd, _judges(jobs))
-        shared = Shared(self._cache, budget, self._counters, limits.retry, limits.batch, self.finish)
+        budget = Budget(limits.max_usd, _judges(jobs), limits.spent_usd)
+        keep = self._cache, budget, self._counters
+        shared = Shared(*keep, limits.retry, limits.batch, self.finish, on_wait)
         tasks: list[asyncio.Task] = []
         try:
             for address, api, share in _lanes(jobs):
@@ -202,35 +205,3 @@ async def _settle(tasks: list[asyncio.Task]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _run(work: Coroutine) -> None:
-    """Run `work` to its end. Within a running loop (a notebook) that takes a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-    raised: list[BaseException] = []
-
-    def target() -> None:
-        try:
-            loop.run_until_complete(task)
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if raised:
-        raise raised[0]

@@ -15,7 +15,8 @@ TRANSPORTS = ("online", "batch", "replay")
 class Limits:
     """How endpoints are asked, and how hard they may be driven.
 
-    timeout_s: of one request. max_usd: the run stops before it could spend more; 0 is no limit. per_minute: of
+    timeout_s: of one request. max_usd: the run stops before it could spend more, `spent_usd` of it
+    are gone already; 0 is no limit. per_minute: of
     each model with each key; 0 follows the provider's headers. batch: used by the transport "batch" only.
     """
 
@@ -24,6 +25,7 @@ class Limits:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     transport: str = "online"
     max_usd: float = 0.0
+    spent_usd: float = 0.0
     per_minute: PerMinute = field(default_factory=PerMinute)
     batch: BatchPolicy = field(default_factory=BatchPolicy)
 

@@ -10,7 +10,7 @@ import asyncio
 import random
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -138,6 +138,7 @@ class Lane:
         self._fixed = frozenset(self.buckets)
         self._queue = asyncio.Lock()
         self._paused_until = 0.0
+        self._in_flight: Counter = Counter()
 
     def pause(self, seconds: float) -> None:
         """Nobody sends anything for so long."""
@@ -155,6 +156,7 @@ class Lane:
                 await self._wait_out_pause()
                 await self.slots.acquire()
                 if time.monotonic() >= self._paused_until:
+                    self._in_flight.update(aside)
                     return Turn(time.monotonic(), aside)
                 self.slots.release()
         except BaseException:
@@ -176,6 +178,7 @@ class Lane:
         """The request is over. `used`: (input, output) tokens of its answer, None when it had no answer."""
         self.slots.release()
         self.concurrency.leave()
+        self._in_flight.subtract(turn.aside)
         if used is not None and None not in used:
             spent = {INPUT: used[0], OUTPUT: used[1], TOKENS: sum(used)}
             for kind, amount in spent.items():
@@ -193,7 +196,8 @@ class Lane:
             limit, remaining, per_s = said
             if kind not in self.buckets:
                 self.buckets[kind] = Bucket(limit, per_s)
-            self.buckets[kind].follow(limit, remaining, per_s)
+            # What is under way may not have been counted when this was written.
+            self.buckets[kind].follow(limit, remaining - self._in_flight[kind], per_s)
 
 
 def read_limit(headers: Mapping[str, str], provider: str, kind: str) -> tuple[float, float, float] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.annotation.head2head import annotate_head2head
 from rlhf_jax.annotation.labels import write_labels
+from rlhf_jax.annotation.pairs import Annotations
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.leaderboard import (
@@ -30,7 +32,15 @@ from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
-from rlhf_jax.jobs.judging import JudgingLine, describe, judge_urls
+from rlhf_jax.jobs.judging import (
+    JudgingLine,
+    cancel,
+    describe,
+    describe_estimate,
+    judge_urls,
+    kept_answers,
+    limits_of,
+)
 
 ANNOTATIONS = "annotations.parquet"
 
@@ -53,8 +63,18 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder, started = Path(workdir), time.monotonic()
     results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
     pool = load_pool(config.judges)
+    if config.transport == "cancel":
+        cancel(config, pool, folder)
+        return
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)
+    if config.dry_run:
+        with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
+            for method in outputs.rivals:
+                print(f"{method} against {outputs.baseline}, judge {pool.name}")
+                done = _compare(config, pool, outputs, method, cache, urls, 0.0)
+                print(describe_estimate(done.summary), flush=True)
+        return
     stages, notes = read_stages(config.runs)
     truth = _truth(config, outputs) if config.utility else {}
     judged = _judge(config, pool, outputs, folder)
@@ -96,20 +116,11 @@ def _judge(config: ConfigDict, pool: PoolSpec, outputs: Outputs, folder: Path) -
     """Every method but the baseline against the baseline; all judgments go to annotations.parquet."""
     judged: dict[str, Judged] = {}
     rows: list[dict] = []
-    with judge_urls(pool) as urls:
+    with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
         for method in outputs.rivals:
             print(f"{method} against {outputs.baseline}, judge {pool.name}", flush=True)
-            done = annotate_head2head(
-                outputs.records(outputs.baseline),
-                outputs.records(method),
-                pool,
-                seed=config.seed,
-                p_label_flip=0.0,
-                cache_path=config.cache or folder / "answers.sqlite",
-                max_concurrency=config.max_concurrency,
-                base_urls=urls,
-                progress=JudgingLine(),
-            )
+            spent = sum(one.summary["cost_usd"] or 0.0 for one in judged.values())
+            done = _compare(config, pool, outputs, method, cache, urls, spent)
             statuses = Counter(done.summary["status"]).most_common()
             print(f"  {describe(done.summary, statuses)}", flush=True)
             rows += done.rows
@@ -118,6 +129,32 @@ def _judge(config: ConfigDict, pool: PoolSpec, outputs: Outputs, folder: Path) -
             rate = _win_rate(method, done.rows, statuses, config.min_coverage, folder)
             judged[method] = Judged(done.rows, done.summary, rate)
     return judged
+
+
+def _compare(
+    config: ConfigDict,
+    pool: PoolSpec,
+    outputs: Outputs,
+    method: str,
+    cache: Path,
+    urls: dict[str, str],
+    spent_usd: float,
+) -> Annotations:
+    """One method against the baseline; `spent_usd` of max_usd went to methods before it."""
+    return annotate_head2head(
+        outputs.records(outputs.baseline),
+        outputs.records(method),
+        pool,
+        seed=config.seed,
+        p_label_flip=0.0,
+        cache_path=cache,
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
+        limits=replace(limits_of(config), spent_usd=spent_usd),
+        dry_run=config.dry_run,
+        base_urls=urls,
+        progress=JudgingLine(),
+    )
 
 
 def _leaderboard(
