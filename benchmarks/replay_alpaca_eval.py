@@ -24,13 +24,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from replay.recorded import ORDERED, WEIGHTED, Recorded, preference, read_results
+from replay.recorded import ORDERED, RANKING, WEIGHTED, Recorded, preference, read_results
 from replay.server import ReplayServer
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.parsing import ParserSpec
-from rlhf_jax.annotation.prompts import PromptTemplate, read_template
-from rlhf_jax.annotation.specs import JudgeSpec, PoolSpec, Price, load_judge
+from rlhf_jax.annotation.costs import Price
+from rlhf_jax.annotation.specs import JudgeSpec, PoolSpec, load_judge
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.leaderboard import average_length
 from rlhf_jax.evaluation.published import PublishedRow, read_published
@@ -38,6 +37,7 @@ from rlhf_jax.evaluation.win_rate import WinRate, win_rate
 
 TOLERANCE, CENT_OF_NOTHING = 1e-9, 1e-12
 JUDGES = Path(__file__).resolve().parents[1] / "configs" / "judges"
+CONTRACTS = {WEIGHTED: "gpt4_weighted", ORDERED: "gpt4_cot", RANKING: "gpt4_ranking"}
 LOW_MASS = 0.9  # the shipped judge's threshold; rows below are counted, not dropped
 
 
@@ -56,19 +56,14 @@ class Replayed:
 
 def judge_for(recorded: Recorded) -> JudgeSpec:
     """The shipped judge of the annotator's contract, under the annotator's names and price."""
-    name = "gpt4_weighted" if recorded.form == WEIGHTED else "gpt4_ranking"
-    spec = load_judge(JUDGES / f"{name}.yaml")
+    spec = load_judge(JUDGES / f"{CONTRACTS[recorded.form]}.yaml")
     first, second = ((one,) for one in recorded.names)
-    parser = {WEIGHTED: "logprob", ORDERED: "cot_json"}.get(recorded.form, "ranking")
-    if recorded.form == ORDERED:
-        source, origin = read_template("pairwise_cot", JUDGES, name)
-        spec = dataclasses.replace(spec, prompt=PromptTemplate(source, origin), max_tokens=1024)
     per_million = recorded.usd_per_token * 1e6
     return dataclasses.replace(
         spec,
         name=recorded.annotator,
         model=recorded.annotator,
-        parser=ParserSpec(parser, first, second, min_mass=0.0),
+        parser=dataclasses.replace(spec.parser, first=first, second=second, min_mass=0.0),
         base_url="replay",
         api_key_env="",
         price=Price(per_million, per_million),

@@ -12,6 +12,7 @@ Annotators differ in what they recorded of the raw answer:
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -69,9 +70,7 @@ def answer_of(recorded: Recorded, row: Mapping, switched: bool) -> dict:
         top = raw["logprobs"]["content"][0]["top_logprobs"]
         return answer | {"text": raw["text"], "logprobs": {one["token"]: one["logprob"] for one in top}}
     if isinstance(raw, dict) and "ordered_models" in raw:
-        order = sorted(raw["ordered_models"], key=lambda one: one["rank"])
-        explained = {"concise_explanation": raw.get("concise_explanation", "")}
-        return answer | {"object": explained | {"ordered": [one["model"] for one in order]}}
+        return answer | {"text": json.dumps(raw)}
     if isinstance(raw, str) and _listed(raw):
         return answer | {"text": raw}
     return answer | _written_anew(recorded, preference(row), switched)
@@ -86,9 +85,8 @@ def _written_anew(recorded: Recorded, label: float | None, switched: bool) -> di
         p = {recorded.names[0]: 2 - shown, recorded.names[1]: shown - 1}
         return {"text": max(p, key=p.get), "logprobs": {k: math.log(v) for k, v in p.items() if v > 0}}
     best = recorded.names if shown < 1.5 else recorded.names[::-1]
-    if recorded.form == ORDERED:
-        return {"object": {"concise_explanation": "", "ordered": list(best)}}
-    return {"text": repr([{"model": name, "rank": rank} for rank, name in enumerate(best, 1)])}
+    ranked = [{"model": name, "rank": rank} for rank, name in enumerate(best, 1)]
+    return {"text": json.dumps({"ordered_models": ranked}) if recorded.form == ORDERED else repr(ranked)}
 
 
 def _read(path: Path) -> Recorded:

@@ -12,10 +12,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from replay.recorded import Recorded, answer_of
-from rlhf_jax.annotation.prompts import unescape
+from rlhf_jax.annotation.prompts import sendable, unescape
 
-_TAGS = ("instruction", "output_a", "output_b")
-_READ = [re.compile(rf"<{tag}>\n(.*)\n</{tag}>", re.DOTALL) for tag in _TAGS]
+_INSTRUCTION = re.compile(r"<(instruction)>\n(.*)\n</instruction>", re.DOTALL)
+_OUTPUTS = re.compile(r"<output_(\w+)>\n(.*?)\n</output_\1>", re.DOTALL)  # the one shown first, the other
 
 
 class ReplayServer:
@@ -26,8 +26,7 @@ class ReplayServer:
         self._recorded, self._lock = recorded, threading.Lock()
         self._rows: dict[tuple[str, str, str], tuple[dict, bool]] = {}
         for row in recorded.rows:
-            texts = row["instruction"], row["output_1"], row["output_2"]
-            one, two, three = (text.encode("utf-8", "replace").decode() for text in texts)
+            one, two, three = (sendable(row[name]) for name in ("instruction", "output_1", "output_2"))
             self._rows.setdefault((one, two, three), (row, False))
             self._rows.setdefault((one, three, two), (row, True))
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -45,10 +44,10 @@ class ReplayServer:
     def answer(self, body: dict) -> tuple[int, dict]:
         """Status and payload for a request body; 404 for a question that was never recorded."""
         content = body["messages"][-1]["content"]
-        matches = [pattern.search(content) for pattern in _READ]
-        if not all(matches):
-            return 400, _error("the last message does not hold instruction, output_a and output_b in tags")
-        found = self._rows.get(tuple(unescape(match[1]) for match in matches))
+        texts = [text for _, text in (*_INSTRUCTION.findall(content), *_OUTPUTS.findall(content))]
+        if len(texts) != 3:
+            return 400, _error("the last message does not hold an instruction and two outputs in tags")
+        found = self._rows.get(tuple(map(unescape, texts)))
         if found is None:
             return 422, _error("no such pair was recorded")
         with self._lock:
@@ -84,8 +83,7 @@ def _error(message: str) -> dict:
 
 
 def _payload(model: str, answer: dict) -> dict:
-    text = json.dumps(answer["object"]) if "object" in answer else answer["text"]
-    message = {"role": "assistant", "content": text}
+    message = {"role": "assistant", "content": answer["text"]}
     choice: dict = {"index": 0, "finish_reason": "stop", "message": message}
     if "logprobs" in answer:
         tops = [{"token": token, "logprob": value} for token, value in answer["logprobs"].items()]
