@@ -29,6 +29,7 @@ JOBS = (
     "score",
     "annotate",
     "evaluate",
+    "measure",
     "weight_diff",
     "farm",
 )

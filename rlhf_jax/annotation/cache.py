@@ -2,29 +2,46 @@
 
 Every answer is committed by itself, so a killed process loses only the requests in flight. The first answer
 to a request stays: a process that asked at the same time is given the stored one, and both label alike.
-Failures are counted in their own table and never returned as answers.
+Failures are counted in their own table and never returned as answers. The table `batches` is `ledger`'s.
 """
 
+import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 
 from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.errors import UserError
 
-_VERSION = 1
+VERSION = 2
 _COLUMNS = tuple(field.name for field in fields(Answer))
 _LOGPROBS = _COLUMNS.index("top_logprobs")
+# What every stored answer has besides: whom it is from, and how long the question was (bytes of the body).
+WHERE = ("provider", "origin", "requested", "body_bytes")
+ALL_COLUMNS = ("request_hash", *WHERE, *_COLUMNS)
 _SCHEMA = f"""
     CREATE TABLE IF NOT EXISTS answers (
         request_hash TEXT PRIMARY KEY, provider TEXT NOT NULL, origin TEXT NOT NULL, requested TEXT NOT NULL,
-        {", ".join(_COLUMNS)}
+        body_bytes INTEGER, {", ".join(_COLUMNS)}
     ) WITHOUT ROWID;
-    CREATE TABLE IF NOT EXISTS failures (request_hash TEXT NOT NULL, at INTEGER NOT NULL, reason TEXT);
-    PRAGMA user_version = {_VERSION};
+    CREATE TABLE IF NOT EXISTS failures (request_hash TEXT NOT NULL, at INTEGER NOT NULL, reason TEXT, usd REAL);
+    CREATE TABLE IF NOT EXISTS batches (
+        name TEXT PRIMARY KEY, provider TEXT NOT NULL, origin TEXT NOT NULL, requested TEXT NOT NULL,
+        batch_id TEXT, state TEXT NOT NULL, at INTEGER NOT NULL, keys TEXT NOT NULL
+    );
+    PRAGMA user_version = {VERSION};
+"""
+# Version 1 knew no batches, no prompt-cache writes and no length of a question.
+_FROM_1 = f"""
+    ALTER TABLE answers ADD COLUMN body_bytes INTEGER;
+    ALTER TABLE answers ADD COLUMN tokens_cache_write;
+    ALTER TABLE answers ADD COLUMN transport DEFAULT 'online';
+    ALTER TABLE answers ADD COLUMN batch_id;
+    ALTER TABLE failures ADD COLUMN usd REAL;
+    {_SCHEMA}
 """
 _CHUNK = 500
 
@@ -42,7 +59,7 @@ class AnswerCache:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             # Autocommit: each statement is a transaction. The timeout waits for other processes' writes.
             # One thread at a time uses it, but not always the one that opened it.
-            self._db = sqlite3.connect(
+            self.db = sqlite3.connect(
                 self.path or ":memory:", timeout=60.0, isolation_level=None, check_same_thread=False
             )
             self._open()
@@ -52,26 +69,42 @@ class AnswerCache:
             ) from None
 
     def _open(self) -> None:
-        self._db.execute("PRAGMA busy_timeout = 60000")
-        # One statement, so that no other process creates the tables between the two readings.
-        query = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_master)"
-        version, tables = self._db.execute(query).fetchone()
-        if version not in (0, _VERSION) or (version == 0 and tables):
+        self.db.execute("PRAGMA busy_timeout = 60000")
+        version, tables = self._look()
+        if version not in (0, 1, VERSION) or (version == 0 and tables):
             raise UserError(
-                f"cache {self.path}: no answer cache of version {_VERSION} (user_version {version}); "
+                f"cache {self.path}: no answer cache of version {VERSION} (user_version {version}); "
                 "give another path"
             )
         # WAL without a sync per commit: safe against kill -9; a power cut may cost the last answers.
-        _patiently(lambda: self._db.execute("PRAGMA journal_mode = WAL"))
-        self._db.execute("PRAGMA synchronous = NORMAL")
-        if version == 0:
-            _patiently(lambda: self._db.executescript("BEGIN IMMEDIATE;" + _SCHEMA + "COMMIT;"))
+        _patiently(lambda: self.db.execute("PRAGMA journal_mode = WAL"))
+        self.db.execute("PRAGMA synchronous = NORMAL")
+        if version != VERSION:
+            _patiently(self._create)
+
+    def _look(self) -> tuple[int, int]:
+        """The file's version and how many tables it has, as one statement sees them."""
+        query = "SELECT (SELECT user_version FROM pragma_user_version), (SELECT count(*) FROM sqlite_master)"
+        return self.db.execute(query).fetchone()
+
+    def _create(self) -> None:
+        """The tables of a new file, or what an older one lacks, unless another process was faster."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            version, _ = self._look()
+            script = _FROM_1 if version == 1 else _SCHEMA if version == 0 else ""
+            for statement in script.split(";"):
+                self.db.execute(statement)
+        except BaseException:
+            self.db.execute("ROLLBACK")
+            raise
+        self.db.execute("COMMIT")
 
     def __enter__(self) -> "AnswerCache":
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._db.close()
+        self.db.close()
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The answers there are among `keys`."""
@@ -80,32 +113,72 @@ class AnswerCache:
             chunk = keys[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
             query = f"SELECT request_hash, {', '.join(_COLUMNS)} FROM answers WHERE request_hash IN ({marks})"
-            found.update((row[0], _answer(row[1:])) for row in self._db.execute(query, chunk))
+            found.update((row[0], _answer(row[1:])) for row in self.db.execute(query, chunk))
         return found
 
     def get(self, key: str) -> Answer | None:
         """The answer to one request, None if there is none yet."""
         query = f"SELECT {', '.join(_COLUMNS)} FROM answers WHERE request_hash = ?"
-        row = self._db.execute(query, (key,)).fetchone()
+        row = self.db.execute(query, (key,)).fetchone()
         return None if row is None else _answer(row)
 
-    def put(self, key: str, answer: Answer, *, provider: str, origin: str, model: str) -> Answer:
+    def count(self) -> int:
+        """How many answers there are."""
+        return self.db.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    def put(
+        self,
+        key: str,
+        answer: Answer,
+        *,
+        provider: str,
+        origin: str,
+        model: str,
+        body_bytes: int | None = None,
+    ) -> Answer:
         """Store an answer at once, unless there is one; give back the one that is stored."""
-        values = [getattr(answer, name) for name in _COLUMNS]
-        if answer.top_logprobs is not None:
-            values[_LOGPROBS] = json.dumps(answer.top_logprobs)
-        marks = ",".join("?" * (4 + len(values)))
+        done = self.insert([(key, provider, origin, model, body_bytes, *_values(answer))])
+        return answer if done else (self.get(key) or answer)
+
+    def insert(self, rows: Iterable[tuple]) -> int:
+        """Store rows of ALL_COLUMNS whose requests have no answer yet, in one commit; how many those were.
+
+        Errors: UserError when the file cannot be written.
+        """
+        names, marks = ", ".join(ALL_COLUMNS), ",".join("?" * len(ALL_COLUMNS))
+        before = self.db.total_changes
+        with self.writing():
+            self.db.executemany(f"INSERT OR IGNORE INTO answers ({names}) VALUES ({marks})", rows)
+        return self.db.total_changes - before
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """One transaction: all of it, or nothing. Errors: UserError when the file cannot be written."""
         try:
-            done = self._db.execute(
-                f"INSERT OR IGNORE INTO answers VALUES ({marks})", (key, provider, origin, model, *values)
-            )
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.db.execute("ROLLBACK")
+                raise
+            self.db.execute("COMMIT")
         except sqlite3.OperationalError as error:
             raise UserError(f"cache {self.path}: {error}; free space or give another cache path") from None
-        return answer if done.rowcount else (self.get(key) or answer)
 
-    def note_failure(self, key: str, reason: str) -> None:
-        """Record a failed attempt; it never counts as an answer."""
-        self._db.execute("INSERT INTO failures VALUES (?, ?, ?)", (key, int(time.time() * 1000), reason))
+    def note_failure(self, key: str, reason: str, usd: float | None = None) -> None:
+        """Record a failed attempt and what it cost, None when nobody knows; it never counts as an answer."""
+        values = (key, int(time.time() * 1000), reason, usd)
+        with self.writing():
+            self.db.execute(
+                "INSERT INTO failures (request_hash, at, reason, usd) VALUES (?, ?, ?, ?)", values
+            )
+
+
+def _values(answer: Answer) -> list:
+    values = [getattr(answer, name) for name in _COLUMNS]
+    if answer.top_logprobs is not None:
+        values[_LOGPROBS] = json.dumps(answer.top_logprobs)
+    return values
 
 
 def _answer(row: tuple) -> Answer:

@@ -8,17 +8,27 @@ reads, which is half of a call's CPU time. Retrying is not done here; the client
 import importlib
 import re
 import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.judges import Address
-from rlhf_jax.annotation.retries import Rejected, Retryable, retry_after
+from rlhf_jax.annotation.readers import read_answer
+from rlhf_jax.annotation.retries import Headers, Rejected, Retryable, retry_after
 from rlhf_jax.errors import UserError
 
-_PATHS = {"openai": "/chat/completions", "anthropic": "/v1/messages"}
+# By the protocol a judge speaks (`JudgeSpec.api`): below the address of the SDK's client.
+PATHS = {
+    "chat": "/chat/completions",
+    "responses": "/responses",
+    "decisions": "/decisions",
+    "messages": "/v1/messages",
+}
 _CONNECT_TIMEOUT_S = 10.0
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
+_CROWDED = frozenset({408, 503, 529})
 _FATAL = {
     401: "the key was refused; set a valid one",
     402: "the account cannot pay; add credit",
@@ -43,55 +53,80 @@ class Endpoint:
         # A proxy from the environment must not get between us and a server on this machine.
         loopback = urlsplit(address.url).hostname in ("127.0.0.1", "localhost", "::1")
         http = self._sdk.DefaultAsyncHttpxClient(limits=limits, timeout=timeout, trust_env=not loopback)
-        self._client = getattr(self._sdk, client)(
+        self.client = getattr(self._sdk, client)(
             api_key=self._key, base_url=address.url, max_retries=0, timeout=timeout, http_client=http
         )
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self.client.close()
 
-    async def ask(self, body: dict) -> Answer:
-        """Send one request.
+    async def ask(self, api: str, body: dict, on_headers: Headers) -> Answer:
+        """Send one request by the protocol `api`; `on_headers` gets the headers of any response, errors included.
 
         Errors: Retryable (try again later), Rejected (this request will never work), UserError (no request to
         this endpoint will work: bad key, no credit, unknown model).
         """
         started = time.monotonic()
-        path, sdk = _PATHS[self.address.provider], self._sdk
+        path, sdk = PATHS[api], self._sdk
         try:
-            response = await self._client.post(path, body=body, cast_to=self._httpx.Response)
-            answer = _READERS[self.address.provider](response.json())
+            response = await self.client.post(path, body=body, cast_to=self._httpx.Response)
+        except sdk.APIStatusError as error:
+            on_headers(error.response.headers)
+            raise self._status_error(error) from None
+        except sdk.APIConnectionError as error:
+            raise self._connection_error(error.__cause__ or error) from None
+        except self._httpx.HTTPError as error:
+            raise Retryable(self.clean(str(error)) or type(error).__name__, may_cost=True) from None
+        on_headers(response.headers)
+        answer = read_answer(api, response)
+        latency_ms = (time.monotonic() - started) * 1e3
+        return replace(answer, latency_ms=latency_ms, created_at=int(time.time() * 1000))
+
+    async def call(self, action: Awaitable[Any]) -> Any:
+        """The result of a call of the SDK, its errors as those of `ask`."""
+        sdk = self._sdk
+        try:
+            return await action
         except sdk.APIStatusError as error:
             raise self._status_error(error) from None
         except sdk.APIConnectionError as error:
             raise self._connection_error(error.__cause__ or error) from None
         except self._httpx.HTTPError as error:
-            raise Retryable(self._clean(str(error)) or type(error).__name__) from None
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise Retryable(self.clean(str(error)) or type(error).__name__) from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Retryable(f"malformed answer ({type(error).__name__})") from None
-        answer["latency_ms"] = (time.monotonic() - started) * 1e3
-        return Answer(**answer, created_at=int(time.time() * 1000))
+
+    async def post_json(self, path: str, data: bytes) -> dict:
+        """Send JSON text as it is; the JSON that comes back. Errors are those of the SDK, see `call`."""
+        headers = {"Content-Type": "application/json"}
+        options = {"content": data, "options": {"headers": headers}, "cast_to": self._httpx.Response}
+        return (await self.client.post(path, **options)).json()
 
     def _connection_error(self, cause: BaseException) -> Retryable:
-        reason = self._clean(str(cause)) or type(cause).__name__
+        reason = self.clean(str(cause)) or type(cause).__name__
         nobody = isinstance(cause, (self._httpx.ConnectError, self._httpx.ConnectTimeout))
-        return Retryable(reason, unreachable=nobody)
+        late = isinstance(cause, self._httpx.TimeoutException)
+        return Retryable(reason, unreachable=nobody, crowded=late, may_cost=not nobody)
 
     def _status_error(self, error: Any) -> Exception:
-        status = error.status_code
-        code, message = _error_fields(error.body)
-        said = self._clean(f"{status} {code} {message}" if code else f"{status} {message}")
+        return self.fault(error.status_code, error.body, error.response.headers)
+
+    def fault(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
+        """What an error status means: UserError for the whole endpoint, Retryable or Rejected for a request."""
+        code, message = _error_fields(body)
+        said = self.clean(f"{status} {code} {message}" if code else f"{status} {message}")
         no_quota = status == 429 and "insufficient_quota" in (code, message)
         if status in _FATAL or no_quota:
             mend = _FATAL[402] if no_quota else _FATAL[status]
             key = f" (key from {self.address.api_key_env})" if self.address.api_key_env else ""
             return UserError(f"{self.address.shown}{key}: {said}; {mend}")
         if status in _RETRY_STATUS or status >= 500:
-            return Retryable(said, wait_s=retry_after(error.response.headers), rate_limit=status == 429)
+            wait_s, crowded = retry_after(headers), status in _CROWDED
+            return Retryable(said, wait_s=wait_s, rate_limit=status == 429, crowded=crowded)
         return Rejected(said)
 
-    def _clean(self, text: str) -> str:
+    def clean(self, text: str) -> str:
         """One short line without the key, whole or abridged as providers quote it."""
         text = (
             " ".join(text.split()).replace(self._key, "***") if len(self._key) > 6 else " ".join(text.split())
@@ -107,58 +142,3 @@ def _error_fields(body: object) -> tuple[str, str]:
             return str(inner.get("code") or inner.get("type") or ""), str(inner.get("message") or "")
         return "", str(inner)
     return "", str(body or "")
-
-
-def _read_openai(payload: dict) -> dict:
-    choice = payload["choices"][0]
-    message, usage = choice["message"], payload.get("usage") or {}
-    content = (choice.get("logprobs") or {}).get("content")
-    return {
-        "text": _text(message.get("content") or message.get("refusal") or ""),
-        "finish_reason": choice.get("finish_reason") or "stop",
-        "refusal": "refusal" if message.get("refusal") else None,
-        "top_logprobs": _top_logprobs(content),
-        "model": payload.get("model") or "",
-        "tokens_in": usage.get("prompt_tokens"),
-        "tokens_cached": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        "tokens_out": usage.get("completion_tokens"),
-        "tokens_reasoning": (usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
-        "system_fingerprint": payload.get("system_fingerprint"),
-        "request_id": payload.get("id"),
-    }
-
-
-def _top_logprobs(content: list | None) -> tuple | None:
-    if not content:
-        return None
-    return tuple(
-        tuple((top["token"], float(top["logprob"])) for top in token.get("top_logprobs") or ())
-        for token in content
-    )
-
-
-def _read_anthropic(payload: dict) -> dict:
-    usage = payload.get("usage") or {}
-    stopped = payload.get("stop_reason") or "end_turn"
-    details = payload.get("stop_details") or {}
-    counts = [usage.get(f"{kind}input_tokens") for kind in ("", "cache_read_", "cache_creation_")]
-    return {
-        "text": _text("".join(block["text"] for block in payload["content"] if block["type"] == "text")),
-        "finish_reason": stopped,
-        "refusal": (details.get("category") or "refusal") if stopped == "refusal" else None,
-        "model": payload.get("model") or "",
-        "tokens_in": None if counts[0] is None else sum(count or 0 for count in counts),
-        "tokens_cached": counts[1],
-        "tokens_out": usage.get("output_tokens"),
-        "tokens_reasoning": (usage.get("output_tokens_details") or {}).get("thinking_tokens"),
-        "request_id": payload.get("id"),
-    }
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"the answer's text is {type(value).__name__}")
-    return value
-
-
-_READERS = {"openai": _read_openai, "anthropic": _read_anthropic}

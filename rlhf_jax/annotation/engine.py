@@ -1,87 +1,34 @@
-"""Running many jobs: what the cache has is not asked, the rest is asked with bounded concurrency.
+"""Running many jobs: what the cache has is not asked, the rest is asked over one of three transports.
 
-Each endpoint has its own workers, which take the next job when they are free: as many tasks exist as requests
-may be in flight, however many jobs there are. An endpoint told to slow down does not hold up another.
+online: every model at every endpoint has a lane and workers, which take the next job when they are free: as many
+tasks exist as requests may be in flight, however many jobs there are, and an endpoint told to slow down does not
+hold up another. batch: the providers' batch services (`batches`). replay: nobody is asked. The request hash is
+the same for all three, so a run may begin with one and end with another.
 """
 
 import asyncio
+import json
 import os
 import random
-import threading
-import time
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 
-from rlhf_jax.annotation.answers import Answer, Failure
+from rlhf_jax.annotation.answers import NOT_RECORDED, Failure
+from rlhf_jax.annotation.batch_clients import service
+from rlhf_jax.annotation.batches import Shared, Track
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.clients import Endpoint
+from rlhf_jax.annotation.costs import Budget, most_usd
+from rlhf_jax.annotation.counters import Counters, Outcome
 from rlhf_jax.annotation.judges import Address, Job
-from rlhf_jax.annotation.retries import Patient, RetryPolicy
+from rlhf_jax.annotation.ledger import Ledger
+from rlhf_jax.annotation.limits import Limits
+from rlhf_jax.annotation.loops import complete
+from rlhf_jax.annotation.rates import Concurrency, Lane
+from rlhf_jax.annotation.retries import Fault, Patient
+from rlhf_jax.errors import UserError
 
-Outcome = Answer | Failure
-
-
-@dataclass
-class Counters:
-    """What happened in this run, in requests; `usd` is what this run spent on answers of known price."""
-
-    asked: int = 0
-    cached: int = 0
-    failed: int = 0
-    failed_attempts: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    usd: float = 0.0
-    price_unknown: int = 0
-    started: float = field(default_factory=time.monotonic)
-
-    def took(self, job: Job, outcome: Outcome, *, cached: bool) -> None:
-        """Count one finished job."""
-        if cached:
-            self.cached += 1
-            return
-        self.asked += 1
-        if isinstance(outcome, Failure):
-            self.failed += 1
-            return
-        self.tokens_in += outcome.tokens_in or 0
-        self.tokens_out += outcome.tokens_out or 0
-        usd = price_usd(job, outcome)
-        self.price_unknown += usd is None
-        self.usd += usd or 0.0
-
-    def as_dict(self, left: int) -> dict[str, float | None]:
-        """The counters with the cost (None as soon as one answer's price is unknown), rate and time left."""
-        seconds = time.monotonic() - self.started
-        rate = self.asked / seconds if self.asked else 0.0
-        return {
-            "asked": self.asked,
-            "cached": self.cached,
-            "failed": self.failed,
-            "failed_attempts": self.failed_attempts,
-            "tokens_in": self.tokens_in,
-            "tokens_out": self.tokens_out,
-            "cost_usd": None if self.price_unknown else self.usd,
-            "price_unknown": self.price_unknown,
-            "seconds": seconds,
-            "asked_per_s": rate,
-            "seconds_left": 0.0 if not left else left / rate if rate else None,
-        }
-
-
-def price_usd(job: Job, answer: Answer) -> float | None:
-    """What the answer cost in dollars, None when the price or the token counts are unknown."""
-    price = job.judge.spec.price
-    return price.usd(answer.tokens_in, answer.tokens_out) if price else None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How hard endpoints may be driven."""
-
-    max_concurrency: int = 32
-    timeout_s: float = 120.0
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
+_BYTES_PER_TOKEN = 4.0
+_NOT_RECORDED = Failure("no recorded answer, and replay asks nobody", 0, NOT_RECORDED)
 
 
 def answer_all(
@@ -90,25 +37,45 @@ def answer_all(
     limits: Limits,
     counters: Counters,
     on_done: Callable[[Job], None],
+    on_wait: Callable[[], None] = lambda: None,
 ) -> dict[str, Outcome]:
     """An Answer or a Failure for every job, by its key; keys must be distinct.
 
-    `on_done` hears of every job as it finishes, those found in the cache first. Errors: UserError when an
-    endpoint does not work; the answers until then are in the cache.
+    `on_done` hears of every job as it finishes, those found in the cache first; `on_wait` is called whenever
+    batches were looked at. Errors: UserError when an
+    endpoint does not work or the money is used up; the answers until then are in the cache.
     """
+    limits.check()
     outcomes: dict[str, Outcome] = dict(cache.get_many(job.key for job in jobs))
     todo = []
     for job in jobs:
         if job.key in outcomes:
-            counters.took(job, outcomes[job.key], cached=True)
+            counters.took(outcomes[job.key], cached=True)
             on_done(job)
         else:
             todo.append(job)
-    if todo:
+    run = _Run(cache, limits, counters, outcomes, on_done)
+    if todo and limits.transport == "replay":
+        for job in todo:
+            run.finish(job, _NOT_RECORDED)
+    elif todo and limits.transport == "batch":
+        complete(run.batch_all(todo, on_wait))
+    elif todo:
+        _check_not_in_batches(cache, todo)
         # Processes that share a cache start at different ends, so few requests are in flight in two of them.
-        random.Random(f"{os.getpid()} {time.time_ns()}").shuffle(todo)
-        _run(_Run(cache, limits, counters, outcomes, on_done).ask_all(todo))
+        random.Random(f"{os.getpid()} {random.random()}").shuffle(todo)
+        complete(run.ask_all(todo))
     return outcomes
+
+
+def _check_not_in_batches(cache: AnswerCache, todo: list[Job]) -> None:
+    sent = {key for entry in Ledger(cache).unfinished() for key in entry.keys}
+    n = sum(job.key in sent for job in todo)
+    if n:
+        raise UserError(
+            f"transport: {n} requests are in a provider's batch that was sent before; continue with "
+            "--config.transport=batch, or stop it first with --config.transport=cancel"
+        )
 
 
 class _Run:
@@ -125,30 +92,53 @@ class _Run:
         self._cache, self._limits, self._counters = cache, limits, counters
         self._outcomes, self._on_done = outcomes, on_done
 
+    def finish(self, job: Job, outcome: Outcome, *, cached: bool = False) -> None:
+        """A job has its outcome."""
+        self._outcomes[job.key] = outcome
+        self._counters.took(outcome, cached=cached)
+        self._on_done(job)
+
     async def ask_all(self, jobs: list[Job]) -> None:
-        by_address: dict[Address, list[Job]] = {}
-        for job in jobs:
-            by_address.setdefault(job.judge.address, []).append(job)
-        most = self._limits.max_concurrency
-        slots = asyncio.Semaphore(most)
-        endpoints, tasks = [], []
+        """Online: one request after the other, many at a time."""
+        limits = self._limits
+        slots = asyncio.Semaphore(limits.max_concurrency)
+        self._budget = Budget(limits.max_usd, _judges(jobs), limits.spent_usd)
+        endpoints = _Endpoints(limits)
+        tasks: list[asyncio.Task] = []
         try:
-            for address, share in by_address.items():
-                endpoints.append(Endpoint(address, max_connections=most, timeout_s=self._limits.timeout_s))
-                patient = Patient(endpoints[-1], address.shown, self._limits.retry, slots)
+            for address, api, share in _lanes(jobs):
+                most = min(limits.max_concurrency, len(share))
+                lane = Lane(
+                    address.provider, Concurrency(most), slots, limits.per_minute, limits.retry.base_s
+                )
+                endpoint = endpoints.at(address)
+                patient = Patient(endpoint, api, address.shown, limits.retry, lane)
                 queue = iter(share)
-                tasks += [
-                    asyncio.create_task(self._work(queue, patient)) for _ in range(min(most, len(share)))
-                ]
+                tasks += [asyncio.create_task(self._work(queue, patient)) for _ in range(most)]
             # The rate is that of asking: importing the clients does not count.
-            self._counters.started = time.monotonic()
+            self._counters.restart()
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            for endpoint in endpoints:
-                await endpoint.close()
+            await _settle(tasks)
+            await endpoints.close()
+
+    async def batch_all(self, jobs: list[Job], on_wait: Callable[[], None]) -> None:
+        """Over the batch services of the providers."""
+        limits, endpoints = self._limits, _Endpoints(self._limits)
+        budget = Budget(limits.max_usd, _judges(jobs), limits.spent_usd)
+        keep = self._cache, budget, self._counters
+        shared = Shared(*keep, limits.retry, limits.batch, self.finish, on_wait)
+        tasks: list[asyncio.Task] = []
+        try:
+            for address, api, share in _lanes(jobs):
+                endpoint = endpoints.at(address)
+                track = Track(service(endpoint, api), endpoint, share, shared)
+                tasks.append(asyncio.create_task(track.run()))
+            self._counters.restart()
+            await asyncio.gather(*tasks)
+        finally:
+            await _settle(tasks)
+            await endpoints.close()
 
     async def _work(self, queue: Iterator[Job], patient: Patient) -> None:
         for job in queue:
@@ -157,49 +147,61 @@ class _Run:
             cached = outcome is not None
             if outcome is None:
                 outcome = await self._ask(job, patient)
-            self._outcomes[job.key] = outcome
-            self._counters.took(job, outcome, cached=cached)
-            self._on_done(job)
+            self.finish(job, outcome, cached=cached)
 
     async def _ask(self, job: Job, patient: Patient) -> Outcome:
-        def on_failure(reason: str) -> None:
-            self._counters.failed_attempts += 1
-            self._cache.note_failure(job.key, reason)
+        def on_failure(fault: Fault) -> None:
+            usd = self._counters.attempt_failed(job, fault)
+            self._budget.pay(usd)
+            self._cache.note_failure(job.key, str(fault), usd)
 
-        outcome = await patient.ask(job.body(), on_failure)
-        if isinstance(outcome, Failure):
-            return outcome
-        spec, origin = job.judge.spec, job.judge.address.origin
-        return self._cache.put(job.key, outcome, provider=spec.provider, origin=origin, model=spec.model)
-
-
-def _run(work: Coroutine) -> None:
-    """Run `work` to its end. Within a running loop (a notebook) that takes a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(work)
-        return
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-    raised: list[BaseException] = []
-
-    def target() -> None:
+        spec, body = job.judge.spec, job.body()
+        size = len(json.dumps(body, ensure_ascii=False).encode())
+        held = most_usd(job.judge, size) if self._limits.max_usd else 0.0
+        await self._budget.hold(held)
         try:
-            loop.run_until_complete(task)
-        except BaseException as error:
-            raised.append(error)
+            outcome = await patient.ask(body, on_failure, (size / _BYTES_PER_TOKEN, spec.max_tokens or 0))
+            if isinstance(outcome, Failure):
+                return outcome
+            self._budget.pay(self._counters.paid(job, outcome))
         finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
+            self._budget.release(held)
+        where = {"provider": spec.provider, "origin": job.judge.address.origin, "model": spec.model}
+        return self._cache.put(job.key, outcome, **where, body_bytes=size)
 
-    thread = threading.Thread(target=target)
-    thread.start()
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if raised:
-        raise raised[0]
+
+class _Endpoints:
+    """One endpoint per address, however many models are asked there."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._open: dict[Address, Endpoint] = {}
+
+    def at(self, address: Address) -> Endpoint:
+        if address not in self._open:
+            most, timeout_s = self._limits.max_concurrency, self._limits.timeout_s
+            self._open[address] = Endpoint(address, max_connections=most, timeout_s=timeout_s)
+        return self._open[address]
+
+    async def close(self) -> None:
+        for endpoint in self._open.values():
+            await endpoint.close()
+
+
+def _lanes(jobs: Iterable[Job]) -> list[tuple[Address, str, list[Job]]]:
+    """The jobs by what a provider counts together: the key at an address, and the model."""
+    lanes: dict[tuple, list[Job]] = {}
+    for job in jobs:
+        spec, address = job.judge.spec, job.judge.address
+        lanes.setdefault((address.provider, address.url, address.key(), spec.api, spec.model), []).append(job)
+    return [(share[0].judge.address, share[0].judge.spec.api, share) for share in lanes.values()]
+
+
+def _judges(jobs: Iterable[Job]) -> list:
+    return list({id(job.judge): job.judge for job in jobs}.values())
+
+
+async def _settle(tasks: list[asyncio.Task]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

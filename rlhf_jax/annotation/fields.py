@@ -64,9 +64,9 @@ class Fields:
             )
         return tuple(values)
 
-    def choice(self, name: str, options: tuple[str, ...]) -> str:
+    def choice(self, name: str, options: tuple[str, ...], *, default: object = _REQUIRED) -> str:
         """A string that is one of `options`."""
-        value = self.take(name, str)
+        value = self.take(name, str, default)
         if value not in options:
             raise UserError(f"{self.where}: {name}: unknown {value!r}; {closest(value, list(options))}")
         return value
@@ -87,6 +87,14 @@ class Fields:
         value = self.take(name, (int, type(None)) if default is None else int, default)
         if value is not None and not (low <= value <= high):
             raise UserError(f"{self.where}: {name}: found {value!r}; it must be within {low:g} and {high:g}")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        """true or false."""
+        self._known.append(name)
+        value = self._left.pop(name, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.where}: {name}: found {value!r}; it must be true or false")
         return value
 
     def mapping(self, name: str, *, default: dict) -> dict:

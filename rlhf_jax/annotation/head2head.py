@@ -9,17 +9,22 @@ from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
 
 
-def join_outputs(outputs_1: Sequence[Mapping], outputs_2: Sequence[Mapping]) -> tuple[list[dict], dict]:
+def join_outputs(
+    outputs_1: Sequence[Mapping], outputs_2: Sequence[Mapping], *, ordered: bool = False
+) -> tuple[list[dict], dict]:
     """The inner join of two models' outputs on instruction and input, in the order of `outputs_1`.
 
     Rows are dicts with `instruction`, `output` and optionally `input` and `generator`. The n-th row of a
-    repeated prompt meets the n-th of the other side. Columns of both sides that agree are kept once, others
+    repeated prompt meets the n-th of the other side. ordered: both lists are in the same order, row by row;
+    one that is not is an error instead of a smaller join. Columns of both sides that agree are kept once, others
     get _1 and _2 (always so for output and generator).
 
     Returns the pairs and {"rows_1", "rows_2", "dropped_1", "dropped_2"}: what had no partner.
     Errors: UserError naming the row and the column, or when nothing at all can be joined.
     """
     keys_1, keys_2 = _keys(outputs_1, "outputs_1"), _keys(outputs_2, "outputs_2")
+    if ordered:
+        _check_order(keys_1, keys_2)
     partner = dict(zip(keys_2, outputs_2, strict=True))
     pairs = [_joined(row, partner[key]) for key, row in zip(keys_1, outputs_1, strict=True) if key in partner]
     counts = {
@@ -34,6 +39,19 @@ def join_outputs(outputs_1: Sequence[Mapping], outputs_2: Sequence[Mapping]) -> 
             f"{len(outputs_1)} of outputs_1; give outputs to the same prompts"
         )
     return pairs, counts
+
+
+def _check_order(keys_1: list[tuple], keys_2: list[tuple]) -> None:
+    if len(keys_1) != len(keys_2):
+        raise UserError(
+            f"outputs_2: has {len(keys_2)} rows and outputs_1 {len(keys_1)}; give ordered=False to join them by prompt"
+        )
+    i = next((i for i, (one, two) in enumerate(zip(keys_1, keys_2, strict=True)) if one != two), None)
+    if i is not None:
+        raise UserError(
+            f"outputs_2[{i}]: instruction: found {keys_2[i][0]!r}, but outputs_1[{i}] has {keys_1[i][0]!r}; "
+            "give ordered=False to join them by prompt"
+        )
 
 
 def _keys(rows: Sequence[Mapping], name: str) -> list[tuple[str, str, int]]:
@@ -67,12 +85,15 @@ def annotate_head2head(
     outputs_1: Sequence[Mapping],
     outputs_2: Sequence[Mapping],
     pool: PoolSpec | str | Path,
+    *,
+    ordered: bool = False,
     **options: object,
 ) -> Annotations:
     """Compare a model's outputs (`outputs_2`) with a baseline's (`outputs_1`); options as `annotate_pairs`.
 
-    A preference of 2 means that `outputs_2` is better. The summary also holds the counts of `join_outputs`.
+    ordered: as `join_outputs`. A preference of 2 means that `outputs_2` is better. The summary also holds the
+    counts of `join_outputs`.
     """
-    pairs, counts = join_outputs(outputs_1, outputs_2)
+    pairs, counts = join_outputs(outputs_1, outputs_2, ordered=ordered)
     annotated, summary = annotate_pairs(pairs, pool, **options)
     return Annotations(annotated, summary | counts)

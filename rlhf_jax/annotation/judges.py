@@ -8,11 +8,13 @@ of an embedded server changes, its judges do not.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from rlhf_jax.annotation.bodies import body, settings
 from rlhf_jax.annotation.fields import closest
+from rlhf_jax.annotation.prompts import Data
 from rlhf_jax.annotation.specs import JudgeSpec
 from rlhf_jax.errors import UserError
 
@@ -80,32 +82,20 @@ class Judge:
         self.spec = spec
         self.id = spec.judge_id
         self.address = resolve(spec, base_urls)
-        self._settings = _settings(spec)
+        self._settings = settings(spec)
         self.settings_json = json.dumps(self._settings, sort_keys=True)
 
-    def body(self, instruction: str, first: str, second: str) -> dict:
-        """The JSON body that asks which of `first` and `second` is the better output for `instruction`."""
-        messages = self.spec.prompt.messages(instruction, first, second)
-        if self.spec.provider == "anthropic" and messages[0]["role"] == "system":
-            return {**self._settings, "system": messages[0]["content"], "messages": messages[1:]}
-        return {**self._settings, "messages": messages}
+    def body(self, examples: Sequence[Data]) -> dict:
+        """The JSON body that asks about `examples`, each the data of this judge's kind (prompts.DATA_NAMES)."""
+        return body(self.spec, self._settings, self.spec.prompt.messages(examples), len(examples))
 
-    def request_hash(self, body: dict) -> str:
-        """SHA-256 (hex) of provider, origin and body as canonical JSON."""
+    def request_hash(self, body: dict, sample: int = 0) -> str:
+        """SHA-256 (hex) of provider, origin, body and which of several samples, as canonical JSON."""
         request = {"provider": self.spec.provider, "origin": self.address.origin, "body": body}
+        if sample:
+            request["sample"] = sample
         text = json.dumps(request, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _settings(spec: JudgeSpec) -> dict:
-    """All of a request's body but its messages."""
-    limit = {"openai": "max_completion_tokens", "anthropic": "max_tokens"}[spec.provider]
-    settings: dict = {"model": spec.model, **spec.sampling}
-    if spec.max_tokens is not None:
-        settings[limit] = spec.max_tokens
-    if spec.top_logprobs is not None:
-        settings |= {"logprobs": True, "top_logprobs": spec.top_logprobs}
-    return settings | dict(spec.extra_body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +104,8 @@ class Job:
 
     judge: Judge
     key: str
-    instruction: str
-    first: str
-    second: str
+    examples: tuple[Data, ...]
 
     def body(self) -> dict:
         """The request's JSON body."""
-        return self.judge.body(self.instruction, self.first, self.second)
+        return self.judge.body(self.examples)

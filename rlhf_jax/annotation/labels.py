@@ -15,27 +15,31 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "Labels", "read_labels", "schema", "status_counts", "write_labels"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _META_VERSION, _META_CONFIG = b"rlhf_jax.labels.version", b"rlhf_jax.labels.config"
 _ROW_GROUP = 50_000
 
-# Columns that are not text; created_at is a timestamp and top_logprobs a list of (token, logprob).
-_FLOAT32 = ("preference", "p_2", "coverage_mass", "p_label_flip", "latency_ms")
+# Columns that are not text; created_at is a timestamp; aspects, completions and top_logprobs are lists.
+_FLOAT32 = ("preference", "p_2", "preference_clean", "preference_first_order", "preference_swapped")
+_FLOAT32 += ("rating", "coverage_mass", "p_label_flip", "latency_ms")
 _INT32 = ("tokens_in", "tokens_cached", "tokens_out", "tokens_reasoning")
-_INT16 = ("pool_index", "parser_version", "n_attempts")
+_INT16 = ("pool_index", "parser_version", "n_attempts", "examples_in_request", "sample_index")
 _IDENTITY = """
     label_id example_id pair_id dataset split kind instruction input output_1 output_2 generator_1 generator_2
+    output generator sample_index completions
 """
 _LABEL = """
-    preference p_2 tie status status_detail coverage_mass is_noisy p_label_flip seed order
+    preference p_2 tie rating aspects status status_detail coverage_mass preference_clean is_noisy p_label_flip
+    seed order preference_first_order preference_swapped position_consistent explanation
 """
 _PROVENANCE = """
     pool pool_index judge_id annotator provider endpoint_origin api model_requested model_returned
     system_fingerprint prompt_template prompt_template_sha parser parser_version sampling transport
-    request_hash request_id created_at latency_ms n_attempts library_version
+    batch_id request_hash request_hash_swapped request_id created_at latency_ms n_attempts examples_in_request
+    library_version
 """
 _COST = "tokens_in tokens_cached tokens_out tokens_reasoning price_usd"
-_RAW = "raw_text top_logprobs finish_reason refusal_category"
+_RAW = "raw_text raw_text_swapped top_logprobs finish_reason refusal_category"
 COLUMNS = tuple(" ".join([_IDENTITY, _LABEL, _PROVENANCE, _COST, _RAW]).split())
 
 
@@ -50,8 +54,11 @@ class Labels(NamedTuple):
 def schema() -> "pa.Schema":
     """The columns every labels.parquet has, in order: identity, label, provenance, cost, raw answer.
 
-    preference is in [1, 2] (1: output_1 is better) or null; price_usd is in dollars, null when unknown;
-    latency_ms in milliseconds; created_at in UTC; order is "12" or "21", as the judge saw the outputs.
+    preference is in [1, 2] (1: output_1 is better) or null; rating is on the judge's scale; completions holds
+    the outputs of a ranking, rank 1 the best. price_usd is in dollars, null when unknown; latency_ms in
+    milliseconds; created_at in UTC. order is "12" or "21", as the judge saw the outputs, or "both"; of a
+    ranking the numbers of the outputs in the order shown. Tokens and price are this row's share of a request
+    that held several examples.
     """
     import pyarrow as pa
 
@@ -59,10 +66,22 @@ def schema() -> "pa.Schema":
         **dict.fromkeys(_FLOAT32, pa.float32()),
         **dict.fromkeys(_INT32, pa.int32()),
         **dict.fromkeys(_INT16, pa.int16()),
-        **dict.fromkeys(("tie", "is_noisy"), pa.bool_()),
+        **dict.fromkeys(("tie", "is_noisy", "position_consistent"), pa.bool_()),
         "seed": pa.int64(),
         "price_usd": pa.float64(),
         "created_at": pa.timestamp("ms", tz="UTC"),
+        "aspects": pa.list_(pa.struct([("aspect", pa.string()), ("rating", pa.float32())])),
+        "completions": pa.list_(
+            pa.struct(
+                [
+                    ("output", pa.string()),
+                    ("generator", pa.string()),
+                    ("rating", pa.float32()),
+                    ("rank", pa.int16()),
+                    ("p", pa.float32()),
+                ]
+            )
+        ),
         "top_logprobs": pa.list_(pa.struct([("token", pa.string()), ("logprob", pa.float64())])),
     }
     return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])

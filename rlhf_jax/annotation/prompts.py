@@ -2,32 +2,43 @@
 
 A template consists of blocks named by role, in order: `{% block system %}...{% endblock %}`, then
 `{% block user %}`; further turns are `{% block assistant_1 %}`, `{% block user_2 %}` and so on. Each block is
-rendered by itself, so nothing in the data can open another message. It sees `instruction`, `output_a`,
-`output_b` and the judge's `template_vars`, and nothing else.
+rendered by itself, so nothing in the data can open another message. It sees the data of its kind (`DATA_NAMES`),
+or `examples`, a list of such data, and the judge's `template_vars`, and nothing else.
 
-Data stands between tags (<output_a>...</output_a>). A known tag inside the data gets its "<" written as
-"&lt;", and a "&lt;" that already stood before a known tag becomes "&amp;lt;", so the way back is exact.
+Data under judgment stands between tags (<output_a>...</output_a>). A known tag inside it gets its "<" written
+as "&lt;", and a "&lt;" that already stood before a known tag becomes "&amp;lt;", so the way back is exact. The
+prompt of a completion is a message of its own, nothing to judge: no tag is escaped there.
 """
 
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 from jinja2 import meta
 
+from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE, RANKING, RATING
 from rlhf_jax.annotation.fields import closest
 from rlhf_jax.errors import UserError
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
-DATA_NAMES = ("instruction", "output_a", "output_b")
+# What a template is given, by kind; `outputs` is a list of texts.
+DATA_NAMES = {
+    PAIRWISE: ("instruction", "output_a", "output_b"),
+    RATING: ("instruction", "output"),
+    RANKING: ("instruction", "outputs"),
+    COMPLETION: ("instruction", "input"),
+}
+Data = Sequence[str | Sequence[str]]  # One example: its values, in the order of DATA_NAMES.
 _ROLES = ("system", "user", "assistant")
 
 # Also "</ Output_A >": a language model reads it as the tag it looks like.
 _TAG_AHEAD = r"(?=\s*/?\s*(?i:instruction|output(?:_\w+)?|example_\w+)\b)"
 _OPEN_TAG = re.compile(rf"<{_TAG_AHEAD}")
+# A control character says nothing a reader could see, but may end a text for one that is not a reader.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _ESCAPED_TAG = re.compile(rf"&((?:amp;)*)lt;{_TAG_AHEAD}")
 
 _ENVIRONMENT = jinja2.Environment(
@@ -38,12 +49,18 @@ _ENVIRONMENT = jinja2.Environment(
 def escape(data: str) -> str:
     """Write the tags in `data` so that they cannot be taken for the template's. Undone by `unescape`.
 
-    Lone surrogates, which no request can carry, become "?".
+    Lone surrogates, which no request can carry, become "?"; control characters but tab and line ends U+FFFD.
     """
-    data = data.encode("utf-8", "replace").decode("utf-8") if not data.isascii() else data
+    data = sendable(data)
     if "<" not in data and "&" not in data:
         return data
     return _OPEN_TAG.sub("&lt;", _ESCAPED_TAG.sub(r"&amp;\1lt;", data))
+
+
+def sendable(data: str) -> str:
+    """`data` without what a request cannot carry."""
+    data = data.encode("utf-8", "replace").decode("utf-8") if not data.isascii() else data
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", data)
 
 
 def unescape(text: str) -> str:
@@ -72,11 +89,21 @@ class PromptTemplate:
     """A compiled template with its fixed variables.
 
     name: where it came from, for messages and labels. sha: 16 hex digits of the source's SHA-256.
+    offered: what the template may use besides, such as the ends of a rating scale.
+    takes_many: whether it loops over `examples`, so that one request can hold several.
     Errors: UserError on bad syntax, on a variable nobody gives, on one given and not used.
     """
 
-    def __init__(self, source: str, name: str, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        name: str,
+        variables: Mapping[str, str] | None = None,
+        kind: str = PAIRWISE,
+        offered: Mapping[str, object] | None = None,
+    ) -> None:
         self.name = name
+        self.kind = kind
         self.variables = dict(variables or {})
         self.sha = hashlib.sha256(source.encode()).hexdigest()[:16]
         try:
@@ -86,21 +113,41 @@ class PromptTemplate:
             raise UserError(
                 f"template {name}: line {error.lineno}: {error.message}; mend the template"
             ) from None
+        self.takes_many = "examples" in wanted
+        self._offered = {k: v for k, v in (offered or {}).items() if k in wanted and k not in self.variables}
+        wanted = wanted - set(self._offered)
         self._check_variables(wanted)
         self._blocks = list(self._template.blocks.items())
         self._check_blocks()
+        self._check_shown()
 
     def _check_variables(self, wanted: set[str]) -> None:
-        given = {*DATA_NAMES, *self.variables}
+        data = ("examples",) if self.takes_many else DATA_NAMES[self.kind]
+        given = {*data, *self.variables}
         for missing in sorted(wanted - given):
             raise UserError(
                 f"template {self.name}: nobody gives {missing!r}; {closest(missing, sorted(given))}"
             )
         for unused in sorted(given - wanted):
-            hint = (
-                "it must show the judge all three" if unused in DATA_NAMES else "remove it from template_vars"
-            )
+            hint = "the model must be shown it" if unused in data else "remove it from template_vars"
             raise UserError(f"template {self.name}: {unused!r} is not used; {hint}")
+
+    def _check_shown(self) -> None:
+        """Render with marks in place of the data, and look for every mark."""
+        marks = [
+            [
+                [f"\ue000{i}{name}{j}" for j in "12"] if name == "outputs" else f"\ue000{i}{name}"
+                for name in names
+            ]
+            for i, names in enumerate([DATA_NAMES[self.kind]] * (2 if self.takes_many else 1))
+        ]
+        try:
+            text = "\n".join(message["content"] for message in self.messages(marks))
+        except jinja2.UndefinedError as error:
+            raise UserError(f"template {self.name}: {error}; mend the template") from None
+        for name, mark in zip(DATA_NAMES[self.kind] * len(marks), itertools.chain(*marks), strict=True):
+            if any(part not in text for part in ([mark] if isinstance(mark, str) else mark)):
+                raise UserError(f"template {self.name}: {name!r} is not shown; the model must be shown it")
 
     def _check_blocks(self) -> None:
         roles = [_role(name) for name, _ in self._blocks]
@@ -118,17 +165,19 @@ class PromptTemplate:
                 f"template {self.name}: blocks {roles}; two turns of one role in a row, join them"
             )
 
-    def messages(self, instruction: str, output_a: str, output_b: str) -> list[dict[str, str]]:
-        """The chat messages [{"role", "content"}] that ask to compare the two outputs, data escaped."""
-        data = {
-            "instruction": escape(instruction),
-            "output_a": escape(output_a),
-            "output_b": escape(output_b),
-        }
-        context = self._template.new_context({**self.variables, **data})
+    def messages(self, examples: Sequence[Data]) -> list[dict[str, str]]:
+        """The chat messages [{"role", "content"}] that ask about the examples, their data escaped."""
+        named = [self._named(example) for example in examples]
+        data = {"examples": named} if self.takes_many else named[0]
+        context = self._template.new_context({**self._offered, **self.variables, **data})
         return [
             {"role": _role(name), "content": "".join(block(context)).strip()} for name, block in self._blocks
         ]
+
+    def _named(self, example: Data) -> dict[str, str | list[str]]:
+        clean = sendable if self.kind == COMPLETION else escape
+        values = [clean(v) if isinstance(v, str) else [clean(text) for text in v] for v in example]
+        return dict(zip(DATA_NAMES[self.kind], values, strict=True))
 
 
 def _role(block_name: str) -> str:

@@ -14,23 +14,49 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-from rlhf_jax.annotation.answers import Answer, Failure
+from rlhf_jax.annotation.answers import Answer, Failure, Usage
+from rlhf_jax.annotation.rates import Lane
 from rlhf_jax.errors import UserError
 
 
-class Retryable(Exception):  # noqa: N818 - not an error yet
-    """This attempt failed; another may work. `wait_s` is what the server asked for, if it did."""
+class Fault(Exception):  # noqa: N818 - not an error yet
+    """An attempt that brought no answer. `usage`: the tokens it used, where the provider told.
+
+    may_cost: it may have been billed although nobody told how much (an answer that came garbled or not at all).
+    """
+
+    def __init__(self, reason: str, *, usage: Usage | None = None, may_cost: bool = False) -> None:
+        super().__init__(reason)
+        self.usage = usage
+        self.may_cost = may_cost
+
+
+class Retryable(Fault):
+    """This attempt failed; another may work. `wait_s` is what the server asked for, if it did.
+
+    rate_limit: it said that there were too many. crowded: it is overloaded or did not answer in time.
+    unreachable: nobody was there.
+    """
 
     def __init__(
-        self, reason: str, *, wait_s: float | None = None, rate_limit: bool = False, unreachable: bool = False
+        self,
+        reason: str,
+        *,
+        wait_s: float | None = None,
+        rate_limit: bool = False,
+        crowded: bool = False,
+        unreachable: bool = False,
+        usage: Usage | None = None,
+        may_cost: bool = False,
     ) -> None:
-        super().__init__(reason)
+        super().__init__(reason, usage=usage, may_cost=may_cost)
         self.wait_s = wait_s
         self.rate_limit = rate_limit
+        self.crowded = crowded or rate_limit
         self.unreachable = unreachable
 
 
-class Rejected(Exception):  # noqa: N818 - concerns one request only
+class Rejected(Fault):
     """The endpoint will never answer this request (too long, not allowed)."""
 
 
@@ -73,43 +99,46 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
+Headers = Callable[[Mapping[str, str]], None]
+
+
 class Asker(Protocol):
     """What an endpoint must do: `clients.Endpoint`, or a stand-in."""
 
-    async def ask(self, body: dict) -> Answer:
-        """Send one request; raise Retryable, Rejected or UserError."""
+    async def ask(self, api: str, body: dict, on_headers: Headers) -> Answer:
+        """Send one request; raise Retryable, Rejected or UserError. `on_headers` gets those of the response."""
 
 
 class Patient:
-    """Asks an endpoint with retries and keeps its health. One per endpoint, for many tasks of one loop."""
+    """Asks an endpoint with retries and keeps its health. One per lane, for many tasks of one loop."""
 
-    def __init__(self, endpoint: Asker, url: str, policy: RetryPolicy, slots: asyncio.Semaphore) -> None:
+    def __init__(self, endpoint: Asker, api: str, url: str, policy: RetryPolicy, lane: Lane) -> None:
         self._endpoint = endpoint
+        self._api = api
         self._url = url
         self._policy = policy
-        self._slots = slots
-        self._paused_until = 0.0
+        self._lane = lane
         self._last_success = -1.0
         self._failed_in_a_row = 0
         self.retries = 0
 
-    async def ask(self, body: dict, on_failure: Callable[[str], None]) -> Answer | Failure:
-        """An answer, or a Failure after the last attempt; `on_failure(reason)` hears of every failed attempt.
+    async def ask(
+        self, body: dict, on_failure: Callable[[Fault], None], tokens: tuple[float, float] = (0.0, 0.0)
+    ) -> Answer | Failure:
+        """An answer, or a Failure after the last attempt; `on_failure` hears of every failed attempt.
 
-        Errors: UserError when the endpoint as a whole does not work.
+        tokens: about how many go in and come out. Errors: UserError when the endpoint as a whole does not work.
         """
         began, attempt, limited = time.monotonic(), 0, 0
         while True:
-            await self._wait_out_pause()
             attempt += 1
             try:
-                async with self._slots:
-                    answer = await self._endpoint.ask(body)
+                answer = await self._attempt(body, tokens)
             except Rejected as error:
-                on_failure(str(error))
+                on_failure(error)
                 return self._give_up(str(error), attempt)
             except Retryable as error:
-                on_failure(str(error))
+                on_failure(error)
                 reason = error
             else:
                 self._last_success, self._failed_in_a_row = time.monotonic(), 0
@@ -121,10 +150,20 @@ class Patient:
             self.retries += 1
             await self._wait(reason, attempt - 1)
 
-    async def _wait_out_pause(self) -> None:
-        # Spread by up to base_s, so that those who waited do not all knock at once.
-        while (left := self._paused_until - time.monotonic()) > 0:
-            await asyncio.sleep(left + random.uniform(0.0, self._policy.base_s))
+    async def _attempt(self, body: dict, tokens: tuple[float, float]) -> Answer:
+        lane, used = self._lane, None
+        turn = await lane.enter(*tokens)
+        try:
+            answer = await self._endpoint.ask(self._api, body, lane.hear)
+            used = answer.tokens_in, answer.tokens_out
+            lane.concurrency.grow()
+            return answer
+        except Retryable as error:
+            if error.crowded:
+                lane.concurrency.shrink(turn.asked_at)
+            raise
+        finally:
+            lane.leave(turn, used)
 
     async def _wait(self, reason: Retryable, attempt: int) -> None:
         wait_s = reason.wait_s or 0.0
@@ -132,7 +171,7 @@ class Patient:
             raise UserError(f"{self._url}: {reason}; it asks to wait {wait_s:.0f} s, run again after that")
         wait_s = wait_s or self._policy.backoff_s(attempt)
         if reason.rate_limit or reason.wait_s:
-            self._paused_until = max(self._paused_until, time.monotonic() + wait_s)
+            self._lane.pause(wait_s)
         else:
             await asyncio.sleep(wait_s)
 

@@ -1,80 +1,91 @@
-"""From a judged pair to the row that is kept: label, identity, provenance, cost; and the counts over rows."""
+"""From a judged example to the row that is kept: label, identity, provenance, cost; and the counts over rows."""
 
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from rlhf_jax import __version__
 from rlhf_jax.annotation import seeding
-from rlhf_jax.annotation.answers import API_ERROR, NOISE, Answer, Failure
-from rlhf_jax.annotation.engine import price_usd
-from rlhf_jax.annotation.judges import Job
-from rlhf_jax.annotation.parsing import PARSER_VERSION, Parsed, parse
+from rlhf_jax.annotation.answers import LABELLED, NOISE, OK, Answer
+from rlhf_jax.annotation.asking import Reply
+from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE, RANKING, RATING, Parsed
+from rlhf_jax.annotation.costs import price_usd
+from rlhf_jax.annotation.parsing import PARSER_VERSION
 
 # What is known of a row only when a judge was asked; None for ties and noise.
-ASKED_COLUMNS = (
-    *("order", "pool_index", "judge_id", "annotator", "provider", "endpoint_origin", "api"),
-    *("model_requested", "model_returned", "system_fingerprint", "prompt_template", "prompt_template_sha"),
-    *("parser", "parser_version", "sampling", "transport", "request_hash", "request_id", "created_at"),
-    *(
-        "latency_ms",
-        "n_attempts",
-        "tokens_in",
-        "tokens_cached",
-        "tokens_out",
-        "tokens_reasoning",
-        "price_usd",
-    ),
-    *("coverage_mass", "raw_text", "top_logprobs", "finish_reason", "refusal_category"),
-)
+_ASKED = """
+    order pool_index judge_id annotator provider endpoint_origin api model_requested model_returned
+    system_fingerprint prompt_template prompt_template_sha parser parser_version sampling transport
+    batch_id request_hash request_hash_swapped request_id created_at latency_ms n_attempts examples_in_request
+    preference_first_order preference_swapped position_consistent tokens_in tokens_cached tokens_out
+    tokens_reasoning price_usd coverage_mass explanation raw_text raw_text_swapped top_logprobs
+    finish_reason refusal_category
+"""
+ASKED_COLUMNS = tuple(_ASKED.split())
+_TOKENS = ("tokens_in", "tokens_cached", "tokens_out", "tokens_reasoning")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What will become of a row: a label that needs no judge (`parsed`), or a job."""
-
-    parsed: Parsed | None
-    switched: bool = False
-    pool_index: int | None = None
-    job: Job | None = None
-
-
-def labelled_row(row: dict, plan: Plan, outcome: Answer | Failure | None) -> dict:
-    """`row` with where its label is from and its label, for its own order of outputs, not the order shown."""
-    if plan.job is None:
-        parsed = plan.parsed
-    elif isinstance(outcome, Answer):
-        parsed = parse(outcome, plan.job.judge.spec.parser)
-    else:
-        parsed = Parsed(None, API_ERROR, outcome.reason)
+def pair_row(row: dict, parsed: Parsed, replies: Sequence[Reply], columns: dict) -> dict:
+    """`row` with its preference. `columns`: how orders were used (`orders.judged`), empty when nobody was asked."""
+    merged = seeding.merged_instruction(row["instruction"], row["input"])
+    outputs = (row["output_1"], row["output_2"])
     preference = parsed.preference
-    if preference is not None and plan.switched:
-        preference = 3.0 - preference
     label = {
-        "kind": "pairwise",
+        "pair_id": _digest(merged, *sorted(outputs)),
         "preference": preference,
         "p_2": None if preference is None else preference - 1.0,
         "tie": preference == 1.5,
+        "is_noisy": parsed.status == NOISE,
+        "preference_clean": None if parsed.status == NOISE else preference,
+    }
+    return _row(row, PAIRWISE, parsed, replies, outputs) | label | columns
+
+
+def rating_row(row: dict, parsed: Parsed, reply: Reply) -> dict:
+    """`row`, which has one `output`, with its rating and the criteria it is made of."""
+    aspects = [{"aspect": name, "rating": value} for name, value in parsed.aspects]
+    label = {"rating": parsed.rating, "aspects": aspects or None}
+    return _row(row, RATING, parsed, [reply], (row["output"],)) | label
+
+
+def ranking_row(
+    row: dict, parsed: Parsed, reply: Reply, outputs: Sequence[str], shown: Sequence[int]
+) -> dict:
+    """`row` with `completions`: its outputs with their ranks. shown: which output stood at each place."""
+    rank_of = dict(zip(shown, parsed.ranks, strict=True)) if parsed.ranks else {}
+    generators = row.get("generators") or [None] * len(outputs)
+    completions = [
+        {"output": output, "generator": generator, "rating": None, "rank": rank_of.get(i), "p": None}
+        for i, (output, generator) in enumerate(zip(outputs, generators, strict=True))
+    ]
+    rest = {name: value for name, value in row.items() if name not in ("output", "outputs", "generators")}
+    shown_order = " ".join(str(i + 1) for i in shown)
+    made = _row(rest, RANKING, parsed, [reply], outputs)
+    return made | {"completions": completions, "order": shown_order}
+
+
+def completion_row(row: dict, parsed: Parsed, reply: Reply | None, sample: int) -> dict:
+    """`row` with the model's answer as `output`, None where it gave none."""
+    spec = reply.job.judge.spec if reply else None
+    made = _row(row, COMPLETION, parsed, [reply] if reply else [], (str(sample),))
+    return made | {"output": parsed.text, "generator": spec.name if spec else None, "sample_index": sample}
+
+
+def _row(row: dict, kind: str, parsed: Parsed, replies: Sequence[Reply], texts: Sequence[str]) -> dict:
+    merged = seeding.merged_instruction(row["instruction"], row["input"])
+    keys = [reply.job.key for reply in replies] or [parsed.status]
+    common = {
+        "example_id": _digest(merged),
+        "label_id": _digest(kind, merged, *texts, *keys),
+        "kind": kind,
         "status": parsed.status,
         "status_detail": parsed.detail or None,
-        "is_noisy": parsed.status == NOISE,
         "library_version": __version__,
     }
-    asked = dict.fromkeys(ASKED_COLUMNS) | _provenance(plan, outcome) | {"coverage_mass": parsed.mass}
-    return row | _identity(row, plan, parsed.status) | label | asked
-
-
-def _identity(row: dict, plan: Plan, status: str) -> dict:
-    merged = seeding.merged_instruction(row["instruction"], row["input"])
-    outputs = (row["output_1"], row["output_2"])
-    return {
-        "example_id": _digest(merged),
-        "pair_id": _digest(merged, *sorted(outputs)),
-        "label_id": _digest(merged, *outputs, plan.job.key if plan.job else status),
-    }
+    asked = {"coverage_mass": parsed.mass, "explanation": parsed.explanation}
+    return row | common | dict.fromkeys(ASKED_COLUMNS) | _provenance(replies) | asked
 
 
 def _digest(*texts: str) -> str:
@@ -83,13 +94,14 @@ def _digest(*texts: str) -> str:
     return hashlib.sha256(whole.encode("utf-8", "replace")).hexdigest()[:32]
 
 
-def _provenance(plan: Plan, outcome: Answer | Failure | None) -> dict:
-    if plan.job is None:
+def _provenance(replies: Sequence[Reply]) -> dict:
+    """Where a label is from. Of two orders the first's answer, both texts, and what both together cost."""
+    if not replies:
         return {}
-    judge, spec = plan.job.judge, plan.job.judge.spec
+    job = replies[0].job
+    judge, spec = job.judge, job.judge.spec
     asked = {
-        "order": "21" if plan.switched else "12",
-        "pool_index": plan.pool_index,
+        "pool_index": replies[0].pool_index,
         "judge_id": judge.id,
         "annotator": spec.name,
         "provider": spec.provider,
@@ -101,36 +113,65 @@ def _provenance(plan: Plan, outcome: Answer | Failure | None) -> dict:
         "parser": spec.parser.name,
         "parser_version": PARSER_VERSION,
         "sampling": judge.settings_json,
-        "transport": "online",
-        "request_hash": plan.job.key,
-        "n_attempts": outcome.n_attempts,
+        "request_hash": job.key,
+        "examples_in_request": len(job.examples),
+        "n_attempts": sum(reply.outcome.n_attempts for reply in replies),
     }
-    return asked | _answered(plan.job, outcome) if isinstance(outcome, Answer) else asked
+    answered = [reply for reply in replies if isinstance(reply.outcome, Answer)]
+    if answered:
+        asked |= _answered(answered[0]) | _cost(answered)
+    if len(replies) == 2:
+        asked["request_hash_swapped"] = replies[1].job.key
+        other = replies[1].outcome
+        asked["raw_text_swapped"] = other.text if isinstance(other, Answer) else None
+        if isinstance(other, Answer) and len(answered) == 1:
+            asked["raw_text"] = None
+    return asked
 
 
-def _answered(job: Job, answer: Answer) -> dict:
+def _answered(reply: Reply) -> dict:
     """What only an answer can tell. Only the judged token's log-probabilities; the cache has all."""
-    logprobs = None
+    answer, logprobs = reply.outcome, None
     if answer.top_logprobs:
-        position = job.judge.spec.parser.position
+        position = reply.job.judge.spec.parser.position
         if -len(answer.top_logprobs) <= position < len(answer.top_logprobs):
             logprobs = [{"token": token, "logprob": value} for token, value in answer.top_logprobs[position]]
     return {
         "model_returned": answer.model,
+        "transport": answer.transport,
+        "batch_id": answer.batch_id,
         "system_fingerprint": answer.system_fingerprint,
         "request_id": answer.request_id,
         "created_at": datetime.fromtimestamp(answer.created_at / 1000, UTC),
         "latency_ms": answer.latency_ms,
-        "tokens_in": answer.tokens_in,
-        "tokens_cached": answer.tokens_cached,
-        "tokens_out": answer.tokens_out,
-        "tokens_reasoning": answer.tokens_reasoning,
-        "price_usd": price_usd(job, answer),
         "raw_text": answer.text,
         "top_logprobs": logprobs,
         "finish_reason": answer.finish_reason,
         "refusal_category": answer.refusal,
     }
+
+
+def _cost(answered: Sequence[Reply]) -> dict:
+    """Tokens and dollars of this row alone: a request's are shared by its examples, and add up again."""
+    cost: dict = {}
+    for name in _TOKENS:
+        counts = [_share(getattr(reply.outcome, name), reply) for reply in answered]
+        known = [count for count in counts if count is not None]
+        cost[name] = sum(known) if known else None
+    prices = [price_usd(reply.job, reply.outcome) for reply in answered]
+    shares = [
+        None if price is None else price / len(reply.job.examples)
+        for price, reply in zip(prices, answered, strict=True)
+    ]
+    cost["price_usd"] = None if None in shares else math.fsum(shares)
+    return cost
+
+
+def _share(tokens: int | None, reply: Reply) -> int | None:
+    if tokens is None:
+        return None
+    share, left = divmod(tokens, len(reply.job.examples))
+    return share + (reply.slot < left)
 
 
 def status_counts(rows: Sequence[dict]) -> dict[str, int]:
@@ -139,16 +180,40 @@ def status_counts(rows: Sequence[dict]) -> dict[str, int]:
 
 
 def summary(rows: Sequence[dict]) -> dict:
-    """Counts over rows: statuses, annotators, how often the output shown first won, mean preference."""
-    labelled = [row for row in rows if row["preference"] is not None]
-    judged = [row for row in labelled if row["order"] is not None]
-    first_wins = sum((row["preference"] < 1.5) == (row["order"] == "12") for row in judged)
-    total = math.fsum(row["preference"] for row in labelled)
-    return {
+    """Counts over rows of one kind: statuses, annotators, and what says how the judges behaved.
+
+    pairwise: mean_preference; first_shown_wins, over all orders shown; flips, the share of pairs shown in both
+    orders whose label moved with it. rating: mean_rating.
+    """
+    labelled = [row for row in rows if row["status"] in LABELLED]
+    counts = {
         "rows": len(rows),
         "labelled": len(labelled),
         "status": status_counts(rows),
         "annotators": dict(Counter(row["annotator"] for row in rows if row["annotator"])),
-        "first_shown_wins": first_wins / len(judged) if judged else None,
-        "mean_preference": total / len(labelled) if labelled else None,
     }
+    kinds = {row["kind"] for row in rows} or {PAIRWISE}
+    if kinds == {PAIRWISE}:
+        counts |= _of_pairs(labelled)
+    if kinds == {RATING}:
+        counts["mean_rating"] = _mean([row["rating"] for row in labelled])
+    return counts
+
+
+def _of_pairs(labelled: Sequence[dict]) -> dict:
+    shown = [row["preference"] < 1.5 for row in labelled if row["order"] == "12" and row["preference"] != 1.5]
+    shown += [
+        row["preference"] > 1.5 for row in labelled if row["order"] == "21" and row["preference"] != 1.5
+    ]
+    both = [row for row in labelled if row["order"] == "both" and row["status"] == OK]
+    shown += [row["preference_first_order"] < 1.5 for row in both if row["preference_first_order"] != 1.5]
+    shown += [row["preference_swapped"] > 1.5 for row in both if row["preference_swapped"] != 1.5]
+    return {
+        "first_shown_wins": _mean(shown),
+        "mean_preference": _mean([row["preference"] for row in labelled]),
+        "flips": _mean([not row["position_consistent"] for row in both]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return math.fsum(values) / len(values) if values else None

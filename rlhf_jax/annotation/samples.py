@@ -14,10 +14,11 @@ def pair_samples(
 ) -> tuple[list[dict], dict]:
     """Pairs of different outputs to the same prompt.
 
-    rows: dicts with `instruction`, optionally `input`, and `output`: a text or a list of texts. Rows with the
-        same prompt belong together. Repeated outputs of a prompt count once.
+    rows: dicts with `instruction`, optionally `input`, and `output` or `outputs`: a text or a list of texts. Rows
+        with the same prompt belong together. Repeated outputs of a prompt count once.
     Each output is `output_1` once, with another of the same prompt as `output_2` (a seeded derangement);
-    `one_pair_per_prompt` keeps the first of these (AlpacaFarm's default).
+    `one_pair_per_prompt` keeps the first of these (AlpacaFarm's default). `sample_id` is the place of output_1
+    among the prompt's distinct outputs.
 
     Returns the pairs and {"prompts", "samples", "repeated_samples", "prompts_without_pair"}.
     Errors: UserError naming the row and the column.
@@ -25,11 +26,10 @@ def pair_samples(
     prompts: dict[tuple[str, str], dict] = {}
     samples = 0
     for i, row in enumerate(rows):
-        outputs = _outputs(row, i)
+        outputs, _ = outputs_of(row, i)
         samples += len(outputs)
-        rest = {name: value for name, value in row.items() if name != "output"} | {
-            "input": row.get("input") or ""
-        }
+        kept = {name: value for name, value in row.items() if name not in ("output", "outputs", "generators")}
+        rest = kept | {"input": row.get("input") or ""}
         prompt = prompts.setdefault((row["instruction"], rest["input"]), {"rest": rest, "outputs": {}})
         prompt["outputs"].update(dict.fromkeys(outputs))
     pairs, without = [], 0
@@ -40,7 +40,10 @@ def pair_samples(
             continue
         partners = seeding.derangement(len(outputs), seeding.seed_text(instruction, input_text), seed)
         kept = zip(outputs, partners, strict=True)
-        made = [{**prompt["rest"], "output_1": output, "output_2": outputs[j]} for output, j in kept]
+        made = [
+            {"sample_id": k, **prompt["rest"], "output_1": output, "output_2": outputs[j]}
+            for k, (output, j) in enumerate(kept)
+        ]
         pairs += made[:1] if one_pair_per_prompt else made
     distinct = sum(len(prompt["outputs"]) for prompt in prompts.values())
     counts = {
@@ -52,15 +55,28 @@ def pair_samples(
     return pairs, counts
 
 
-def _outputs(row: Mapping, i: int) -> list[str]:
-    for column in ("instruction", "output"):
-        if row.get(column) is None:
-            raise UserError(f"rows[{i}]: {column}: missing; the row has {', '.join(map(repr, row))}")
-    outputs = [row["output"]] if isinstance(row["output"], str) else list(row["output"])
+def outputs_of(row: Mapping, i: int) -> tuple[list[str], list]:
+    """The outputs of `rows[i]`, from `output` or `outputs`, a text or a list of texts; and its `generators`.
+
+    Errors: UserError naming the row and the column.
+    """
+    column = "outputs" if row.get("outputs") is not None else "output"
+    for wanted in ("instruction", column):
+        if row.get(wanted) is None:
+            raise UserError(f"rows[{i}]: {wanted}: missing; the row has {', '.join(map(repr, row))}")
+    outputs = [row[column]] if isinstance(row[column], str) else list(row[column])
     wrong = next((output for output in outputs if not isinstance(output, str)), None)
     if wrong is not None:
-        raise UserError(f"rows[{i}]: output: found {wrong!r}; it must be text or a list of texts")
-    return outputs
+        raise UserError(f"rows[{i}]: {column}: found {wrong!r}; it must be text or a list of texts")
+    for name in ("instruction", "input"):
+        if not isinstance(row.get(name) or "", str):
+            raise UserError(f"rows[{i}]: {name}: found {row[name]!r}; it must be text")
+    generators = list(row.get("generators") or [])
+    if generators and len(generators) != len(outputs):
+        raise UserError(
+            f"rows[{i}]: generators: found {len(generators)} for {len(outputs)} outputs; give one for each"
+        )
+    return outputs, generators
 
 
 def annotate_samples(

@@ -55,3 +55,10 @@ def derangement(n: int, text: str, seed: int) -> list[int]:
         j = rng.randrange(i)
         order[i], order[j] = order[j], order[i]
     return order
+
+
+def permutation(n: int, text: str, seed: int) -> list[int]:
+    """Which of n outputs a ranking judge is shown at each place."""
+    order = list(range(n))
+    random.Random(f"ranking_order{text}{seed}").shuffle(order)
+    return order

@@ -11,15 +11,22 @@ from pathlib import Path
 
 import yaml
 
+from rlhf_jax.annotation.contracts import KINDS, PAIRWISE
+from rlhf_jax.annotation.costs import Price, read_price
 from rlhf_jax.annotation.fields import Fields
-from rlhf_jax.annotation.parsing import PARSER_VERSION, PARSERS, ParserSpec
+from rlhf_jax.annotation.parser_fields import read_parser
+from rlhf_jax.annotation.parsing import ONE_EXAMPLE, PARSER_VERSION, ParserSpec
 from rlhf_jax.annotation.prompts import PromptTemplate, read_template
 from rlhf_jax.errors import UserError
 
 PROVIDERS = ("openai", "anthropic")
-APIS = {"openai": "chat", "anthropic": "messages"}
+APIS = {"openai": ("chat", "responses", "decisions"), "anthropic": ("messages",)}  # The first is the default.
+# How the two orders of a pair are used; configs/judges/README.md says what each does.
+ORDERS = SEEDED, BOTH_AVERAGE, BOTH_AGREE, BOTH_TWO_GAMES = (
+    *("seeded", "both_average", "both_agree", "both_two_games"),
+)
 
-_SAMPLING = {
+_KINDS_OF_SAMPLING = {
     "temperature": (int, float),
     "top_p": (int, float),
     "seed": int,
@@ -28,26 +35,25 @@ _SAMPLING = {
     "logit_bias": dict,
     "reasoning_effort": str,
 }
-
-
-@dataclass(frozen=True)
-class Price:
-    """US dollars per million tokens. Free is 0; an unknown price is no Price at all."""
-
-    input: float
-    output: float
-
-    def usd(self, tokens_in: int | None, tokens_out: int | None) -> float | None:
-        """The price of a call in dollars, None when the provider did not say how many tokens it used."""
-        if tokens_in is None or tokens_out is None:
-            return None
-        return (tokens_in * self.input + tokens_out * self.output) / 1e6
+_SAMPLING = {
+    "chat": tuple(_KINDS_OF_SAMPLING),
+    "responses": ("temperature", "top_p", "reasoning_effort"),
+    "decisions": (),
+    "messages": (),
+}
+_WITHOUT_SAMPLING = {"messages": "Claude's API", "decisions": "the Decisions API"}
 
 
 @dataclass(frozen=True)
 class JudgeSpec:
-    """One LLM configuration that compares two outputs.
+    """One LLM configuration: what it is asked, in which form, and how its answer is read.
 
+    kind: pairwise (which of two outputs is better), rating, ranking (of k outputs) or completion (an answer).
+    protocol: the api spoken; "" is the provider's first (`api` says which that is).
+    order: pairwise only; which orders of the two outputs are shown, one of `ORDERS`.
+    batch_size: how many examples one request holds.
+    output_schema: a JSON schema the answer must follow, where the endpoint can promise that.
+    question: decisions only; what is asked about each example.
     base_url: "" is the provider's own address; an http(s) address; or a symbolic name such as "local", whose
         address the caller gives at run time (`base_urls={"local": url}`).
     api_key_env: the environment variable that holds the key; "" for endpoints that want none.
@@ -66,11 +72,17 @@ class JudgeSpec:
     top_logprobs: int | None = None
     extra_body: Mapping[str, object] = field(default_factory=dict)
     price: Price | None = None
+    kind: str = PAIRWISE
+    protocol: str = ""
+    order: str = SEEDED
+    batch_size: int = 1
+    output_schema: Mapping[str, object] = field(default_factory=dict)
+    question: str = ""
 
     @property
     def api(self) -> str:
-        """The protocol spoken: "chat" (OpenAI chat completions) or "messages" (Anthropic)."""
-        return APIS[self.provider]
+        """The protocol spoken: chat, responses, decisions or messages."""
+        return self.protocol or APIS[self.provider][0]
 
     @property
     def judge_id(self) -> str:
@@ -86,6 +98,12 @@ class JudgeSpec:
             "sampling": dict(self.sampling),
             "top_logprobs": self.top_logprobs,
             "extra_body": dict(self.extra_body),
+            "kind": self.kind,
+            "api": self.api,
+            "order": self.order,
+            "batch_size": self.batch_size,
+            "output_schema": dict(self.output_schema),
+            "question": self.question,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -167,29 +185,65 @@ def _entry(where: str, entry: object, defaults: dict, folder: Path) -> tuple[Jud
 
 def _judge(fields: Fields, folder: Path) -> JudgeSpec:
     provider = fields.choice("provider", PROVIDERS)
-    parser = _parser(fields)
+    kind = fields.choice("kind", KINDS, default=PAIRWISE)
+    api = fields.choice("api", APIS[provider], default=APIS[provider][0])
+    parser = read_parser(fields, kind)
     source, origin = read_template(fields.text("template"), folder, fields.where)
     variables = fields.mapping("template_vars", default={})
     spec = JudgeSpec(
         name=fields.text("name"),
         provider=provider,
         model=fields.text("model"),
-        prompt=PromptTemplate(source, origin, variables),
+        prompt=PromptTemplate(source, origin, variables, kind, _offered(parser)),
         parser=parser,
         base_url=fields.text("base_url", default="", empty=True).rstrip("/"),
         api_key_env=fields.text("api_key_env", default="", empty=True),
         max_tokens=fields.integer("max_tokens", low=1, default=None),
-        sampling=_sampling(fields, provider),
+        sampling=_sampling(fields, api),
         top_logprobs=fields.integer("top_logprobs", low=1, high=20, default=None),
         extra_body=fields.mapping("extra_body", default={}),
-        price=_price(fields),
+        price=read_price(fields.where, fields.take("price", (dict, type(None)), default=None)),
+        kind=kind,
+        protocol=api,
+        order=fields.choice("order", ORDERS, default=SEEDED),
+        batch_size=fields.integer("batch_size", low=1, high=100, default=1),
+        output_schema=fields.mapping("output_schema", default={}),
+        question=fields.text("question", default="", empty=True),
     )
     fields.done()
-    _check_provider(spec, fields.where)
+    _check_together(spec, fields.where)
     return spec
 
 
-def _check_provider(spec: JudgeSpec, where: str) -> None:
+def _offered(parser: ParserSpec) -> dict:
+    """What a template may say about the answer wanted, so that prompt and parser cannot disagree."""
+    return {"low": f"{parser.low:g}", "high": f"{parser.high:g}", "aspects": list(parser.aspects)}
+
+
+def _check_together(spec: JudgeSpec, where: str) -> None:
+    """What a field may be only because of another."""
+    decides = spec.api == "decisions"
+    if decides != (spec.parser.name == "decision"):
+        raise UserError(f"{where}: parser: the api decisions and the parser decision go together only")
+    if decides != bool(spec.question):
+        raise UserError(
+            f"{where}: question: the api decisions needs it, e.g. Which output is better?; no other takes it"
+        )
+    if decides and (spec.max_tokens is not None or spec.top_logprobs is not None or spec.output_schema):
+        raise UserError(
+            f"{where}: api: decisions takes no max_tokens, top_logprobs or output_schema; remove them"
+        )
+    if spec.order != SEEDED and spec.kind != PAIRWISE:
+        raise UserError(f"{where}: order: found {spec.order!r}; only pairwise judges are shown two orders")
+    if spec.batch_size > 1 and not spec.prompt.takes_many:
+        raise UserError(
+            f"{where}: batch_size: found {spec.batch_size}, but template {spec.prompt.name} shows one example; "
+            "give one that loops over `examples`"
+        )
+    if spec.batch_size > 1 and spec.parser.name in ONE_EXAMPLE:
+        raise UserError(
+            f"{where}: batch_size: found {spec.batch_size}, but the parser {spec.parser.name} reads one example; set 1"
+        )
     if spec.provider == "anthropic" and spec.top_logprobs is not None:
         raise UserError(f"{where}: top_logprobs: Claude's API gives no log-probabilities; remove the field")
     if spec.provider == "anthropic" and spec.max_tokens is None:
@@ -198,42 +252,14 @@ def _check_provider(spec: JudgeSpec, where: str) -> None:
         raise UserError(f"{where}: top_logprobs: not given; the logprob parser needs it, e.g. 5")
 
 
-def _parser(fields: Fields) -> ParserSpec:
-    """`parser: choice`, or a mapping with the name and options."""
-    value = fields.take("parser", (str, dict))
-    inner = Fields(f"{fields.where}: parser", {"name": value} if isinstance(value, str) else value)
-    name = inner.choice("name", tuple(PARSERS))
-    options: dict = {side: inner.texts(side, default=(letter,)) for side, letter in _SIDES}
-    if name == "logprob":
-        options["min_mass"] = inner.number("min_mass", low=0.0, high=1.0, default=0.9)
-        options["position"] = inner.integer("position", default=0)
-    inner.done()
-    if set(options["first"]) & set(options["second"]):
-        raise UserError(f"{inner.where}: first and second share a name; give each output its own")
-    return ParserSpec(name, **options)
-
-
-_SIDES = (("first", "a"), ("second", "b"))
-
-
-def _sampling(fields: Fields, provider: str) -> dict:
+def _sampling(fields: Fields, api: str) -> dict:
     given = fields.mapping("sampling", default={})
-    if provider == "anthropic" and given:
+    if given and api in _WITHOUT_SAMPLING:
         raise UserError(
-            f"{fields.where}: sampling.{next(iter(given))}: Claude's API takes no sampling settings; "
+            f"{fields.where}: sampling.{next(iter(given))}: {_WITHOUT_SAMPLING[api]} takes no sampling settings; "
             "remove it, the answer cache is what makes a rerun repeat"
         )
     inner = Fields(f"{fields.where}: sampling", given)
-    taken = {name: inner.take(name, kind, default=None) for name, kind in _SAMPLING.items()}
+    taken = {name: inner.take(name, _KINDS_OF_SAMPLING[name], default=None) for name in _SAMPLING[api]}
     inner.done()
     return {name: value for name, value in taken.items() if name in given}
-
-
-def _price(fields: Fields) -> Price | None:
-    given = fields.take("price", (dict, type(None)), default=None)
-    if given is None:
-        return None
-    inner = Fields(f"{fields.where}: price", given)
-    price = Price(inner.number("input", low=0.0), inner.number("output", low=0.0))
-    inner.done()
-    return price

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.annotation.head2head import annotate_head2head
 from rlhf_jax.annotation.labels import write_labels
+from rlhf_jax.annotation.pairs import Annotations
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.leaderboard import (
@@ -28,9 +30,18 @@ from rlhf_jax.evaluation.plots import plot_curves
 from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
+from rlhf_jax.jobs import evaluation_measures as measures
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
-from rlhf_jax.jobs.judging import JudgingLine, describe, judge_urls
+from rlhf_jax.jobs.judging import (
+    JudgingLine,
+    cancel,
+    describe,
+    describe_estimate,
+    judge_urls,
+    kept_answers,
+    limits_of,
+)
 
 ANNOTATIONS = "annotations.parquet"
 
@@ -53,17 +64,41 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder, started = Path(workdir), time.monotonic()
     results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
     pool = load_pool(config.judges)
+    if config.transport == "cancel":
+        cancel(config, pool, folder)
+        return
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)
+    extras = measures.read_extras(config)
+    if config.dry_run:
+        with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
+            for method in outputs.rivals:
+                print(f"{method} against {outputs.baseline}, judge {pool.name}")
+                done = _compare(config, pool, outputs, method, cache, urls, 0.0)
+                print(describe_estimate(done.summary), flush=True)
+        return
     stages, notes = read_stages(config.runs)
     truth = _truth(config, outputs) if config.utility else {}
     judged = _judge(config, pool, outputs, folder)
     asked = f"{len(outputs.prompts):,} instructions x {len(judged)} methods judged"
     notes += _plots(config, stages)
+    preferences = {name: _preferences(one.rows) for name, one in judged.items()}
+    measured = measures.measure(
+        {name: one.rows for name, one in judged.items()},
+        dict(sorted(preferences.items(), key=lambda item: -judged[item[0]].win_rate.win_rate)),
+        outputs.baseline,
+        extras,
+        length_control=config.length_control,
+        min_coverage=config.min_coverage,
+        seed=config.seed,
+    )
+    notes += measured.notes
+    rows = _leaderboard(config, pool, outputs, judged, truth.get("utilities", {}), measured)
     found = results.Results(
         outputs=outputs,
-        rows=_leaderboard(config, pool, outputs, judged, truth.get("utilities", {})),
-        preferences={name: _preferences(one.rows) for name, one in judged.items()},
+        rows=[*rows, *extras.published],
+        preferences=preferences,
+        measured=measured,
         statuses={name: one.summary["status"] for name, one in judged.items()},
         costs=_costs([one.summary for one in judged.values()]),
         stages=[*stages, Stage("evaluate", (), time.monotonic() - started, asked)],
@@ -96,20 +131,11 @@ def _judge(config: ConfigDict, pool: PoolSpec, outputs: Outputs, folder: Path) -
     """Every method but the baseline against the baseline; all judgments go to annotations.parquet."""
     judged: dict[str, Judged] = {}
     rows: list[dict] = []
-    with judge_urls(pool) as urls:
+    with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
         for method in outputs.rivals:
             print(f"{method} against {outputs.baseline}, judge {pool.name}", flush=True)
-            done = annotate_head2head(
-                outputs.records(outputs.baseline),
-                outputs.records(method),
-                pool,
-                seed=config.seed,
-                p_label_flip=0.0,
-                cache_path=config.cache or folder / "answers.sqlite",
-                max_concurrency=config.max_concurrency,
-                base_urls=urls,
-                progress=JudgingLine(),
-            )
+            spent = sum(one.summary["cost_usd"] or 0.0 for one in judged.values())
+            done = _compare(config, pool, outputs, method, cache, urls, spent)
             statuses = Counter(done.summary["status"]).most_common()
             print(f"  {describe(done.summary, statuses)}", flush=True)
             rows += done.rows
@@ -120,12 +146,39 @@ def _judge(config: ConfigDict, pool: PoolSpec, outputs: Outputs, folder: Path) -
     return judged
 
 
+def _compare(
+    config: ConfigDict,
+    pool: PoolSpec,
+    outputs: Outputs,
+    method: str,
+    cache: Path,
+    urls: dict[str, str],
+    spent_usd: float,
+) -> Annotations:
+    """One method against the baseline; `spent_usd` of max_usd went to methods before it."""
+    return annotate_head2head(
+        outputs.records(outputs.baseline),
+        outputs.records(method),
+        pool,
+        seed=config.seed,
+        p_label_flip=0.0,
+        cache_path=cache,
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
+        limits=replace(limits_of(config), spent_usd=spent_usd),
+        dry_run=config.dry_run,
+        base_urls=urls,
+        progress=JudgingLine(),
+    )
+
+
 def _leaderboard(
     config: ConfigDict,
     pool: PoolSpec,
     outputs: Outputs,
     judged: dict[str, Judged],
     utilities: dict[str, np.ndarray],
+    measured: measures.Measures,
 ) -> list[LeaderboardRow]:
     """A row per method, and one for the baseline."""
     base = utilities.get(config.reference_method)
@@ -139,6 +192,8 @@ def _leaderboard(
             n_outputs=len(texts),
             utility=None if base is None else utility_win_rate(utilities[name], base, seed=config.seed),
             utility_base="" if base is None else config.reference_method,
+            judge_id=measures.pool_id(pool),
+            length_controlled=measured.controlled.get(name),
         )
         for name, texts in outputs.texts.items()
     ]

@@ -1,15 +1,74 @@
-"""Asking judges from a job: the embedded server when a judge wants it, and one progress line."""
+"""Asking judges from a job: the embedded server when a judge wants it, limits, progress, and how to go on."""
 
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+from ml_collections import ConfigDict
+
+from rlhf_jax.annotation.cache import AnswerCache
+from rlhf_jax.annotation.cancel import cancel_batches
+from rlhf_jax.annotation.exchange import export_answers, import_answers
+from rlhf_jax.annotation.limits import Limits
+from rlhf_jax.annotation.rates import PerMinute
 from rlhf_jax.annotation.specs import PoolSpec
 
 LOCAL = "local"  # The base_url of judges that live in the embedded world.
+INTERRUPTED = 130  # The exit status shells give to a program that Ctrl-C ended.
+
+
+def limits_of(config: ConfigDict) -> Limits:
+    """How a job's config wants judges to be asked."""
+    return Limits(
+        max_concurrency=config.max_concurrency,
+        timeout_s=config.timeout_s,
+        transport=config.transport,
+        max_usd=config.max_usd,
+        per_minute=PerMinute(config.requests_per_minute, config.tokens_per_minute),
+    )
+
+
+@contextlib.contextmanager
+def kept_answers(config: ConfigDict, folder: Path) -> Iterator[Path]:
+    """The path of the cache. Recorded answers go in before the block and all go out after it.
+
+    Ctrl-C ends the program with one line that says what is kept and which command goes on.
+    """
+    path = Path(config.cache or folder / "answers.sqlite")
+    if config.import_answers:
+        with AnswerCache(path) as cache:
+            new = import_answers(cache, config.import_answers)
+        print(f"{new:,} answers of {config.import_answers} taken into {path}", flush=True)
+    try:
+        yield path
+    except KeyboardInterrupt:
+        with AnswerCache(path) as cache:
+            kept = cache.count()
+        command = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
+        print(
+            f"\nstopped: {kept:,} answers are kept in {path}; this goes on from there:\n  {command}",
+            flush=True,
+        )
+        raise SystemExit(INTERRUPTED) from None
+    if config.export_answers:
+        with AnswerCache(path) as cache:
+            n = export_answers(cache, config.export_answers)
+        print(f"wrote {config.export_answers}: {n:,} answers", flush=True)
+
+
+def cancel(config: ConfigDict, pool: PoolSpec, folder: Path) -> None:
+    """Stops the provider batches of an earlier run with this cache, and says which."""
+    with judge_urls(pool) as urls:
+        stopped = cancel_batches(pool, config.cache or folder / "answers.sqlite", urls)
+    for entry in stopped:
+        print(f"cancelled batch {entry.batch_id}: {len(entry.keys):,} requests to {entry.model}")
+    then = "; --config.transport=batch takes in what they finished" if stopped else ""
+    print(f"{len(stopped)} batches cancelled{then}", flush=True)
 
 
 @contextlib.contextmanager
@@ -25,29 +84,63 @@ def judge_urls(pool: PoolSpec) -> Iterator[dict[str, str]]:
 
 
 class JudgingLine:
-    """The progress callback of the annotation layer: rows done, rate, what it cost, time left."""
+    """The progress callback of the annotation layer: rows done and a second, answers, cost, time left."""
 
     def __init__(self, every_s: float = 5.0) -> None:
         self._every_s = every_s if not sys.stdout.isatty() else 0.2
-        self._last = time.monotonic()
+        self._last = self._began = time.monotonic()
+        self._first: int | None = None
 
     def __call__(self, done: int, total: int, counters: dict) -> None:
         now = time.monotonic()
+        if self._first is None:  # Rows that need no answer are no progress.
+            self._first, self._began = done, now
         if done < total and now - self._last < self._every_s:
             return
         self._last = now
+        rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
+        parts = [f"judged {done}/{total} rows", f"{rate:.0f} rows/s"]
+        answered = counters["asked"] - counters["failed"]
+        counts = {"answered": answered} | {n: counters[n] for n in ("cached", "failed")}
+        counts["in batches"] = counters["unsettled"]
+        parts += [f"{count} {name}" for name, count in counts.items() if count or name == "answered"]
+        parts.append(_dollars(counters["cost_usd"]))
         left = counters["seconds_left"]
-        cost = "cost unknown" if counters["cost_usd"] is None else f"${counters['cost_usd']:.2f}"
-        parts = [f"judged {done}/{total} rows", f"{counters['asked_per_s']:.0f} answers/s", cost]
-        parts += [f"{counters[name]} {name}" for name in ("cached", "failed") if counters[name]]
-        if left is not None and done < total:
+        if left is not None and done < total and not counters["unsettled"]:
             parts.append(f"{left:.0f} s left")
         end = "\r" if sys.stdout.isatty() and done < total else "\n"
         print("  " + " · ".join(parts), end=end, flush=True)
 
 
+def _dollars(usd: float | None, digits: int = 2) -> str:
+    return "cost unknown" if usd is None else f"${usd:.{digits}f}"
+
+
 def describe(summary: dict, statuses: Sequence[tuple[str, int]]) -> str:
-    """One line for the log: what came back, by status, and what it cost."""
+    """One line for the log: what came back, by status, and what it cost, failed attempts included."""
     counts = ", ".join(f"{n} {status}" for status, n in statuses)
     cost = "unknown" if summary["cost_usd"] is None else f"${summary['cost_usd']:.4f}"
+    if summary["cost_failed_usd"]:
+        cost += f" (${summary['cost_failed_usd']:.4f} of it for attempts that failed)"
+    if summary["unpriced_attempts"]:
+        cost += f" and that of {summary['unpriced_attempts']} failed attempts, which nobody told"
     return f"{summary['asked']} asked, {summary['cached']} from the cache; {counts}; cost {cost}"
+
+
+def describe_estimate(told: dict) -> str:
+    """The dry run in words: a line for each model, and the sum."""
+    lines = [f"  {part['model']}: {_estimate(part)}" for part in told["by_model"]]
+    return "\n".join([*lines, f"dry run: {told['cached']:,} answers are cached; to ask: {_estimate(told)}"])
+
+
+def _estimate(part: dict) -> str:
+    out = "unknown" if part["tokens_out"] is None else f"{part['tokens_out']:,}"
+    texts = [
+        f"{part['calls']:,} calls",
+        f"{part['tokens_in']:,} tokens in, {out} out",
+        _dollars(part["cost_usd"], 4),
+    ]
+    if part["max_cost_usd"] is not None:
+        texts.append(f"at most ${part['max_cost_usd']:.4f}")
+    texts.append("time unknown" if part["seconds"] is None else f"about {part['seconds']:.0f} s")
+    return " · ".join(texts)

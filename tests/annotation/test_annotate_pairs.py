@@ -153,7 +153,7 @@ def test_every_way_not_to_answer_has_its_status() -> None:
     with FakeServer(respond) as server:
         rows, summary = annotate(server, make_rows(4), judges[0])
         low, _ = annotate(server, make_rows(5)[4:], judges[1])
-    assert [row["status"] for row in rows] == ["parse_error", "truncated", "refused", "api_error"]
+    assert [row["status"] for row in rows] == ["parse_error", "truncated", "filtered", "api_error"]
     assert [row["preference"] for row in [*rows, *low]] == [None] * 5
     assert low[0]["status"] == "low_mass"
     assert rows[2]["status_detail"] == "content_filter" and "too long" in rows[3]["status_detail"]

@@ -27,7 +27,7 @@ def test_one_pair_per_prompt_is_the_rule_and_the_seed_chooses_it() -> None:
     pairs, _ = pair_samples(rows)
     assert [pair["instruction"] for pair in pairs] == [row["instruction"] for row in rows]
     assert Counter(pair["output_2"] for pair in pairs).keys() == {"b", "c"}
-    assert pairs[0].keys() == {"instruction", "input", "split", "output_1", "output_2"}
+    assert pairs[0].keys() == {"sample_id", "instruction", "input", "split", "output_1", "output_2"}
     assert pair_samples(rows)[0] == pairs
     assert pair_samples(rows, seed=1)[0] != pairs
 

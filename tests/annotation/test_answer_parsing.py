@@ -88,16 +88,16 @@ def test_cut_off(finish: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "detail"),
+    ("answer", "status", "detail"),
     [
-        (Answer("a", finish_reason="refusal", refusal="frontier_llm"), "frontier_llm"),
-        (Answer("a", finish_reason="content_filter"), "content_filter"),
-        (Answer("I cannot help with a.", refusal="refusal"), "refusal"),
+        (Answer("a", finish_reason="refusal", refusal="frontier_llm"), "refused", "frontier_llm"),
+        (Answer("a", finish_reason="content_filter"), "filtered", "content_filter"),
+        (Answer("I cannot help with a.", refusal="refusal"), "refused", "refusal"),
     ],
 )
-def test_withheld_is_refused_whatever_the_text_says(answer: Answer, detail: str) -> None:
+def test_withheld_is_a_status_whatever_the_text_says(answer: Answer, status: str, detail: str) -> None:
     parsed = parse(answer, ParserSpec("choice"))
-    assert (parsed.preference, parsed.status, parsed.detail) == (None, "refused", detail)
+    assert (parsed.preference, parsed.status, parsed.detail) == (None, status, detail)
 
 
 def _token(**probabilities: float) -> Answer:

@@ -27,7 +27,9 @@ def ask(
     async def go() -> Answer:
         endpoint = Endpoint(judge.address, max_connections=2, timeout_s=timeout_s)
         try:
-            return await endpoint.ask(judge.body("Do it.", "one", "two"))
+            return await endpoint.ask(
+                judge.spec.api, judge.body([("Do it.", "one", "two")]), lambda headers: None
+            )
         finally:
             await endpoint.close()
 
@@ -182,5 +184,5 @@ def test_a_body_is_sent_as_it_was_hashed(monkeypatch: pytest.MonkeyPatch) -> Non
     with FakeServer() as server:
         ask(server, monkeypatch)
     judge = Judge(judge_spec(), {"local": server.url})
-    assert json.loads(next(iter(server.asked))) == judge.body("Do it.", "one", "two")
+    assert json.loads(next(iter(server.asked))) == judge.body([("Do it.", "one", "two")])
     assert isinstance(judge.address, Address)

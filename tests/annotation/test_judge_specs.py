@@ -21,6 +21,13 @@ GOOD = {
     "max_tokens": 1,
 }
 
+EXAMPLES = {
+    "pairwise": ("i", "a", "b"),
+    "rating": ("i", "a"),
+    "ranking": ("i", ("a", "b", "c")),
+    "completion": ("i", ""),
+}
+
 
 def _write(folder: Path, fields: object, name: str = "judge.yaml") -> Path:
     path = folder / name
@@ -33,9 +40,10 @@ def test_every_shipped_file_loads_and_renders(path: Path) -> None:
     pool = load_pool(path)
     assert pool.name == path.stem
     for spec in pool.judges:
-        body = Judge(spec, {"local": "http://127.0.0.1:1"}).body("i", "a", "b")
+        judge = Judge(spec, {"local": "http://127.0.0.1:1"})
+        body = judge.body([EXAMPLES[spec.kind]] * spec.batch_size)
         assert body["model"] == spec.model
-        assert body["messages"][-1]["role"] == "user"
+        assert body.get("messages", body.get("input"))[-1]["role"] == "user"
 
 
 def test_the_shipped_pool_is_as_varied_as_promised() -> None:
@@ -164,7 +172,7 @@ def test_the_judge_id_moves_with_all_that_can_change_a_label_and_nothing_else() 
 def test_the_request_hash_ignores_a_local_port_and_heeds_the_rest() -> None:
     def request_hash(url: str = "http://127.0.0.1:1", output: str = "x", **changes: object) -> str:
         judge = Judge(judge_spec(**changes), {"local": url})
-        return judge.request_hash(judge.body("i", output, "y"))
+        return judge.request_hash(judge.body([("i", output, "y")]))
 
     base = request_hash()
     assert request_hash("http://127.0.0.1:2/v1/") == base

@@ -35,7 +35,7 @@ def _shipped(name: str) -> PromptTemplate:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_template_frames_the_data_and_asks_for_one_form(name: str) -> None:
-    messages = _shipped(name).messages("Do it.", "one", "two")
+    messages = _shipped(name).messages([("Do it.", "one", "two")])
     assert [message["role"] for message in messages] in (["user"], ["system", "user"])
     text = messages[-1]["content"]
     assert "<instruction>\nDo it.\n</instruction>" in text
@@ -49,10 +49,10 @@ def test_a_shipped_template_frames_the_data_and_asks_for_one_form(name: str) -> 
 @pytest.mark.parametrize(("place", "hostile"), list(itertools.product(range(3), HOSTILE)))
 def test_hostile_data_changes_no_message_and_opens_no_tag(name: str, place: int, hostile: str) -> None:
     template = _shipped(name)
-    plain = template.messages("INNER", "INNER", "INNER")
+    plain = template.messages([("INNER", "INNER", "INNER")])
     data = ["INNER"] * 3
     data[place] = hostile
-    messages = template.messages(*data)
+    messages = template.messages([data])
     assert [message["role"] for message in messages] == [message["role"] for message in plain]
     assert messages[:-1] == plain[:-1]
     text = messages[-1]["content"]
@@ -108,7 +108,7 @@ def test_a_bad_template_says_what_is_wrong(source: str, variables: dict, words: 
 
 def test_several_turns() -> None:
     source = "{% block user_1 %}hello{% endblock %}{% block assistant_1 %}a{% endblock %}" + DATA
-    messages = PromptTemplate(source, "turns").messages("i", "a", "b")
+    messages = PromptTemplate(source, "turns").messages([("i", "a", "b")])
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
 
 

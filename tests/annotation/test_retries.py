@@ -10,6 +10,7 @@ import pytest
 from annotation_helpers import QUICK
 
 from rlhf_jax.annotation.answers import Answer, Failure
+from rlhf_jax.annotation.rates import Concurrency, Lane
 from rlhf_jax.annotation.retries import Patient, Rejected, Retryable, RetryPolicy, retry_after
 from rlhf_jax.errors import UserError
 
@@ -20,7 +21,7 @@ class Script:
     def __init__(self, *script: object) -> None:
         self.script, self.asked = list(script), 0
 
-    async def ask(self, body: dict) -> Answer:
+    async def ask(self, api: str, body: dict, on_headers: object) -> Answer:
         self.asked += 1
         said = self.script[min(self.asked, len(self.script)) - 1]
         if isinstance(said, Exception):
@@ -28,13 +29,17 @@ class Script:
         return said
 
 
+def lane() -> Lane:
+    return Lane("openai", Concurrency(4), asyncio.Semaphore(4), spread_s=QUICK.base_s)
+
+
 def run(endpoint: Script, policy: RetryPolicy = QUICK, times: int = 1) -> tuple[list, list]:
     """The outcomes of asking one after the other, and the reasons of all failed attempts."""
     reasons: list[str] = []
 
     async def go() -> list:
-        patient = Patient(endpoint, "http://judge", policy, asyncio.Semaphore(4))
-        return [await patient.ask({}, reasons.append) for _ in range(times)]
+        patient = Patient(endpoint, "chat", "http://judge", policy, lane())
+        return [await patient.ask({}, lambda fault: reasons.append(str(fault))) for _ in range(times)]
 
     return asyncio.run(go()), reasons
 
@@ -79,7 +84,7 @@ def test_a_rate_limit_pauses_the_whole_endpoint() -> None:
     times: list[float] = []
 
     async def go() -> None:
-        patient = Patient(endpoint, "http://judge", QUICK, asyncio.Semaphore(4))
+        patient = Patient(endpoint, "chat", "http://judge", QUICK, lane())
 
         async def late() -> None:
             await asyncio.sleep(0.05)

@@ -264,7 +264,7 @@ def test_a_file_without_any_usable_preference(refused, farm, tmp_path):
         ("generate", {"batch_size": 0}, r"^batch_size: 0 rows"),
         ("inspect_data", {"data.kind": "pairs"}, r"^data.kind: 'pairs'; use auto, instruction, pair, prompt"),
         ("inspect_data", {"bins": 0}, r"^bins: 0; use a number of at least 1"),
-        ("annotate", {"samples": ""}, r"^samples, pairs, outputs_2: 0 of them are set; set exactly one"),
+        ("annotate", {"samples": ""}, r"^samples, pairs, .*, feedback: 0 of them are set; set exactly one"),
         ("annotate", {"judges": "configs/judges/none.yaml"}, r"configs/judges/none.yaml"),
     ],
 )

@@ -1,0 +1,233 @@
+"""The two providers' batch services behind one interface, over their SDKs.
+
+Limits and file formats are the providers' own: OpenAI takes a file of up to 50,000 requests and 200 MB for one
+model and gives back two files, of outputs and of errors; Anthropic takes up to 100,000 requests and 256 MB in
+one message and gives back one stream. Neither keeps an order: requests are known by their custom_id.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rlhf_jax.annotation.answers import Answer
+from rlhf_jax.annotation.clients import PATHS, Endpoint
+from rlhf_jax.annotation.ledger import Entry
+from rlhf_jax.annotation.readers import read_answer
+from rlhf_jax.annotation.retries import Fault, Rejected, Retryable
+from rlhf_jax.errors import UserError
+
+# Below the providers' limits, for what they add around.
+_MARGIN = 0.95
+_CLOCK_S = 300.0  # How far the provider's clock may be from ours.
+
+
+class Expired(Retryable):
+    """The provider's batch ran out of time before this request's turn."""
+
+
+class Cancelled(Fault):
+    """Somebody stopped the batch."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a provider says of a batch. `failed`: why the batch as a whole was not accepted. `full`: for now only."""
+
+    ended: bool
+    done: int = 0
+    failed: str = ""
+    full: bool = False
+    cancelled: bool = False
+
+
+class BatchService(Protocol):
+    """What the batch transport needs of a provider."""
+
+    most_requests: int
+    most_bytes: int
+
+    def line(self, key: str, body: dict) -> str:
+        """One request as it stands in a batch."""
+
+    async def send(self, entry: Entry, lines: list[str]) -> str:
+        """Send a batch; its id."""
+
+    async def find(self, entry: Entry, known: set[str]) -> str | None:
+        """The id of a batch that was sent by a run that could not note it; `known` ids are others."""
+
+    async def look(self, batch_id: str) -> State:
+        """How far it is."""
+
+    def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
+        """(request hash, what became of it) for every request the provider tells about."""
+
+    async def cancel(self, batch_id: str) -> None:
+        """Stop it; what is finished can still be read."""
+
+
+def service(endpoint: Endpoint, api: str) -> BatchService:
+    """The batch service of a judge's provider. Errors: UserError where there is none for this protocol."""
+    if api == "messages":
+        return AnthropicBatches(endpoint)
+    if api in ("chat", "responses"):
+        return OpenAIBatches(endpoint, api)
+    raise UserError(
+        f"transport: the {api} protocol cannot be asked in batches; use --config.transport=online"
+    )
+
+
+class OpenAIBatches:
+    """Files in, files out."""
+
+    most_requests, most_bytes = 50_000, int(200e6 * _MARGIN)
+
+    def __init__(self, endpoint: Endpoint, api: str) -> None:
+        self._endpoint, self._client, self._api = endpoint, endpoint.client, api
+        self._url = "/v1" + PATHS[api]
+
+    def line(self, key: str, body: dict) -> str:
+        """A line of the input file."""
+        request = {"custom_id": key, "method": "POST", "url": self._url, "body": body}
+        return json.dumps(request, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+    async def send(self, entry: Entry, lines: list[str]) -> str:
+        """Upload the file, then make the batch; its name stands in its metadata."""
+        data = "".join(lines).encode()
+        file = await self._client.files.create(file=(f"{entry.name}.jsonl", data), purpose="batch")
+        batch = await self._client.batches.create(
+            input_file_id=file.id, endpoint=self._url, completion_window="24h", metadata={"name": entry.name}
+        )
+        return batch.id
+
+    async def find(self, entry: Entry, known: set[str]) -> str | None:
+        """By the name in the metadata."""
+        async for batch in self._client.batches.list(limit=100):
+            if batch.created_at < entry.at - _CLOCK_S:
+                break
+            if (batch.metadata or {}).get("name") == entry.name and batch.id not in known:
+                return batch.id
+        return None
+
+    async def look(self, batch_id: str) -> State:
+        """A batch that failed was not accepted as a whole; too many enqueued tokens pass with time."""
+        batch = await self._client.batches.retrieve(batch_id)
+        counts = batch.request_counts
+        done = counts.completed + counts.failed if counts else 0
+        if batch.status == "failed":
+            errors = (batch.errors.data if batch.errors else None) or []
+            said = "; ".join(f"{e.code}: {e.message}" for e in errors[:3]) or "no reason given"
+            full = any(e.code == "token_limit_exceeded" for e in errors)
+            return State(True, 0, self._endpoint.clean(said), full)
+        ended = batch.status in ("completed", "expired", "cancelled")
+        return State(ended, done, cancelled=batch.status == "cancelled")
+
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
+        """Both files; a batch may have only one of them."""
+        batch = await self._client.batches.retrieve(batch_id)
+        for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
+            async with self._client.files.with_streaming_response.content(file_id) as response:
+                async for line in _lines(response.iter_bytes()):
+                    item = json.loads(line)
+                    yield item["custom_id"], self._outcome(item)
+
+    def _outcome(self, item: dict) -> Answer | Fault:
+        response, error = item.get("response"), item.get("error")
+        if response is None or error:
+            code, message = (error or {}).get("code"), (error or {}).get("message")
+            said = self._endpoint.clean(f"{code}: {message}")
+            return Expired(said) if code == "batch_expired" else Retryable(said)
+        if response["status_code"] == 200:
+            return _read(self._api, response["body"])
+        return _as_fault(self._endpoint.fault(response["status_code"], response["body"], {}))
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask for the end of it."""
+        await self._client.batches.cancel(batch_id)
+
+
+class AnthropicBatches:
+    """Requests in one message, results in one stream."""
+
+    most_requests, most_bytes = 100_000, int(256e6 * _MARGIN)
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint, self._client = endpoint, endpoint.client
+        self._batches = endpoint.client.messages.batches
+
+    def line(self, key: str, body: dict) -> str:
+        """An entry of the message."""
+        return json.dumps({"custom_id": key, "params": body}, ensure_ascii=False, separators=(",", ":"))
+
+    async def send(self, entry: Entry, lines: list[str]) -> str:
+        """The message is put together from the lines, as they were counted."""
+        data = ('{"requests":[' + ",".join(lines) + "]}").encode()
+        batch = await self._endpoint.post_json("/v1/messages/batches", data)
+        return batch["id"]
+
+    async def find(self, entry: Entry, known: set[str]) -> str | None:
+        """Batches carry no names here: one of the same size, made since, that nobody knows; its requests tell."""
+        async for batch in self._batches.list(limit=100):
+            if batch.created_at.timestamp() < entry.at - _CLOCK_S:
+                break
+            counts = batch.request_counts
+            total = counts.processing + counts.succeeded + counts.errored + counts.canceled + counts.expired
+            if total == len(entry.keys) and batch.id not in known:
+                return batch.id
+        return None
+
+    async def look(self, batch_id: str) -> State:
+        """The counts are all zero until the batch has ended."""
+        batch = await self._batches.retrieve(batch_id)
+        counts = batch.request_counts
+        done = counts.succeeded + counts.errored + counts.canceled + counts.expired
+        return State(batch.processing_status == "ended", done)
+
+    async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
+        """One line per request."""
+        async for item in await self._batches.results(batch_id):
+            yield item.custom_id, self._outcome(item.result.to_dict(mode="json", warnings=False))
+
+    def _outcome(self, result: dict) -> Answer | Fault:
+        kind = result["type"]
+        if kind == "succeeded":
+            return _read("messages", result["message"])
+        if kind == "expired":
+            return Expired("the batch ran out of time")
+        if kind == "canceled":
+            return Cancelled("the batch was cancelled")
+        error: Any = result.get("error") or {}
+        error = error.get("error") or error
+        said = self._endpoint.clean(f"{error.get('type')}: {error.get('message')}")
+        return Rejected(said) if error.get("type") in _NEVER else Retryable(said)
+
+    async def cancel(self, batch_id: str) -> None:
+        """Ask for the end of it."""
+        await self._batches.cancel(batch_id)
+
+
+_NEVER = frozenset({"invalid_request_error", "request_too_large"})
+
+
+async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The lines that end in a line feed; nothing else ends one, whatever an answer holds."""
+    rest = b""
+    async for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield line
+    if rest.strip():
+        yield rest
+
+
+def _read(api: str, payload: dict) -> Answer | Fault:
+    try:
+        return read_answer(api, payload)
+    except Retryable as fault:
+        return fault
+
+
+def _as_fault(error: Exception) -> Fault:
+    """A batch is judged request by request: what would end an online run is that request's own failure."""
+    return error if isinstance(error, Fault) else Rejected(str(error))

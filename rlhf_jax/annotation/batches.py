@@ -1,0 +1,288 @@
+"""The batch transport: requests go to a provider's batch service in shards, and come back within a day.
+
+Every shard is noted in the ledger before it is sent and until its results are taken in, so a run that was
+killed, or started anew tomorrow, finds its batches again. What failed for a passing reason, ran out of time or
+never came back goes into the next shard.
+"""
+
+import asyncio
+import time
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+
+from rlhf_jax.annotation.answers import API_ERROR, EXPIRED, Answer, Failure
+from rlhf_jax.annotation.batch_clients import BatchService, Cancelled, Expired, State
+from rlhf_jax.annotation.cache import AnswerCache
+from rlhf_jax.annotation.clients import Endpoint
+from rlhf_jax.annotation.costs import Budget, most_usd
+from rlhf_jax.annotation.counters import Counters, Outcome
+from rlhf_jax.annotation.judges import Job
+from rlhf_jax.annotation.ledger import Entry, Ledger
+from rlhf_jax.annotation.retries import Fault, Rejected, Retryable, RetryPolicy
+from rlhf_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """most_requests, most_bytes: of a shard; 0 is the provider's limit. rounds: how often a request is sent.
+
+    first_poll_s, longest_poll_s: between two looks at a batch; the wait grows while nothing happens.
+    settle_s: how long a batch that may have been sent when a run was killed is looked for.
+    """
+
+    most_requests: int = 0
+    most_bytes: int = 0
+    rounds: int = 3
+    first_poll_s: float = 5.0
+    longest_poll_s: float = 60.0
+    settle_s: float = 60.0
+
+
+@dataclass
+class Shared:
+    """What all tracks of a run have in common.
+
+    `finish(job, outcome)` hears of every job that is done, `waiting()` is called after every look at the batches.
+    """
+
+    cache: AnswerCache
+    budget: Budget
+    counters: Counters
+    retry: RetryPolicy
+    policy: BatchPolicy
+    finish: Callable[[Job, Outcome], None]
+    waiting: Callable[[], None]
+
+
+class Track:
+    """The jobs for one model at one endpoint, on their way through its batch service."""
+
+    def __init__(self, service: BatchService, endpoint: Endpoint, jobs: list[Job], shared: Shared) -> None:
+        self._service, self._endpoint, self._shared = service, endpoint, shared
+        self._jobs = {job.key: job for job in jobs}
+        self._queue: deque[Job] = deque()
+        self._open: dict[str, tuple[Entry, float]] = {}  # By name, with what is held of the budget for it.
+        self._progress: dict[str, int] = {}
+        self._sent: Counter = Counter()
+        self._ledger = Ledger(shared.cache)
+        self._full_until = 0.0
+        spec, address = jobs[0].judge.spec, jobs[0].judge.address
+        self._where = (address.provider, address.origin, spec.model)
+
+    async def run(self) -> None:
+        """Until every job has an outcome. Errors: UserError for what no waiting mends."""
+        policy = self._shared.policy
+        await self._adopt()
+        wait_s = policy.first_poll_s
+        while self._queue or self._open:
+            moved = await self._send_what_fits()
+            for entry, _ in list(self._open.values()):
+                moved |= await self._look(entry)
+            wait_s = policy.first_poll_s if moved else min(policy.longest_poll_s, wait_s * 1.5)
+            if self._open or self._queue:
+                self._shared.waiting()
+                await asyncio.sleep(wait_s)
+
+    async def _adopt(self) -> None:
+        """Batches an earlier run sent are waited for; the rest of the jobs is queued."""
+        taken: set[str] = set()
+        for entry in self._ledger.unfinished():
+            if (entry.provider, entry.origin, entry.model) != self._where:
+                continue
+            if taken.issuperset(ours := entry.keys_set & self._jobs.keys()):
+                continue
+            if entry.batch_id is None:
+                found = await self._find(entry)
+                if found is None:
+                    self._ledger.done(entry)
+                    continue
+                entry = self._ledger.sent(entry, found)
+            taken |= ours
+            held = sum(self._most_usd(self._jobs[key], self._body_bytes(key)) for key in ours)
+            self._shared.budget.hold_sent(held)
+            self._open[entry.name] = entry, held
+            self._shared.counters.unsettled += len(ours)
+        self._queue.extend(job for key, job in self._jobs.items() if key not in taken)
+
+    async def _find(self, entry: Entry) -> str | None:
+        """The id of a batch whose sending was interrupted; a new one takes a moment to be listed."""
+        while True:
+            known = {other.batch_id for other in self._ledger.unfinished() if other.batch_id}
+            found = await self._patiently(lambda known=known: self._service.find(entry, known))
+            if found or time.time() > entry.at + self._shared.policy.settle_s:
+                return found
+            await asyncio.sleep(min(1.0, self._shared.policy.settle_s / 4))
+
+    async def _send_what_fits(self) -> bool:
+        moved = False
+        while self._queue and time.monotonic() >= self._full_until:
+            shard, lines, usd = self._shard()
+            if not shard:
+                if not self._shared.budget.held:
+                    raise self._shared.budget.used_up()
+                break
+            await self._shared.budget.hold(usd)
+            self._shared.counters.unsettled += len(shard)
+            entry = self._ledger.intend(*self._where, (job.key for job in shard))
+            entry = self._ledger.sent(entry, await self._send(entry, lines))
+            self._sent.update(entry.keys)
+            self._open[entry.name] = entry, usd
+            moved = True
+        return moved
+
+    def _shard(self) -> tuple[list[Job], list[str], float]:
+        """As many queued jobs as one batch and the budget take, their lines, and the most they can cost."""
+        policy, service = self._shared.policy, self._service
+        most = min(policy.most_requests or service.most_requests, service.most_requests)
+        bytes_left = min(policy.most_bytes or service.most_bytes, service.most_bytes)
+        shard: list[Job] = []
+        lines: list[str] = []
+        usd = 0.0
+        while self._queue and len(shard) < most:
+            job = self._queue[0]
+            line = service.line(job.key, job.body())
+            size = len(line.encode())
+            cost = self._most_usd(job, size)
+            if size > bytes_left and not shard:
+                raise UserError(
+                    f"transport: a request of {size} bytes is too large for a batch of {bytes_left} bytes; "
+                    "use --config.transport=online"
+                )
+            if size > bytes_left or not self._shared.budget.has_room(usd + cost):
+                break
+            self._queue.popleft()
+            bytes_left -= size
+            usd += cost
+            shard.append(job)
+            lines.append(line)
+        return shard, lines, usd
+
+    async def _send(self, entry: Entry, lines: list[str]) -> str:
+        """The id of the new batch. When sending failed midway it may be there all the same."""
+        for attempt in range(self._shared.retry.attempts):
+            try:
+                return await self._endpoint.call(self._service.send(entry, lines))
+            except Retryable as error:
+                reason = error
+            except Rejected as error:
+                self._ledger.done(entry)
+                raise UserError(f"{self._shown}: {error}; the batch was not accepted") from None
+            await asyncio.sleep(reason.wait_s or self._shared.retry.backoff_s(attempt))
+            known = {other.batch_id for other in self._ledger.unfinished() if other.batch_id}
+            found = await self._patiently(lambda known=known: self._service.find(entry, known))
+            if found:
+                return found
+        raise UserError(f"{self._shown}: {reason}; the batch could not be sent, run again later")
+
+    async def _look(self, entry: Entry) -> bool:
+        """Whether anything happened to a batch; one that has ended is taken in."""
+        state = await self._patiently(lambda: self._service.look(entry.batch_id))
+        if state.failed:
+            self._close(entry)
+            if not state.full:
+                raise UserError(f"{self._shown}: batch {entry.batch_id} was not accepted: {state.failed}")
+            # Too much is enqueued at the provider: this shard waits until other batches have ended.
+            self._queue.extendleft(self._jobs[key] for key in reversed(entry.keys) if key in self._jobs)
+            self._sent.subtract(entry.keys)
+            self._full_until = time.monotonic() + self._shared.policy.longest_poll_s
+            return True
+        if state.ended:
+            await self._take_in(entry, state)
+            self._full_until = 0.0
+            return True
+        moved = self._progress.get(entry.name, 0) != state.done
+        self._progress[entry.name] = state.done
+        return moved
+
+    async def _take_in(self, entry: Entry, state: State) -> None:
+        """Answers into the cache, the rest back into the queue or, after the last round, given up."""
+        faults: dict[str, Fault] = dict.fromkeys(entry.keys, _missing(state))
+        await self._patiently(lambda: self._read(entry, faults))
+        answered = len(entry.keys) - len(faults)
+        if not answered and len(faults) >= self._shared.retry.failures_in_a_row:
+            rejected = next((f for f in faults.values() if isinstance(f, Rejected)), None)
+            if rejected is not None and all(isinstance(f, Rejected) for f in faults.values()):
+                self._close(entry)
+                raise UserError(
+                    f"{self._shown}: all {len(faults)} requests of batch {entry.batch_id} failed, one with: "
+                    f"{rejected}; mend the judge's settings, then run again"
+                )
+        for key, fault in faults.items():
+            if key in self._jobs:
+                self._failed(self._jobs[key], fault)
+        self._close(entry)
+
+    async def _read(self, entry: Entry, faults: dict[str, Fault]) -> None:
+        """Take what was answered out of `faults` and replace what is known better."""
+        async for key, outcome in self._service.results(entry.batch_id):
+            if key not in faults:
+                continue
+            if isinstance(outcome, Fault):
+                faults[key] = outcome
+            else:
+                del faults[key]
+                self._answered(entry, key, outcome)
+
+    def _answered(self, entry: Entry, key: str, answer: Answer) -> None:
+        rounds = max(1, self._sent[key])
+        now = int(time.time() * 1000)
+        answer = replace(
+            answer, transport="batch", batch_id=entry.batch_id, n_attempts=rounds, created_at=now
+        )
+        job = self._jobs.get(key)
+        size = None if job is None else len(self._service.line(key, job.body()).encode())
+        provider, origin, model = self._where
+        stored = self._shared.cache.put(
+            key, answer, provider=provider, origin=origin, model=model, body_bytes=size
+        )
+        if job is not None:
+            self._shared.budget.pay(self._shared.counters.paid(job, answer))
+            self._shared.finish(job, stored)
+
+    def _failed(self, job: Job, fault: Fault) -> None:
+        usd = self._shared.counters.attempt_failed(job, fault)
+        self._shared.budget.pay(usd)
+        self._shared.cache.note_failure(job.key, str(fault), usd)
+        tried = max(1, self._sent[job.key])
+        if isinstance(fault, Retryable) and tried < self._shared.policy.rounds:
+            self._queue.append(job)
+            return
+        status = EXPIRED if isinstance(fault, Expired) else API_ERROR
+        self._shared.finish(job, Failure(str(fault), tried, status))
+
+    def _close(self, entry: Entry) -> None:
+        self._ledger.done(entry)
+        self._shared.budget.release(self._open.pop(entry.name)[1])
+        self._shared.counters.unsettled -= sum(key in self._jobs for key in entry.keys)
+
+    async def _patiently(self, action: Callable[[], Awaitable]) -> object:
+        """Call the provider, again after what passes."""
+        for attempt in range(self._shared.retry.attempts):
+            try:
+                return await self._endpoint.call(action())
+            except Retryable as error:
+                reason = error
+            except Rejected as error:
+                raise UserError(f"{self._shown}: {error}") from None
+            await asyncio.sleep(reason.wait_s or self._shared.retry.backoff_s(attempt))
+        raise UserError(f"{self._shown}: {reason}; the batches go on, run again later to take them in")
+
+    def _most_usd(self, job: Job, n_bytes: int) -> float:
+        return most_usd(job.judge, n_bytes, in_batch=True)
+
+    def _body_bytes(self, key: str) -> int:
+        return len(self._service.line(key, self._jobs[key].body()).encode())
+
+    @property
+    def _shown(self) -> str:
+        return self._endpoint.address.shown
+
+
+_LOST = Retryable("the batch has no result for it")
+_STOPPED = Cancelled("the batch was cancelled")
+
+
+def _missing(state: State) -> Fault:
+    """What became of a request that the results do not mention."""
+    return _STOPPED if state.cancelled else _LOST

@@ -1,0 +1,48 @@
+"""Stopping the provider batches a cache file knows of."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rlhf_jax.annotation.batch_clients import service
+from rlhf_jax.annotation.cache import AnswerCache
+from rlhf_jax.annotation.clients import Endpoint
+from rlhf_jax.annotation.judges import resolve
+from rlhf_jax.annotation.ledger import Entry, Ledger
+from rlhf_jax.annotation.loops import complete
+from rlhf_jax.annotation.retries import Fault
+from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.errors import UserError
+
+_TIMEOUT_S = 60.0
+
+
+def cancel_batches(
+    pool: PoolSpec, cache_path: str | Path, base_urls: Mapping[str, str] | None = None
+) -> list[Entry]:
+    """Ask the providers to stop the unfinished batches of the pool's judges; which those were.
+
+    What a batch has finished until then is billed; the next run with the transport "batch" takes it in. Errors:
+    UserError when a provider refuses, or when a batch belongs to none of the pool's judges.
+    """
+    with AnswerCache(cache_path) as cache:
+        entries = [entry for entry in Ledger(cache).unfinished() if entry.batch_id]
+        specs = {(s.provider, resolve(s, base_urls or {}).origin, s.model): s for s in pool.judges}
+        for entry in entries:
+            spec = specs.get((entry.provider, entry.origin, entry.model))
+            if spec is None:
+                raise UserError(
+                    f"transport: batch {entry.batch_id} is for {entry.model} at {entry.origin}, which none of the "
+                    f"judges of {pool.name} asks; give the judges it was sent for"
+                )
+            endpoint = Endpoint(resolve(spec, base_urls or {}), max_connections=1, timeout_s=_TIMEOUT_S)
+            complete(_cancel(endpoint, spec.api, entry))
+    return entries
+
+
+async def _cancel(endpoint: Endpoint, api: str, entry: Entry) -> None:
+    try:
+        await endpoint.call(service(endpoint, api).cancel(entry.batch_id))
+    except Fault as error:
+        raise UserError(f"{endpoint.address.shown}: batch {entry.batch_id}: {error}; try again") from None
+    finally:
+        await endpoint.close()

@@ -1,0 +1,151 @@
+"""What answers are read by and into: a judge's parser, what one answer says, and the searching both share."""
+
+import ast
+import functools
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from rlhf_jax.annotation.answers import OK, PARSE_ERROR
+
+PAIRWISE, RATING, RANKING, COMPLETION = KINDS = ("pairwise", "rating", "ranking", "completion")
+
+# Longer answers are searched in their last part only: a verdict stands at the end, and parsing stays cheap.
+TAIL_CHARS = 20_000
+
+
+@dataclass(frozen=True)
+class ParserSpec:
+    """How to read an answer; `parsing.PARSERS` lists the names, configs/judges/README.md what each reads.
+
+    first, second: the names by which an answer may mean the first and the second output shown (for logprob:
+        the exact tokens whose probabilities are added).
+    min_mass: logprob and decision: below this total probability on the known answers the row is low_mass.
+    position: logprob only; index of the generated token that holds the verdict (-1 is the last one).
+    key: cot_json and order only; the JSON field with the outputs, best first.
+    patterns: regex only; for the first output, the second and, if given, a tie.
+    low, high, whole: the ends of a rating scale, both allowed, and whether a rating must be a whole number.
+    aspects, reduce: ratings only; the criteria rated, and "sum" or "mean" over them.
+    levels: decision of a rating only; the scale's numbers as text.
+    allow_cut: text only; whether a completion that hit the token limit is kept.
+    """
+
+    name: str
+    first: tuple[str, ...] = ("a",)
+    second: tuple[str, ...] = ("b",)
+    min_mass: float = 0.9
+    position: int = 0
+    key: str = "ordered"
+    patterns: tuple[str, ...] = ()
+    low: float = 1.0
+    high: float = 7.0
+    whole: bool = True
+    aspects: tuple[str, ...] = ()
+    reduce: str = "sum"
+    levels: tuple[str, ...] = ()
+    allow_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What an answer says about one example, or why it says nothing.
+
+    preference: in [1, 2] (1: the first output shown is better) or None. mass: probability on known answers.
+    rating, aspects: on the parser's scale. ranks: of each output in the order shown, 1 is best, equal is a
+    tie. text: a completion. explanation: what the judge said before its verdict, where the form has a place
+    for it.
+    """
+
+    preference: float | None
+    status: str
+    detail: str = ""
+    mass: float | None = None
+    rating: float | None = None
+    aspects: tuple[tuple[str, float], ...] = ()
+    ranks: tuple[int, ...] | None = None
+    text: str | None = None
+    explanation: str | None = None
+
+
+def failed(detail: str, status: str = PARSE_ERROR, mass: float | None = None) -> Parsed:
+    """No label, and why."""
+    return Parsed(None, status, detail, mass)
+
+
+def verdicts(sides: list[str], spec: ParserSpec, n: int, what: str) -> list[Parsed]:
+    """One verdict per example. A single one may be repeated; of several there must be exactly as many.
+
+    sides: the names found, in the order of the answer.
+    """
+    values = [1.0 if side in spec.first else 2.0 for side in sides]
+    if n == 1 and len(set(values)) == 1:
+        return [Parsed(values[0], OK)]
+    if n > 1 and len(values) == n:
+        return [Parsed(value, OK) for value in values]
+    return wrong_count(len(values), n, what)
+
+
+def wrong_count(found: int, n: int, what: str) -> list[Parsed]:
+    """All examples of a request are unreadable when their answers cannot be told apart."""
+    if n == 1:
+        return [failed(f"more than one {what} in the answer" if found else f"no {what} in the answer")]
+    return [failed(f"found {found} of {what} in the answer to {n} examples")] * n
+
+
+@functools.lru_cache(maxsize=64)
+def _name_pattern(spec: ParserSpec, pattern: str) -> tuple[re.Pattern, dict[str, str]]:
+    """`pattern` with NAME replaced by the spec's names. Case counts only where it tells them apart."""
+    names = spec.first + spec.second
+    folded = {name.casefold(): name for name in names}
+    flags = re.IGNORECASE if len(folded) == len(set(names)) else 0
+    longest_first = sorted(names, key=len, reverse=True)
+    filled = pattern.replace("NAME", "(" + "|".join(map(re.escape, longest_first)) + ")")
+    return re.compile(filled, flags | re.MULTILINE), folded if flags else {name: name for name in names}
+
+
+def matches(text: str, spec: ParserSpec, pattern: str, *, whole: bool = False) -> list[str]:
+    """The names found by `pattern`, which holds NAME for any of them; `whole`: it must match all of `text`."""
+    compiled, canonical = _name_pattern(spec, pattern)
+    if whole:
+        match = compiled.fullmatch(text)
+        found = [match.group(1)] if match else []
+    else:
+        found = [match.group(1) for match in compiled.finditer(text)]
+    return [canonical.get(name) or canonical[name.casefold()] for name in found]
+
+
+def logsumexp(values: list[float]) -> float:
+    """log(sum(exp(values))), -inf for none."""
+    top = max(values, default=-math.inf)
+    if top == -math.inf:
+        return top
+    return top + math.log(sum(math.exp(value - top) for value in values))
+
+
+def json_objects(text: str) -> list[dict]:
+    """Every outermost JSON object in `text`. At most one failed attempt per "{", and at most 200 of them."""
+    decoder, found, place = json.JSONDecoder(), [], text.find("{")
+    for _ in range(200):
+        if place < 0:
+            break
+        try:
+            value, end = decoder.raw_decode(text, place)
+            found.append(value)
+        except (ValueError, RecursionError):
+            end = place + 1
+        place = text.find("{", end)
+    return found
+
+
+def literal(text: str) -> object:
+    """A Python literal, None when it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def is_number(value: object) -> bool:
+    """A finite number that is no bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,85 @@
+"""What a run did and what it cost, counted as it goes."""
+
+import time
+from dataclasses import dataclass, field
+
+from rlhf_jax.annotation.answers import Answer, Failure
+from rlhf_jax.annotation.costs import Price, price_of
+from rlhf_jax.annotation.judges import Job
+from rlhf_jax.annotation.retries import Fault
+
+Outcome = Answer | Failure
+
+
+@dataclass
+class Counters:
+    """What happened in this run, in requests and tokens.
+
+    usd is what this run spent, `usd_failed` of it on attempts that brought no answer. price_unknown: answers and
+    failed attempts with tokens but without a price; unpriced_attempts: failed attempts that may have been billed
+    although nobody told their tokens (what they cost is in no sum). unsettled: in a provider's batch.
+    """
+
+    asked: int = 0
+    cached: int = 0
+    failed: int = 0
+    failed_attempts: int = 0
+    unpriced_attempts: int = 0
+    tokens_in: int = 0
+    tokens_cached: int = 0
+    tokens_out: int = 0
+    tokens_reasoning: int = 0
+    usd: float = 0.0
+    usd_failed: float = 0.0
+    price_unknown: int = 0
+    unsettled: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def restart(self) -> None:
+        """From here on the rate is counted."""
+        self.started = time.monotonic()
+
+    def took(self, outcome: Outcome, *, cached: bool) -> None:
+        """Count one finished job."""
+        self.cached += cached
+        self.asked += not cached
+        self.failed += isinstance(outcome, Failure)
+
+    def paid(self, job: Job, answer: Answer) -> float | None:
+        """Count the bill of an answer that came in this run; what it was, None when unknown."""
+        self.tokens_reasoning += answer.tokens_reasoning or 0
+        return self._bill(answer, price_of(job.judge))
+
+    def attempt_failed(self, job: Job, fault: Fault) -> float | None:
+        """Count a failed attempt and its bill; what it was, None when unknown."""
+        self.failed_attempts += 1
+        if fault.usage is None:
+            self.unpriced_attempts += fault.may_cost
+            return None if fault.may_cost else 0.0
+        usd = self._bill(fault.usage, price_of(job.judge))
+        self.usd_failed += usd or 0.0
+        return usd
+
+    def _bill(self, used: object, price: Price | None) -> float | None:
+        self.tokens_in += used.tokens_in or 0
+        self.tokens_cached += used.tokens_cached or 0
+        self.tokens_out += used.tokens_out or 0
+        usd = price.of(used) if price else None
+        self.price_unknown += usd is None
+        self.usd += usd or 0.0
+        return usd
+
+    def as_dict(self, left: int) -> dict[str, float | None]:
+        """The counters with the cost (None as soon as one answer's price is unknown), rate and time left."""
+        seconds = time.monotonic() - self.started
+        rate = self.asked / seconds if self.asked else 0.0
+        names = "asked cached failed failed_attempts unpriced_attempts tokens_in tokens_cached tokens_out"
+        return {name: getattr(self, name) for name in f"{names} tokens_reasoning".split()} | {
+            "cost_usd": None if self.price_unknown else self.usd,
+            "cost_failed_usd": None if self.price_unknown else self.usd_failed,
+            "price_unknown": self.price_unknown,
+            "unsettled": self.unsettled,
+            "seconds": seconds,
+            "asked_per_s": rate,
+            "seconds_left": 0.0 if not left else left / rate if rate else None,
+        }

@@ -1,0 +1,79 @@
+"""The answer cache as a parquet file and back: answers travel between machines, or are kept with a paper."""
+
+import os
+from pathlib import Path
+
+from rlhf_jax.annotation.cache import ALL_COLUMNS, VERSION, AnswerCache
+from rlhf_jax.errors import UserError
+
+_META = b"rlhf_jax.answers.version"
+_ROWS = 20_000
+_INTEGERS = (
+    *("body_bytes", "n_attempts", "created_at"),
+    *("tokens_in", "tokens_cached", "tokens_out", "tokens_reasoning", "tokens_cache_write"),
+)
+
+
+def _schema() -> object:
+    import pyarrow as pa
+
+    kinds = dict.fromkeys(_INTEGERS, pa.int64()) | {"latency_ms": pa.float64()}
+    fields = [(name, kinds.get(name, pa.string())) for name in ALL_COLUMNS]
+    return pa.schema(fields, metadata={_META: str(VERSION).encode()})
+
+
+def export_answers(cache: AnswerCache, path: str | Path) -> int:
+    """Write all answers, sorted by request hash, to a parquet file that appears complete or not at all.
+
+    Returns how many. `top_logprobs` is JSON text. Errors: UserError when the path cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, schema, n = Path(path), _schema(), 0
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+                rows = cache.db.execute(f"SELECT {', '.join(ALL_COLUMNS)} FROM answers ORDER BY request_hash")
+                while chunk := rows.fetchmany(_ROWS):
+                    columns = zip(*chunk, strict=True)
+                    arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+                    writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                    n += len(chunk)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
+        ) from None
+    return n
+
+
+def import_answers(cache: AnswerCache, path: str | Path) -> int:
+    """Put the answers of a file of `export_answers` into the cache; those it has already stay as they are.
+
+    Returns how many were new. Errors: UserError when the file is missing, broken, or no such file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; give a parquet file of exported answers") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a readable parquet file ({said}); export the answers again") from None
+    with file:
+        version = (file.schema_arrow.metadata or {}).get(_META, b"none").decode()
+        if version != str(VERSION):
+            raise UserError(
+                f"{path}: answers of version {version}, not {VERSION}; export them again with this version"
+            )
+        new = 0
+        for batch in file.iter_batches(_ROWS):
+            new += cache.insert(zip(*(batch.column(name).to_pylist() for name in ALL_COLUMNS), strict=True))
+    return new

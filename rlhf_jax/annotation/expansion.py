@@ -1,0 +1,113 @@
+"""Ratings and rankings as what trainers read: pairs, and scored responses (RRHF)."""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from rlhf_jax.annotation.answers import LABELLED
+from rlhf_jax.annotation.contracts import PAIRWISE, RANKING, RATING
+from rlhf_jax.errors import UserError
+
+_SOURCE = ("dataset", "split", "annotator", "judge_id", "pool")
+
+
+def pairs_of(rows: Sequence[Mapping]) -> list[dict]:
+    """Every two labelled outputs of each prompt, with the preference their ratings or ranks imply.
+
+    rows: labelled ratings, rankings or pairs (which stay as they are). A higher rating or a better rank wins,
+    equal ones are a tie (1.5). Ratings are compared only when one judge gave both.
+    """
+    made = [dict(row) for row in rows if row["kind"] == PAIRWISE and row["status"] in LABELLED]
+    for row, scored in _scored_groups(rows):
+        for (one, a, name_1), (two, b, name_2) in itertools.combinations(scored, 2):
+            made.append(
+                {
+                    **row,
+                    "kind": PAIRWISE,
+                    "output_1": one,
+                    "output_2": two,
+                    "generator_1": name_1,
+                    "generator_2": name_2,
+                    "preference": 1.5 if a == b else 1.0 if a > b else 2.0,
+                    "tie": a == b,
+                    "status": "ok",
+                }
+            )
+    return made
+
+
+def scored_of(rows: Sequence[Mapping]) -> list[dict]:
+    """One row per prompt: instruction, input, responses, scores (higher is better).
+
+    A rating is its score. Of a ranking, the score is the share of the other outputs it beats, a tie counting
+    half. Of pairs, the same share over the comparisons an output was in; prompts with one output are left out.
+    """
+    groups = [(row, scored) for row, scored in _scored_groups(rows) if len(scored) > 1]
+    groups += _shares_of_pairs([r for r in rows if r["kind"] == PAIRWISE and r["status"] in LABELLED])
+    return [
+        {
+            "instruction": row["instruction"],
+            "input": row["input"],
+            "responses": [output for output, _, _ in scored],
+            "scores": [float(score) for _, score, _ in scored],
+        }
+        for row, scored in groups
+    ]
+
+
+Scored = list[tuple[str, float, str | None]]  # (output, score, generator)
+
+
+def _scored_groups(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
+    """(prompt columns, its distinct outputs with scores) of every rated or ranked prompt, in order."""
+    rated: dict[tuple, dict[str, tuple]] = defaultdict(dict)
+    groups: list[tuple[dict, Scored]] = []
+    source: dict[tuple, dict] = {}
+    for row in rows:
+        if row["status"] not in LABELLED:
+            continue
+        if row["kind"] == RANKING:
+            groups.append((_prompt(row), _ranked(row["completions"])))
+        elif row["kind"] == RATING:
+            key = (row["instruction"], row["input"], row.get("judge_id"))
+            source.setdefault(key, _prompt(row))
+            rated[key].setdefault(row["output"], (row["output"], row["rating"], row.get("generator")))
+        elif row["kind"] != PAIRWISE:
+            raise UserError(f"rows: kind: found {row['kind']!r}; ratings, rankings and pairs can be expanded")
+    return groups + [(source[key], list(outputs.values())) for key, outputs in rated.items()]
+
+
+def _prompt(row: Mapping) -> dict:
+    columns = ("instruction", "input", *_SOURCE)
+    return {name: row[name] for name in columns if row.get(name) is not None} | {
+        "input": row.get("input") or ""
+    }
+
+
+def _ranked(completions: Sequence[Mapping]) -> Scored:
+    """A rank as the share of the other outputs beaten, a tie counting half."""
+    ranks = [one["rank"] for one in completions]
+    others = max(1, len(ranks) - 1)
+    scored = []
+    for one in completions:
+        beaten = sum(rank > one["rank"] for rank in ranks) + 0.5 * (ranks.count(one["rank"]) - 1)
+        scored.append((one["output"], beaten / others, one.get("generator")))
+    return scored
+
+
+def _shares_of_pairs(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
+    points: dict[tuple, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    source: dict[tuple, dict] = {}
+    for row in rows:
+        key = (row["instruction"], row["input"])
+        source.setdefault(key, _prompt(row))
+        points[key][row["output_1"]].append((2.0 - row["preference"], row.get("generator_1")))
+        points[key][row["output_2"]].append((row["preference"] - 1.0, row.get("generator_2")))
+    return [
+        (
+            source[key],
+            [(out, sum(p for p, _ in got) / len(got), got[0][1]) for out, got in outputs.items()],
+        )
+        for key, outputs in points.items()
+        if len(outputs) > 1
+    ]

@@ -1,0 +1,71 @@
+"""The provider batches of a cache file: noted before they are sent, so that no killed run sends one twice.
+
+A batch is `intended` (its name and requests are kept, it may or may not have been sent), then `sent` with the
+provider's id, then `done`: its results are answers and failures. Its name travels with it where the provider
+allows, and its requests are called by their hashes.
+"""
+
+import functools
+import json
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rlhf_jax.annotation.cache import AnswerCache
+
+INTENDED, SENT, DONE = "intended", "sent", "done"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One batch that is not done. `at`: when it was noted, seconds since 1970. batch_id: None until it is sent."""
+
+    name: str
+    provider: str
+    origin: str
+    model: str
+    batch_id: str | None
+    at: float
+    keys: tuple[str, ...]
+
+    @functools.cached_property
+    def keys_set(self) -> frozenset[str]:
+        """The keys, for looking up."""
+        return frozenset(self.keys)
+
+
+class Ledger:
+    """The batches in a cache file."""
+
+    def __init__(self, cache: AnswerCache) -> None:
+        self._cache = cache
+
+    def unfinished(self) -> list[Entry]:
+        """The batches whose results have not been taken in, oldest first."""
+        query = """SELECT name, provider, origin, requested, batch_id, at, keys FROM batches
+                   WHERE state != ? ORDER BY at, name"""
+        rows = self._cache.db.execute(query, (DONE,)).fetchall()
+        return [Entry(*row[:5], row[5] / 1000, tuple(json.loads(row[6]))) for row in rows]
+
+    def intend(self, provider: str, origin: str, model: str, keys: Iterable[str]) -> Entry:
+        """Note a batch that is about to be sent."""
+        name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+        entry = Entry(name, provider, origin, model, None, time.time(), tuple(keys))
+        values = (name, provider, origin, model, None, INTENDED, int(entry.at * 1000), json.dumps(entry.keys))
+        with self._cache.writing():
+            self._cache.db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        return entry
+
+    def sent(self, entry: Entry, batch_id: str) -> Entry:
+        """The provider has it, under this id."""
+        self._set(entry.name, "batch_id = ?, state = ?", batch_id, SENT)
+        return Entry(entry.name, entry.provider, entry.origin, entry.model, batch_id, entry.at, entry.keys)
+
+    def done(self, entry: Entry) -> None:
+        """Its results are taken in, or it was never sent."""
+        self._set(entry.name, "state = ?, keys = '[]'", DONE)
+
+    def _set(self, name: str, what: str, *values: str) -> None:
+        with self._cache.writing():
+            self._cache.db.execute(f"UPDATE batches SET {what} WHERE name = ?", (*values, name))

@@ -1,0 +1,154 @@
+"""Readers of pairwise answers: which of two outputs is better, for one example or several in one request."""
+
+import functools
+import math
+import re
+
+from rlhf_jax.annotation.answers import LOW_MASS, OK, Answer
+from rlhf_jax.annotation.contracts import (
+    TAIL_CHARS,
+    Parsed,
+    ParserSpec,
+    failed,
+    is_number,
+    json_objects,
+    literal,
+    logsumexp,
+    matches,
+    verdicts,
+    wrong_count,
+)
+
+_BARE_CHARS = 100
+_DRESSED = r"[\s\"'`*(\[]*(?i:output\s*)?[(\[]?NAME[\s\"'`*)\].!]*"
+_NUMBERED = r"(?i:\s*(?:example\s*)?\d+\s*[:.)])?" + _DRESSED
+
+
+def choice(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """The whole answer is one name, perhaps dressed as "(a)", "**b**." or "Output (a)"; of several examples
+    each has a line, perhaps numbered as "Example 2: a" or "2. a"."""
+    if n > 1:
+        lines = [line for line in answer.text[-TAIL_CHARS:].splitlines() if line.strip()]
+        named = [matches(line[:_BARE_CHARS], spec, _NUMBERED, whole=True) for line in lines]
+        sides = [names[0] for names in named if names] if all(named) else []
+        return verdicts(sides, spec, n, "bare choice")
+    text = answer.text if len(answer.text) <= _BARE_CHARS else ""
+    return verdicts(matches(text, spec, _DRESSED, whole=True), spec, n, "bare choice")
+
+
+def sentence(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """ "Output (a)" anywhere, repeated or not, as long as the other is not named as well; of several examples
+    exactly one each."""
+    found = matches(answer.text[-TAIL_CHARS:], spec, r"\b(?i:output)\s*\(NAME\)")
+    return verdicts(found, spec, n, '"Output (...)"')
+
+
+def cot_json(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """JSON objects with the outputs best first under `key`: names, or {"model": name, "rank": 1 or 2}."""
+    firsts, explanations = [], []
+    for found in json_objects(answer.text[-TAIL_CHARS:]):
+        first = _best(found.get(spec.key), spec)
+        if first is not None:
+            firsts.append(first)
+            said = found.get("concise_explanation", found.get("explanation"))
+            explanations.append(said if isinstance(said, str) else None)
+    parsed = verdicts(firsts, spec, n, f'JSON object that orders both outputs under "{spec.key}"')
+    if parsed[0].status != OK:
+        return parsed
+    return [Parsed(p.preference, OK, explanation=e) for p, e in zip(parsed, explanations, strict=False)]
+
+
+def _best(ordered: object, spec: ParserSpec) -> str | None:
+    """The name of the better output in a list of both, None when the list is something else."""
+    if not isinstance(ordered, list) or len(ordered) != 2:
+        return None
+    if all(isinstance(entry, dict) for entry in ordered):
+        by_rank = {entry.get("rank"): entry.get("model") for entry in ordered if _is_plain(entry)}
+        if set(by_rank) != {1, 2}:
+            return None
+        ordered = [by_rank[1], by_rank[2]]
+    return ordered[0] if _is_permutation(ordered, spec) else None
+
+
+def ranking(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """A Python list of {'model': name, 'rank': 1 or 2} that ranks each output once."""
+    firsts = []
+    for text in re.findall(r"\[[^\[\]]{0,500}\]", answer.text[-TAIL_CHARS:]):
+        ranked = literal(text)
+        if isinstance(ranked, list) and all(isinstance(entry, dict) for entry in ranked):
+            first = _best(ranked, spec)
+            if first is not None:
+                firsts.append(first)
+    return verdicts(firsts, spec, n, "list that ranks both outputs 1 and 2")
+
+
+def logprob(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """1 + P(second) / (P(first) + P(second)) over one token's alternatives (AlpacaEval's weighted judges).
+
+    AlpacaEval renormalises whatever mass there is; here less than `min_mass` is low_mass, since the answer
+    then was mostly something else ("Neither", "Please").
+    """
+    if not answer.top_logprobs:
+        return [failed("the answer carries no log-probabilities; does the endpoint return them?")]
+    try:
+        alternatives = dict(answer.top_logprobs[spec.position])
+    except IndexError:
+        return [failed(f"the answer has no token at position {spec.position}")]
+    first, second = (
+        logsumexp([alternatives[name] for name in names if name in alternatives])
+        for names in (spec.first, spec.second)
+    )
+    total = logsumexp([first, second])
+    mass = math.exp(min(total, 0.0))
+    if total == -math.inf or mass < spec.min_mass:
+        return [failed(f"only {mass:.3g} of the probability is on the two names", LOW_MASS, mass)]
+    # 2 - P(first), as the published judges compute it: the same floating-point numbers come out.
+    return [Parsed(2.0 - math.exp(first - total), OK, mass=mass)]
+
+
+def regex(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """The earliest match of any pattern, again and again after it: as many as there are examples.
+
+    AlpacaFarm's and AlpacaEval's reading, so a single example with two matches is unreadable here too.
+    """
+    text, values = answer.text[-TAIL_CHARS:], []
+    compiled = _compiled(spec.patterns)
+    while len(values) <= n:
+        found = [(match.start(), i, match.end()) for i, p in enumerate(compiled) if (match := p.search(text))]
+        if not found:
+            break
+        _, which, end = min(found)
+        values.append((1.0, 2.0, 1.5)[which])
+        text = text[end:]
+    if len(values) != n:
+        return wrong_count(len(values), n, "verdict")
+    return [Parsed(value, OK) for value in values]
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern]:
+    return [re.compile(pattern) for pattern in patterns]
+
+
+def two_scores(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """The first line holds a score of each output, within the scale; equal scores are a tie (FastChat)."""
+    line = next((line for line in answer.text.splitlines() if line.strip()), "")
+    scores = re.findall(r"-?\d+(?:\.\d+)?", line[:_BARE_CHARS])
+    if len(scores) != 2 or re.sub(r"-?\d+(?:\.\d+)?|[\s,;/]", "", line):
+        return [failed("no line with two scores at the start of the answer")]
+    one, two = map(float, scores)
+    if not all(spec.low <= score <= spec.high for score in (one, two)):
+        return [failed(f"scores {one:g} and {two:g} are not within {spec.low:g} and {spec.high:g}")]
+    return [Parsed(1.0 if one > two else 2.0 if two > one else 1.5, OK)]
+
+
+def _is_permutation(names: list, spec: ParserSpec) -> bool:
+    """Whether the two names mean the two outputs, one each."""
+    if not all(isinstance(name, str) for name in names):
+        return False
+    return sorted((name in spec.second) - (name in spec.first) for name in names) == [-1, 1]
+
+
+def _is_plain(entry: dict) -> bool:
+    rank, model = entry.get("rank"), entry.get("model")
+    return isinstance(rank, int) and is_number(rank) and isinstance(model, str)
