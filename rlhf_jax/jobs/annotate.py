@@ -1,4 +1,4 @@
-"""Judges compare responses and their labels are written to labels.parquet. Needs no jax."""
+"""Judges label responses, or models write them, and what they said goes to labels.parquet. Needs no jax."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rlhf_jax.annotation.completions import annotate_completions, model_outputs
+from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE
+from rlhf_jax.annotation.expansion import pairs_of
+from rlhf_jax.annotation.formats import format_named, read_feedback
+from rlhf_jax.annotation.formats.rows_of import write_json
 from rlhf_jax.annotation.head2head import annotate_head2head
 from rlhf_jax.annotation.labels import write_labels
 from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
+from rlhf_jax.annotation.rankings import annotate_rankings
+from rlhf_jax.annotation.ratings import annotate_ratings
 from rlhf_jax.annotation.samples import annotate_samples
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.data.records import read_table
@@ -26,52 +33,89 @@ from rlhf_jax.jobs.judging import (
     limits_of,
 )
 
+SOURCES = ("samples", "pairs", "outputs_2", "ratings", "rankings", "instructions", "feedback")
+# The formats that hold pairs; ratings and rankings are expanded for them.
+_OF_PAIRS = ("alpaca_farm", "alpaca_eval", "trl", "trl_conversational", "sparse_rankings")
+
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/labels.parquet; answers are kept in WORKDIR/answers.sqlite as they come."""
     folder = Path(workdir)
     write_files(folder, {"config.json": as_json(config.to_dict())})
+    source = _source(config)
+    for name in config.formats:
+        format_named(name)
+    if source == "feedback":
+        rows = read_feedback(config.feedback, config.feedback_format)
+        _write(folder, config, rows, f"read from {config.feedback}")
+        return
     pool = load_pool(config.judges)
     if config.transport == "cancel":
         cancel(config, pool, folder)
         return
     with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
-        done = _annotate(config, pool, cache, urls)
+        done = _annotate(config, source, pool, cache, urls)
     if config.dry_run:
         print(describe_estimate(done.summary), flush=True)
         return
-    write_labels(folder / "labels.parquet", done.rows, config.to_dict())
     statuses = Counter(row["status"] for row in done.rows).most_common()
-    print(
-        f"wrote {folder / 'labels.parquet'}: {len(done.rows)} rows; {describe(done.summary, statuses)}",
-        flush=True,
-    )
+    _write(folder, config, done.rows, describe(done.summary, statuses))
 
 
-def _annotate(config: ConfigDict, pool: PoolSpec, cache: Path, urls: dict[str, str]) -> Annotations:
+def _source(config: ConfigDict) -> str:
+    named = [name for name in SOURCES if config[name]]
+    if len(named) != 1:
+        raise UserError(f"{', '.join(SOURCES)}: {len(named)} of them are set; set exactly one source")
+    return named[0]
+
+
+def _annotate(
+    config: ConfigDict, source: str, pool: PoolSpec, cache: Path, urls: dict[str, str]
+) -> Annotations:
     options = {
         "seed": config.seed,
-        "p_label_flip": config.p_label_flip,
         "cache_path": cache,
         "max_concurrency": config.max_concurrency,
         "timeout_s": config.timeout_s,
         "limits": limits_of(config),
         "dry_run": config.dry_run,
+        "reparse": config.reparse,
         "base_urls": urls,
         "progress": JudgingLine(),
     }
-    sources = [name for name in ("samples", "pairs", "outputs_2") if config[name]]
-    if len(sources) != 1:
-        raise UserError(
-            f"samples, pairs, outputs_2: {len(sources)} of them are set; set exactly one source of outputs"
-        )
-    if config.pairs:
-        return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **options)
-    if config.samples:
+    noise = {"p_label_flip": config.p_label_flip}
+    if source == "pairs":
+        return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **noise, **options)
+    if source == "samples":
         rows = read_table(config.samples, ["instruction", "input", "outputs"], made_by=hints.PAIRS)
-        rows = [row | {"output": row["outputs"]} for row in rows]
-        return annotate_samples(rows, pool, one_pair_per_prompt=config.one_pair_per_prompt, **options)
-    if not config.outputs_1:
-        raise UserError("outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with")
-    one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))
-    return annotate_head2head(one, two, pool, **options)
+        one_each = config.one_pair_per_prompt
+        return annotate_samples(rows, pool, one_pair_per_prompt=one_each, **noise, **options)
+    if source == "outputs_2":
+        if not config.outputs_1:
+            raise UserError(
+                "outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with"
+            )
+        one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))
+        return annotate_head2head(one, two, pool, ordered=config.ordered, **noise, **options)
+    rows = read_table(config[source], made_by=hints.FARM if source == "instructions" else hints.PAIRS)
+    if source == "instructions":
+        most = {name: config[name] for name in ("n_samples", "max_prompt_words", "max_prompt_chars")}
+        return annotate_completions(rows, pool, **most, **options)
+    if source == "ratings":
+        return annotate_ratings(rows, pool, **options)
+    if {judge.kind for judge in pool.judges} == {PAIRWISE}:
+        options |= noise
+    return annotate_rankings(rows, pool, **options)
+
+
+def _write(folder: Path, config: ConfigDict, rows: list[dict], said: str) -> None:
+    """labels.parquet, completions as model outputs, and the further formats that are wanted."""
+    write_labels(folder / "labels.parquet", rows, config.to_dict())
+    print(f"wrote {folder / 'labels.parquet'}: {len(rows)} rows; {said}", flush=True)
+    if rows and rows[0]["kind"] == COMPLETION:
+        written = write_json(folder / "outputs.json", model_outputs(rows))
+        print(f"wrote {folder / 'outputs.json'}: {written} outputs", flush=True)
+    for name in config.formats:
+        path = folder / f"feedback.{name}{format_named(name).suffix}"
+        written = format_named(name).write(path, pairs_of(rows) if name in _OF_PAIRS else rows)
+        print(f"wrote {path}: {written} rows", flush=True)

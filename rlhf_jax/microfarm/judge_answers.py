@@ -6,12 +6,15 @@ verdict token, so that a protocol which reports log-probabilities can show it; o
 
 import json
 import math
+import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from rlhf_jax.microfarm import judge_text, judges
+from rlhf_jax.microfarm.families import parse
 from rlhf_jax.microfarm.judges import Judge
+from rlhf_jax.microfarm.writer import demonstration
 
 Distribution = tuple[tuple[str, float], ...]  # (token, probability), most likely first
 
@@ -34,6 +37,8 @@ _PREAMBLE = (
     "I read both outputs closely. They differ in how well they do what was asked and in how they say it."
 )
 _CONFUSED = "I could not find {missing} in your message. Could you paste the text I should judge?"
+
+_OUTSIDE = "I do not know."
 
 _REASONS = {
     "correctness": "answers more correctly",
@@ -106,6 +111,9 @@ def answer(
         return Answer(_CONFUSED.format(missing=task))
     parts = []
     for k, example in enumerate(task.examples):
+        if task.form == "order":
+            parts.append(_order(judge, example, (*stamp, f"example {k}")))
+            continue
         part_stamp, part_draw = (*stamp, f"example {k}"), (*draw, f"example {k}")
         if task.form == "rating":
             distribution = _rating(judge, example, task.scale, part_stamp)
@@ -114,6 +122,14 @@ def answer(
         token = _pick(distribution, temperature, judges.uniform(*part_draw, "pick"))
         parts.append(_SAY[task.form](judge, example, token, distribution))
     return _join(parts, task.form, judge.is_verbose)
+
+
+def write(text: str, *stamp: str) -> Answer:
+    """What the embedded world's writer answers to an instruction, a demonstration of random quality."""
+    task = parse(text)
+    if task is None:
+        return Answer(_OUTSIDE)
+    return Answer(demonstration(task, random.Random("\x1d".join((text, *stamp)))))
 
 
 def nonsense(*stamp: str) -> Answer:
@@ -147,6 +163,17 @@ def _rating(
     mass = {str(k): math.exp(-0.5 * ((k - centre) / width) ** 2) + 1e-9 for k in range(low, high + 1)}
     total = sum(mass.values())
     return tuple(sorted(((k, m / total) for k, m in mass.items()), key=lambda item: -item[1]))
+
+
+def _order(judge: Judge, example: judge_text.Example, stamp: tuple[str, ...]) -> Answer:
+    """All outputs by their numbers, best first; each is read by itself, as for a rating."""
+
+    def share(place: int) -> float:
+        u = judges.uniform(*stamp, "read", str(place))
+        return judges.perceived_share(judge, example.instruction, example.outputs[place], u)
+
+    places = sorted(range(len(example.outputs)), key=share, reverse=True)
+    return Answer(" > ".join(str(place + 1) for place in places))
 
 
 def _pick(distribution: Distribution, temperature: float, u: float) -> str:

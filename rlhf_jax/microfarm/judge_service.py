@@ -32,6 +32,7 @@ FAULTS = ("nonsense", "refuse", "slow", "ratelimit", "flaky", "error500", "drop"
 SLOW_SECONDS = 2.0
 RETRY_AFTER_SECONDS = 1.0
 BAD_KEY = "bad-key"
+WRITER = "micro-writer"  # The one model that is no judge: it follows instructions.
 
 # Per minute; shown in headers so that a client's limiter has something to read, never enforced.
 REQUESTS_PER_MINUTE = 100_000
@@ -82,7 +83,7 @@ class Service:
             return Reply(200, dict(self.counts))
         _check_key(headers)
         if path == "/v1/models" and method == "GET":
-            names = list(JUDGES)
+            names = [*JUDGES, WRITER]
             page = {"object": "list", "data": [_model(name) for name in names], "has_more": False}
             return Reply(200, page | {"first_id": names[0], "last_id": names[-1]})
         if path.startswith("/v1/models/") and method == "GET":
@@ -113,6 +114,8 @@ class Service:
             answer = judge_answers.refuse()
         elif fault == "nonsense":
             answer = judge_answers.nonsense(name, request.key)
+        elif name == WRITER:
+            answer = judge_answers.write(request.text, request.key, str(request.seed))
         else:
             options = {"key": request.key, "temperature": request.temperature, "seed": request.seed}
             answer = judge_answers.answer(JUDGES[name], request.text, **options)
@@ -179,7 +182,7 @@ def _check_key(headers: dict[str, str]) -> None:
 def _split(model: str) -> tuple[str, str]:
     """("micro-judge-clean", "slow") of "micro-judge-clean:slow"; raises a 404 for an unknown name."""
     name, _, fault = model.partition(":")
-    if name not in JUDGES or (":" in model and fault not in FAULTS):
+    if name not in (*JUDGES, WRITER) or (":" in model and fault not in FAULTS):
         raise judge_protocols.unknown_model(model)
     return name, fault
 

@@ -4,20 +4,20 @@ Two layouts are understood. The tagged one is what our annotation templates writ
 
     <instruction>\\n...\\n</instruction>  <output_a>\\n...\\n</output_a>  <output_b>\\n...\\n</output_b>
 
-with a single `<output>` when a rating is asked for, and `<example_1>...</example_1>` blocks around several
-examples packed into one request. The other is AlpacaFarm's: Markdown headings "Instruction:", "Input:",
-"Output (a):", "Output (b):". The form of the answer is looked for outside the data only, so a response that
-quotes the answer sentence changes nothing.
+with a single `<output>` when a rating is asked for, `<output_1>`, `<output_2>`, ... when several are ranked, and
+`<example_1>...</example_1>` blocks around several examples packed into one request. The other is AlpacaFarm's:
+Markdown headings "Instruction:", "Input:", "Output (a):", "Output (b):". The form of the answer is looked for
+outside the data only, so a response that quotes the answer sentence changes nothing.
 """
 
 import re
 from dataclasses import dataclass
 
-FORMS = ("choice", "sentence", "cot_json", "ranking", "rating")
+FORMS = ("choice", "sentence", "cot_json", "ranking", "rating", "order")
 
-_TAGS = r"(?:instruction|output_[ab]|output|example_\d+)"
+_TAGS = r"(?:instruction|output_[ab]|output_\d+|output|example_\d+)"
 _BLOCK = re.compile(rf"<({_TAGS})>\n(.*?)\n?</\1>", re.DOTALL)
-_PART = re.compile(r"<(instruction|output_[ab]|output)>\n(.*?)\n?</\1>", re.DOTALL)
+_PART = re.compile(r"<(instruction|output_[ab]|output_\d+|output)>\n(.*?)\n?</\1>", re.DOTALL)
 _EXAMPLE = re.compile(r"<example_(\d+)>\n(.*?)\n</example_\1>", re.DOTALL)
 # Whoever writes the tags escapes whatever looks like one in the data, in any case and spacing.
 _ESCAPED_TAG = re.compile(r"&((?:amp;)*)lt;(?=\s*/?\s*(?i:instruction|output(?:_\w+)?|example_\w+)\b)")
@@ -36,6 +36,7 @@ _EXACT_FORMS = (
     ("cot_json", "Answer with a JSON object"),
     ("ranking", "Answer with a Python list of dictionaries"),
     ("rating", "Answer with one integer from"),
+    ("order", "Answer with the numbers of all"),
 )
 _LOOSE_FORMS = (
     ("cot_json", re.compile(r"concise_explanation|\"ordered\"", re.IGNORECASE)),
@@ -51,7 +52,7 @@ _SCALE = re.compile(r"(?:from|between) (\d{1,2}) (?:to|and) (\d{1,2})")
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to judge. `outputs` holds (a, b) for a comparison and a single text for a rating."""
+    """One thing to judge. `outputs` holds (a, b) for a comparison, a single text for a rating, all for an order."""
 
     instruction: str
     outputs: tuple[str, ...]
@@ -87,8 +88,13 @@ def read(text: str) -> Task | str:
         return missing
     examples = tuple(part for part in found if isinstance(part, Example))
     form = _form(frame, pairwise=len(examples[0].outputs) == 2)
-    if any((len(example.outputs) == 1) != (form == "rating") for example in examples):
-        return "one output to rate" if form == "rating" else "two outputs to compare"
+    n_outputs = {len(example.outputs) for example in examples}
+    if form == "rating" and n_outputs != {1}:
+        return "one output to rate"
+    if form == "order" and 1 in n_outputs:
+        return "several outputs to rank"
+    if form not in ("rating", "order") and n_outputs != {2}:
+        return "two outputs to compare"
     return Task(examples, form, _scale(frame))
 
 
@@ -124,6 +130,9 @@ def _example(parts: dict[str, str]) -> Example | str:
         return Example(parts["instruction"], (parts["output_a"], parts["output_b"]))
     if "output" in parts:
         return Example(parts["instruction"], (parts["output"],))
+    if "output_1" in parts and "output_2" in parts:
+        numbered = sorted((name for name in parts if name[7:].isdigit()), key=lambda name: int(name[7:]))
+        return Example(parts["instruction"], tuple(parts[name] for name in numbered))
     if "output_a" in parts:
         return "output (b)"
     return "output (a)" if "output_b" in parts else "the outputs"

@@ -260,7 +260,7 @@ def test_a_file_without_any_usable_preference(refused, farm, tmp_path):
         ),
         ("generate", {"samples": 0}, r"^samples: 0; use 1 or more"),
         ("generate", {"batch_size": 0}, r"^batch_size: 0 rows"),
-        ("annotate", {"samples": ""}, r"^samples, pairs, outputs_2: 0 of them are set; set exactly one"),
+        ("annotate", {"samples": ""}, r"^samples, pairs, .*, feedback: 0 of them are set; set exactly one"),
         ("annotate", {"judges": "configs/judges/none.yaml"}, r"configs/judges/none.yaml"),
     ],
 )

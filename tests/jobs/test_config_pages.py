@@ -14,7 +14,7 @@ import tiny_farm
 from ml_collections import ConfigDict
 
 from rlhf_jax import main
-from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.data.records import read_instructions, read_table, write_parquet
 from rlhf_jax.jobs import annotate, evaluate, generate, score, sft
 from rlhf_jax.jobs import farm as farm_job
 from rlhf_jax.settings import load_page
@@ -111,8 +111,20 @@ def test_annotate_reads_every_field(farm, outputs, tmp_path):
     read = reads(annotate.run, tiny_farm.settings("annotate", farm, **local), str(tmp_path / "samples"))
     sides = {"outputs_1": str(outputs["sft"]), "outputs_2": str(outputs["dpo"])}
     head2head = tiny_farm.settings("annotate", farm, "head2head", **local, **sides)
-    assert_all_read("annotate", read | reads(annotate.run, head2head, str(tmp_path / "head2head")))
+    read |= reads(annotate.run, head2head, str(tmp_path / "head2head"))
+    for variant in ("ratings", "rankings", "completions"):
+        page = tiny_farm.settings("annotate", farm, variant)
+        read |= reads(annotate.run, page, str(tmp_path / variant))
+    judged = {"feedback": str(tmp_path / "rankings/feedback.trl.jsonl"), "feedback_format": "trl"}
+    convert = tiny_farm.settings("annotate", farm, "convert", **judged)
+    assert_all_read("annotate", read | reads(annotate.run, convert, str(tmp_path / "convert")))
     assert len(read_table(tmp_path / "samples/labels.parquet")) == 12
+    assert {row["kind"] for row in read_table(tmp_path / "ratings/labels.parquet")} == {"rating"}
+    scored = read_table(tmp_path / "ratings/feedback.rrhf.jsonl")
+    assert all(len(row["responses"]) == len(row["scores"]) == 2 for row in scored)
+    assert len(read_table(tmp_path / "convert/labels.parquet")) == len(read_table(judged["feedback"]))
+    outputs_read, dropped = read_instructions(tmp_path / "completions/outputs.json")
+    assert outputs_read and not dropped
 
 
 def test_evaluate_reads_every_field(farm, outputs, tmp_path):

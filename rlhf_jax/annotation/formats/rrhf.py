@@ -1,0 +1,41 @@
+"""RRHF's training file: one JSON object per line, {"query", "responses", "scores"} of equal lengths."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf_jax.annotation.expansion import scored_of
+from rlhf_jax.annotation.formats.rows_of import column, prompt_of, rated, write_lines
+from rlhf_jax.data.tables import read_table, require_columns
+from rlhf_jax.errors import UserError
+
+
+def read(path: str | Path) -> list[dict]:
+    """A rated row per response."""
+    table = read_table(path)
+    require_columns(table, ("query", "responses", "scores"), path)
+    rows = []
+    for i, row in enumerate(table):
+        where = f"{path}: row {i + 1}"
+        query, responses, scores = column(row, "query", where), row["responses"], row["scores"]
+        if not isinstance(responses, list) or not isinstance(scores, list) or len(responses) != len(scores):
+            raise UserError(
+                f"{where}: scores: need one for each of the responses, in two lists of equal length"
+            )
+        for k, (response, score) in enumerate(zip(responses, scores, strict=True)):
+            if not isinstance(score, int | float) or isinstance(score, bool):
+                raise UserError(f"{where}: scores[{k}]: found {score!r}; it must be a number")
+            if not isinstance(response, str):
+                raise UserError(f"{where}: responses[{k}]: found {response!r}; it must be text")
+            rows.append(rated(query, "", response, float(score)) | {"sample_id": k})
+    return rows
+
+
+def write(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Ratings, rankings or pairs as scored responses (`expansion.scored_of`); how many prompts."""
+    scored = [
+        {"query": prompt_of(one), "responses": one["responses"], "scores": one["scores"]}
+        for one in scored_of(rows)
+    ]
+    if not scored:
+        raise UserError(f"{path}: no prompt has two scored responses")
+    return write_lines(path, scored)

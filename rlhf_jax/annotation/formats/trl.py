@@ -1,0 +1,59 @@
+"""TRL's preference records: prompt, chosen, rejected, as texts or as lists of chat messages.
+
+The explicit-prompt layouts are written; those, the implicit ones (both sides hold the whole conversation) and
+transcripts like hh-rlhf's are read.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf_jax.annotation.contracts import PAIRWISE
+from rlhf_jax.annotation.formats.rows_of import labelled, pair, prompt_of, write_lines
+from rlhf_jax.data.records import read_pairs
+from rlhf_jax.errors import UserError
+
+
+def read(path: str | Path) -> list[dict]:
+    """Labelled pairs, the chosen response as output_1. What `data.records.read_pairs` drops is dropped."""
+    pairs, _ = read_pairs(path)
+    rows = []
+    for one in pairs:
+        instruction = one["instruction"] if "instruction" in one else one["prompt"]
+        rows.append(pair(instruction, one.get("input", ""), (one["chosen"], one["rejected"]), 1.0))
+    return rows
+
+
+def write(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """prompt, chosen, rejected as texts, and margin, how far the preference is from a tie (0 to 1).
+
+    Ties and rows without a label are left out.
+    """
+    return write_lines(path, [dict(zip(_NAMES, one, strict=True)) for one in _decided(rows, path)])
+
+
+def write_conversational(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """As `write`, each of prompt, chosen and rejected a list of one chat message."""
+    lines = []
+    for prompt, chosen, rejected, margin in _decided(rows, path):
+        sides = (_message("user", prompt), _message("assistant", chosen), _message("assistant", rejected))
+        lines.append(dict(zip(_NAMES, (*sides, margin), strict=True)))
+    return write_lines(path, lines)
+
+
+_NAMES = ("prompt", "chosen", "rejected", "margin")
+
+
+def _message(role: str, content: str) -> list[dict]:
+    return [{"role": role, "content": content}]
+
+
+def _decided(rows: Sequence[Mapping], path: str | Path) -> list[tuple[str, str, str, float]]:
+    made = []
+    for row in labelled(rows, PAIRWISE, path):
+        one, two, p_2 = row["output_1"], row["output_2"], row["preference"] - 1.0
+        if p_2 != 0.5:
+            chosen, rejected = (two, one) if p_2 > 0.5 else (one, two)
+            made.append((prompt_of(row), chosen, rejected, abs(2.0 * p_2 - 1.0)))
+    if not made:
+        raise UserError(f"{path}: all labelled pairs are ties; nothing is chosen over anything")
+    return made

@@ -1,0 +1,78 @@
+"""UltraFeedback: an instruction with several completions, each rated on several aspects and as a whole.
+
+    {"instruction", "completions": [{"model", "response", "annotations": {aspect: {"Rating", "Rationale"}},
+     "overall_score"}]}
+
+The binarized form (prompt, chosen, rejected, score_chosen, score_rejected) is read as two ratings.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf_jax.annotation.contracts import RATING
+from rlhf_jax.annotation.formats.rows_of import column, labelled, prompt_of, rated, write_lines
+from rlhf_jax.data.messages import is_messages
+from rlhf_jax.data.tables import columns_of, read_table, require_columns
+from rlhf_jax.errors import UserError
+
+
+def read(path: str | Path) -> list[dict]:
+    """A rated row per completion: `rating` is the overall score, `aspects` those with a number."""
+    table = read_table(path)
+    if "score_chosen" in columns_of(table):
+        require_columns(table, ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), path)
+        return [one for i, row in enumerate(table) for one in _binarized(row, f"{path}: row {i + 1}")]
+    require_columns(table, ("instruction", "completions"), path)
+    rows = []
+    for i, row in enumerate(table):
+        where = f"{path}: row {i + 1}"
+        for k, one in enumerate(row["completions"] or []):
+            here = f"{where}: completions[{k}]"
+            output = column(one, "response", here)
+            made = rated(column(row, "instruction", where), "", output, _number(one.get("overall_score")))
+            aspects = [
+                {"aspect": name, "rating": _number(said.get("Rating"))}
+                for name, said in (one.get("annotations") or {}).items()
+                if isinstance(said, Mapping)
+            ]
+            known = [aspect for aspect in aspects if aspect["rating"] is not None]
+            rows.append(made | {"generator": one.get("model"), "sample_id": k, "aspects": known or None})
+    return rows
+
+
+def _binarized(row: Mapping, where: str) -> list[dict]:
+    made = []
+    for k, side in enumerate(("chosen", "rejected")):
+        said = row[side][-1]["content"] if is_messages(row[side]) else column(row, side, where)
+        score = _number(row[f"score_{side}"])
+        made.append(rated(column(row, "prompt", where), "", said, score) | {"sample_id": k})
+    return made
+
+
+def _number(value: object) -> float | None:
+    """A rating as UltraFeedback writes it: a number, the text of one, or "N/A"."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+def write(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Rated rows as one object per prompt; how many prompts. Unrated outputs are left out.
+
+    Aspect ratings become texts, as UltraFeedback has them.
+    """
+    prompts: dict[str, list[dict]] = defaultdict(list)
+    for row in labelled(rows, RATING, path):
+        annotations = {
+            one["aspect"]: {"Rating": f"{one['rating']:g}", "Rationale": ""}
+            for one in row.get("aspects") or []
+        }
+        completion = {"model": row.get("generator"), "response": row["output"], "annotations": annotations}
+        prompts[prompt_of(row)].append(completion | {"overall_score": row["rating"]})
+    if not prompts:
+        raise UserError(f"{path}: no prompt has a rated output")
+    return write_lines(path, [{"instruction": text, "completions": list(c)} for text, c in prompts.items()])
