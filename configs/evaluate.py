@@ -45,7 +45,8 @@ def microfarm() -> ConfigDict:
     c.min_coverage = 0.8  # A win rate over a smaller share of the rows is refused.
 
     # Win rates as if outputs were equally long. More files make them sharper: a number per instruction
-    # (columns instruction, input, difficulty), and labels of the baseline's model told to be verbose or concise.
+    # (columns instruction, input, difficulty), and labels of the baseline's model told to be verbose or concise
+    # (or AlpacaEval's df_gamed.csv, which holds both).
     c.length_control = True
     c.difficulty = ""
     c.regulariser = ""

@@ -31,6 +31,7 @@ LENGTH: Mapping[str, Control] = {"length": len}
 REGULARISER_WEIGHT = 0.1  # AlpacaEval: lambda 0.2, halved because two gamed baselines share it
 CROSS_VALIDATED = "cross-validated"
 DIFFICULTY, MODEL = "difficulty", "model"
+SCALED = "length_difference_in_std"  # a row of a regulariser may hold this instead of outputs
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def length_controlled_win_rate(
 
     controls: name -> value of an output; the default is its length. difficulty: by instruction (with its input
     after a blank line, if it has one), for every row; None leaves the term out. regulariser: rows of gamed
-    baselines, told apart by `generator_2`. l1_strength: None fits with a small `ridge`; a number gives
+    baselines, told apart by `generator_2`; instead of outputs they may hold `length_difference_in_std`, the
+    baseline's length minus theirs in standard deviations. l1_strength: None fits with a small `ridge`; a number gives
     liblinear's L1 objective with that C, and "cross-validated" chooses C as AlpacaEval's pipeline does.
 
     Identical outputs in every row are the baseline itself: 50 by construction, all weights 0. Raises UserError
@@ -163,6 +165,10 @@ def _design(
 
 def scaled_difference(rows: Sequence[Mapping], name: str, control: Control) -> np.ndarray:
     """tanh(delta / std) of a control [N]; 0 throughout where both outputs always agree."""
+    if rows and SCALED in rows[0]:
+        if name != "length":
+            raise UserError(f"regulariser: its rows hold lengths without outputs; {name} cannot be a control")
+        return np.tanh(np.array([row[SCALED] for row in rows], np.float64))
     delta = np.array([float(control(row["output_1"])) - float(control(row["output_2"])) for row in rows])
     if not delta.any():
         return delta

@@ -20,6 +20,7 @@ from rlhf_jax.annotation.labels import write_labels
 from rlhf_jax.annotation.pairs import Annotations
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.alpaca_files import NO_WEIGHTS, weights_csv
 from rlhf_jax.evaluation.leaderboard import (
     LeaderboardRow,
     average_length,
@@ -55,9 +56,10 @@ class Judged(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Writes the leaderboard (.csv, .md, .txt), summary.json, annotations.parquet and report.html to WORKDIR.
+    """Writes the leaderboard (.csv, .md, .txt), summary.json, report.html and the rest to WORKDIR.
 
-    Also draws RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in
+    The rest: annotations.parquet and length_weights.csv, by which any two models compare that were measured
+    against one baseline. Also draws RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in
     WORKDIR/answers.sqlite as they come, so that the same command continues. Raises UserError for inputs that
     are missing or do not fit together, a judge that cannot be reached, and one that fails on too many rows.
     """
@@ -237,9 +239,11 @@ def _plots(config: ConfigDict, stages: list[Stage]) -> list[str]:
 
 
 def _write(config: ConfigDict, pool: PoolSpec, found: results.Results, folder: Path) -> None:
+    weights = {name: one.weights for name, one in found.measured.controlled.items()}
     results.write_files(
         folder,
         {
+            "length_weights.csv": weights_csv({found.outputs.baseline: NO_WEIGHTS} | weights),
             "leaderboard.csv": leaderboard_csv(found.rows),
             "leaderboard.md": leaderboard_markdown(found.rows),
             "leaderboard.txt": results.text(found),

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.data.tables import read_table, require_columns
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.alpaca_files import read_gamed
 from rlhf_jax.evaluation.bootstrap import Difference, paired_differences
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow
 from rlhf_jax.evaluation.length_control import (
@@ -50,6 +51,9 @@ class Extras:
 def read_extras(config: ConfigDict) -> Extras:
     """What config.difficulty, config.regulariser and config.published name; "" is nothing.
 
+    A regulariser that is a CSV file is AlpacaEval's df_gamed.csv, whose index counts the rows of
+    config.baseline; its difficulties are used unless config.difficulty names others.
+
     Raises UserError for a missing file, a missing column or a number that is none, before a judge is paid.
     """
     difficulty = None
@@ -61,7 +65,10 @@ def read_extras(config: ConfigDict) -> Extras:
         except (TypeError, ValueError) as error:
             raise UserError(f"difficulty: {config.difficulty}: {error}; give a number in every row") from None
     regulariser: list[dict] = []
-    if config.regulariser:
+    if config.regulariser.endswith(".csv"):
+        gamed = read_gamed(config.regulariser, read_table(config.baseline))
+        regulariser, difficulty = gamed.rows, gamed.difficulty if difficulty is None else difficulty
+    elif config.regulariser:
         regulariser = read_table(config.regulariser)
         wanted = ("instruction", "output_1", "output_2", "preference", "generator_2")
         require_columns(regulariser, wanted, config.regulariser)

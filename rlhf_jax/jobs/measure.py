@@ -26,7 +26,7 @@ from rlhf_jax.evaluation.ratings import (
     win_rate_from_rankings,
     win_rate_from_ratings,
 )
-from rlhf_jax.evaluation.reliability import Reliability, cohen_kappa, krippendorff_alpha
+from rlhf_jax.evaluation.reliability import Reliability, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.evaluation.report_data import Report
 from rlhf_jax.jobs.evaluation_inputs import named
@@ -131,6 +131,8 @@ def _compare_annotators(config: ConfigDict, found: Found) -> None:
     found.evaluators.append(evaluator(LONGEST, longest, gold, **how))
     found.evaluators.sort(key=lambda row: -row.human_agreement.value)
     if (crowd := _crowd(gold)) is not None:
+        if all(label in (1, 2) for labels in crowd for label in labels):
+            found.reliability[f"Fleiss' kappa within {GOLD}"] = fleiss_kappa(crowd)
         found.reliability[f"Krippendorff's alpha within {GOLD}"] = krippendorff_alpha(crowd, level="interval")
 
 

@@ -16,6 +16,8 @@ import pytest
 from rlhf_jax.annotation import annotate_samples, write_labels
 from rlhf_jax.data.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.alpaca_files import read_weights
+from rlhf_jax.evaluation.length_control import any_vs_any
 from rlhf_jax.jobs import evaluate
 from rlhf_jax.microfarm import human, world
 from rlhf_jax.microfarm.judge_server import JudgeServer
@@ -150,6 +152,8 @@ def test_length_control_and_paired_differences_are_those_of_the_annotations(done
         assert d["difference"] == pytest.approx(100 * (labels[a] - labels[b]).mean()) and d["n_total"] == N
         assert f"{a} - {b}" in printed
     assert pairs["ppo", "sft"]["interval"][0] > 0
+    weights = read_weights(folder / "length_weights.csv")
+    assert any_vs_any(weights, "ppo", "sft") == pytest.approx(against["ppo"]["sft"])
     ids = {found["judged_by"]["id"] for found in summary["methods"].values()}
     assert len(ids) == 1 and ids.pop() in (folder / "leaderboard.md").read_text()
 
@@ -247,7 +251,7 @@ def test_files_agree_and_the_report_shows_all_parts(done, farm):
         assert f'<section id="{section}">' in html
     assert html.count('<article class="sample">') == 12
     assert json.loads((folder / "config.json").read_text())["judges"].endswith("micro_pool.yaml")
-    assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"1"
+    assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"2"
 
 
 def test_runs_without_metrics_are_noted_and_the_others_drawn(done, farm):

@@ -13,6 +13,7 @@ from rlhf_jax.data.records import write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.evaluators import evaluator
 from rlhf_jax.evaluation.rankings import bradley_terry
+from rlhf_jax.evaluation.reliability import fleiss_kappa
 from rlhf_jax.jobs import measure
 from rlhf_jax.settings import load_page
 
@@ -95,6 +96,10 @@ def test_annotators_are_compared_with_gold(tmp_path):
     assert rows["longer output wins"]["biases"]["prefers_longer"] == 100
     assert rows["longer output wins"]["usd"]["value"] is None  # not known is not zero
     assert "Cohen's kappa, judge and gold" in told and "Krippendorff's alpha within gold" in told
+    crowd = [[r["preference"] for r in gold[k::3]] for k in range(3)]
+    assert summary["reliability"]["Fleiss' kappa within gold"]["value"] == pytest.approx(
+        fleiss_kappa(crowd).value
+    )
     board = {row["name"]: row for row in csv.DictReader((tmp_path / "out/evaluators.csv").open())}
     assert float(board["judge"]["human_agreement"]) == pytest.approx(want.human_agreement.value)
     assert board["judge"]["variance"] == "" and board["judge"]["n_rows"] == "40"
