@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 
 # Compiled programs are shared by all tests and the processes they start.
@@ -21,8 +22,17 @@ if _worker and hasattr(os, "sched_setaffinity"):
     _processors = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_processors[int(_worker.removeprefix("gw")) % len(_processors)]})
 
+import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = ("objectives", "models", "sampling", "rollout", "training", "parallel", "data")
 _hook = install_import_hook([f"rlhf_jax.{room}" for room in CHECKED], "beartype.beartype")
 _hook.__enter__()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs of a finished file are let go: a worker would come to hold gigabytes of them."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
