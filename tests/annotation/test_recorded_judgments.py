@@ -139,9 +139,7 @@ def test_alpaca_farm_examples_can_be_judged() -> None:
 
 def test_sparse_feedback_samples_can_be_ranked() -> None:
     rows = read_table(DATA / "preferences/sparse_feedback/sample_generation.json")
-    rows = [
-        {"instruction": r["instruction"], "input": r["input"], "outputs": r["responses"]} for r in rows
-    ]
+    rows = [{"instruction": r["instruction"], "input": r["input"], "outputs": r["responses"]} for r in rows]
     spec = replace(load_judge(JUDGES / "sparse_rankings.yaml"), base_url="local", api_key_env="")
     answer = {"choices": [{"finish_reason": "stop", "message": {"content": "Output (a)"}}]}
     with FakeServer(lambda body, nth: answer) as server:
