@@ -102,9 +102,9 @@ def expected(row: dict) -> tuple[str, float | None]:
     if kind in LASTING:
         return LASTING[kind][1], None
     i = row["instruction"].removeprefix("Say ").removesuffix(".")
-    shown = [f"first {i}", f"second {i}"]
+    shown = (f"first {i}", f"second {i}")
     switched = seeding.is_switched(row["instruction"], 0)
-    body = JUDGE.body(row["instruction"], *(shown[::-1] if switched else shown))
+    body = JUDGE.body([(row["instruction"], *(shown[::-1] if switched else shown))])
     return "ok", 2.0 if (verdict(body) == "b") != switched else 1.0
 
 
