@@ -138,7 +138,7 @@ class OpenAIBatches:
             said = self._endpoint.clean(f"{code}: {message}")
             return Expired(said) if code == "batch_expired" else Retryable(said)
         if response["status_code"] == 200:
-            return _read(self._api, response["body"])
+            return _read(self._endpoint, self._api, response["body"])
         return _as_fault(self._endpoint.fault(response["status_code"], response["body"], {}))
 
     async def cancel(self, batch_id: str) -> None:
@@ -191,7 +191,7 @@ class AnthropicBatches:
     def _outcome(self, result: dict) -> Answer | Fault:
         kind = result["type"]
         if kind == "succeeded":
-            return _read("messages", result["message"])
+            return _read(self._endpoint, "messages", result["message"])
         if kind == "expired":
             return Expired("the batch ran out of time")
         if kind == "canceled":
@@ -221,9 +221,9 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield rest
 
 
-def _read(api: str, payload: dict) -> Answer | Fault:
+def _read(endpoint: Endpoint, api: str, payload: dict) -> Answer | Fault:
     try:
-        return read_answer(api, payload)
+        return endpoint.scrubbed(read_answer(api, payload))
     except Retryable as fault:
         return fault
 

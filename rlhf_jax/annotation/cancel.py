@@ -24,25 +24,38 @@ def cancel_batches(
     What a batch has finished until then is billed; the next run with the transport "batch" takes it in. Errors:
     UserError when a provider refuses, or when a batch belongs to none of the pool's judges.
     """
+    stopped = []
     with AnswerCache(cache_path) as cache:
-        entries = [entry for entry in Ledger(cache).unfinished() if entry.batch_id]
+        ledger = Ledger(cache)
         specs = {(s.provider, resolve(s, base_urls or {}).origin, s.model): s for s in pool.judges}
-        for entry in entries:
+        for entry in ledger.unfinished():
             spec = specs.get((entry.provider, entry.origin, entry.model))
             if spec is None:
                 raise UserError(
-                    f"transport: batch {entry.batch_id} is for {entry.model} at {entry.origin}, which none of the "
-                    f"judges of {pool.name} asks; give the judges it was sent for"
+                    f"transport: batch {entry.batch_id or entry.name} is for {entry.model} at {entry.origin}, which "
+                    f"none of the judges of {pool.name} asks; give the judges it was sent for"
                 )
             endpoint = Endpoint(resolve(spec, base_urls or {}), max_connections=1, timeout_s=_TIMEOUT_S)
-            complete(_cancel(endpoint, spec.api, entry))
-    return entries
+            found = complete(_cancel(endpoint, spec.api, entry, ledger))
+            stopped += [] if found is None else [found]
+    return stopped
 
 
-async def _cancel(endpoint: Endpoint, api: str, entry: Entry) -> None:
+async def _cancel(endpoint: Endpoint, api: str, entry: Entry, ledger: Ledger) -> Entry | None:
+    """Stop one batch; one that was noted and never sent is forgotten."""
+    batches = service(endpoint, api)
     try:
-        await endpoint.call(service(endpoint, api).cancel(entry.batch_id))
+        if entry.batch_id is None:
+            known = {other.batch_id for other in ledger.unfinished() if other.batch_id}
+            found = await endpoint.call(batches.find(entry, known))
+            if found is None:
+                ledger.done(entry)
+                return None
+            entry = ledger.sent(entry, found)
+        await endpoint.call(batches.cancel(entry.batch_id))
+        return entry
     except Fault as error:
-        raise UserError(f"{endpoint.address.shown}: batch {entry.batch_id}: {error}; try again") from None
+        shown = entry.batch_id or entry.name
+        raise UserError(f"{endpoint.address.shown}: batch {shown}: {error}; try again") from None
     finally:
         await endpoint.close()

@@ -27,6 +27,7 @@ PATHS = {
     "messages": "/v1/messages",
 }
 _CONNECT_TIMEOUT_S = 10.0
+_SHORT_KEY = 6  # So short a "key" is a placeholder, and may be part of any word.
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
 _CROWDED = frozenset({408, 503, 529})
 _FATAL = {
@@ -79,7 +80,7 @@ class Endpoint:
         except self._httpx.HTTPError as error:
             raise Retryable(self.clean(str(error)) or type(error).__name__, may_cost=True) from None
         on_headers(response.headers)
-        answer = read_answer(api, response)
+        answer = self.scrubbed(read_answer(api, response))
         latency_ms = (time.monotonic() - started) * 1e3
         return replace(answer, latency_ms=latency_ms, created_at=int(time.time() * 1000))
 
@@ -126,11 +127,18 @@ class Endpoint:
             return Retryable(said, wait_s=wait_s, rate_limit=status == 429, crowded=crowded)
         return Rejected(said)
 
+    def scrubbed(self, answer: Answer) -> Answer:
+        """The answer without the key, should a server repeat what it was sent."""
+        if len(self._key) <= _SHORT_KEY:
+            return answer
+        texts = ("text", "model", "request_id", "system_fingerprint", "finish_reason", "refusal")
+        found = {name: value for name in texts if self._key in (value := getattr(answer, name) or "")}
+        return replace(answer, **{name: value.replace(self._key, "***") for name, value in found.items()})
+
     def clean(self, text: str) -> str:
         """One short line without the key, whole or abridged as providers quote it."""
-        text = (
-            " ".join(text.split()).replace(self._key, "***") if len(self._key) > 6 else " ".join(text.split())
-        )
+        text = " ".join(text.split())
+        text = text.replace(self._key, "***") if len(self._key) > _SHORT_KEY else text
         return re.sub(r"\bsk-[\w*.-]{4,}", "***", text)[:300]
 
 

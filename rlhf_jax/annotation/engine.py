@@ -73,8 +73,8 @@ def _check_not_in_batches(cache: AnswerCache, todo: list[Job]) -> None:
     n = sum(job.key in sent for job in todo)
     if n:
         raise UserError(
-            f"transport: {n} requests are in a provider's batch that was sent before; continue with "
-            "--config.transport=batch, or stop it first with --config.transport=cancel"
+            f"transport: {n} requests are in a provider's batch that was sent before; go on with "
+            "--config.transport=batch, which after --config.transport=cancel takes in what was finished"
         )
 
 

@@ -3,22 +3,25 @@
 import asyncio
 import threading
 from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-def complete(work: Coroutine) -> None:
+def complete(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` to its end. Within a running loop (a notebook) that takes a thread of its own."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(work)
-        return
+        return asyncio.run(work)
     loop = asyncio.new_event_loop()
     task = loop.create_task(work)
     raised: list[BaseException] = []
+    results: list[T] = []
 
     def target() -> None:
         try:
-            loop.run_until_complete(task)
+            results.append(loop.run_until_complete(task))
         except BaseException as error:
             raised.append(error)
         finally:
@@ -35,3 +38,4 @@ def complete(work: Coroutine) -> None:
         raise
     if raised:
         raise raised[0]
+    return results[0]

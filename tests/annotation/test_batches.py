@@ -16,6 +16,7 @@ from annotation_helpers import ENVIRONMENT, QUICK, judge_spec, make_rows, pool_o
 from rlhf_jax.annotation import annotate_pairs
 from rlhf_jax.annotation.batches import BatchPolicy
 from rlhf_jax.annotation.cache import AnswerCache
+from rlhf_jax.annotation.cancel import cancel_batches
 from rlhf_jax.annotation.costs import Price
 from rlhf_jax.annotation.ledger import Ledger
 from rlhf_jax.annotation.limits import Limits
@@ -236,3 +237,16 @@ def test_the_key_is_in_no_ledger_and_no_batch(tmp_path: Path, monkeypatch: pytes
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir()) + repr(rows).encode()
     assert b"very-secret" not in stored + b"".join(server.files.values())
     assert any("very-secret" in header for header in server.headers)
+
+
+def test_cancelling_forgets_what_was_never_sent_and_needs_the_judges(tmp_path: Path) -> None:
+    judge = judge_spec()
+    with AnswerCache(tmp_path / "c") as cache:
+        Ledger(cache).intend("openai", "local", judge.model, ["k"])
+    with BatchServer() as server:
+        urls = {"local": server.url}
+        with pytest.raises(UserError, match=r"none of the judges of test_pool asks"):
+            cancel_batches(pool_of(judge_spec(model="m2")), tmp_path / "c", urls)
+        assert cancel_batches(pool_of(judge), tmp_path / "c", urls) == []
+    with AnswerCache(tmp_path / "c") as cache:
+        assert Ledger(cache).unfinished() == []

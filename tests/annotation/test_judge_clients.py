@@ -186,3 +186,14 @@ def test_a_body_is_sent_as_it_was_hashed(monkeypatch: pytest.MonkeyPatch) -> Non
     judge = Judge(judge_spec(), {"local": server.url})
     assert json.loads(next(iter(server.asked))) == judge.body([("Do it.", "one", "two")])
     assert isinstance(judge.address, Address)
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_server_that_repeats_the_key_gets_it_into_no_answer(
+    monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    said = f"You sent {KEY}; a"
+    payload = anthropic_payload(said) if provider == "anthropic" else openai_payload(said)
+    with FakeServer(lambda body, nth: payload | {"id": KEY, "model": f"m-{KEY}"}) as server:
+        answer = ask(server, monkeypatch, provider=provider)
+    assert answer.text == "You sent ***; a" and "secret" not in repr(answer)

@@ -6,8 +6,9 @@ import pytest
 import yaml
 from annotation_helpers import judge_spec
 
+from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.judges import Judge, resolve
-from rlhf_jax.annotation.parsing import ParserSpec
+from rlhf_jax.annotation.parsing import ParserSpec, parse_all
 from rlhf_jax.annotation.specs import Price, load_judge, load_pool
 from rlhf_jax.errors import UserError
 
@@ -20,7 +21,9 @@ GOOD = {
     "parser": "choice",
     "max_tokens": 1,
 }
-
+RATING = {"kind": "rating", "parser": {"name": "rating", "high": 7}, "template": "rating_scale"}
+LOGPROB = {"parser": "logprob", "top_logprobs": 5}
+DECISION = {"api": "decisions", "parser": "decision", "template": "pairwise_decision"}
 EXAMPLES = {
     "pairwise": ("i", "a", "b"),
     "rating": ("i", "a"),
@@ -62,6 +65,44 @@ def test_the_shipped_pool_is_as_varied_as_promised() -> None:
     assert all(spec.base_url == "local" and spec.price == Price(0.0, 0.0) for spec in pool.judges)
 
 
+def test_alpaca_farms_thirteen_have_the_forms_of_the_paper() -> None:
+    """Examples per request, token limits, biases and parsers, as AlpacaFarm's configuration has them."""
+    pool = load_pool(JUDGES / "alpaca_farm.yaml")
+    assert [spec.name for spec in pool.judges] == [
+        *(f"gpt4_{i}" for i in range(1, 6)),
+        *(f"chatgpt_{i}" for i in range(1, 5)),
+        *(f"davinci003_{i}" for i in range(1, 5)),
+    ]
+    assert [spec.batch_size for spec in pool.judges] == [4, 5, 5, 1, 5, 1, 1, 1, 1, 4, 1, 5, 1]
+    assert [spec.max_tokens for spec in pool.judges] == [
+        *(600, 250, 250, 20, 250, 50, 150, 20, 20),
+        *(200, 200, 200, 200),
+    ]
+    bias = {spec.name: set((spec.sampling.get("logit_bias") or {}).values()) for spec in pool.judges}
+    both = {"gpt4_4", "chatgpt_1", "chatgpt_3", "chatgpt_4"}
+    assert {name for name, values in bias.items() if values == {7, -100}} == both
+    assert [name for name, values in bias.items() if values == {-100}] == ["chatgpt_2"]
+    assert [name for name, values in bias.items() if values == {7}] == ["davinci003_1"]
+    assert {spec.sampling["temperature"] for spec in pool.judges} == {1.0}
+    assert {spec.parser.name for spec in pool.judges} == {"regex"}
+    assert len({(spec.prompt.sha, str(spec.prompt.variables)) for spec in pool.judges}) == 10
+    greedy = load_judge(JUDGES / "alpaca_farm_greedy.yaml")
+    assert (greedy.batch_size, greedy.max_tokens, greedy.sampling["temperature"]) == (5, 250, 0)
+
+
+@pytest.mark.parametrize("name", ["gpt4_1", "gpt4_2", "gpt4_5", "chatgpt_3", "davinci003_1", "davinci003_4"])
+def test_alpaca_farms_parsers_read_the_form_their_prompts_ask_for(name: str) -> None:
+    spec = next(spec for spec in load_pool(JUDGES / "alpaca_farm.yaml").judges if spec.name == name)
+    n = spec.batch_size
+    lines = {
+        "gpt4_1": ['{"explanation": "x", "is_output_a_better": true}', '{"is_output_a_better": false}'],
+        "davinci003_1": ["1. The former is complete. Better: (a)", "2. The latter is. Better: (b)"],
+    }.get(name, ["Output (a)", "Output (b)"])
+    said = "\n".join((lines * n)[:n])
+    assert [one.preference for one in parse_all(Answer(said), spec.parser, n)] == ([1.0, 2.0] * n)[:n]
+    assert parse_all(Answer(said + "\n" + lines[0]), spec.parser, n)[0].status == "parse_error"
+
+
 def test_a_price_nobody_knows_is_none_and_never_zero() -> None:
     assert load_judge(JUDGES / "claude.yaml").price is None
     assert load_judge(JUDGES / "gpt4_weighted.yaml").price.usd(1_000_000, 100_000) == pytest.approx(1.2)
@@ -92,6 +133,27 @@ def test_a_price_nobody_knows_is_none_and_never_zero() -> None:
         ({"provider": "anthropic", "max_tokens": None}, ["max_tokens", "requires"]),
         ({"template_vars": {"persona": "x"}}, ["persona", "not used"]),
         ({"template": "pairwise_persona"}, ["persona", "nobody gives"]),
+        ({"kind": "ratings"}, ["kind", "'ratings'", "did you mean 'rating'"]),
+        ({"kind": "rating"}, ["parser: name", "unknown 'choice'"]),
+        ({"kind": "rating", "parser": "rating"}, ["parser: high", "missing"]),
+        ({"kind": "rating", "parser": {"name": "rating", "low": 5, "high": 5}}, ["low", "below high"]),
+        ({"kind": "rating", "parser": {"name": "ratings", "high": 5}}, ["aspects"]),
+        ({"parser": {"name": "regex", "patterns": ["a"]}}, ["patterns", "found 1"]),
+        ({"parser": {"name": "regex", "patterns": ["(", "b"]}}, ["patterns", "no regular expression"]),
+        ({"parser": {"name": "choice", "high": 7}}, ["parser", "unknown field 'high'"]),
+        ({"order": "both"}, ["order", "'both'", "known are"]),
+        ({"order": "both_agree", **RATING}, ["order", "only pairwise"]),
+        ({"batch_size": 4}, ["batch_size", "4", "pairwise_choice", "examples"]),
+        ({"batch_size": 4, **LOGPROB, "template": "pairwise_farm_text"}, ["batch_size", "logprob", "set 1"]),
+        ({"api": "messages"}, ["api", "'messages'"]),
+        ({"api": "decisions"}, ["parser", "decisions"]),
+        ({"parser": "decision"}, ["parser", "decisions"]),
+        ({"api": "responses", "sampling": {"seed": 1}}, ["sampling", "unknown field 'seed'"]),
+        ({**DECISION, "max_tokens": 5, "question": "q"}, ["decisions takes no max_tokens"]),
+        ({**DECISION, "max_tokens": None}, ["question"]),
+        ({**DECISION, "sampling": {"temperature": 0}}, ["sampling.temperature", "Decisions API"]),
+        ({"question": "q"}, ["question"]),
+        ({"kind": "completion", "parser": {"name": "text", "allow_cut": 1}}, ["allow_cut", "true or false"]),
     ],
 )
 def test_a_bad_judge_names_file_field_and_remedy(tmp_path: Path, changes: dict, words: list[str]) -> None:
@@ -165,6 +227,12 @@ def test_the_judge_id_moves_with_all_that_can_change_a_label_and_nothing_else() 
         judge_spec(extra_body={"x": 1}),
         judge_spec(base_url="https://elsewhere"),
         judge_spec(provider="anthropic"),
+        judge_spec(protocol="responses"),
+        judge_spec(order="both_agree"),
+        judge_spec(batch_size=2),
+        judge_spec(output_schema={"x": 1}),
+        judge_spec(question="Which?"),
+        judge_spec(kind="rating"),
     ]
     assert len({base, *(spec.judge_id for spec in moved)}) == 1 + len(moved)
 

@@ -20,7 +20,7 @@ from annotation_helpers import ENVIRONMENT, make_rows
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.labels import read_labels
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import annotate
+from rlhf_jax.jobs import annotate, evaluate
 from rlhf_jax.jobs.judging import JudgingLine, describe
 from rlhf_jax.settings import load_page
 
@@ -157,7 +157,7 @@ def test_the_progress_line_tells_all_there_is_to_know(capsys: pytest.CaptureFixt
     line(30, 100, counters | {"unsettled": 70, "cost_usd": None, "seconds_left": 5.0})
     said = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
-        r"  judged 30/100 rows · 1\d\d rows/s · 18 answered · 7 cached · 2 failed · \$0.25 · 10 s left",
+        r"  judged 30/100 rows · (1\d\d|200) rows/s · 18 answered · 7 cached · 2 failed · \$0.25 · 10 s left",
         said[1],
     )
     assert said[2].endswith("0 answered · 70 in batches · cost unknown")
@@ -177,3 +177,24 @@ def test_money_stops_a_job_in_one_line(tmp_path: Path) -> None:
             run(tmp_path, server, max_usd=0.015)
         run(tmp_path, server)
     assert len(server.bodies) == 12
+
+
+def test_evaluate_tells_the_cost_of_all_methods_before_it_asks(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("base", "one", "two"):
+        rows = [{"instruction": f"Say {i}.", "output": f"{name} {i}", "generator": name} for i in range(9)]
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    page = load_page(str(ROOT / "configs/evaluate.py") + ":outputs")
+    page.update({"outputs": f"one={tmp_path}/one.json,two={tmp_path}/two.json", "title": "t"})
+    page.update({"baseline": f"{tmp_path}/base.json", "dry_run": True})
+    with FakeServer() as server:
+        page.judges = judge_file(tmp_path, server.url)
+        evaluate.run(page, str(tmp_path / "work"))
+        said = capsys.readouterr().out
+        assert server.bodies == [] and said.count("to ask: 9 calls") == 2
+        # The money is for all methods together: the second one finds it gone.
+        page.update({"dry_run": False, "max_usd": 0.026, "max_concurrency": 1})
+        with pytest.raises(UserError, match=r"max_usd: \$0.01[4-9]\d* of \$0.026 are spent"):
+            evaluate.run(page, str(tmp_path / "work"))
+        assert 9 < len(server.bodies) < 18
