@@ -42,7 +42,7 @@ def microfarm() -> ConfigDict:
 
     # Comma-separated NAME=FILE of rated outputs, and a file of the baseline's: win rates by ratings. And a file
     # of ranked pairs, by preference or by ranking "(a)", "(b)", "equal": its win rate, and its consistency with
-    # the ratings.
+    # the ratings. Files that end in .csv are sparse_feedback's.
     c.ratings = ""
     c.baseline = ""
     c.baseline_name = "baseline"

@@ -13,6 +13,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__
+from rlhf_jax.annotation.formats import read_feedback
 from rlhf_jax.data.tables import read_table, require_columns
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import measure_tables as tables
@@ -147,7 +148,8 @@ def _ratings(config: ConfigDict, found: Found) -> None:
             found.board.append(LeaderboardRow(name, "ratings", config.baseline_name, rate, length, len(rows)))
         rated[config.baseline_name] = base
     if config.rankings:
-        rows = read_table(config.rankings)
+        sparse = config.rankings.endswith(".csv")  # sparse_feedback's
+        rows = read_feedback(config.rankings, "sparse_rankings") if sparse else read_table(config.rankings)
         require_columns(rows, PAIR, config.rankings)
         rate = win_rate_from_rankings(rows, min_coverage=config.min_coverage)
         length = average_length([row["output_2"] for row in rows])
@@ -165,7 +167,8 @@ def _labels(path: str) -> list[dict]:
 
 
 def _rated(path: str) -> list[dict]:
-    rows = read_table(path)
+    """Rated outputs; a CSV file is sparse_feedback's."""
+    rows = read_feedback(path, "sparse_ratings") if path.endswith(".csv") else read_table(path)
     require_columns(rows, ("output", "rating"), path)
     return rows
 

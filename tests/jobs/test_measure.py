@@ -126,6 +126,20 @@ def test_ratings_rankings_and_their_consistency(tmp_path):
     assert "mine" in (tmp_path / "out/leaderboard.csv").read_text()
 
 
+def test_sparse_feedbacks_own_files(tmp_path):
+    # As its scripts write them: no header, "nan" for an empty input.
+    (tmp_path / "davinci.csv").write_text("i0,nan,d0,4\ni1,nan,d1,3\ni2,nan,d2,6\n")
+    (tmp_path / "mine.csv").write_text("i0,nan,m0,5\ni1,nan,m1,3\ni2,nan,m2,4\n")
+    (tmp_path / "ranked.csv").write_text("i0,nan,d0,m0,(b)\ni1,nan,d1,m1,(a)\ni2,nan,d2,m2,equal\n")
+    files = {"ratings": f"mine={tmp_path}/mine.csv", "baseline": f"{tmp_path}/davinci.csv"}
+    _, summary = run(tmp_path / "out", **files, rankings=f"{tmp_path}/ranked.csv")
+    by_ratings, by_rankings = summary["win_rates"]
+    assert (by_ratings["win_rate"], by_rankings["win_rate"]) == (50, 50)
+    half = 196 * 0.5 / 3**0.5  # scores 1, 0.5, 0: standard deviation 0.5
+    assert by_ratings["normal_interval"] == pytest.approx([50 - half, 50 + half])
+    assert summary["consistency"]["consistency"] == pytest.approx(100 / 3)
+
+
 def test_wrong_inputs_are_one_line(tmp_path):
     write_parquet(tmp_path / "rows.parquet", [{**row, "preference": None} for row in label_rows(1)])
     write_parquet(tmp_path / "bare.parquet", [{"instruction": "i", "output": "x"}])
