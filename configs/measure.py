@@ -28,6 +28,7 @@ def microfarm() -> ConfigDict:
     c.min_coverage = 0.8  # A number over a smaller share of its rows is refused.
 
     # Comma-separated label files with generator_1 and generator_2: Bradley-Terry and Elo ratings of the models.
+    # Against one baseline they also give difficulty.parquet, for config.difficulty of evaluate.
     c.games = "runs/farm/evaluate/annotations.parquet"
     c.anchor = ""  # The model whose rating is 1000; "" puts the mean there.
     c.n_bootstrap = 200

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.data.records import write_parquet
+from rlhf_jax.data.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.evaluators import evaluator
 from rlhf_jax.evaluation.rankings import bradley_terry
@@ -79,6 +79,13 @@ def test_models_are_rated_from_label_files(tmp_path):
     board = list(csv.DictReader((tmp_path / "out/ratings.csv").open()))
     assert float(board[0]["rating"]) == summary["ratings"][0]["rating"]
     assert 'id="ratings"' in (tmp_path / "out/report.html").read_text()
+    hard = {row["instruction"]: row for row in read_table(tmp_path / "out/difficulty.parquet")}
+    assert len(hard) == 40 and {row["n_models"] for row in hard.values()} == {1}
+    labels = {
+        i: [r["preference"] for k in (1, 2) for r in label_rows(k) if r["instruction"] == i] for i in hard
+    }
+    easy, lost = ([hard[i]["difficulty"] for i in hard if labels[i] == [x, x]] for x in (2.0, 1.0))
+    assert min(easy) > max(lost)
 
 
 def test_annotators_are_compared_with_gold(tmp_path):
