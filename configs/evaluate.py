@@ -15,7 +15,7 @@ from rlhf_jax.settings import choose_variant
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "outputs": outputs})
+    return choose_variant(variant, {"microfarm": microfarm, "outputs": outputs, "alpaca": alpaca})
 
 
 def microfarm() -> ConfigDict:
@@ -44,6 +44,14 @@ def microfarm() -> ConfigDict:
     c.export_answers = ""
     c.min_coverage = 0.8  # A win rate over a smaller share of the rows is refused.
 
+    # Win rates as if outputs were equally long. More files make them sharper: a number per instruction
+    # (columns instruction, input, difficulty), and labels of the baseline's model told to be verbose or concise
+    # (or AlpacaEval's df_gamed.csv, which holds both).
+    c.length_control = True
+    c.difficulty = ""
+    c.regulariser = ""
+    c.published = ""  # A leaderboard CSV; its rows are shown among ours, each with its own judge.
+
     # The embedded world's known utility: true win rates, and whether judges and reward models see it.
     c.utility = True  # Only for outputs of the embedded world; without it the next four are not read.
     c.reference_method = "sft"  # The method that utilities are compared with.
@@ -66,4 +74,15 @@ def outputs() -> ConfigDict:
     c.utility = False
     c.runs = ""
     c.title = "outputs"
+    return c
+
+
+def alpaca() -> ConfigDict:
+    """AlpacaFarm's leaderboard: outputs to AlpacaEval's 805 instructions against text-davinci-003."""
+    c = outputs()
+    c.outputs = "mine=outputs.json"
+    c.baseline = "alpaca_eval.json"  # AlpacaEval's baseline outputs.
+    c.baseline_name = "text_davinci_003"
+    c.published = "configs/leaderboards/alpaca_eval_1.csv"
+    c.title = "AlpacaEval 1"
     return c

@@ -19,7 +19,7 @@ from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import UserError
 from rlhf_jax.settings import check_overrides, explain
 
-JOBS = ("sft", "reward_model", "dpo", "ppo", "generate", "score", "annotate", "evaluate", "farm")
+JOBS = ("sft", "reward_model", "dpo", "ppo", "generate", "score", "annotate", "evaluate", "measure", "farm")
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The page of settings: configs/NAME.py or configs/NAME.py:VARIANT."

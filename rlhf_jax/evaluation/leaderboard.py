@@ -8,22 +8,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rlhf_jax.evaluation.length_control import LengthControlled
 from rlhf_jax.evaluation.win_rate import BOOTSTRAP_NAME, INTERVAL_NAME, UtilityWinRate, WinRate
 
+_RATE = ("win_rate", "standard_error", "discrete_win_rate", "n_wins", "n_draws", "n_wins_base", "n_total")
+_RATE += ("n_missing", "coverage")
 CSV_COLUMNS = (
-    *("rank", "method", "judge", "baseline"),
-    *(
-        "win_rate",
-        "standard_error",
-        "win_rate_low",
-        "win_rate_high",
-        "discrete_win_rate",
-        "n_total",
-        "n_missing",
-    ),
+    *("rank", "method", "judge", "judge_id", "baseline"),
+    *(*_RATE[:2], "win_rate_low", "win_rate_high", *_RATE[2:]),
+    *("length_controlled", "length_controlled_error", "n_length_controlled"),
     *("utility_base", "utility_win_rate", "utility_low", "utility_high", "n_utility", "mean_utility"),
     *("avg_length", "n_outputs"),
 )
+_TEXT_COLUMNS = ("method", "judge", "baseline")
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,9 @@ class LeaderboardRow:
     """One method.
 
     win_rate: against `baseline`, by `judge`; None for the baseline itself (50 by construction) or a method
-    not judged. utility: against the outputs of `utility_base`; None in a world without a known utility.
+    not judged. judge_id: a hash of all that can change the judge's labels, "" where it is not known.
+    length_controlled: of the same labels; None where it was not asked for or could not be fitted.
+    utility: against the outputs of `utility_base`; None in a world without a known utility.
     avg_length: mean characters over all `n_outputs` outputs, truncated to an integer as AlpacaEval does.
     """
 
@@ -39,10 +38,17 @@ class LeaderboardRow:
     judge: str
     baseline: str
     win_rate: WinRate | None
-    avg_length: int
+    avg_length: int | None
     n_outputs: int
     utility: UtilityWinRate | None = None
     utility_base: str = ""
+    judge_id: str = ""
+    length_controlled: LengthControlled | None = None
+
+    @property
+    def judged_by(self) -> str:
+        """The judge with its id."""
+        return f"{self.judge} ({self.judge_id})" if self.judge_id else self.judge
 
 
 def average_length(outputs: Sequence[str]) -> int:
@@ -64,7 +70,7 @@ def leaderboard_text(rows: Sequence[LeaderboardRow]) -> str:
     header, body = _cells(rows)
     table = [header, *body]
     widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-    left = {i for i, name in enumerate(header) if name in ("method", "judge", "baseline")}
+    left = {i for i, name in enumerate(header) if name in _TEXT_COLUMNS}
 
     def line(cells: list[str]) -> str:
         padded = (
@@ -78,9 +84,9 @@ def leaderboard_text(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def leaderboard_markdown(rows: Sequence[LeaderboardRow]) -> str:
-    """A Markdown table with the same cells as the terminal's."""
-    header, body = _cells(rows)
-    align = [":--" if name in ("method", "judge", "baseline") else "--:" for name in header]
+    """A Markdown table: the terminal's cells, and judge, baseline and coverage in every row."""
+    header, body = _cells(rows, whole=True)
+    align = [":--" if name in _TEXT_COLUMNS else "--:" for name in header]
     lines = ["| " + " | ".join(_markdown(c) for c in cells) + " |" for cells in [header, align, *body]]
     return "\n".join([*lines, "", _markdown("; ".join(caption(rows)) + ".")]) + "\n"
 
@@ -97,8 +103,10 @@ def leaderboard_csv(rows: Sequence[LeaderboardRow]) -> str:
 
 def caption(rows: Sequence[LeaderboardRow]) -> list[str]:
     """What the numbers mean, in lines: who judged, against whom, and how the intervals were made."""
-    who = f": judge {rows[0].judge} against {rows[0].baseline}" if rows and not _mixed(rows) else ""
+    who = f": judge {rows[0].judged_by} against {rows[0].baseline}" if rows and not _mixed(rows) else ""
     lines = [f"win rate{who}, ± standard error over n rows; [ ] {INTERVAL_NAME}"]
+    if any(row.length_controlled for row in rows):
+        lines.append("length-controlled: the same n labels as if all outputs were as long as the baseline's")
     bases = sorted({row.utility_base for row in rows if row.utility})
     if bases:
         lines.append(f"utility win rate: true utility against {', '.join(bases)}; [ ] {BOOTSTRAP_NAME}")
@@ -112,7 +120,7 @@ def interval_text(interval: tuple[float, float]) -> str:
 
 def _mixed(rows: Sequence[LeaderboardRow]) -> bool:
     """Rows by different judges or baselines do not compare: then the table says who judged each."""
-    return len({(row.judge, row.baseline) for row in rows}) > 1
+    return len({(row.judge, row.judge_id, row.baseline) for row in rows}) > 1
 
 
 def _rank_value(row: LeaderboardRow) -> float:
@@ -121,16 +129,21 @@ def _rank_value(row: LeaderboardRow) -> float:
     return 50.0 if row.method == row.baseline else -math.inf
 
 
-def _cells(rows: Sequence[LeaderboardRow]) -> tuple[list[str], list[list[str]]]:
-    mixed, has_utility = _mixed(rows), any(row.utility for row in rows)
-    header = ["#", "method", *(["judge", "baseline"] if mixed else []), "win rate", "95 %", "n"]
+def _cells(rows: Sequence[LeaderboardRow], whole: bool = False) -> tuple[list[str], list[list[str]]]:
+    who, has_utility = whole or _mixed(rows), any(row.utility for row in rows)
+    has_length = any(row.length_controlled for row in rows)
+    header = ["#", "method", *(["judge", "baseline"] if who else []), "win rate", "95 %", "n"]
+    header += ["coverage"] if whole else []
+    header += ["length-controlled"] if has_length else []
     header += ["utility win rate", "95 %", "n", "mean utility"] if has_utility else []
     header.append("length")
     body = []
     for rank, row in enumerate(sort_rows(rows), 1):
-        cells = [str(rank), row.method, *([row.judge, row.baseline] if mixed else []), *_win_cells(row)]
+        cells = [str(rank), row.method, *([row.judged_by, row.baseline] if who else []), *_win_cells(row)]
+        cells += [f"{100 * row.win_rate.coverage:.1f} %" if row.win_rate else ""] if whole else []
+        cells += [_length_cell(row.length_controlled)] if has_length else []
         cells += _utility_cells(row.utility) if has_utility else []
-        body.append([*cells, str(row.avg_length)])
+        body.append([*cells, "" if row.avg_length is None else str(row.avg_length)])
     return header, body
 
 
@@ -141,6 +154,13 @@ def _win_cells(row: LeaderboardRow) -> list[str]:
     error = "" if math.isnan(w.standard_error) else f" ± {w.standard_error:.1f}"
     n = f"{w.n_total}" if w.n_missing == 0 else f"{w.n_total} of {w.n_total + w.n_missing}"
     return [f"{w.win_rate:.1f}{error}", interval_text(w.interval), n]
+
+
+def _length_cell(found: LengthControlled | None) -> str:
+    if found is None:
+        return ""
+    error = "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.1f}"
+    return f"{found.win_rate:.1f}{error}"
 
 
 def _utility_cells(u: UtilityWinRate | None) -> list[str]:
@@ -155,18 +175,22 @@ def _markdown(cell: str) -> str:
     return " ".join(escaped.split())
 
 
+def _known(value: float) -> float | str:
+    return "" if math.isnan(value) else value
+
+
 def _record(row: LeaderboardRow) -> dict[str, object]:
-    record: dict[str, object] = {"method": row.method, "judge": row.judge, "baseline": row.baseline}
-    record |= {"avg_length": row.avg_length, "n_outputs": row.n_outputs}
+    record: dict[str, object] = {"method": row.method, "judge": row.judge, "judge_id": row.judge_id}
+    record |= {"baseline": row.baseline, "avg_length": row.avg_length, "n_outputs": row.n_outputs}
     if (w := row.win_rate) is not None:
-        record |= {"win_rate": w.win_rate, "win_rate_low": w.interval[0], "win_rate_high": w.interval[1]}
-        record |= {"discrete_win_rate": w.discrete_win_rate, "n_total": w.n_total, "n_missing": w.n_missing}
-        record["standard_error"] = "" if math.isnan(w.standard_error) else w.standard_error
+        record |= {name: getattr(w, name) for name in _RATE}
+        record |= {"win_rate_low": w.interval[0], "win_rate_high": w.interval[1]}
+        record["standard_error"] = _known(w.standard_error)
+    if (c := row.length_controlled) is not None:
+        record |= {"length_controlled": c.win_rate, "length_controlled_error": _known(c.standard_error)}
+        record["n_length_controlled"] = c.n_total
     if (u := row.utility) is not None:
         record |= {"utility_base": row.utility_base, "utility_win_rate": u.win_rate, "n_utility": u.n_total}
-        record |= {
-            "utility_low": u.interval[0],
-            "utility_high": u.interval[1],
-            "mean_utility": u.mean_utility,
-        }
+        record |= {"utility_low": u.interval[0], "utility_high": u.interval[1]}
+        record["mean_utility"] = u.mean_utility
     return record

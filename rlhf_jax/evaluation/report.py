@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.evaluation import report_measures as measures
 from rlhf_jax.evaluation import report_sections as sections
 from rlhf_jax.evaluation import report_tables as tables
 from rlhf_jax.evaluation.charts import escape, frontier_chart, legend, line_chart, number
@@ -37,6 +38,9 @@ def render(report: Report) -> str:
     """The whole page as a string."""
     parts = {
         "leaderboard": ("Leaderboard", tables.leaderboard(report.leaderboard)),
+        "ratings": ("Ratings of models", measures.ratings(report.ratings)),
+        "methods": ("Method against method", measures.comparisons(report.differences, report.against)),
+        "evaluators": ("Evaluators", measures.evaluators(report.evaluators)),
         "curves": ("Training curves", "".join(_curves(s, report.curves) for s in report.stages if s.rows)),
         "frontier": ("Reward against KL", _frontiers(report.stages)),
         "judges": ("Judges against the human", tables.judges(report.judges)),

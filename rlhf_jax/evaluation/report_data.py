@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlhf_jax.evaluation.agreement import Agreement, Biases, Calibration
+from rlhf_jax.evaluation.bootstrap import Difference
 from rlhf_jax.evaluation.curves import Curve
+from rlhf_jax.evaluation.evaluators import Evaluator
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow
+from rlhf_jax.evaluation.rankings import Rating
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ class Report:
 
     title, subtitle: the header. facts: short name -> value pairs under it (date, seed, devices, model,
     command ...). curves: stage name -> metric names or globs, overriding `curves.DEFAULT_CURVES` for that
-    stage. calibration: the reward model's accuracy by margin. samples: a handful; each is shown whole, side
-    by side.
+    stage. calibration: the reward model's accuracy by margin. differences: methods two by two, paired;
+    against: method -> other method -> length-controlled win rate. evaluators: annotators against a gold
+    crowd. ratings: models on one scale. samples: a handful; each is shown whole, side by side.
     """
 
     title: str
@@ -68,4 +72,8 @@ class Report:
     curves: Mapping[str, Sequence[Curve]] = field(default_factory=dict)
     judges: Sequence[JudgeResult] = ()
     calibration: Calibration | None = None
+    differences: Sequence[Difference] = ()
+    against: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    evaluators: Sequence[Evaluator] = ()
+    ratings: Sequence[Rating] = ()
     samples: Sequence[Sample] = ()

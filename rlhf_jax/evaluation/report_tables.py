@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from rlhf_jax.evaluation.agreement import Calibration
 from rlhf_jax.evaluation.charts import calibration_chart, escape, track
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow, caption, interval_text, sort_rows
+from rlhf_jax.evaluation.length_control import LengthControlled
 from rlhf_jax.evaluation.report_data import JudgeResult
 
 
@@ -19,12 +20,14 @@ def leaderboard(rows: Sequence[LeaderboardRow]) -> str:
     if not rows:
         return ""
     has_utility = any(row.utility for row in rows)
+    has_length = any(row.length_controlled for row in rows)
     head = ["<th>#</th><th>method</th>", _scale_head("judge win rate %", 0)]
+    head += ['<th class="num">length-controlled %</th>'] if has_length else []
     if has_utility:
         head += [_scale_head("true utility win rate %", 0), '<th class="num">mean utility</th>']
     head.append('<th class="num">length</th>')
-    body = [_board_row(i, row, has_utility) for i, row in enumerate(sort_rows(rows), 1)]
-    judged = sorted({f"{row.judge} against {row.baseline}" for row in rows})
+    body = [_board_row(i, row, has_utility, has_length) for i, row in enumerate(sort_rows(rows), 1)]
+    judged = sorted({f"{row.judged_by} against {row.baseline}" for row in rows})
     notes = caption(rows) + ([f"judges: {', '.join(judged)}"] if len(judged) > 1 else [])
     return _table(head, body) + _note("; ".join(notes) + "; length: mean characters.")
 
@@ -72,7 +75,7 @@ def calibration(table: Calibration | None) -> str:
     )
 
 
-def _board_row(rank: int, row: LeaderboardRow, has_utility: bool) -> str:
+def _board_row(rank: int, row: LeaderboardRow, has_utility: bool, has_length: bool) -> str:
     cells = [f'<td class="rank">{rank}</td><th>{escape(row.method)}</th>']
     w, u = row.win_rate, row.utility
     if w is None:
@@ -80,14 +83,17 @@ def _board_row(rank: int, row: LeaderboardRow, has_utility: bool) -> str:
         cells.append(_measure("judge win rate", "", what, ""))
     else:
         error = "" if math.isnan(w.standard_error) else f" ± {w.standard_error:.1f}"
+        counts = f"{w.n_wins} wins, {w.n_draws} draws, {w.n_wins_base} losses, "
         title = (
-            f"{row.method}: {w.win_rate:.2f} % {interval_text(w.interval)}; {w.n_wins} wins, "
-            f"{w.n_draws} draws, {w.n_wins_base} losses, {w.n_missing} missing; "
-            f"judge {row.judge} against {row.baseline}"
+            f"{row.method}: {w.win_rate:.2f} % {interval_text(w.interval)}; "
+            f"{counts if w.n_wins is not None else ''}{w.n_missing} missing; "
+            f"judge {row.judged_by} against {row.baseline}"
         )
         n = f"n {w.n_total}" + (f", {w.n_missing} missing" if w.n_missing else "")
         value = f"{w.win_rate:.1f}{error}"
         cells.append(_measure("judge win rate", value, n, track(w.win_rate, w.interval, title)))
+    if has_length:
+        cells.append(_length_controlled(row.length_controlled))
     if has_utility and u is None:
         cells.append(_measure("true utility win rate", "", "not known", "") + '<td class="num"></td>')
     elif has_utility:
@@ -97,8 +103,19 @@ def _board_row(rank: int, row: LeaderboardRow, has_utility: bool) -> str:
         drawing = track(u.win_rate, u.interval, title, colour=2)
         cells.append(_measure("true utility win rate", f"{u.win_rate:.1f}", f"{ends} n {u.n_total}", drawing))
         cells.append(f'<td class="num" data-label="mean utility">{u.mean_utility:.3f}</td>')
-    cells.append(f'<td class="num" data-label="length">{row.avg_length}</td>')
+    length = "–" if row.avg_length is None else row.avg_length
+    cells.append(f'<td class="num" data-label="length">{length}</td>')
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _length_controlled(found: LengthControlled | None) -> str:
+    if found is None:
+        return '<td class="num"></td>'
+    error = "" if math.isnan(found.standard_error) else f" ± {found.standard_error:.1f}"
+    return (
+        f'<td class="num" data-label="length-controlled">{found.win_rate:.1f}{error} '
+        f"<small>n {found.n_total}</small></td>"
+    )
 
 
 def _judge_row(result: JudgeResult, low: float) -> str:

@@ -29,18 +29,30 @@ class WinRate:
 
     `standard_error` is NaN for a single row. `interval` is a Wilson score interval at 95 %: its variance
     p(1-p) is the largest that scores in [0, 1] with mean p can have, so draws and graded preferences make it
-    conservative, and it stays honest where every row agrees and the standard error is 0.
+    conservative, and it stays honest where every row agrees and the standard error is 0. The counts of wins
+    and draws and the discrete win rate are None only in rows that others published without them.
     """
 
     win_rate: float
     standard_error: float
     interval: tuple[float, float]
-    n_wins: int
-    n_wins_base: int
-    n_draws: int
+    n_wins: int | None
+    n_wins_base: int | None
+    n_draws: int | None
     n_total: int
     n_missing: int
-    discrete_win_rate: float
+    discrete_win_rate: float | None
+
+    @property
+    def coverage(self) -> float:
+        """The share of all rows that have a label."""
+        return self.n_total / (self.n_total + self.n_missing)
+
+    @property
+    def normal_interval(self) -> tuple[float, float]:
+        """win_rate ± 1.96 standard errors, as sparse_feedback reports it; may leave [0, 100]."""
+        half = 1.96 * self.standard_error
+        return self.win_rate - half, self.win_rate + half
 
 
 @dataclass(frozen=True)

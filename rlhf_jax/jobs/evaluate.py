@@ -20,6 +20,7 @@ from rlhf_jax.annotation.labels import write_labels
 from rlhf_jax.annotation.pairs import Annotations
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.alpaca_files import NO_WEIGHTS, weights_csv
 from rlhf_jax.evaluation.leaderboard import (
     LeaderboardRow,
     average_length,
@@ -30,6 +31,7 @@ from rlhf_jax.evaluation.plots import plot_curves
 from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
+from rlhf_jax.jobs import evaluation_measures as measures
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
 from rlhf_jax.jobs.judging import (
@@ -54,9 +56,10 @@ class Judged(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Writes the leaderboard (.csv, .md, .txt), summary.json, annotations.parquet and report.html to WORKDIR.
+    """Writes the leaderboard (.csv, .md, .txt), summary.json, report.html and the rest to WORKDIR.
 
-    Also draws RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in
+    The rest: annotations.parquet and length_weights.csv, by which any two models compare that were measured
+    against one baseline. Also draws RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in
     WORKDIR/answers.sqlite as they come, so that the same command continues. Raises UserError for inputs that
     are missing or do not fit together, a judge that cannot be reached, and one that fails on too many rows.
     """
@@ -68,6 +71,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         return
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)
+    extras = measures.read_extras(config)
     if config.dry_run:
         with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
             for method in outputs.rivals:
@@ -80,10 +84,23 @@ def run(config: ConfigDict, workdir: str) -> None:
     judged = _judge(config, pool, outputs, folder)
     asked = f"{len(outputs.prompts):,} instructions x {len(judged)} methods judged"
     notes += _plots(config, stages)
+    preferences = {name: _preferences(one.rows) for name, one in judged.items()}
+    measured = measures.measure(
+        {name: one.rows for name, one in judged.items()},
+        dict(sorted(preferences.items(), key=lambda item: -judged[item[0]].win_rate.win_rate)),
+        outputs.baseline,
+        extras,
+        length_control=config.length_control,
+        min_coverage=config.min_coverage,
+        seed=config.seed,
+    )
+    notes += measured.notes
+    rows = _leaderboard(config, pool, outputs, judged, truth.get("utilities", {}), measured)
     found = results.Results(
         outputs=outputs,
-        rows=_leaderboard(config, pool, outputs, judged, truth.get("utilities", {})),
-        preferences={name: _preferences(one.rows) for name, one in judged.items()},
+        rows=[*rows, *extras.published],
+        preferences=preferences,
+        measured=measured,
         statuses={name: one.summary["status"] for name, one in judged.items()},
         costs=_costs([one.summary for one in judged.values()]),
         stages=[*stages, Stage("evaluate", (), time.monotonic() - started, asked)],
@@ -163,6 +180,7 @@ def _leaderboard(
     outputs: Outputs,
     judged: dict[str, Judged],
     utilities: dict[str, np.ndarray],
+    measured: measures.Measures,
 ) -> list[LeaderboardRow]:
     """A row per method, and one for the baseline."""
     base = utilities.get(config.reference_method)
@@ -176,6 +194,8 @@ def _leaderboard(
             n_outputs=len(texts),
             utility=None if base is None else utility_win_rate(utilities[name], base, seed=config.seed),
             utility_base="" if base is None else config.reference_method,
+            judge_id=measures.pool_id(pool),
+            length_controlled=measured.controlled.get(name),
         )
         for name, texts in outputs.texts.items()
     ]
@@ -219,9 +239,11 @@ def _plots(config: ConfigDict, stages: list[Stage]) -> list[str]:
 
 
 def _write(config: ConfigDict, pool: PoolSpec, found: results.Results, folder: Path) -> None:
+    weights = {name: one.weights for name, one in found.measured.controlled.items()}
     results.write_files(
         folder,
         {
+            "length_weights.csv": weights_csv({found.outputs.baseline: NO_WEIGHTS} | weights),
             "leaderboard.csv": leaderboard_csv(found.rows),
             "leaderboard.md": leaderboard_markdown(found.rows),
             "leaderboard.txt": results.text(found),

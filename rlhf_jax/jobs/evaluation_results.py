@@ -20,6 +20,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow, interval_text, leaderboard_text
 from rlhf_jax.evaluation.report_data import JudgeResult, Report, Response, Sample, Stage
 from rlhf_jax.jobs.evaluation_inputs import Outputs
+from rlhf_jax.jobs.evaluation_measures import Measures, difference_lines
 
 N_DRAWN, N_DIFFERENT = 6, 6  # sample responses drawn by the seed, and those where the methods differ most
 
@@ -30,7 +31,7 @@ class Results:
 
     utilities: method -> [N], {} where they are not known. kinds: the family of every instruction [N], ()
     where that is not known. statuses: method -> status -> rows. costs: what judging took. reward_model: an
-    `evaluation_truth.RewardModel`, None where there is none.
+    `evaluation_truth.RewardModel`, None where there is none. measured: the labels' further measures.
     """
 
     outputs: Outputs
@@ -42,13 +43,14 @@ class Results:
     kinds: Sequence[str] = ()
     judges: Sequence[JudgeResult] = ()
     reward_model: object | None = None
+    measured: Measures = dataclasses.field(default_factory=Measures)
     stages: Sequence[Stage] = ()
     notes: Sequence[str] = ()
 
 
 def text(found: Results) -> str:
     """leaderboard.txt: the table, then who agrees with the human and with the true utility."""
-    lines = [leaderboard_text(found.rows)]
+    lines = [leaderboard_text(found.rows), *difference_lines(found.measured.differences)]
     if found.judges:
         lines.append("agreement with the human, % of labels; [ ] Wilson score interval, 95 %")
         width = max(len(r.name) for r in found.judges)
@@ -82,13 +84,16 @@ def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
     methods = {}
     for row in found.rows:
         methods[row.method] = {
-            "judge": _plain(row.win_rate),
+            "judge": plain(row.win_rate),
+            "judged_by": {"name": row.judge, "id": row.judge_id, "baseline": row.baseline},
+            "coverage": row.win_rate.coverage if row.win_rate else None,
+            "length_controlled": plain(row.length_controlled),
             "status": dict(found.statuses.get(row.method, {})),
-            "utility": _plain(row.utility),
+            "utility": plain(row.utility),
             "avg_length": row.avg_length,
             "n_outputs": row.n_outputs,
         }
-    judged = {r.name: _plain(r.agreement) | {"biases": _plain(r.biases)} for r in found.judges}
+    judged = {r.name: plain(r.agreement) | {"biases": plain(r.biases)} for r in found.judges}
     return {
         "title": config.title,
         "version": __version__,
@@ -98,10 +103,12 @@ def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
         "reference_method": config.reference_method if found.utilities else None,
         "instructions": {"n": len(found.outputs.prompts), "left_out": found.outputs.left_out},
         "methods": methods,
+        "differences": plain(list(found.measured.differences)),
+        "length_controlled_against": plain(found.measured.against),
         "judge_human_agreement": judged,
-        "reward_model": _plain(found.reward_model),
-        "judging": _plain(dict(found.costs)),
-        "stages": {s.name: _plain({"seconds": s.seconds, "summary": s.summary}) for s in found.stages},
+        "reward_model": plain(found.reward_model),
+        "judging": plain(dict(found.costs)),
+        "stages": {s.name: plain({"seconds": s.seconds, "summary": s.summary}) for s in found.stages},
         "notes": list(found.notes),
     }
 
@@ -131,6 +138,8 @@ def report(found: Results, config: ConfigDict, pool: PoolSpec) -> Report:
         stages=found.stages,
         judges=[*found.judges, *([model.result] if model else [])],
         calibration=model.human if model else None,
+        differences=found.measured.differences,
+        against=found.measured.against,
         samples=samples(found, config.seed),
     )
 
@@ -208,14 +217,14 @@ def _share(rate: object) -> str:
     return f"{rate.rate:.1f} % {interval_text(rate.interval)}"
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Dataclasses and numbers as JSON can hold them; NaN becomes null."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value

@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 from rlhf_jax.evaluation.agreement import agreement, biases, calibration
+from rlhf_jax.evaluation.bootstrap import paired_differences
 from rlhf_jax.evaluation.charts import escape, number, ticks, track
+from rlhf_jax.evaluation.evaluators import evaluator
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow
+from rlhf_jax.evaluation.rankings import Rating
 from rlhf_jax.evaluation.report import render, write_report
 from rlhf_jax.evaluation.report_data import JudgeResult, Report, Response, Sample, Stage
 from rlhf_jax.evaluation.report_sections import duration
@@ -68,6 +71,16 @@ def report():
     result = JudgeResult(
         HOSTILE, agreement(labels, labels, clear=[True] * 50), biases(labels, texts, texts[::-1])
     )
+    annotated = [
+        {
+            "instruction": f"i{i}",
+            "output_1": "x",
+            "output_2": HOSTILE,
+            "generator_2": "m",
+            "preference": label,
+        }
+        for i, label in enumerate(labels)
+    ]
     ppo = [
         {"step": i, "objective/kl": 0.1 * i, "objective/scores": np.sin(i / 9), HOSTILE: 1.0}
         for i in range(1, 90)
@@ -85,13 +98,24 @@ def report():
         judges=(result, JudgeResult("longer", agreement(labels, labels[::-1]))),
         calibration=calibration(rng.random(60), rng.random(60), rng.choice([1, 2], 60)),
         samples=(sample,),
+        differences=paired_differences({HOSTILE: labels, "sft": labels[::-1]}, n_bootstrap=50),
+        against={HOSTILE: {"sft": 61.25}, "sft": {HOSTILE: 38.75}},
+        evaluators=[
+            evaluator(HOSTILE, annotated, annotated),
+            evaluator("humans", annotated, annotated, is_gold=True),
+        ],
+        ratings=[
+            Rating(HOSTILE, 1043.2, (980.0, 1120.0), 55.0, 40),
+            Rating("sft", 956.8, (900.0, 1010.0), 45.0, 40),
+        ],
     )
 
 
 def test_every_section_is_there_and_linked(report):
     page = parse(render(report))
     ids = [v for k, v in page.attributes if k == "id"]
-    assert ids == ["leaderboard", "curves", "frontier", "judges", "reward-model", "samples", "timings"]
+    assert ids[:4] == ["leaderboard", "ratings", "methods", "evaluators"]
+    assert ids[4:] == ["curves", "frontier", "judges", "reward-model", "samples", "timings"]
     assert [v for k, v in page.attributes if k == "href"] == [f"#{i}" for i in ids]
     for text in (
         "n 40, 1 missing",
@@ -100,6 +124,10 @@ def test_every_section_is_there_and_linked(report):
         "Wilson",
         "4 min 00 s",
         "0.75 ★",
+        "61.2",
+        "Any method against any",
+        "1043 [980, 1120]",
+        "50 of 50",
     ):
         assert text in page.text
     assert page.text.count("objective/scores against objective/kl") >= 2

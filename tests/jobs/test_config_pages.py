@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import main
 from rlhf_jax.data.records import read_instructions, read_table, write_parquet
-from rlhf_jax.jobs import annotate, evaluate, generate, score, sft
+from rlhf_jax.jobs import annotate, evaluate, generate, measure, score, sft
 from rlhf_jax.jobs import farm as farm_job
 from rlhf_jax.settings import load_page
 
@@ -138,6 +138,18 @@ def test_evaluate_reads_every_field(farm, outputs, tmp_path):
     }
     config = tiny_farm.settings("evaluate", farm, **changes)
     assert_all_read("evaluate", reads(evaluate.run, config, str(tmp_path)))
+
+
+def test_measure_reads_every_field(tmp_path):
+    said = {"instruction": "i", "output_1": "a", "output_2": "b", "generator_1": "x", "generator_2": "y"}
+    write_parquet(tmp_path / "labels.parquet", [said | {"preference": k} for k in (1.0, 2.0)])
+    write_parquet(tmp_path / "rated.parquet", [{"instruction": "i", "output": "a", "rating": 3}])
+    labels, rated = str(tmp_path / "labels.parquet"), str(tmp_path / "rated.parquet")
+    changes = {"games": labels, "annotators": f"m={labels}", "gold": labels, "n_bootstrap": 5}
+    changes |= {"ratings": f"m={rated}", "baseline": rated}
+    config = load_page(str(tiny_farm.ROOT / "configs/measure.py"))
+    config.update(changes)
+    assert_all_read("measure", reads(measure.run, config, str(tmp_path / "out")))
 
 
 def test_farm_reads_its_fields_and_hands_every_stage_its_page(farm, tmp_path, monkeypatch):

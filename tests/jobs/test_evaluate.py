@@ -16,6 +16,8 @@ import pytest
 from rlhf_jax.annotation import annotate_samples, write_labels
 from rlhf_jax.data.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.alpaca_files import read_weights
+from rlhf_jax.evaluation.length_control import any_vs_any
 from rlhf_jax.jobs import evaluate
 from rlhf_jax.microfarm import human, world
 from rlhf_jax.microfarm.judge_server import JudgeServer
@@ -125,6 +127,37 @@ def test_judge_win_rates_are_those_of_the_annotations(done):
     assert summary["methods"]["ppo"]["judge"]["win_rate"] > summary["methods"]["sft"]["judge"]["win_rate"] + 5
 
 
+def test_length_control_and_paired_differences_are_those_of_the_annotations(done):
+    printed, folder, summary = done
+    rows = read_table(folder / "annotations.parquet")
+    labels = {m: np.array([r["preference"] for r in rows if r["generator_2"] == m]) for m in METHODS}
+    for method in METHODS:
+        mine = [r for r in rows if r["generator_2"] == method]
+        delta = np.array([len(r["output_1"]) - len(r["output_2"]) for r in mine], float)
+        X = np.stack([np.tanh(delta / delta.std(ddof=1)), np.ones(N)], axis=1)
+        w, y = np.zeros(2), labels[method] - 1
+        for _ in range(50):
+            p = 1 / (1 + np.exp(-X @ w))
+            hessian = (X.T * p * (1 - p)) @ X + 1e-4 * np.eye(2)
+            w -= np.linalg.solve(hessian, X.T @ (p - y) + 1e-4 * w)
+        found = summary["methods"][method]["length_controlled"]
+        assert found["win_rate"] == pytest.approx(100 / (1 + np.exp(-w[1])), abs=1e-6)
+        assert found["n_total"] == N and summary["methods"][method]["coverage"] == 1
+        against = summary["length_controlled_against"]
+        assert against[method]["reference"] == pytest.approx(found["win_rate"])
+        assert against["reference"][method] == pytest.approx(100 - found["win_rate"])
+    pairs = {(d["a"], d["b"]): d for d in summary["differences"]}
+    assert set(pairs) == {("ppo", "dpo"), ("ppo", "sft"), ("dpo", "sft")}  # the better one first
+    for (a, b), d in pairs.items():
+        assert d["difference"] == pytest.approx(100 * (labels[a] - labels[b]).mean()) and d["n_total"] == N
+        assert f"{a} - {b}" in printed
+    assert pairs["ppo", "sft"]["interval"][0] > 0
+    weights = read_weights(folder / "length_weights.csv")
+    assert any_vs_any(weights, "ppo", "sft") == pytest.approx(against["ppo"]["sft"])
+    ids = {found["judged_by"]["id"] for found in summary["methods"].values()}
+    assert len(ids) == 1 and ids.pop() in (folder / "leaderboard.md").read_text()
+
+
 def test_utilities_are_true_and_compared_on_the_same_instructions(done, farm):
     summary = done[2]
     prompts = [(r["instruction"], r["input"]) for r in read_table(farm / "data/eval.parquet")][:N]
@@ -205,11 +238,20 @@ def test_files_agree_and_the_report_shows_all_parts(done, farm):
         assert float(board[method]["utility_win_rate"]) == found["utility"]["win_rate"]
     assert next(iter(board)) == "ppo" and "| 1 | ppo |" in (folder / "leaderboard.md").read_text()
     html = (folder / "report.html").read_text()
-    for section in ("leaderboard", "curves", "frontier", "judges", "reward-model", "samples", "timings"):
+    for section in (
+        "leaderboard",
+        "methods",
+        "curves",
+        "frontier",
+        "judges",
+        "reward-model",
+        "samples",
+        "timings",
+    ):
         assert f'<section id="{section}">' in html
     assert html.count('<article class="sample">') == 12
     assert json.loads((folder / "config.json").read_text())["judges"].endswith("micro_pool.yaml")
-    assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"1"
+    assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"2"
 
 
 def test_runs_without_metrics_are_noted_and_the_others_drawn(done, farm):
@@ -252,6 +294,9 @@ def test_wrong_inputs_are_one_line_that_says_what_would_work(farm, tmp_path):
         ({"scored": f"{farm}/data/val.parquet"}, "no column 'responses'"),
         ({"runs": "sft"}, "runs: 'sft' is not NAME=PATH"),
         ({"judges": f"{farm}/gone.yaml"}, "gone.yaml"),
+        ({"difficulty": f"{farm}/data/val.parquet"}, "no column 'difficulty'"),
+        ({"regulariser": f"{farm}/data/val.parquet"}, "no column 'output_1'"),
+        ({"published": f"{farm}/gone.csv"}, "gone.csv: not a readable CSV"),
     ):
         assert told in refused(settings(farm, **changes), tmp_path / "wrong"), changes
     (tmp_path / "file").write_text("")
@@ -325,3 +370,41 @@ def test_real_outputs_need_no_jax_and_no_microfarm(tmp_path):
     assert summary["methods"]["one"]["judge"]["win_rate"] > summary["methods"]["two"]["judge"]["win_rate"]
     html = (tmp_path / "out/report.html").read_text()
     assert "utility" not in html.split("</style>")[1] and 'id="samples"' in html
+    # Equally long outputs everywhere: nothing tells length from the model, so no number is given.
+    assert summary["methods"]["one"]["length_controlled"] is None
+    assert "length control: one: controls: length: the difference is -24 in every row" in ran.stdout
+
+
+def test_more_files_sharpen_the_length_control_and_others_are_ranked_beside(farm, tmp_path):
+    prompts = read_table(farm / "data/eval.parquet")[:40]
+    write_parquet(
+        tmp_path / "difficulty.parquet",
+        [
+            {"instruction": r["instruction"], "input": r["input"], "difficulty": i % 3 - 1.0}
+            for i, r in enumerate(prompts)
+        ],
+    )
+    gamed = [
+        {
+            **r,
+            "output_1": r["output"],
+            "output_2": r["output"][: 5 * k],
+            "preference": 1.0,
+            "generator_2": f"g{k}",
+        }
+        for k in (1, 2)
+        for r in prompts
+    ]
+    write_parquet(tmp_path / "gamed.parquet", gamed)
+    (tmp_path / "board.csv").write_text(
+        "method,judge,baseline,win_rate,n_total\nother,gpt,davinci,70.4,805\n"
+    )
+    files = {"difficulty": "difficulty.parquet", "regulariser": "gamed.parquet", "published": "board.csv"}
+    changes = {name: str(tmp_path / file) for name, file in files.items()}
+    changes |= {"max_instructions": 40, "utility": False, "cache": str(farm / "evaluate/answers.sqlite")}
+    run(settings(farm, **changes), tmp_path / "out")
+    summary = json.loads((tmp_path / "out/summary.json").read_text())
+    found = summary["methods"]["ppo"]["length_controlled"]
+    assert found["n_regulariser"] == 80 and set(found["weights"]) == {"length", "difficulty", "model"}
+    assert summary["methods"]["other"]["judge"]["win_rate"] == 70.4
+    assert "other" in (tmp_path / "out/leaderboard.txt").read_text()

@@ -58,6 +58,7 @@ SMALL = {
     "score": {"data.max_length": 112, "batch_size": 8},
     "annotate": {},
     "evaluate": {},
+    "measure": {"n_bootstrap": 5},
 }
 
 

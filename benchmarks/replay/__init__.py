@@ -1,0 +1,1 @@
+"""Recorded AlpacaEval judgments, served again to the annotation layer."""

@@ -1,0 +1,182 @@
+"""Measures labels that exist already: annotators against a gold crowd, models on one scale, ratings, rankings.
+
+Asks nobody and needs no jax. Every part is measured whose files are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.annotation.formats import read_feedback
+from rlhf_jax.data.tables import read_table, require_columns, write_parquet
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation import measure_tables as tables
+from rlhf_jax.evaluation.agreement import labels_from_scores
+from rlhf_jax.evaluation.difficulty import difficulty_rows
+from rlhf_jax.evaluation.evaluators import evaluator
+from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length, leaderboard_csv
+from rlhf_jax.evaluation.rankings import bradley_terry, elo
+from rlhf_jax.evaluation.ratings import (
+    consistency,
+    win_rate_from_rankings,
+    win_rate_from_ratings,
+)
+from rlhf_jax.evaluation.reliability import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from rlhf_jax.evaluation.report import write_report
+from rlhf_jax.jobs import measure_results as results
+from rlhf_jax.jobs.evaluation_inputs import named
+from rlhf_jax.jobs.evaluation_results import as_json, write_files
+from rlhf_jax.jobs.measure_results import Found
+
+PAIR = ("instruction", "output_1", "output_2")
+DIFFICULTY = "difficulty.parquet"
+GOLD, LONGEST = "gold", "longer output wins"
+
+
+def run(config: ConfigDict, workdir: str) -> None:
+    """Writes measures.txt, summary.json, report.html and a CSV file per table to WORKDIR, and prints the text.
+
+    Games of several models against one baseline also give difficulty.parquet, for evaluate's length control.
+    Raises UserError when nothing is named, for files that are missing or lack a column, and for a number over
+    a smaller share of its rows than config.min_coverage.
+    """
+    folder = Path(workdir)
+    write_files(folder, {"config.json": as_json(config.to_dict())})
+    found = Found()
+    if config.games:
+        _rate(config, found)
+    if config.annotators or config.gold:
+        _compare_annotators(config, found)
+    if config.ratings or config.rankings:
+        _ratings(config, found)
+    if found == Found():
+        raise UserError(
+            "games: nothing to measure; name games, annotators and gold, ratings and baseline, or rankings"
+        )
+    text = results.text(found)
+    files = {"measures.txt": text, "summary.json": as_json(results.summary(found))}
+    if found.ratings:
+        files["ratings.csv"] = tables.ratings_csv(found.ratings, found.elo)
+    if found.evaluators:
+        files["evaluators.csv"] = tables.evaluators_csv(found.evaluators)
+    if found.board:
+        files["leaderboard.csv"] = leaderboard_csv(found.board)
+    write_files(folder, files)
+    if found.difficulty:
+        write_parquet(folder / DIFFICULTY, found.difficulty)
+    write_report(folder / "report.html", results.report(found, config.title))
+    print(f"{text}\nreport: {(folder / 'report.html').resolve()}", flush=True)
+
+
+def _rate(config: ConfigDict, found: Found) -> None:
+    rows: list[dict] = []
+    for path in (part.strip() for part in config.games.split(",")):
+        new = read_table(path)
+        require_columns(new, ("instruction", "generator_1", "generator_2", "preference"), path)
+        rows += [row for row in new if row["generator_1"] != row["generator_2"]]
+    games = [
+        {
+            "instruction": (row["instruction"], row.get("input") or ""),
+            "model_1": row["generator_1"],
+            "model_2": row["generator_2"],
+            "preference": row["preference"],
+        }
+        for row in rows
+    ]
+    labelled = sum(game["preference"] is not None for game in games)
+    if labelled < config.min_coverage * len(games):
+        raise UserError(
+            f"games: {labelled} of {len(games)} have a label, fewer than {100 * config.min_coverage:g} %; "
+            "annotate the missing ones again, or lower min_coverage"
+        )
+    found.ratings = bradley_terry(
+        games, anchor=config.anchor, seed=config.seed, n_bootstrap=config.n_bootstrap
+    )
+    found.elo = elo(games, seed=config.seed)
+    found.difficulty = difficulty_rows(rows)
+
+
+def _compare_annotators(config: ConfigDict, found: Found) -> None:
+    """The evaluator table, and chance-corrected agreement of every annotator with the first gold labels."""
+    if not (config.annotators and config.gold):
+        lacking = "gold" if config.annotators else "annotators"
+        raise UserError(f"{lacking}: names no file; annotators are measured against gold labels, name both")
+    gold = _labels(config.gold)
+    how = {"min_per_generator": config.min_per_generator, "min_coverage": config.min_coverage}
+    for name, path in named(config.annotators, "annotators").items():
+        rows = _labels(path)
+        found.evaluators.append(evaluator(name, rows, gold, **how))
+        mine, theirs = _first(rows), _first(gold)
+        shared = [pair for pair in mine if pair in theirs]
+        columns = [[labels[pair] for pair in shared] for labels in (mine, theirs)]
+        # By squared distance: labels of 1 and 2 alone give the plain kappa, graded ones are not all different.
+        found.reliability[f"Cohen's kappa, {name} and {GOLD}"] = cohen_kappa(*columns, level="interval")
+    found.evaluators.append(evaluator(GOLD, gold, gold, is_gold=True, **how))
+    by_length = labels_from_scores(*([len(row[f"output_{k}"]) for row in gold] for k in (1, 2)))
+    longest = [
+        {name: row.get(name) for name in (*PAIR, "input", "generator", "generator_2")} | {"preference": label}
+        for row, label in zip(gold, by_length, strict=True)
+    ]
+    found.evaluators.append(evaluator(LONGEST, longest, gold, **how))
+    found.evaluators.sort(key=lambda row: -row.human_agreement.value)
+    if (crowd := _crowd(gold)) is not None:
+        if all(label in (1, 2) for labels in crowd for label in labels):
+            found.reliability[f"Fleiss' kappa within {GOLD}"] = fleiss_kappa(crowd)
+        found.reliability[f"Krippendorff's alpha within {GOLD}"] = krippendorff_alpha(crowd, level="interval")
+
+
+def _ratings(config: ConfigDict, found: Found) -> None:
+    """Win rates by ratings and by rankings, and whether the two agree."""
+    rated = {name: _rated(path) for name, path in named(config.ratings, "ratings").items()}
+    if rated and config.baseline:
+        base = _rated(config.baseline)
+        for name, rows in rated.items():
+            rate = win_rate_from_ratings(rows, base, min_coverage=config.min_coverage)
+            length = average_length([row["output"] for row in rows])
+            found.board.append(LeaderboardRow(name, "ratings", config.baseline_name, rate, length, len(rows)))
+        rated[config.baseline_name] = base
+    if config.rankings:
+        sparse = config.rankings.endswith(".csv")  # sparse_feedback's
+        rows = read_feedback(config.rankings, "sparse_rankings") if sparse else read_table(config.rankings)
+        require_columns(rows, PAIR, config.rankings)
+        rate = win_rate_from_rankings(rows, min_coverage=config.min_coverage)
+        length = average_length([row["output_2"] for row in rows])
+        found.board.append(LeaderboardRow("output_2", "rankings", "output_1", rate, length, len(rows)))
+        if rated:
+            found.consistency = consistency([row for some in rated.values() for row in some], rows)
+    elif rated and not config.baseline:
+        raise UserError("baseline: names no file; ratings are compared with a baseline's, or with rankings")
+
+
+def _labels(path: str) -> list[dict]:
+    rows = read_table(path)
+    require_columns(rows, (*PAIR, "preference"), path)
+    return rows
+
+
+def _rated(path: str) -> list[dict]:
+    """Rated outputs; a CSV file is sparse_feedback's."""
+    rows = read_feedback(path, "sparse_ratings") if path.endswith(".csv") else read_table(path)
+    require_columns(rows, ("output", "rating"), path)
+    return rows
+
+
+def _pair(row: Mapping) -> tuple[str, ...]:
+    return (row["instruction"], row.get("input") or "", row["output_1"], row["output_2"])
+
+
+def _first(rows: Sequence[Mapping]) -> dict[tuple[str, ...], object]:
+    """The first label of every pair."""
+    return {_pair(row): row["preference"] for row in reversed(rows)}
+
+
+def _crowd(rows: Sequence[Mapping]) -> list[list[object]] | None:
+    """Labels [annotation number][pair], None where missing; None for a crowd of one."""
+    by: dict[tuple[str, ...], list[object]] = {}
+    for row in rows:
+        by.setdefault(_pair(row), []).append(row["preference"])
+    width = max(map(len, by.values()))
+    return [[x[k] if k < len(x) else None for x in by.values()] for k in range(width)] if width > 1 else None

@@ -1,0 +1,167 @@
+"""The measure job: its tables recomputed from the files, and what it refuses."""
+
+import contextlib
+import csv
+import io
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.evaluators import evaluator
+from rlhf_jax.evaluation.rankings import bradley_terry
+from rlhf_jax.evaluation.reliability import fleiss_kappa
+from rlhf_jax.jobs import measure
+from rlhf_jax.settings import load_page
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder, **changes) -> tuple[str, dict]:
+    """What the job prints, and its summary.json."""
+    config = load_page(str(ROOT / "configs/measure.py"))
+    config.update({"games": "", "n_bootstrap": 20, **changes})
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        measure.run(config, str(folder))
+    return printed.getvalue(), json.loads((folder / "summary.json").read_text())
+
+
+def refused(folder, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        run(folder, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def label_rows(seed, n=40, repeat=1):
+    rng = random.Random(seed)
+    return [
+        {
+            "instruction": f"i{i}",
+            "input": "",
+            "output_1": "one",
+            "output_2": "two " * (20 if i % 2 else 1),
+            "generator_1": "base",
+            "generator_2": f"m{i % 3}",
+            "preference": rng.choice([1.0, 2.0]),
+            "price_usd": 0.001,
+        }
+        for i in range(n)
+        for _ in range(repeat)
+    ]
+
+
+def test_models_are_rated_from_label_files(tmp_path):
+    files = []
+    for k in (1, 2):
+        write_parquet(tmp_path / f"{k}.parquet", label_rows(k))
+        files.append(str(tmp_path / f"{k}.parquet"))
+    told, summary = run(tmp_path / "out", games=",".join(files), anchor="base")
+    games = [
+        {
+            "model_1": "base",
+            "model_2": r["generator_2"],
+            "preference": r["preference"],
+            "instruction": r["instruction"],
+        }
+        for k in (1, 2)
+        for r in label_rows(k)
+    ]
+    expected = bradley_terry(games, anchor="base", n_bootstrap=0)
+    assert [r["model"] for r in summary["ratings"]] == [r.model for r in expected]
+    for got, want in zip(summary["ratings"], expected, strict=True):
+        assert got["rating"] == pytest.approx(want.rating) and got["n_games"] == want.n_games
+        assert f"{want.rating:.0f}" in told
+    board = list(csv.DictReader((tmp_path / "out/ratings.csv").open()))
+    assert float(board[0]["rating"]) == summary["ratings"][0]["rating"]
+    assert 'id="ratings"' in (tmp_path / "out/report.html").read_text()
+    hard = {row["instruction"]: row for row in read_table(tmp_path / "out/difficulty.parquet")}
+    assert len(hard) == 40 and {row["n_models"] for row in hard.values()} == {1}
+    labels = {
+        i: [r["preference"] for k in (1, 2) for r in label_rows(k) if r["instruction"] == i] for i in hard
+    }
+    easy, lost = ([hard[i]["difficulty"] for i in hard if labels[i] == [x, x]] for x in (2.0, 1.0))
+    assert min(easy) > max(lost)
+
+
+def test_annotators_are_compared_with_gold(tmp_path):
+    mine, gold = label_rows(1), label_rows(2, repeat=3)
+    write_parquet(tmp_path / "mine.parquet", mine)
+    write_parquet(tmp_path / "gold.parquet", gold)
+    files = {"annotators": f"judge={tmp_path}/mine.parquet", "gold": f"{tmp_path}/gold.parquet"}
+    told, summary = run(tmp_path / "out", **files, min_per_generator=5)
+    rows = {row["name"]: row for row in summary["evaluators"]}
+    assert set(rows) == {"judge", "gold", "longer output wins"}
+    want = evaluator("judge", mine, gold, min_per_generator=5)
+    assert rows["judge"]["human_agreement"] == {"value": pytest.approx(want.human_agreement.value), "n": 40}
+    assert rows["judge"]["usd"]["value"] == pytest.approx(1.0)
+    assert rows["judge"]["variance"]["value"] is None and rows["gold"]["variance"]["value"] > 0
+    assert rows["longer output wins"]["biases"]["prefers_longer"] == 100
+    assert rows["longer output wins"]["usd"]["value"] is None  # not known is not zero
+    assert "Cohen's kappa, judge and gold" in told and "Krippendorff's alpha within gold" in told
+    crowd = [[r["preference"] for r in gold[k::3]] for k in range(3)]
+    assert summary["reliability"]["Fleiss' kappa within gold"]["value"] == pytest.approx(
+        fleiss_kappa(crowd).value
+    )
+    board = {row["name"]: row for row in csv.DictReader((tmp_path / "out/evaluators.csv").open())}
+    assert float(board["judge"]["human_agreement"]) == pytest.approx(want.human_agreement.value)
+    assert board["judge"]["variance"] == "" and board["judge"]["n_rows"] == "40"
+    html = (tmp_path / "out/report.html").read_text()
+    assert 'id="evaluators"' in html and "nan" not in html.split("</style>")[1]
+
+
+def test_ratings_rankings_and_their_consistency(tmp_path):
+    for name, ratings in {"mine": (5, 3, 4), "base": (4, 3, 6)}.items():
+        rows = [{"instruction": f"i{i}", "output": f"{name}{i}", "rating": r} for i, r in enumerate(ratings)]
+        write_parquet(tmp_path / f"{name}.parquet", rows)
+    ranked = [
+        {"instruction": f"i{i}", "output_1": f"base{i}", "output_2": f"mine{i}", "ranking": said}
+        for i, said in enumerate(("(b)", "(a)", "(a)"))
+    ]
+    write_parquet(tmp_path / "ranked.parquet", ranked)
+    files = {"ratings": f"mine={tmp_path}/mine.parquet", "baseline": f"{tmp_path}/base.parquet"}
+    told, summary = run(tmp_path / "out", **files, rankings=f"{tmp_path}/ranked.parquet")
+    by_ratings, by_rankings = summary["win_rates"]
+    assert (by_ratings["win_rate"], by_ratings["n_total"], by_ratings["by"]) == (50, 3, "ratings")
+    assert by_rankings["win_rate"] == pytest.approx(100 / 3)
+    assert summary["consistency"]["consistency"] == pytest.approx(200 / 3)
+    assert "66.7 %" in told and "1.96 standard errors" in told
+    assert "mine" in (tmp_path / "out/leaderboard.csv").read_text()
+
+
+def test_sparse_feedbacks_own_files(tmp_path):
+    # As its scripts write them: no header, "nan" for an empty input.
+    (tmp_path / "davinci.csv").write_text("i0,nan,d0,4\ni1,nan,d1,3\ni2,nan,d2,6\n")
+    (tmp_path / "mine.csv").write_text("i0,nan,m0,5\ni1,nan,m1,3\ni2,nan,m2,4\n")
+    (tmp_path / "ranked.csv").write_text("i0,nan,d0,m0,(b)\ni1,nan,d1,m1,(a)\ni2,nan,d2,m2,equal\n")
+    files = {"ratings": f"mine={tmp_path}/mine.csv", "baseline": f"{tmp_path}/davinci.csv"}
+    _, summary = run(tmp_path / "out", **files, rankings=f"{tmp_path}/ranked.csv")
+    by_ratings, by_rankings = summary["win_rates"]
+    assert (by_ratings["win_rate"], by_rankings["win_rate"]) == (50, 50)
+    half = 196 * 0.5 / 3**0.5  # scores 1, 0.5, 0: standard deviation 0.5
+    assert by_ratings["normal_interval"] == pytest.approx([50 - half, 50 + half])
+    assert summary["consistency"]["consistency"] == pytest.approx(100 / 3)
+
+
+def test_wrong_inputs_are_one_line(tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [{**row, "preference": None} for row in label_rows(1)])
+    write_parquet(tmp_path / "bare.parquet", [{"instruction": "i", "output": "x"}])
+    rows, bare = f"{tmp_path}/rows.parquet", f"{tmp_path}/bare.parquet"
+    for changes, told in (
+        ({}, "nothing to measure"),
+        ({"games": rows}, "0 of 40 have a label"),
+        ({"games": bare}, "no column 'generator_1'"),
+        ({"annotators": f"a={rows}"}, "gold: names no file"),
+        ({"gold": rows}, "annotators: names no file"),
+        ({"annotators": f"a={rows}", "gold": rows}, "0 of 40 rows have a label"),
+        ({"ratings": f"a={bare}", "baseline": bare}, "no column 'rating'"),
+        ({"rankings": bare}, "no column 'output_1'"),
+        ({"games": f"{tmp_path}/none.parquet"}, "no such file"),
+    ):
+        assert told in refused(tmp_path / "out", **changes), changes
+    write_parquet(tmp_path / "rated.parquet", [{"instruction": "i", "output": "x", "rating": 1}])
+    assert "baseline: names no file" in refused(tmp_path / "out", ratings=f"a={tmp_path}/rated.parquet")
