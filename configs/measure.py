@@ -28,6 +28,7 @@ def microfarm() -> ConfigDict:
     c.min_coverage = 0.8  # A number over a smaller share of its rows is refused.
 
     # Comma-separated label files with generator_1 and generator_2: Bradley-Terry and Elo ratings of the models.
+    # Against one baseline they also give difficulty.parquet, for config.difficulty of evaluate.
     c.games = "runs/farm/evaluate/annotations.parquet"
     c.anchor = ""  # The model whose rating is 1000; "" puts the mean there.
     c.n_bootstrap = 200
@@ -42,7 +43,7 @@ def microfarm() -> ConfigDict:
 
     # Comma-separated NAME=FILE of rated outputs, and a file of the baseline's: win rates by ratings. And a file
     # of ranked pairs, by preference or by ranking "(a)", "(b)", "equal": its win rate, and its consistency with
-    # the ratings.
+    # the ratings. Files that end in .csv are sparse_feedback's.
     c.ratings = ""
     c.baseline = ""
     c.baseline_name = "baseline"

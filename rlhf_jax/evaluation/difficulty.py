@@ -43,6 +43,32 @@ def instruction_difficulty(models: Sequence[Sequence[Mapping]], *, ridge: float 
     return dict(zip(keys, map(float, found - found.mean()), strict=True))
 
 
+def difficulty_rows(rows: Sequence[Mapping], *, least_models: int = 2) -> list[dict]:
+    """A table of difficulties: instruction, input, difficulty and n_models, from label rows of many models.
+
+    [] where the rows have no outputs, several baselines, or fewer than `least_models` models.
+    """
+    models: dict[object, list[Mapping]] = {}
+    for row in rows:
+        models.setdefault(row.get("generator_2"), []).append(row)
+    one_baseline = len({row.get("generator_1") for row in rows}) == 1
+    if len(models) < least_models or not one_baseline or not all("output_1" in row for row in rows):
+        return []
+    found = instruction_difficulty(list(models.values()))
+    asked: dict[str, tuple[Mapping, set]] = {}
+    for row in rows:
+        asked.setdefault(instruction_key(row), (row, set()))[1].add(row.get("generator_2"))
+    return [
+        {
+            "instruction": row["instruction"],
+            "input": row.get("input") or "",
+            "difficulty": found[key],
+            "n_models": len(judged),
+        }
+        for key, (row, judged) in asked.items()
+    ]
+
+
 def _fit(
     i_N: np.ndarray, m_N: np.ndarray, t_N: np.ndarray, y_N: np.ndarray, sizes: tuple[int, int], ridge: float
 ) -> np.ndarray:

@@ -27,21 +27,15 @@ def evaluators(rows: Sequence[Evaluator]) -> str:
     """AlpacaEval's table of evaluators."""
     if not rows:
         return ""
-    names = ("human agreement %", "bias %", "variance %", "Spearman", "Pearson", "prefers longer %")
-    names += (
-        "prefers list %",
-        "prefers first %",
-        "prefers output_1 %",
-        "$ per 1,000",
-        "s per 1,000",
-        "labels",
-    )
+    names = ("agreement %", "bias %", "variance %", "Spearman", "Pearson", "longer %", "list %", "first %")
+    names += ("output_1 %", "$/1,000", "s/1,000", "labels")
     head = "<th>annotator</th>" + "".join(f'<th class="num">{name}</th>' for name in names)
     body = "".join(_evaluator_row(row) for row in rows)
     note = (
-        "Human agreement: of single labels with the majority of the gold ones. Bias: of the annotator's majority, "
+        "Agreement: of single labels with the majority of the gold ones. Bias: of the annotator's majority, "
         "variance: of one label with the annotator's others, both as errors. Correlations are over the win rates "
-        "of generators. A dash is a value that does not exist or is not known; small numbers are n."
+        "of generators. Longer, list, first, output_1: how often that one is preferred. A dash is a value that "
+        "does not exist or is not known; small numbers are n."
     )
     return f"{_scrolled(head, body)}{_note(note)}"
 

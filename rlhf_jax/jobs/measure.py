@@ -5,52 +5,41 @@ Asks nobody and needs no jax. Every part is measured whose files are named.
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import __version__
-from rlhf_jax.data.tables import read_table, require_columns
+from rlhf_jax.annotation.formats import read_feedback
+from rlhf_jax.data.tables import read_table, require_columns, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import measure_tables as tables
 from rlhf_jax.evaluation.agreement import labels_from_scores
-from rlhf_jax.evaluation.evaluators import Evaluator, evaluator
-from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length, leaderboard_csv, leaderboard_text
-from rlhf_jax.evaluation.rankings import Rating, bradley_terry, elo
+from rlhf_jax.evaluation.difficulty import difficulty_rows
+from rlhf_jax.evaluation.evaluators import evaluator
+from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length, leaderboard_csv
+from rlhf_jax.evaluation.rankings import bradley_terry, elo
 from rlhf_jax.evaluation.ratings import (
-    Consistency,
     consistency,
     win_rate_from_rankings,
     win_rate_from_ratings,
 )
-from rlhf_jax.evaluation.reliability import Reliability, cohen_kappa, fleiss_kappa, krippendorff_alpha
+from rlhf_jax.evaluation.reliability import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from rlhf_jax.evaluation.report import write_report
-from rlhf_jax.evaluation.report_data import Report
+from rlhf_jax.jobs import measure_results as results
 from rlhf_jax.jobs.evaluation_inputs import named
-from rlhf_jax.jobs.evaluation_results import as_json, plain, write_files
+from rlhf_jax.jobs.evaluation_results import as_json, write_files
+from rlhf_jax.jobs.measure_results import Found
 
 PAIR = ("instruction", "output_1", "output_2")
+DIFFICULTY = "difficulty.parquet"
 GOLD, LONGEST = "gold", "longer output wins"
-
-
-@dataclasses.dataclass
-class Found:
-    """What was measured; a part without files stays empty."""
-
-    ratings: list[Rating] = dataclasses.field(default_factory=list)
-    elo: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    evaluators: list[Evaluator] = dataclasses.field(default_factory=list)
-    reliability: dict[str, Reliability] = dataclasses.field(default_factory=dict)
-    board: list[LeaderboardRow] = dataclasses.field(default_factory=list)
-    consistency: Consistency | None = None
 
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes measures.txt, summary.json, report.html and a CSV file per table to WORKDIR, and prints the text.
 
+    Games of several models against one baseline also give difficulty.parquet, for evaluate's length control.
     Raises UserError when nothing is named, for files that are missing or lack a column, and for a number over
     a smaller share of its rows than config.min_coverage.
     """
@@ -67,8 +56,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         raise UserError(
             "games: nothing to measure; name games, annotators and gold, ratings and baseline, or rankings"
         )
-    text = _text(found)
-    files = {"measures.txt": text, "summary.json": as_json(_summary(found))}
+    text = results.text(found)
+    files = {"measures.txt": text, "summary.json": as_json(results.summary(found))}
     if found.ratings:
         files["ratings.csv"] = tables.ratings_csv(found.ratings, found.elo)
     if found.evaluators:
@@ -76,25 +65,27 @@ def run(config: ConfigDict, workdir: str) -> None:
     if found.board:
         files["leaderboard.csv"] = leaderboard_csv(found.board)
     write_files(folder, files)
-    write_report(folder / "report.html", _report(found, config.title))
+    if found.difficulty:
+        write_parquet(folder / DIFFICULTY, found.difficulty)
+    write_report(folder / "report.html", results.report(found, config.title))
     print(f"{text}\nreport: {(folder / 'report.html').resolve()}", flush=True)
 
 
 def _rate(config: ConfigDict, found: Found) -> None:
-    games = []
+    rows: list[dict] = []
     for path in (part.strip() for part in config.games.split(",")):
-        rows = read_table(path)
-        require_columns(rows, ("instruction", "generator_1", "generator_2", "preference"), path)
-        games += [
-            {
-                "instruction": (row["instruction"], row.get("input") or ""),
-                "model_1": row["generator_1"],
-                "model_2": row["generator_2"],
-                "preference": row["preference"],
-            }
-            for row in rows
-            if row["generator_1"] != row["generator_2"]
-        ]
+        new = read_table(path)
+        require_columns(new, ("instruction", "generator_1", "generator_2", "preference"), path)
+        rows += [row for row in new if row["generator_1"] != row["generator_2"]]
+    games = [
+        {
+            "instruction": (row["instruction"], row.get("input") or ""),
+            "model_1": row["generator_1"],
+            "model_2": row["generator_2"],
+            "preference": row["preference"],
+        }
+        for row in rows
+    ]
     labelled = sum(game["preference"] is not None for game in games)
     if labelled < config.min_coverage * len(games):
         raise UserError(
@@ -105,6 +96,7 @@ def _rate(config: ConfigDict, found: Found) -> None:
         games, anchor=config.anchor, seed=config.seed, n_bootstrap=config.n_bootstrap
     )
     found.elo = elo(games, seed=config.seed)
+    found.difficulty = difficulty_rows(rows)
 
 
 def _compare_annotators(config: ConfigDict, found: Found) -> None:
@@ -147,7 +139,8 @@ def _ratings(config: ConfigDict, found: Found) -> None:
             found.board.append(LeaderboardRow(name, "ratings", config.baseline_name, rate, length, len(rows)))
         rated[config.baseline_name] = base
     if config.rankings:
-        rows = read_table(config.rankings)
+        sparse = config.rankings.endswith(".csv")  # sparse_feedback's
+        rows = read_feedback(config.rankings, "sparse_rankings") if sparse else read_table(config.rankings)
         require_columns(rows, PAIR, config.rankings)
         rate = win_rate_from_rankings(rows, min_coverage=config.min_coverage)
         length = average_length([row["output_2"] for row in rows])
@@ -165,7 +158,8 @@ def _labels(path: str) -> list[dict]:
 
 
 def _rated(path: str) -> list[dict]:
-    rows = read_table(path)
+    """Rated outputs; a CSV file is sparse_feedback's."""
+    rows = read_feedback(path, "sparse_ratings") if path.endswith(".csv") else read_table(path)
     require_columns(rows, ("output", "rating"), path)
     return rows
 
@@ -186,62 +180,3 @@ def _crowd(rows: Sequence[Mapping]) -> list[list[object]] | None:
         by.setdefault(_pair(row), []).append(row["preference"])
     width = max(map(len, by.values()))
     return [[x[k] if k < len(x) else None for x in by.values()] for k in range(width)] if width > 1 else None
-
-
-def _text(found: Found) -> str:
-    lines = []
-    if found.ratings:
-        lines += [
-            "Bradley-Terry ratings; [ ] bootstrap over instructions, 95 %; Elo with its spread over orders"
-        ]
-        lines += [tables.ratings_text(found.ratings, found.elo)]
-    if found.evaluators:
-        lines += ["evaluators, % unless said; (n)", tables.evaluators_text(found.evaluators)]
-        for name, value in found.reliability.items():
-            lines.append(f"{name}: {value.value:.3f} ({value.n_items} pairs, {value.n_labels} labels)")
-        lines.append("")
-    if found.board:
-        lines.append(leaderboard_text(found.board))
-        lines += [
-            f"{row.method} by {row.judge}: {row.win_rate.win_rate:.2f} ± {1.96 * row.win_rate.standard_error:.2f} "
-            f"(1.96 standard errors), n {row.win_rate.n_total}"
-            for row in found.board
-        ]
-        lines.append("")
-    if (c := found.consistency) is not None:
-        lines.append(
-            f"consistency of ratings and rankings: {c.consistency:.1f} % [{c.interval[0]:.1f}, {c.interval[1]:.1f}] "
-            f"of {c.n_total} pairs; {c.n_unrated} more without two ratings, {c.n_unranked} without a ranking"
-        )
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def _summary(found: Found) -> dict:
-    return {
-        "version": __version__,
-        "ratings": plain(found.ratings),
-        "elo": {name: {"rating": r, "spread": s} for name, (r, s) in found.elo.items()},
-        "evaluators": plain(found.evaluators),
-        "reliability": plain(found.reliability),
-        "win_rates": [
-            {"method": row.method, "by": row.judge, "baseline": row.baseline}
-            | plain(row.win_rate)
-            | {"normal_interval": plain(row.win_rate.normal_interval)}
-            for row in found.board
-        ],
-        "consistency": plain(found.consistency),
-    }
-
-
-def _report(found: Found, title: str) -> Report:
-    facts = {name: f"{value.value:.3f}, n {value.n_items}" for name, value in found.reliability.items()}
-    if (c := found.consistency) is not None:
-        facts["ratings against rankings"] = f"{c.consistency:.1f} % consistent, n {c.n_total}"
-    facts["made"] = f"{time.strftime('%Y-%m-%d')} by rlhf_jax {__version__}"
-    return Report(
-        title=title,
-        leaderboard=found.board,
-        facts=facts,
-        ratings=found.ratings,
-        evaluators=found.evaluators,
-    )

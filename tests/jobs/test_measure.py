@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.data.records import write_parquet
+from rlhf_jax.data.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.evaluators import evaluator
 from rlhf_jax.evaluation.rankings import bradley_terry
@@ -79,6 +79,13 @@ def test_models_are_rated_from_label_files(tmp_path):
     board = list(csv.DictReader((tmp_path / "out/ratings.csv").open()))
     assert float(board[0]["rating"]) == summary["ratings"][0]["rating"]
     assert 'id="ratings"' in (tmp_path / "out/report.html").read_text()
+    hard = {row["instruction"]: row for row in read_table(tmp_path / "out/difficulty.parquet")}
+    assert len(hard) == 40 and {row["n_models"] for row in hard.values()} == {1}
+    labels = {
+        i: [r["preference"] for k in (1, 2) for r in label_rows(k) if r["instruction"] == i] for i in hard
+    }
+    easy, lost = ([hard[i]["difficulty"] for i in hard if labels[i] == [x, x]] for x in (2.0, 1.0))
+    assert min(easy) > max(lost)
 
 
 def test_annotators_are_compared_with_gold(tmp_path):
@@ -124,6 +131,20 @@ def test_ratings_rankings_and_their_consistency(tmp_path):
     assert summary["consistency"]["consistency"] == pytest.approx(200 / 3)
     assert "66.7 %" in told and "1.96 standard errors" in told
     assert "mine" in (tmp_path / "out/leaderboard.csv").read_text()
+
+
+def test_sparse_feedbacks_own_files(tmp_path):
+    # As its scripts write them: no header, "nan" for an empty input.
+    (tmp_path / "davinci.csv").write_text("i0,nan,d0,4\ni1,nan,d1,3\ni2,nan,d2,6\n")
+    (tmp_path / "mine.csv").write_text("i0,nan,m0,5\ni1,nan,m1,3\ni2,nan,m2,4\n")
+    (tmp_path / "ranked.csv").write_text("i0,nan,d0,m0,(b)\ni1,nan,d1,m1,(a)\ni2,nan,d2,m2,equal\n")
+    files = {"ratings": f"mine={tmp_path}/mine.csv", "baseline": f"{tmp_path}/davinci.csv"}
+    _, summary = run(tmp_path / "out", **files, rankings=f"{tmp_path}/ranked.csv")
+    by_ratings, by_rankings = summary["win_rates"]
+    assert (by_ratings["win_rate"], by_rankings["win_rate"]) == (50, 50)
+    half = 196 * 0.5 / 3**0.5  # scores 1, 0.5, 0: standard deviation 0.5
+    assert by_ratings["normal_interval"] == pytest.approx([50 - half, 50 + half])
+    assert summary["consistency"]["consistency"] == pytest.approx(100 / 3)
 
 
 def test_wrong_inputs_are_one_line(tmp_path):

@@ -60,6 +60,7 @@ SMALL = {
     "evaluate": {},
     "inspect_data": {"data.max_length": 60},
     "weight_diff": {},
+    "measure": {"n_bootstrap": 5},
 }
 
 
