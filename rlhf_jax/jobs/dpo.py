@@ -17,6 +17,8 @@ from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.workdir import prepare
 
+_REFERENCE = ("ref_chosen", "ref_rejected")
+
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export."""
@@ -25,7 +27,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_batch(config.batch_size, mesh)
     tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
+    checkpoint = setup.describe_model(config.model.init, config.model, hints.SFT)
     if checkpoint.is_scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
@@ -40,18 +42,27 @@ def run(config: ConfigDict, workdir: str) -> None:
 
         return make
 
-    def reference_of(found: Pairs) -> dict[str, np.ndarray]:
-        return _reference(config, mesh, model, params, batches_of(found, {}), len(found), R)
+    # Zeros until the weights are there.
+    references = [
+        {name: np.zeros(len(x), np.float32) for name in _REFERENCE} for x in (split.train, split.eval)
+    ]
+    train, held_out = (batches_of(x, reference) for x, reference in zip(split[:2], references, strict=True))
 
-    train, held_out = (batches_of(found, reference_of(found)) for found in (split.train, split.eval))
+    def load() -> Params:
+        _, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
+        for found, reference in zip((split.train, split.eval), references, strict=True):
+            reference |= _reference(config, mesh, model, params, batches_of(found, {}), len(found), R)
+        return params
+
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
-        losses.dpo_loss(
-            model, R, config.logprob_chunk, beta=config.beta, label_smoothing=config.label_smoothing
+        model,
+        lambda shape, c: losses.dpo_loss(
+            shape, R, c.logprob_chunk, beta=c.beta, label_smoothing=c.label_smoothing
         ),
+        load,
         rows=len(split.train),
         make_batch=train,
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
@@ -72,7 +83,7 @@ def _reference(
     """
     score = jax.jit(losses.pair_logprobs(model, R, config.logprob_chunk))
     mine, progress = host_rows(config.batch_size, mesh), Progress(n, unit="reference pairs")
-    reference = {name: np.zeros(n, np.float32) for name in ("ref_chosen", "ref_rejected")}
+    reference = {name: np.zeros(n, np.float32) for name in _REFERENCE}
     for index_B, weight_B in eval_batches(n, config.batch_size):
         chosen_B, rejected_B = gather(score(params, to_global(make(index_B, mine), mesh)))
         real = weight_B > 0

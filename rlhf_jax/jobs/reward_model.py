@@ -30,18 +30,17 @@ def run(config: ConfigDict, workdir: str) -> None:
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
-    model = checkpoint.config
-    if not checkpoint.is_scalar:
-        params = reward_from_language(model, params, jax.random.key(config.seed))
+    model = setup.describe_model(config.model.init, config.model, hints.SFT).config
     T, _ = inputs.array_sizes(*split.train, *split.eval)
     pad_id = tokenizer.pad_token_id
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
-        losses.reward_model(model),
+        model,
+        lambda shape, _: losses.reward_model(shape),
+        lambda: _params(config, mesh),
+        scalar=True,
         rows=len(split.train),
         make_batch=lambda index_B, rows: inputs.pad_pairs(split.train, index_B, T, pad_id, rows),
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
@@ -52,6 +51,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
     setup.export(workdir, model, state.params, tokenizer, config.model.init, reward_mean=mean)
+
+
+def _params(config: ConfigDict, mesh: Mesh) -> Params:
+    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
+    if checkpoint.is_scalar:
+        return params
+    return reward_from_language(checkpoint.config, params, jax.random.key(config.seed))
 
 
 def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:

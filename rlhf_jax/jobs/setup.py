@@ -37,9 +37,19 @@ def load_model(
 
     made_by: the command that makes the folder, for the error when it is not there.
     """
+    describe_model(folder, model, made_by)
+    return huggingface.load(folder, mesh, **_computed_as(model))
+
+
+def describe_model(folder: str, model: ConfigDict, made_by: str) -> huggingface.Checkpoint:
+    """What `load_model` will say of a folder, without reading its weights."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
-    return huggingface.load(folder, mesh, dtype=model.dtype, remat=model.get("remat", "none"))
+    return huggingface.describe(folder, **_computed_as(model))
+
+
+def _computed_as(model: ConfigDict) -> dict[str, str]:
+    return {"dtype": model.dtype, "remat": model.get("remat", "none")}
 
 
 def token_ids(tokenizer: Any) -> dict[str, int | None]:

@@ -28,14 +28,15 @@ def run(config: ConfigDict, workdir: str) -> None:
     tokenizer_from = _tokenizer_folder(config, workdir)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
-    model, params = _model(config, mesh, tokenizer)
+    model = _model(config, tokenizer)
     T, R = inputs.array_sizes(split.train, split.eval)
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
-        losses.sft(model, R, config.logprob_chunk),
+        model,
+        lambda shape, c: losses.sft(shape, R, c.logprob_chunk),
+        lambda: _params(config, mesh, model),
         rows=len(split.train),
         make_batch=lambda index_B, rows: pad(split.train, index_B, T, tokenizer.pad_token_id, rows),
         tokens_of=split.train.lengths,
@@ -47,12 +48,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     setup.export(workdir, model, state.params, tokenizer, tokenizer_from)
 
 
-def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig, Params]:
+def _model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
     m = config.model
     if m.init:
-        checkpoint, params = setup.load_model(m.init, m, mesh, hints.SFT)
-        return checkpoint.config, params
-    model = ModelConfig(
+        return setup.describe_model(m.init, m, hints.SFT).config
+    return ModelConfig(
         vocab_size=len(tokenizer),
         width=m.width,
         layers=m.layers,
@@ -64,7 +64,12 @@ def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig,
         dtype=m.dtype,
         remat=m.remat,
     )
-    return model, init_sharded(model, mesh, config.seed)
+
+
+def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig) -> Params:
+    if config.model.init:
+        return setup.load_model(config.model.init, config.model, mesh, hints.SFT)[1]
+    return init_sharded(model, mesh, config.seed)
 
 
 def _tokenizer_folder(config: ConfigDict, workdir: str) -> str:

@@ -64,6 +64,11 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
     return ModelConfig(**values), raw
 
 
+def describe(folder: str | Path, **overrides: object) -> Checkpoint:
+    """What `load` will say of a folder, without reading its weights; raises the same errors."""
+    return _open(Path(folder), overrides)[0]
+
+
 def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> tuple[Checkpoint, Params]:
     """Reads a folder written by `save` or by transformers, one tensor at a time.
 
@@ -76,13 +81,8 @@ def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> t
     Raises:
       UserError: no such model, or tensors that are missing, unknown or of another shape, by name.
     """
-    folder = Path(folder)
-    config, raw = read_config(folder)
-    config = dataclasses.replace(config, **overrides)
-    tensors = tensor_files.open_folder(folder)
-    is_scalar = "score.weight" in tensors.shapes
-    expected = places(config, scalar=is_scalar)
-    check(folder, config, expected, tensors.shapes)
+    checkpoint, tensors, expected = _open(Path(folder), overrides)
+    config, is_scalar = checkpoint.config, checkpoint.is_scalar
     where = param_shardings(config, mesh, scalar=is_scalar) if mesh is not None else None
     params: Params = {}
     # The largest first: what is held twice for a moment then always fits where smaller ones are still to come.
@@ -94,7 +94,7 @@ def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> t
         for name in path[:-1]:
             group = group.setdefault(name, {})
         group[path[-1]] = _assemble(config, path, shape, sharding, holding, tensors)
-    return Checkpoint(config, is_scalar, float(raw.get("reward_mean", 0.0))), params
+    return checkpoint, params
 
 
 def save(
@@ -131,6 +131,17 @@ def save(
     _write_json(partial / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
+
+
+def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tensors, list[Place]]:
+    """(what the folder says of its model; its tensors; where they go), checked against each other."""
+    config, raw = read_config(folder)
+    config = dataclasses.replace(config, **overrides)
+    tensors = tensor_files.open_folder(folder)
+    is_scalar = "score.weight" in tensors.shapes
+    expected = places(config, scalar=is_scalar)
+    check(folder, config, expected, tensors.shapes)
+    return Checkpoint(config, is_scalar, float(raw.get("reward_mean", 0.0))), tensors, expected
 
 
 def _assemble(

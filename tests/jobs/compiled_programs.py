@@ -112,7 +112,7 @@ def training_holds_no_logits_of_a_batch(mesh):
     for name, loss_fn, params, optimizer, batch, microbatches, rows in trainers(mesh):
         step = make_train_step(loss_fn, optimizer, microbatches=microbatches)
         made = state.create(params, optimizer, seed=0)
-        text = step.lower(made, to_global(batch, mesh)).compile().as_text()
+        text = step.trace(made, to_global(batch, mesh)).lower().compile().as_text()
         largest = hlo.largest_with(text, vocabulary)
         # Of a device: a chunk of its rows, or a weight. A response's logits would be R / CHUNK times that.
         here = rows // WAYS
@@ -124,7 +124,7 @@ def training_holds_no_logits_of_a_batch(mesh):
     made = state.create(
         init_sharded(CONFIG, mesh, 0), make_optimizer(learning_rate=1e-3, total_steps=10), seed=0
     )
-    text = step.lower(made, to_global(rows_of(np.random.default_rng(0)), mesh)).compile().as_text()
+    text = step.trace(made, to_global(rows_of(np.random.default_rng(0)), mesh)).lower().compile().as_text()
     assert math.prod(hlo.largest_with(text, vocabulary)) >= B // WAYS * R * CONFIG.vocab_size // 2
 
 

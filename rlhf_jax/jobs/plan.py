@@ -1,0 +1,290 @@
+"""A trainer's step before any weight is read: what it computes, on which shapes, and what it will take.
+
+Everything here works on shapes with shardings, so a run that does not fit into memory ends before it has loaded
+anything, and a recipe can be checked on a machine that could never run it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import losses
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.placement import planned as planned_params
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.mesh import BATCH_AXES, make_mesh
+from rlhf_jax.parallel.rules import ROLLOUT_RULES
+from rlhf_jax.rollout.experience import Experience, Models, Settings, make_experience
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import generate
+from rlhf_jax.training.ahead import GIB, Needs, available, bytes_per_device, matrix_flops, needs
+from rlhf_jax.training.optimizer import make_optimizer, partitioned
+from rlhf_jax.training.state import TrainState, planned
+from rlhf_jax.training.step import TrainStep, make_train_step
+
+Shapes = Any  # a tree of ShapeDtypeStructs with shardings
+
+
+class Phase(NamedTuple):
+    """Another program of an iteration. beside: bytes per device of what is alive meanwhile and not its argument."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    beside: int
+
+
+class Plan(NamedTuple):
+    """A trainer's step and what it is called with.
+
+    Attributes:
+      loss_fn, optimizer, step: what `make_train_step` was given, and gave.
+      state, batch: as the step will see them.
+      beside: bytes per device of frozen models, alive while the step runs.
+      others: the other programs of an iteration.
+    """
+
+    loss_fn: losses.LossFn
+    optimizer: optax.GradientTransformation
+    step: TrainStep
+    state: TrainState
+    batch: Shapes
+    beside: int = 0
+    others: tuple[Phase, ...] = ()
+
+
+PlanOf = Callable[[ConfigDict, Mesh], Plan]
+
+
+def rows(mesh: Mesh, B: int, arrays: Any) -> Shapes:
+    """Some rows of a batch, as arrays or shapes -> the whole batch of B rows, cut over the mesh."""
+    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((B, *x.shape[1:]), x.dtype, sharding=where), arrays)
+
+
+def optimizer(settings: ConfigDict, total_steps: int, **changes: Any) -> optax.GradientTransformation:
+    """The optimizer that a page's `optimizer` group describes."""
+    return make_optimizer(**{**settings.to_dict(), "total_steps": total_steps, **changes})
+
+
+def offline(
+    model: ModelConfig,
+    loss_of: Callable[[ModelConfig, ConfigDict], losses.LossFn],
+    steps: int,
+    arrays: Any,
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    scalar: bool = False,
+) -> Plan:
+    """A trainer on fixed rows. arrays: some rows of a batch; loss_of(model, config) -> the loss."""
+    loss_fn = loss_of(dataclasses.replace(model, remat=config.model.remat), config)
+    tx = optimizer(config.optimizer, steps)
+    state = planned(planned_params(model, mesh, scalar=scalar), tx)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.batch_size, arrays))
+
+
+def ppo_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Policy and value model each have their own."""
+    updates = config.epochs * (config.rollout.batch_size // config.minibatch_size)
+    rates = {"policy": config.optimizer.learning_rate, "value": config.value_learning_rate}
+    return partitioned(
+        {
+            name: optimizer(config.optimizer, config.steps, updates_per_step=updates, learning_rate=rate)
+            for name, rate in rates.items()
+        }
+    )
+
+
+def ppo_settings(config: ConfigDict) -> Settings:
+    return Settings(
+        temperature=config.rollout.temperature,
+        kl_estimator=config.kl_estimator,
+        missing_eos_penalty=config.missing_eos_penalty,
+        gamma=config.gamma,
+        lam=config.lam,
+        whiten_rewards=config.whiten_rewards,
+        logprob_chunk=config.logprob_chunk,
+    )
+
+
+def ppo(model: ModelConfig, P: int, config: ConfigDict, mesh: Mesh) -> Plan:
+    """PPO on prompts of P columns: the update, and the rollout and its scoring."""
+    model = dataclasses.replace(model, remat=config.model.remat)
+    loss_fn = losses.ppo(
+        model,
+        clip=config.clip,
+        value_clip=config.value_clip,
+        value_coef=config.value_coef,
+        temperature=config.rollout.temperature,
+        chunk=config.logprob_chunk,
+    )
+    tx = ppo_optimizer(config)
+    language, scalar = (planned_params(model, mesh, scalar=s) for s in (False, True))
+    state = planned({"policy": language, "value": scalar}, tx)
+    frozen = bytes_per_device((language, scalar))  # reference and reward model
+    R, N = config.rollout.max_new_tokens, config.rollout.batch_size
+    integers, numbers, flags = (
+        partial(jax.ShapeDtypeStruct, dtype=t) for t in (jnp.int32, jnp.float32, bool)
+    )
+    one = Experience(integers((1, P + R)), integers((1,)), flags((1, R)), *[numbers((1, R))] * 4)
+    prompts = rows(mesh, N, {"tokens": integers((1, P)), "lengths": integers((1,)), "rows": integers((1,))})
+    key, number = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
+
+    given = (prompts["tokens"], prompts["lengths"], prompts["rows"], key)
+    sampler = Sampling(config.rollout.temperature)
+
+    def sampling() -> jax.stages.Lowered:
+        copy = planned_params(model, mesh, rules=ROLLOUT_RULES, dtype=config.rollout.dtype)
+        return generate.lower(model, copy, *given, sampler, 0, 0, max_new_tokens=R)
+
+    def scoring() -> jax.stages.Lowered:
+        sampled = jax.eval_shape(
+            lambda *x: generate(model, *x, sampler, 0, 0, max_new_tokens=R), language, *given
+        )
+        cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        sampled = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut) if x.ndim else x, sampled
+        )
+        make = jax.jit(partial(make_experience, model, settings=ppo_settings(config), pad_id=0))
+        return make.lower(
+            models=Models(language, scalar, language, scalar),
+            prompts_BP=prompts["tokens"],
+            prompt_lengths_B=prompts["lengths"],
+            sampled=sampled,
+            kl_coef=number,
+            reward_mean=number,
+        )
+
+    own = bytes_per_device((state.params, state.opt_state))
+    others = (
+        Phase("sampling", sampling, own + frozen),
+        Phase("scoring", scoring, bytes_per_device(state.opt_state)),
+    )
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.minibatch_size, one), frozen, others)
+
+
+def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
+    """Compiles a trainer's step and says what it takes. Raises UserError when that is more than there is."""
+    plan, began = plan_of(config, mesh), time.perf_counter()
+    traced = plan.step.trace(plan.state, plan.batch)
+    compiled = traced.lower().compile()
+    plan.step.use(compiled)
+    found, there = {"train step": needs(compiled)} | _others(plan), available()
+    most = max(found, key=lambda name: found[name].total + _beside(plan, name))
+    total = found[most].total + _beside(plan, most)
+    if startup.is_main():
+        count = sum(x.size for x in jax.tree.leaves(plan.state.params))
+        print(
+            f"train step: {count / 1e6:.1f}M parameters, {matrix_flops(traced.jaxpr):.3g} FLOPs; "
+            f"compiled in {time.perf_counter() - began:.1f} s\n"
+            f"memory per device: {_gib(total)} needed ({_parts(found[most], _beside(plan, most), most)}), "
+            f"{_gib(there)} there",
+            flush=True,
+        )
+    if total > there:
+        raise UserError(
+            f"memory: {most} needs {_gib(total)} on each device, {_gib(there)} are there; "
+            f"{_advice(plan_of, config, mesh, total)}"
+        )
+    return plan
+
+
+def needed(plan: Plan) -> int:
+    """Bytes per device at the worst moment of an iteration."""
+    found = {"train step": needs(plan.step.trace(plan.state, plan.batch).lower().compile())} | _others(plan)
+    return max(x.total + _beside(plan, name) for name, x in found.items())
+
+
+def _others(plan: Plan) -> dict[str, Needs]:
+    return {phase.name: needs(phase.lower().compile()) for phase in plan.others}
+
+
+def _beside(plan: Plan, name: str) -> int:
+    return {phase.name: phase.beside for phase in plan.others}.get(name, plan.beside)
+
+
+def _advice(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, total: int) -> str:
+    """The three settings that would help most, each compiled to see how much."""
+    found = []
+    for setting, changed in _candidates(config, mesh):
+        there = make_mesh(**changed.mesh.to_dict()) if setting.startswith("mesh") else mesh
+        try:
+            found.append((needed(plan_of(changed, there)), setting))
+        except UserError:  # a mesh that cannot split this model
+            continue
+        finally:
+            jax.set_mesh(mesh)
+    best = sorted(x for x in found if x[0] < total)[:3]
+    if not best:
+        return "no single setting helps; use more devices or a smaller model"
+    return "what helps most: " + ", ".join(f"--config.{setting} ({_gib(bytes_)})" for bytes_, setting in best)
+
+
+def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDict]]:
+    """Single settings that save memory and are not used yet."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    field = "minibatch_size" if "rollout" in config else "batch_size"
+    B = config[field]
+    wanted = {
+        "model.remat": "full",
+        "microbatches": B // ways,
+        "optimizer.name": "adafactor",
+        "logprob_chunk": 16,
+        "rollout.dtype": "bfloat16",
+        "model.dtype": "bfloat16",
+        field: ways,
+    }
+    page = config.to_dict()
+    flat = {name: _at(page, name) for name in wanted}
+    for name, value in wanted.items():
+        if flat[name] is not None and flat[name] != value:
+            # Whatever else is cut with it must still divide: a batch of one row per device has one micro-batch.
+            also = {"microbatches": 1} if name == field else {}
+            yield f"{name}={value}", _changed(page, {name: value} | also)
+    if mesh.shape["data"] > 1:
+        sizes = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": mesh.shape["tensor"]}
+        yield "mesh.data=1 --config.mesh.fsdp=-1", _changed(page, sizes)
+
+
+def _at(page: dict, name: str) -> Any:
+    for part in name.split("."):
+        page = page.get(part, {})
+    return None if page == {} else page
+
+
+def _changed(page: dict, changes: dict[str, Any]) -> ConfigDict:
+    config = ConfigDict(page)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _parts(found: Needs, beside: int, phase: str) -> str:
+    parts = [f"arguments {_gib(found.arguments)}", f"temporaries {_gib(found.temporaries)}"]
+    if found.outputs > GIB // 100:
+        parts.append(f"results {_gib(found.outputs)}")
+    if beside:
+        parts.append(f"what else is kept {_gib(beside)}")
+    return f"{phase}: {', '.join(parts)}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"
+
+
+def example(make: Callable[[np.ndarray, Any], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One row of a batch as `make` makes it: what `offline` takes shapes and dtypes from."""
+    return make(np.zeros(1, np.int64), slice(0, 1))
