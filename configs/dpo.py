@@ -42,6 +42,9 @@ def microfarm() -> ConfigDict:
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
     c.model.dtype = "float32"
     c.model.remat = "none"
+    c.model.attention = (
+        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
+    )
 
     c.beta = 0.05  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.

@@ -36,6 +36,9 @@ def microfarm() -> ConfigDict:
     c.model.reward = "runs/farm/reward_model/export"
     c.model.dtype = "float32"
     c.model.remat = "none"
+    c.model.attention = (
+        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
+    )
 
     c.rollout = ConfigDict()
     c.rollout.batch_size = 64  # Prompts per step, over all devices.

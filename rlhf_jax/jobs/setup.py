@@ -16,7 +16,6 @@ from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.arrays import gather
 from rlhf_jax.parallel.mesh import make_mesh
 
 
@@ -49,7 +48,8 @@ def describe_model(folder: str, model: ConfigDict, made_by: str) -> huggingface.
 
 
 def _computed_as(model: ConfigDict) -> dict[str, str]:
-    return {"dtype": model.dtype, "remat": model.get("remat", "none")}
+    defaults = {"remat": "none", "attention": "auto"}
+    return {"dtype": model.dtype} | {name: model.get(name, value) for name, value in defaults.items()}
 
 
 def token_ids(tokenizer: Any) -> dict[str, int | None]:
@@ -66,16 +66,15 @@ def export(
     reward_mean: float = 0.0,
 ) -> None:
     """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model."""
-    host = gather(params)
-    if startup.is_main():
-        huggingface.save(
-            Path(workdir) / "export",
-            config,
-            host,
-            token_ids=token_ids(tokenizer),
-            tokenizer_from=tokenizer_from,
-            reward_mean=reward_mean,
-        )
+    huggingface.save(
+        Path(workdir) / "export",
+        config,
+        params,
+        token_ids=token_ids(tokenizer),
+        tokenizer_from=tokenizer_from,
+        reward_mean=reward_mean,
+        write=startup.is_main(),
+    )
     startup.barrier("export")
 
 

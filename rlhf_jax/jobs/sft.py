@@ -63,6 +63,7 @@ def _model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
         tie_embeddings=m.tie_embeddings,
         dtype=m.dtype,
         remat=m.remat,
+        attention=m.attention,
     )
 
 

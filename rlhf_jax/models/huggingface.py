@@ -11,12 +11,13 @@ import json
 import math
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from safetensors.numpy import save_file
 
 from rlhf_jax.errors import UserError
@@ -107,30 +108,41 @@ def save(
     reward_mean: float | None = None,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
+    write: bool = True,
 ) -> None:
     """Writes a folder that `load` and `transformers` read, replacing an older one whole.
 
+    Weights are fetched tensor by tensor, wherever they lie, and written file by file: the host holds one file's
+    tensors at a time. Where arrays are spread over processes all of them call this, and one writes.
+
     Args:
-      params: host (numpy) or device arrays of one process.
+      params: numpy arrays, or arrays on any mesh.
       token_ids: `pad_token_id`, `bos_token_id`, `eos_token_id` for config.json.
       tokenizer_from: folder whose tokenizer files and generation_config.json are copied unchanged.
       reward_mean: for reward models, the mean score of demonstrations; readers subtract it (rule M8).
       dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
       shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
+      write: whether this process writes; one that does not only hands over its part of the arrays.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _copy_tokenizer(Path(tokenizer_from), partial)
-    if not (partial / _GENERATION).is_file():
+    weights = _shards(config, params, dtype, shard_bytes)
+    if not write:
+        for shard in weights.values():
+            for place in shard:
+                _joined(config, params, place, dtype)
+        return
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    _copy_tokenizer(Path(tokenizer_from), unfinished)
+    if not (unfinished / _GENERATION).is_file():
         _write_json(
-            partial / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
+            unfinished / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
         )
-    _write_weights(partial, config, params, dtype, shard_bytes)
-    _write_json(partial / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
+    _write_weights(unfinished, config, params, dtype, weights)
+    _write_json(unfinished / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    os.replace(unfinished, folder)
 
 
 def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tensors, list[Place]]:
@@ -195,8 +207,8 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copytree(file, target / file.name)
 
 
-def _write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str, shard_bytes: int) -> None:
-    family = FAMILIES[config.family]
+def _shards(config: ModelConfig, params: Params, dtype: str, shard_bytes: int) -> dict[str, list[Place]]:
+    """The tensors of each file, by its name."""
     size = jnp.dtype(dtype).itemsize
     shards, filled = [[]], 0
     for place in places(config, scalar="score" in params):
@@ -206,27 +218,51 @@ def _write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str
             filled = 0
         shards[-1].append(place)
         filled += nbytes
-    names = [SAFETENSORS]
-    if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
+    if len(shards) == 1:
+        return {SAFETENSORS: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+def _write_weights(
+    folder: Path, config: ModelConfig, params: Params, dtype: str, shards: dict[str, list[Place]]
+) -> None:
+    family = FAMILIES[config.family]
+    for name, shard in shards.items():
         tensors = {file_name(family, place.name): _joined(config, params, place, dtype) for place in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        del tensors  # before the next file's are fetched
     if len(shards) > 1:
         weight_map = {
-            file_name(family, place.name): name
-            for name, shard in zip(names, shards, strict=True)
-            for place in shard
+            file_name(family, place.name): name for name, shard in shards.items() for place in shard
         }
-        total = sum(size * math.prod(place.shape) for shard in shards for place in shard)
+        size = jnp.dtype(dtype).itemsize
+        total = sum(size * math.prod(place.shape) for shard in shards.values() for place in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / f"{SAFETENSORS}.index.json", index)
 
 
 def _joined(config: ModelConfig, params: Params, place: Place, dtype: str) -> np.ndarray:
-    parts = tuple(np.asarray(_at(params, leaf)[place.index]) for leaf in place.leaves)
-    joined = place.layout.join(parts, config.head_dim)
-    return np.ascontiguousarray(joined.astype(jnp.dtype(dtype)))
+    parts = tuple(_fetched(_at(params, leaf), place.index, dtype) for leaf in place.leaves)
+    return np.ascontiguousarray(place.layout.join(parts, config.head_dim))
+
+
+def _fetched(x: jax.Array | np.ndarray, index: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Part of a parameter on the host. On a mesh only that part is made whole, on every device."""
+    if not isinstance(x, jax.Array):
+        return np.asarray(x[index]).astype(jnp.dtype(dtype))
+    sharding = x.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    # The index is an argument and not part of the program: one program serves all layers.
+    part = _part(x, tuple(map(np.int32, index)), dtype, sharding)
+    return np.asarray(part.addressable_data(0))
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _part(x: jax.Array, index: tuple[jax.Array, ...], dtype: str, sharding: Sharding) -> jax.Array:
+    for i in index:
+        x = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    return jax.lax.with_sharding_constraint(x.astype(dtype), sharding)
 
 
 def _raw_config(
