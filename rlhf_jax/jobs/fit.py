@@ -45,6 +45,8 @@ def offline(
     load: Callable[[], Params],
     *,
     scalar: bool = False,
+    enrich: Callable[[dict], dict] = lambda batch: batch,
+    frozen_copy: bool = False,
     rows: int,
     make_batch: MakeBatch,
     tokens_of: np.ndarray,
@@ -59,6 +61,8 @@ def offline(
 
     loss_of(model, config) -> the loss. load() -> the parameters, which are not read before it is known that the
     step fits into memory. scalar: whether the model has a score head.
+    enrich(batch) -> batch: what is added on the devices to a batch that has been put there, or replaced.
+    frozen_copy: whether that needs a copy of the parameters.
     make_batch(indices of the global batch, rows of this process) -> this process's arrays.
     tokens_of: real tokens of every row [n], for the rate.
     """
@@ -67,7 +71,9 @@ def offline(
     steps = steps_of(config, rows)
     example = planning.example(make_batch)
     plan = planning.prepare(
-        lambda c, where: planning.offline(model, loss_of, steps, example, c, where, scalar=scalar),
+        lambda c, where: planning.offline(
+            model, loss_of, steps, example, c, where, scalar=scalar, frozen_copy=frozen_copy
+        ),
         config,
         mesh,
     )
@@ -76,16 +82,18 @@ def offline(
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
         index_B = row_indices(i, config.batch_size, rows, config.seed)
-        batch = to_global(make_batch(index_B, mine), mesh)
+        batch = enrich(to_global(make_batch(index_B, mine), mesh))
         state, metrics = plan.step(state, batch)
         epoch = (i + 1) * config.batch_size / rows
         return state, {**metrics, "num_tokens": float(tokens_of[index_B].sum()), "epoch": epoch}, batch
 
     def evaluate(state: TrainState, _: int) -> dict[str, float]:
         params = averaged(state.params, state.opt_state)
-        return evaluator(params, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
+        return evaluator(
+            params, map(enrich, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
+        )
 
-    state = create(load(), plan.optimizer, config.seed)
+    state = create(planning.placed(load(), plan), plan.optimizer, config.seed)
     state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
     return state.replace(params=averaged(state.params, state.opt_state))
 

@@ -87,13 +87,18 @@ def offline(
     mesh: Mesh,
     *,
     scalar: bool = False,
+    frozen_copy: bool = False,
 ) -> Plan:
-    """A trainer on fixed rows. arrays: some rows of a batch; loss_of(model, config) -> the loss."""
+    """A trainer on fixed rows. arrays: some rows of a batch; loss_of(model, config) -> the loss.
+
+    frozen_copy: whether a copy of the parameters as they were stays beside those that are trained.
+    """
     loss_fn = loss_of(dataclasses.replace(model, remat=config.model.remat), config)
     tx = optimizer(config.optimizer, steps)
     state = planned(planned_params(model, mesh, scalar=scalar), tx)
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
-    return Plan(loss_fn, tx, step, state, rows(mesh, config.batch_size, arrays))
+    beside = bytes_per_device(state.params) if frozen_copy else 0
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.batch_size, arrays), beside)
 
 
 def ppo_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -201,6 +206,15 @@ def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
             f"{_advice(plan_of, config, mesh, total)}"
         )
     return plan
+
+
+def placed(params: Any, plan: Plan) -> Any:
+    """Parameters where the step expects them; fresh heads were made elsewhere."""
+
+    def put(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        return x if x.sharding.is_equivalent_to(like.sharding, x.ndim) else jax.device_put(x, like.sharding)
+
+    return jax.tree.map(put, params, plan.state.params)
 
 
 def needed(plan: Plan) -> int:

@@ -56,11 +56,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     _check(config, mesh)
-    tokenizer = load_tokenizer(config.model.policy, made_by=hints.SFT)
+    started_from, rewarded_by = setup.resolve(config.model.policy), setup.resolve(config.model.reward)
+    tokenizer_from = setup.tokenizer_folder(started_from)
+    tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    sources = (config.model.policy, hints.SFT), (config.model.reward, hints.REWARD_MODEL)
+    sources = (started_from, hints.SFT), (rewarded_by, hints.REWARD_MODEL)
     policy, reward = (setup.describe_model(folder, config.model, made_by) for folder, made_by in sources)
     _check_models(config, policy, reward)
+    setup.describe(workdir, policy.config, tokenizer, tokenizer_from)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
     plan = planning.prepare(partial(planning.ppo, policy.config, P), config, mesh)
     policy_params, reward_params = (
@@ -82,7 +85,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     params = jax.tree.map(
         lambda x: x.copy(), {"policy": policy_params, "value": value_from_reward(reward_params)}
     )
-    state = create(params, plan.optimizer, config.seed, extra={"kl_coef": float(config.kl_coef)})
+    state = create(
+        planning.placed(params, plan), plan.optimizer, config.seed, extra={"kl_coef": float(config.kl_coef)}
+    )
     _, best = fit.fit(
         config,
         workdir,
@@ -90,13 +95,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         make_iteration(world, plan.step),
         make_evaluation(world, workdir, split.eval, split.eval_rows),
         steps=config.steps,
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.policy, config.model.reward),
+        inputs=inputs.digests(config.data.train, config.data.eval, started_from, rewarded_by),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         best_metric=config.best_metric,
         eval_first=True,
     )
     exported = averaged(best.params, best.opt_state)["policy"]
-    setup.export(workdir, world.model, exported, tokenizer, config.model.policy)
+    setup.export(workdir, world.model, exported, tokenizer, tokenizer_from)
 
 
 def make_iteration(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.placement import planned
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.checkpoint import newest, params_shapes, restore_params
 
 
 def start(config: ConfigDict, workdir: str) -> Mesh:
@@ -29,22 +32,68 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
     return make_mesh(**config.mesh.to_dict())
 
 
+def resolve(folder: str) -> str:
+    """A trainer's workdir -> its last checkpoint; any other model folder as it is."""
+    path = Path(folder)
+    step = newest(path) if (path / "model" / "config.json").is_file() else None
+    return folder if step is None else str(step)
+
+
+def tokenizer_folder(folder: str) -> str:
+    """Where the tokenizer of a model folder is; a checkpoint's stands in its workdir."""
+    described = _described_in(folder)
+    return folder if described is None else str(described)
+
+
 def load_model(
     folder: str, model: ConfigDict, mesh: Mesh, made_by: str
 ) -> tuple[huggingface.Checkpoint, Params]:
-    """A model folder onto the mesh: (what it is; the sharded parameters).
+    """A model folder, or a trainer's checkpoint, onto the mesh: (what it is; the sharded parameters).
 
+    Of a checkpoint only the parameters are read, as they were trained and not their average; of PPO's the policy.
     made_by: the command that makes the folder, for the error when it is not there.
     """
-    describe_model(folder, model, made_by)
-    return huggingface.load(folder, mesh, **_computed_as(model))
+    found = describe_model(folder, model, made_by)
+    if _described_in(folder) is None:
+        return huggingface.load(folder, mesh, **_computed_as(model))
+    like = planned(found.config, mesh, scalar=found.is_scalar)
+    if "policy" in params_shapes(folder):
+        return found, restore_params(folder, {"policy": like})["policy"]
+    return found, restore_params(folder, like)
 
 
 def describe_model(folder: str, model: ConfigDict, made_by: str) -> huggingface.Checkpoint:
     """What `load_model` will say of a folder, without reading its weights."""
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
-    return huggingface.describe(folder, **_computed_as(model))
+    described = _described_in(folder)
+    if described is None:
+        return huggingface.describe(folder, **_computed_as(model))
+    config = dataclasses.replace(huggingface.read_config(described)[0], **_computed_as(model))
+    shapes = params_shapes(folder)
+    return huggingface.Checkpoint(config, is_scalar="score" in shapes, reward_mean=0.0)
+
+
+def describe(
+    workdir: str, config: ModelConfig, tokenizer: Any, tokenizer_from: str, *, scalar: bool = False
+) -> None:
+    """Writes WORKDIR/model, which says what the checkpoints beside it are, so that another run can start from them."""
+    if startup.is_main():
+        huggingface.save_shape(
+            Path(workdir) / "model",
+            config,
+            scalar=scalar,
+            token_ids=token_ids(tokenizer),
+            tokenizer_from=tokenizer_from,
+        )
+
+
+def _described_in(folder: str) -> Path | None:
+    """WORKDIR/model of a folder WORKDIR/checkpoints/STEP; None of any other."""
+    path = Path(folder).absolute()
+    described = path.parent.parent / "model"
+    is_step = path.parent.name == "checkpoints" and path.name.isdigit() and (path / "state").is_dir()
+    return described if is_step and described.is_dir() else None
 
 
 def _computed_as(model: ConfigDict) -> dict[str, str]:

@@ -25,10 +25,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
-    tokenizer_from = _tokenizer_folder(config, workdir)
+    init = setup.resolve(config.model.init) if config.model.init else ""
+    tokenizer_from = _tokenizer_folder(config, workdir, init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
-    model = _model(config, tokenizer)
+    model = _model(config, tokenizer, init)
+    setup.describe(workdir, model, tokenizer, tokenizer_from)
     T, R = inputs.array_sizes(split.train, split.eval)
     state = fit.offline(
         config,
@@ -36,22 +38,22 @@ def run(config: ConfigDict, workdir: str) -> None:
         mesh,
         model,
         lambda shape, c: losses.sft(shape, R, c.logprob_chunk),
-        lambda: _params(config, mesh, model),
+        lambda: _params(config, mesh, model, init),
         rows=len(split.train),
         make_batch=lambda index_B, rows: pad(split.train, index_B, T, tokenizer.pad_token_id, rows),
         tokens_of=split.train.lengths,
         eval_rows=len(split.eval),
         make_eval_batch=lambda index_B, rows: pad(split.eval, index_B, T, tokenizer.pad_token_id, rows),
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        inputs=inputs.digests(config.data.train, config.data.eval, init),
         show=("loss", "eval/loss"),
     )
     setup.export(workdir, model, state.params, tokenizer, tokenizer_from)
 
 
-def _model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
+def _model(config: ConfigDict, tokenizer: Any, init: str) -> ModelConfig:
     m = config.model
-    if m.init:
-        return setup.describe_model(m.init, m, hints.SFT).config
+    if init:
+        return setup.describe_model(init, m, hints.SFT).config
     return ModelConfig(
         vocab_size=len(tokenizer),
         width=m.width,
@@ -67,16 +69,16 @@ def _model(config: ConfigDict, tokenizer: Any) -> ModelConfig:
     )
 
 
-def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig) -> Params:
-    if config.model.init:
-        return setup.load_model(config.model.init, config.model, mesh, hints.SFT)[1]
+def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig, init: str) -> Params:
+    if init:
+        return setup.load_model(init, config.model, mesh, hints.SFT)[1]
     return init_sharded(model, mesh, config.seed)
 
 
-def _tokenizer_folder(config: ConfigDict, workdir: str) -> str:
+def _tokenizer_folder(config: ConfigDict, workdir: str, init: str = "") -> str:
     """The folder of the tokenizer; one is trained on the training text when none is named."""
-    if config.model.init or config.model.tokenizer:
-        return config.model.init or config.model.tokenizer
+    if init or config.model.tokenizer:
+        return setup.tokenizer_folder(init) if init else config.model.tokenizer
     folder = Path(workdir) / "tokenizer"
     if startup.is_main() and not (folder / "tokenizer_config.json").exists():  # the last file to be written
         rows, _ = read_instructions(config.data.train, made_by=hints.FARM)

@@ -132,17 +132,40 @@ def save(
                 _joined(config, params, place, dtype)
         return
     unfinished = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    _copy_tokenizer(Path(tokenizer_from), unfinished)
-    if not (unfinished / _GENERATION).is_file():
-        _write_json(
-            unfinished / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
-        )
+    save_shape(
+        unfinished,
+        config,
+        scalar="score" in params,
+        token_ids=token_ids,
+        tokenizer_from=tokenizer_from,
+        reward_mean=reward_mean,
+        dtype=dtype,
+    )
     _write_weights(unfinished, config, params, dtype, weights)
-    _write_json(unfinished / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
+
+
+def save_shape(
+    folder: str | Path,
+    config: ModelConfig,
+    *,
+    scalar: bool,
+    token_ids: dict[str, int | None],
+    tokenizer_from: str | Path,
+    reward_mean: float | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes all that `save` writes but the weights: config, tokenizer and generation settings."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _copy_tokenizer(Path(tokenizer_from), folder)
+    if not (folder / _GENERATION).is_file():
+        _write_json(
+            folder / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
+        )
+    _write_json(folder / "config.json", _raw_config(config, scalar, token_ids, reward_mean, dtype))
 
 
 def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tensors, list[Place]]:
@@ -173,7 +196,7 @@ def _assemble(
     for index in indices:
         index = tuple(slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True))
         sizes = tuple(cut.stop - cut.start for cut in index)
-        parts[_bounds(index, shape)] = (index, np.empty(sizes, np.float32))
+        parts[_bounds(index, shape)] = (index, _room(sizes))
     stored = stored_names(FAMILIES[config.family], tensors.shapes)
     for place in holding:
         whole = place.layout.split(tensors.read(stored[place.name]), config.head_dim)[
@@ -187,6 +210,14 @@ def _assemble(
     if sharding is None:
         return parts[_bounds(everything, shape)][1]
     return jax.make_array_from_callback(shape, sharding, lambda index: parts[_bounds(index, shape)][1])
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of float32 that begins at a multiple of 64 bytes: CPU devices take such memory as it is, uncopied."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -266,14 +297,14 @@ def _part(x: jax.Array, index: tuple[jax.Array, ...], dtype: str, sharding: Shar
 
 
 def _raw_config(
-    config: ModelConfig, params: Params, token_ids: dict, reward_mean: float | None, dtype: str
+    config: ModelConfig, scalar: bool, token_ids: dict, reward_mean: float | None, dtype: str
 ) -> dict:
     family = FAMILIES[config.family]
-    raw = {"model_type": config.family, "architectures": [family.classes["score" in params]], "dtype": dtype}
+    raw = {"model_type": config.family, "architectures": [family.classes[scalar]], "dtype": dtype}
     for piece in family.pieces:
         raw |= piece.write(config)
     raw |= token_ids
-    if "score" in params:
+    if scalar:
         raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         raw["reward_mean"] = 0.0 if reward_mean is None else reward_mean
     return raw

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import PyTree
 
 from rlhf_jax.errors import UserError
@@ -221,6 +223,35 @@ class Checkpoints:
             f"{self._directory}: checkpoint {step} could not be written ({_first_line(error)}); "
             "free space there, then give the same command again"
         )
+
+
+def newest(workdir: str | Path) -> Path | None:
+    """The folder of a workdir's last complete checkpoint; None when there is none."""
+    folder = Path(workdir) / "checkpoints"
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return max(steps, key=lambda path: int(path.name), default=None)
+
+
+def params_shapes(checkpoint: str | Path) -> PyTree:
+    """The parameters of a checkpoint as a nested dict of shapes. UserError when it cannot be read."""
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(checkpoint) / "state").tree["params"]
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{checkpoint}: not a readable checkpoint ({_first_line(e)})") from e
+    return jax.tree.map(lambda x: tuple(x.shape), tree)
+
+
+def restore_params(checkpoint: str | Path, like: PyTree) -> PyTree:
+    """The parameters of a checkpoint, or those below `like`'s keys, and nothing else of the state.
+
+    like: a tree of shapes with shardings; arrays come back so, whatever mesh the checkpoint was written on.
+    """
+    item = {"params": like}
+    args = ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(epath.Path(checkpoint) / "state", args=args)["params"]
 
 
 class _LastAndBest:

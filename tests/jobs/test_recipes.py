@@ -66,7 +66,7 @@ def test_every_recipe_is_here():
     found = set()
     for page in (tiny_farm.ROOT / "configs").glob("*.py"):
         found |= {f"{page.stem}:{name}" for name in re.findall(r'"(\w+)": \1\b', page.read_text())}
-    ours = {"microfarm", "alpaca", "pairs", "head2head", "outputs", "smoke"}
+    ours = {"microfarm", "alpaca", "pairs", "head2head", "outputs", "smoke", "prompts", "chat"}
     assert {name for name in found if name.split(":")[1] not in ours} == set(RECIPES)
 
 
