@@ -83,7 +83,7 @@ def other_pairs(farm, model):
         other_weights,
         other_tokenizer,
         other_pairs,
-        lambda farm, model: {"data.max_length": 64},
+        lambda farm, model: {"data.max_length": 88},
         lambda farm, model: {"model.dtype": "bfloat16"},
     ],
     ids=["weights", "tokenizer", "pairs", "lengths", "dtype"],
