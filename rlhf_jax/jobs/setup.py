@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,13 @@ from rlhf_jax.models.placement import planned
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.checkpoint import newest, params_shapes, restore_params
+from rlhf_jax.training.storage import at, is_remote, named, publish
 
 
 def start(config: ConfigDict, workdir: str) -> Mesh:
     """Joins the processes of the run, checks that they agree on what it is, and builds the mesh."""
     startup.start(config.distributed)
-    startup.agree("workdir", os.path.abspath(workdir))
+    startup.agree("workdir", named(workdir))
     startup.agree("config", config.to_json_best_effort(sort_keys=True))
     startup.agree("rlhf_jax version", __version__)
     _keep_compiled_programs()
@@ -79,13 +83,10 @@ def describe(
 ) -> None:
     """Writes WORKDIR/model, which says what the checkpoints beside it are, so that another run can start from them."""
     if startup.is_main():
-        huggingface.save_shape(
-            Path(workdir) / "model",
-            config,
-            scalar=scalar,
-            token_ids=token_ids(tokenizer),
-            tokenizer_from=tokenizer_from,
-        )
+        with _folder(workdir, "model") as folder:
+            huggingface.save_shape(
+                folder, config, scalar=scalar, token_ids=token_ids(tokenizer), tokenizer_from=tokenizer_from
+            )
 
 
 def _described_in(folder: str) -> Path | None:
@@ -115,16 +116,29 @@ def export(
     reward_mean: float = 0.0,
 ) -> None:
     """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model."""
-    huggingface.save(
-        Path(workdir) / "export",
-        config,
-        params,
-        token_ids=token_ids(tokenizer),
-        tokenizer_from=tokenizer_from,
-        reward_mean=reward_mean,
-        write=startup.is_main(),
-    )
+    with _folder(workdir, "export") as folder:
+        huggingface.save(
+            folder,
+            config,
+            params,
+            token_ids=token_ids(tokenizer),
+            tokenizer_from=tokenizer_from,
+            reward_mean=reward_mean,
+            write=startup.is_main(),
+        )
     startup.barrier("export")
+
+
+@contextmanager
+def _folder(workdir: str, name: str) -> Iterator[Path]:
+    """WORKDIR/NAME to write into; for an object store a folder on this machine, which is copied there at the end."""
+    if not is_remote(workdir):
+        yield Path(workdir) / name
+        return
+    with tempfile.TemporaryDirectory() as local:
+        yield Path(local) / name
+        if startup.is_main():
+            publish(Path(local) / name, at(workdir) / name)
 
 
 def _keep_compiled_programs() -> None:

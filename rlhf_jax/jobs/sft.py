@@ -12,12 +12,14 @@ from rlhf_jax.data.batches import pad
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import fit, hints, inputs, losses, setup
 from rlhf_jax.microfarm import tokenizer as tokenizers
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.storage import is_remote
 from rlhf_jax.training.workdir import prepare
 
 
@@ -79,6 +81,11 @@ def _tokenizer_folder(config: ConfigDict, workdir: str, init: str = "") -> str:
     """The folder of the tokenizer; one is trained on the training text when none is named."""
     if init or config.model.tokenizer:
         return setup.tokenizer_folder(init) if init else config.model.tokenizer
+    if is_remote(workdir):
+        raise UserError(
+            f"model.tokenizer: none is named, and one cannot be trained into {workdir}; "
+            "name a folder, or use a --workdir on a disk"
+        )
     folder = Path(workdir) / "tokenizer"
     if startup.is_main() and not (folder / "tokenizer_config.json").exists():  # the last file to be written
         rows, _ = read_instructions(config.data.train, made_by=hints.FARM)

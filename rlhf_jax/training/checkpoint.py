@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from jaxtyping import PyTree
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.storage import named
 from rlhf_jax.training.workdir import flatten
 
 # Fields that may differ when a run goes on: none of them changes what an iteration computes.
@@ -57,7 +58,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | PurePath,
         *,
         config: Mapping[str, Any],
         may_change: Iterable[str] = MAY_CHANGE,
@@ -70,7 +71,7 @@ class Checkpoints:
         if best_mode not in ("max", "min"):
             raise UserError(f"best_mode: {best_mode!r}; use max or min")
         self.best_metric = best_metric
-        self._directory = Path(workdir).resolve() / "checkpoints"
+        self._directory = epath.Path(named(workdir)) / "checkpoints"
         self._config = flatten(config)
         self._may_change = tuple(may_change)
         self._sign = 1.0 if best_mode == "max" else -1.0
