@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -125,7 +125,13 @@ def ppo_settings(config: ConfigDict) -> Settings:
     )
 
 
-def ppo(model: ModelConfig, P: int, config: ConfigDict, mesh: Mesh) -> Plan:
+@lru_cache
+def scoring_program(model: ModelConfig, settings: Settings, pad_id: int) -> Any:
+    """`make_experience`, compiled once for the plan and the run."""
+    return jax.jit(partial(make_experience, model, settings=settings, pad_id=pad_id))
+
+
+def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
     """PPO on prompts of P columns: the update, and the rollout and its scoring."""
     model = dataclasses.replace(model, remat=config.model.remat)
     loss_fn = losses.ppo(
@@ -146,7 +152,12 @@ def ppo(model: ModelConfig, P: int, config: ConfigDict, mesh: Mesh) -> Plan:
     )
     one = Experience(integers((1, P + R)), integers((1,)), flags((1, R)), *[numbers((1, R))] * 4)
     prompts = rows(mesh, N, {"tokens": integers((1, P)), "lengths": integers((1,)), "rows": integers((1,))})
-    key, number = jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0)))
+    # Where they are in a run: then what is compiled here is what the run finds in the compilation cache.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    key, number = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0))),
+    )
 
     given = (prompts["tokens"], prompts["lengths"], prompts["rows"], key)
     sampler = Sampling(config.rollout.temperature)
@@ -163,14 +174,13 @@ def ppo(model: ModelConfig, P: int, config: ConfigDict, mesh: Mesh) -> Plan:
         sampled = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut) if x.ndim else x, sampled
         )
-        make = jax.jit(partial(make_experience, model, settings=ppo_settings(config), pad_id=0))
-        return make.lower(
+        return scoring_program(model, ppo_settings(config), pad_id).lower(
             models=Models(language, scalar, language, scalar),
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
             sampled=sampled,
             kl_coef=number,
-            reward_mean=number,
+            reward_mean=0.0,
         )
 
     own = bytes_per_device((state.params, state.opt_state))

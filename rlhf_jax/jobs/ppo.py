@@ -21,7 +21,7 @@ from rlhf_jax.models.decoder import Params, value_from_reward
 from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
-from rlhf_jax.rollout.experience import Models, make_experience, rollout_metrics, score_responses
+from rlhf_jax.rollout.experience import Models, rollout_metrics, score_responses
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check_models(config, policy, reward)
     setup.describe(workdir, policy.config, tokenizer, tokenizer_from)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
-    plan = planning.prepare(partial(planning.ppo, policy.config, P), config, mesh)
+    plan = planning.prepare(partial(planning.ppo, policy.config, P, tokenizer.pad_token_id), config, mesh)
     policy_params, reward_params = (
         setup.load_model(folder, config.model, mesh, made_by)[1] for folder, made_by in sources
     )
@@ -110,14 +110,8 @@ def make_iteration(
     """`iterate(state, i)`: rollout i, its scores, and `epochs` passes over it in minibatches."""
     c = world.config
     mine = host_rows(c.rollout.batch_size, world.mesh)
-    experience_of = jax.jit(
-        partial(
-            make_experience,
-            world.model,
-            settings=planning.ppo_settings(world.config),
-            pad_id=world.tokenizer.pad_token_id,
-        )
-    )
+    settings = planning.ppo_settings(c)
+    experience_of = planning.scoring_program(world.model, settings, world.tokenizer.pad_token_id)
     # Cut as the step was compiled for; left to itself XLA may leave minibatches on every device whole.
     rows = NamedSharding(world.mesh, PartitionSpec(BATCH_AXES))
     shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
