@@ -245,7 +245,7 @@ def test_a_file_without_any_usable_preference(refused, farm, tmp_path):
         ),
         ("sft", {"log_every": 0}, r"^log_every: 0; use a number of at least 1"),
         ("sft", {"model.kv_heads": 3}, r"^model.kv_heads: 3 does not divide model.heads=2"),
-        ("sft", {"model.dtype": "float16"}, r"^model.dtype: 'float16'; use float32 or bfloat16"),
+        ("sft", {"model.dtype": "float16"}, r"^model.dtype: 'float16'; use one of float32, bfloat16"),
         ("sft", {"model.remat": "all"}, r"^model.remat: 'all'; use one of none, dots, full"),
         ("sft", {"distributed": "yes"}, r"^distributed: 'yes' is unknown; use one of auto, on, off"),
         ("ppo", {"minibatch_size": 3}, r"^minibatch_size: 3 does not divide rollout.batch_size=8"),
