@@ -73,6 +73,11 @@ def assert_same_curve(found, wanted):
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for a, b in zip(found, wanted, strict=True):
         assert a.pop("sampling/logp_difference", 0) < 1e-5 > b.pop("sampling/logp_difference", 0)
+        if (
+            abs(b.get("rewards/margins", 1.0)) < 1e-5
+        ):  # policy and reference are still equal: rounding decides
+            for row in (a, b):
+                row.pop("rewards/accuracies", None)
         assert a == pytest.approx(b, rel=1e-5, abs=5e-6)
 
 
