@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import eval_batches, row_indices
 from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import fits
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.losses import LossFn
 from rlhf_jax.models.config import ModelConfig
@@ -70,7 +71,7 @@ def offline(
     check_microbatches(config.batch_size, config.microbatches, mesh)
     steps = steps_of(config, rows)
     example = planning.example(make_batch)
-    plan = planning.prepare(
+    plan = fits.prepare(
         lambda c, where: planning.offline(
             model, loss_of, steps, example, c, where, scalar=scalar, frozen_copy=frozen_copy
         ),
@@ -93,7 +94,7 @@ def offline(
             params, map(enrich, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
         )
 
-    state = create(planning.placed(load(), plan), plan.optimizer, config.seed)
+    state = create(fits.placed(load(), plan), plan.optimizer, config.seed)
     state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
     return state.replace(params=averaged(state.params, state.opt_state))
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import bucket, pad_prompts, row_indices
 from rlhf_jax.data.tokenization import Prompts, decode, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, setup
+from rlhf_jax.jobs import fit, fits, hints, inputs, setup
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check_models(config, policy, reward)
     setup.describe(workdir, policy.config, tokenizer, tokenizer_from)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
-    plan = planning.prepare(partial(planning.ppo, policy.config, P, tokenizer.pad_token_id), config, mesh)
+    plan = fits.prepare(partial(planning.ppo, policy.config, P, tokenizer.pad_token_id), config, mesh)
     policy_params, reward_params = (
         setup.load_model(folder, config.model, mesh, made_by)[1] for folder, made_by in sources
     )
@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         lambda x: x.copy(), {"policy": policy_params, "value": value_from_reward(reward_params)}
     )
     state = create(
-        planning.placed(params, plan), plan.optimizer, config.seed, extra={"kl_coef": float(config.kl_coef)}
+        fits.placed(params, plan), plan.optimizer, config.seed, extra={"kl_coef": float(config.kl_coef)}
     )
     _, best = fit.fit(
         config,

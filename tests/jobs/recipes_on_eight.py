@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tiny_farm
 
-from rlhf_jax.jobs import losses, plan
+from rlhf_jax.jobs import fits, losses, plan
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.settings import load_page
@@ -77,6 +77,6 @@ if __name__ == "__main__":
             config = load_page(str(tiny_farm.ROOT / f"configs/{page}.py:{variant}"))
             mesh = make_mesh(**config.mesh.to_dict())
             made = plan_of(config, MODELS.get(variant, SMALL), mesh)
-            found = {"name": f"{page}:{variant}", "paper": variant in MODELS, "gib": plan.needed(made) / GIB}
+            found = {"name": f"{page}:{variant}", "paper": variant in MODELS, "gib": fits.needed(made) / GIB}
             found["flops"] = matrix_flops(made.step.trace(made.state, made.batch).jaxpr)
             print(json.dumps(found | {"seconds": time.perf_counter() - began}), flush=True)

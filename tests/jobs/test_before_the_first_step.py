@@ -8,7 +8,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import plan, setup
+from rlhf_jax.jobs import fits, setup
 
 
 @pytest.mark.parametrize("job", tiny_farm.TRAINERS)
@@ -16,10 +16,10 @@ def test_a_run_that_cannot_fit_ends_before_weights_are_read(job, farm, tmp_path,
     def never(*args):
         raise AssertionError("weights were read")
 
-    candidates = plan._candidates
+    candidates = fits._candidates
     few = {"sft": 4, "ppo": 2}.get(job, 1)  # each is compiled
-    monkeypatch.setattr(plan, "_candidates", lambda *x: itertools.islice(candidates(*x), few))
-    monkeypatch.setattr(plan, "available", lambda: 0)
+    monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), few))
+    monkeypatch.setattr(fits, "available", lambda: 0)
     monkeypatch.setattr(setup, "load_model", never)
     config = tiny_farm.settings(job, farm, **{"model.init": str(farm / "sft/export")} if job == "sft" else {})
     with pytest.raises(UserError) as error:
@@ -45,10 +45,10 @@ def test_the_settings_that_would_help_do(farm, tmp_path, monkeypatch):
             importlib.import_module("rlhf_jax.jobs.dpo").run(config, str(tmp_path))
         return config, str(error.value)
 
-    candidates = plan._candidates
-    monkeypatch.setattr(plan, "_candidates", lambda *x: itertools.islice(candidates(*x), 2))
-    monkeypatch.setattr(plan, "available", lambda: 0)
-    monkeypatch.setattr(plan, "_gib", lambda size: f"{size} B")
+    candidates = fits._candidates
+    monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), 2))
+    monkeypatch.setattr(fits, "available", lambda: 0)
+    monkeypatch.setattr(fits, "_gib", lambda size: f"{size} B")
     config, said = asked({})
     name, value, size = re.findall(r"--config\.([\w.]+)=(\S+) \((\d+) B\)", said)[0]
     kind = type(tiny_farm.flat(config)[name])
