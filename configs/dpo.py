@@ -2,7 +2,8 @@
 
     python -m rlhf_jax.main --config=configs/dpo.py --workdir=runs/farm/dpo
 
-Reference log-probs are computed once, before the first step.
+Reference log-probs are computed once, before the first step, and kept on disk: other runs on the same pairs from the
+same model (another beta, another learning rate) read them.
 
 The papers' recipes, for eight accelerators, are variants too; what to download, and the result to compare with, stands
 at each: `alpaca_farm`, `dpo_rlaif_mistral7b`.
@@ -42,6 +43,14 @@ def microfarm() -> ConfigDict:
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
     c.model.dtype = "float32"
     c.model.remat = "none"
+    c.model.attention = (
+        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
+    )
+
+    c.reference = (
+        "cached"  # Its log-probs: cached (computed once, kept on disk), or step (a second model in memory).
+    )
+    c.reference_cache = ""  # Folder of what is kept; "" is rlhf_jax/reference in the user's cache folder.
 
     c.beta = 0.05  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.

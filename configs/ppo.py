@@ -36,6 +36,9 @@ def microfarm() -> ConfigDict:
     c.model.reward = "runs/farm/reward_model/export"
     c.model.dtype = "float32"
     c.model.remat = "none"
+    c.model.attention = (
+        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
+    )
 
     c.rollout = ConfigDict()
     c.rollout.batch_size = 64  # Prompts per step, over all devices.
@@ -134,7 +137,7 @@ def alpaca_farm() -> ConfigDict:
     c.steps = 390  # Ten passes over 20k prompts.
     c.epochs = 2
     c.minibatch_size = 256
-    c.microbatches = 16  # Two rows per device at a time.
+    c.microbatches = 16  # Four rows per device at a time.
     c.kl_coef = 0.0067
     c.kl_estimator = "k1"  # AlpacaFarm sets a token's negative estimate to 0.
     c.missing_eos_penalty = -1.0  # AlpacaFarm's penalty_reward_value, which by default it does not apply.
@@ -146,6 +149,7 @@ def alpaca_farm() -> ConfigDict:
     c.optimizer.learning_rate = 1e-5
     c.optimizer.b2 = 0.999
     c.value_learning_rate = 1e-5
-    c.mesh.fsdp = 8
+    c.mesh.fsdp = 4
+    c.mesh.tensor = 2  # The copy that samples is split over tensor only: half a model per device.
     c.save_every = 20
     return c

@@ -34,6 +34,9 @@ def microfarm() -> ConfigDict:
     c.model.init = "runs/farm/sft/export"  # The model whose trunk is trained further.
     c.model.dtype = "float32"
     c.model.remat = "none"
+    c.model.attention = (
+        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
+    )
 
     # After training, the mean score of these demonstrations is subtracted from every score (rule M8).
     c.center_on = "runs/farm/data/val.parquet"  # Instruction records; "" leaves scores as they are.

@@ -55,6 +55,9 @@ def microfarm() -> ConfigDict:
     c.model.tie_embeddings = False
     c.model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
     c.model.remat = "none"  # none, dots or full.
+    c.model.attention = (
+        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
+    )
 
     c.batch_size = 16  # Sequences per step, over all devices.
     c.microbatches = 1  # Gradient accumulation; divides the batch of each device.

@@ -9,6 +9,8 @@ import tempfile
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "rlhf_jax_test_compiled")
 )
+# What the jobs keep for other runs, apart from the user's own.
+os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="rlhf_jax_test_cache"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Callable
+
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import eval_batches
 from rlhf_jax.data.tokenization import Pairs, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
-from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.jobs import fit, hints, inputs, losses, reference, setup
 from rlhf_jax.models.decoder import Params
-from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
-from rlhf_jax.training.progress import Progress
+from rlhf_jax.parallel.arrays import check_batch
 from rlhf_jax.training.workdir import prepare
 
 
@@ -23,63 +20,57 @@ def run(config: ConfigDict, workdir: str) -> None:
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     check_batch(config.batch_size, mesh)
-    tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
+    reference.check(config)
+    init = setup.resolve(config.model.init)
+    tokenizer_from = setup.tokenizer_folder(init)
+    tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    checkpoint, params = setup.load_model(
-        config.model.init, config.model, mesh, hints.SFT, tokens=len(tokenizer)
-    )
+    checkpoint = setup.describe_model(init, config.model, hints.SFT, tokens=len(tokenizer))
     if checkpoint.is_scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
         )
     model = checkpoint.config
+    setup.describe(workdir, model, tokenizer, tokenizer_from)
     T, R = inputs.array_sizes(*split.train, *split.eval)
 
-    def batches_of(found: Pairs, reference: dict[str, np.ndarray]) -> fit.MakeBatch:
+    def batches_of(found: Pairs, known: dict[str, np.ndarray]) -> fit.MakeBatch:
         def make(index_B: np.ndarray, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
             arrays = inputs.pad_pairs(found, index_B, T, tokenizer.pad_token_id, rows)
-            return arrays | {name: x[index_B[rows]] for name, x in reference.items()}
+            return arrays | {name: x[index_B[rows]] for name, x in known.items()}
 
         return make
 
-    def reference_of(found: Pairs) -> dict[str, np.ndarray]:
-        return _reference(config, mesh, model, params, batches_of(found, {}), len(found), R)
+    sides = tuple((found, reference.zeros(found)) for found in (split.train, split.eval))
+    train, held_out = (batches_of(*side) for side in sides)
+    enrich: list[Callable[[dict], dict]] = []
 
-    train, held_out = (batches_of(found, reference_of(found)) for found in (split.train, split.eval))
+    def load() -> Params:
+        _, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=len(tokenizer))
+        if config.reference == "step":
+            enrich.append(reference.with_every_step(config, mesh, model, params, R))
+            return params
+        for found, room in sides:
+            room |= reference.logprobs(config, mesh, model, params, init, found, batches_of(found, {}), R)
+        return params
+
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
-        losses.dpo_loss(
-            model, R, config.logprob_chunk, beta=config.beta, label_smoothing=config.label_smoothing
+        model,
+        lambda shape, c: losses.dpo_loss(
+            shape, R, c.logprob_chunk, beta=c.beta, label_smoothing=c.label_smoothing
         ),
+        load,
         rows=len(split.train),
         make_batch=train,
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
         eval_rows=len(split.eval),
         make_eval_batch=held_out,
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        inputs=inputs.digests(config.data.train, config.data.eval, init),
+        enrich=lambda batch: enrich[0](batch) if enrich else batch,
+        frozen_copy=config.reference == "step",
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
-    setup.export(workdir, model, state.params, tokenizer, config.model.init)
-
-
-def _reference(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, make: fit.MakeBatch, n: int, R: int
-) -> dict[str, np.ndarray]:
-    """Summed log-probs of every pair under the frozen reference: {ref_chosen, ref_rejected}, each [n] float32.
-
-    Computed once, in batches of the training shape, so that step 0 sees the very numbers the policy gives.
-    """
-    score = jax.jit(losses.pair_logprobs(model, R, config.logprob_chunk))
-    mine, progress = host_rows(config.batch_size, mesh), Progress(n, unit="reference pairs")
-    reference = {name: np.zeros(n, np.float32) for name in ("ref_chosen", "ref_rejected")}
-    for index_B, weight_B in eval_batches(n, config.batch_size):
-        chosen_B, rejected_B = gather(score(params, to_global(make(index_B, mine), mesh)))
-        real = weight_B > 0
-        reference["ref_chosen"][index_B[real]] = chosen_B[real]
-        reference["ref_rejected"][index_B[real]] = rejected_B[real]
-        progress.update(int(index_B[real][-1]) + 1)
-    progress.close()
-    return reference
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from)

@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import eval_batches, row_indices
 from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import fits
+from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.losses import LossFn
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.training import loop
@@ -21,16 +24,10 @@ from rlhf_jax.training.average import averaged
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
 from rlhf_jax.training.metrics import make_writer
-from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.state import TrainState, abstract, create
-from rlhf_jax.training.step import check_microbatches, make_train_step
+from rlhf_jax.training.step import check_microbatches
 
 MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
-
-
-def optimizer(settings: ConfigDict, total_steps: int, **changes: Any) -> optax.GradientTransformation:
-    """The optimizer that a page's `optimizer` group describes."""
-    return make_optimizer(**{**settings.to_dict(), "total_steps": total_steps, **changes})
 
 
 def steps_of(config: ConfigDict, rows: int) -> int:
@@ -44,9 +41,13 @@ def offline(
     config: ConfigDict,
     workdir: str,
     mesh: Mesh,
-    params: Any,
-    loss_fn: LossFn,
+    model: ModelConfig,
+    loss_of: Callable[[ModelConfig, ConfigDict], LossFn],
+    load: Callable[[], Params],
     *,
+    scalar: bool = False,
+    enrich: Callable[[dict], dict] = lambda batch: batch,
+    frozen_copy: bool = False,
     rows: int,
     make_batch: MakeBatch,
     tokens_of: np.ndarray,
@@ -59,29 +60,41 @@ def offline(
 
     These are the average, when the optimizer keeps one; it is also what is evaluated.
 
+    loss_of(model, config) -> the loss. load() -> the parameters, which are not read before it is known that the
+    step fits into memory. scalar: whether the model has a score head.
+    enrich(batch) -> batch: what is added on the devices to a batch that has been put there, or replaced.
+    frozen_copy: whether that needs a copy of the parameters.
     make_batch(indices of the global batch, rows of this process) -> this process's arrays.
     tokens_of: real tokens of every row [n], for the rate.
     """
     check_batch(config.batch_size, mesh)
     check_microbatches(config.batch_size, config.microbatches, mesh)
     steps = steps_of(config, rows)
-    tx = optimizer(config.optimizer, steps)
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
-    evaluator = make_evaluator(loss_fn)
+    example = planning.example(make_batch)
+    plan = fits.prepare(
+        lambda c, where: planning.offline(
+            model, loss_of, steps, example, c, where, scalar=scalar, frozen_copy=frozen_copy
+        ),
+        config,
+        mesh,
+    )
+    evaluator = make_evaluator(plan.loss_fn)
     mine = host_rows(config.batch_size, mesh)
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
         index_B = row_indices(i, config.batch_size, rows, config.seed)
-        batch = to_global(make_batch(index_B, mine), mesh)
-        state, metrics = step(state, batch)
+        batch = enrich(to_global(make_batch(index_B, mine), mesh))
+        state, metrics = plan.step(state, batch)
         epoch = (i + 1) * config.batch_size / rows
         return state, {**metrics, "num_tokens": float(tokens_of[index_B].sum()), "epoch": epoch}, batch
 
     def evaluate(state: TrainState, _: int) -> dict[str, float]:
         params = averaged(state.params, state.opt_state)
-        return evaluator(params, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
+        return evaluator(
+            params, map(enrich, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
+        )
 
-    state = create(params, tx, config.seed)
+    state = create(fits.placed(load(), plan), plan.optimizer, config.seed)
     state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
     return state.replace(params=averaged(state.params, state.opt_state))
 

@@ -8,25 +8,26 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, pad_prompts, row_indices
 from rlhf_jax.data.tokenization import Prompts, decode, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import fit, fits, hints, inputs, setup
+from rlhf_jax.jobs import plan as planning
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
 from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
-from rlhf_jax.rollout.experience import Models, Settings, make_experience, rollout_metrics, score_responses
+from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.rollout.experience import Models, rollout_metrics, score_responses
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
-from rlhf_jax.training.optimizer import partitioned
 from rlhf_jax.training.state import TrainState, create
-from rlhf_jax.training.step import TrainStep, check_microbatches, make_train_step
+from rlhf_jax.training.step import TrainStep, check_microbatches
 from rlhf_jax.training.workdir import prepare, write_samples
 
 ROLLOUT, ORDER, EVALUATION = 0, 1, 2  # What a key is folded with first: the streams of randomness of a run.
@@ -46,19 +47,6 @@ class World(NamedTuple):
     prompts: Prompts
     P: int
 
-    @property
-    def settings(self) -> Settings:
-        c = self.config
-        return Settings(
-            temperature=c.rollout.temperature,
-            kl_estimator=c.kl_estimator,
-            missing_eos_penalty=c.missing_eos_penalty,
-            gamma=c.gamma,
-            lam=c.lam,
-            whiten_rewards=c.whiten_rewards,
-            logprob_chunk=c.logprob_chunk,
-        )
-
     def models(self, params: dict[str, Params]) -> Models:
         return Models(params["policy"], params["value"], self.reference, self.reward)
 
@@ -68,15 +56,22 @@ def run(config: ConfigDict, workdir: str) -> None:
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     _check(config, mesh)
-    tokenizer = load_tokenizer(config.model.policy, made_by=hints.SFT)
+    started_from, rewarded_by = setup.resolve(config.model.policy), setup.resolve(config.model.reward)
+    tokenizer_from = setup.tokenizer_folder(started_from)
+    tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    policy, policy_params = setup.load_model(
-        config.model.policy, config.model, mesh, hints.SFT, tokens=len(tokenizer)
-    )
-    reward, reward_params = setup.load_model(
-        config.model.reward, config.model, mesh, hints.REWARD_MODEL, tokens=len(tokenizer)
+    sources = (started_from, hints.SFT), (rewarded_by, hints.REWARD_MODEL)
+    tokens = len(tokenizer)
+    policy, reward = (
+        setup.describe_model(folder, config.model, made_by, tokens=tokens) for folder, made_by in sources
     )
     _check_models(config, policy, reward)
+    setup.describe(workdir, policy.config, tokenizer, tokenizer_from)
+    P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
+    plan = fits.prepare(partial(planning.ppo, policy.config, P, tokenizer.pad_token_id), config, mesh)
+    policy_params, reward_params = (
+        setup.load_model(folder, config.model, mesh, made_by, tokens=tokens)[1] for folder, made_by in sources
+    )
     world = World(
         config=config,
         mesh=mesh,
@@ -87,48 +82,29 @@ def run(config: ConfigDict, workdir: str) -> None:
         reward_mean=reward.reward_mean,
         generator=_generator(config, policy.config, mesh, tokenizer, config.rollout.temperature),
         prompts=split.train,
-        P=bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8),
-    )
-    updates = config.epochs * (config.rollout.batch_size // config.minibatch_size)
-    tx = partitioned(
-        {
-            "policy": fit.optimizer(config.optimizer, config.steps, updates_per_step=updates),
-            "value": fit.optimizer(
-                config.optimizer,
-                config.steps,
-                updates_per_step=updates,
-                learning_rate=config.value_learning_rate,
-            ),
-        }
+        P=P,
     )
     # The train step donates what it is given; the reference and the reward model must outlive it.
     params = jax.tree.map(
         lambda x: x.copy(), {"policy": policy_params, "value": value_from_reward(reward_params)}
     )
-    state = create(params, tx, config.seed, extra={"kl_coef": float(config.kl_coef)})
-    loss_fn = losses.ppo(
-        world.model,
-        clip=config.clip,
-        value_clip=config.value_clip,
-        value_coef=config.value_coef,
-        temperature=config.rollout.temperature,
-        chunk=config.logprob_chunk,
+    state = create(
+        fits.placed(params, plan), plan.optimizer, config.seed, extra={"kl_coef": float(config.kl_coef)}
     )
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
     _, best = fit.fit(
         config,
         workdir,
         state,
-        make_iteration(world, step),
+        make_iteration(world, plan.step),
         make_evaluation(world, workdir, split.eval, split.eval_rows),
         steps=config.steps,
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.policy, config.model.reward),
+        inputs=inputs.digests(config.data.train, config.data.eval, started_from, rewarded_by),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         best_metric=config.best_metric,
         eval_first=True,
     )
     exported = averaged(best.params, best.opt_state)["policy"]
-    setup.export(workdir, world.model, exported, tokenizer, config.model.policy)
+    setup.export(workdir, world.model, exported, tokenizer, tokenizer_from)
 
 
 def make_iteration(
@@ -137,10 +113,11 @@ def make_iteration(
     """`iterate(state, i)`: rollout i, its scores, and `epochs` passes over it in minibatches."""
     c = world.config
     mine = host_rows(c.rollout.batch_size, world.mesh)
-    experience_of = jax.jit(
-        partial(make_experience, world.model, settings=world.settings, pad_id=world.tokenizer.pad_token_id)
-    )
-    shuffled = jax.jit(_shuffled, static_argnums=2)
+    settings = planning.ppo_settings(c)
+    experience_of = planning.scoring_program(world.model, settings, world.tokenizer.pad_token_id)
+    # Cut as the step was compiled for; left to itself XLA may leave minibatches on every device whole.
+    rows = NamedSharding(world.mesh, PartitionSpec(BATCH_AXES))
+    shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
         index_B = row_indices(i, c.rollout.batch_size, len(world.prompts), c.seed)
@@ -190,10 +167,17 @@ def make_evaluation(
         # that lie on several processes cannot.
         tokens_BP, lengths_B, pad_id = batch["tokens"], batch["lengths"], world.tokenizer.pad_token_id
         s = score_responses(
-            world.model, models, tokens_BP, lengths_B, sampled, world.settings, world.reward_mean, pad_id
+            world.model,
+            models,
+            tokens_BP,
+            lengths_B,
+            sampled,
+            planning.ppo_settings(world.config),
+            world.reward_mean,
+            pad_id,
         )
         s, sampled = jax.tree.map(lambda x: x[: len(prompts)] if x.ndim else x, (s, sampled))
-        return s, rollout_metrics(s, sampled, world.settings)
+        return s, rollout_metrics(s, sampled, planning.ppo_settings(world.config))
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         params = averaged(state.params, state.opt_state)

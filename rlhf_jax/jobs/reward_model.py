@@ -26,34 +26,41 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export, with the mean score of demonstrations beside the weights."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
-    tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
+    init = setup.resolve(config.model.init)
+    tokenizer_from = setup.tokenizer_folder(init)
+    tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
-    checkpoint, params = setup.load_model(
-        config.model.init, config.model, mesh, hints.SFT, tokens=len(tokenizer)
-    )
-    model = checkpoint.config
-    if not checkpoint.is_scalar:
-        params = reward_from_language(model, params, jax.random.key(config.seed))
+    model = setup.describe_model(init, config.model, hints.SFT, tokens=len(tokenizer)).config
+    setup.describe(workdir, model, tokenizer, tokenizer_from, scalar=True)
     T, _ = inputs.array_sizes(*split.train, *split.eval)
     pad_id = tokenizer.pad_token_id
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
-        losses.reward_model(model),
+        model,
+        lambda shape, _: losses.reward_model(shape),
+        lambda: _params(config, mesh, init, model.vocab_size),
+        scalar=True,
         rows=len(split.train),
         make_batch=lambda index_B, rows: inputs.pad_pairs(split.train, index_B, T, pad_id, rows),
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
         eval_rows=len(split.eval),
         make_eval_batch=lambda index_B, rows: inputs.pad_pairs(split.eval, index_B, T, pad_id, rows),
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        inputs=inputs.digests(config.data.train, config.data.eval, init),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
     mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
-    setup.export(workdir, model, state.params, tokenizer, config.model.init, reward_mean=mean)
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean)
+
+
+def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int) -> Params:
+    checkpoint, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=tokens)
+    if checkpoint.is_scalar:
+        return params
+    return reward_from_language(checkpoint.config, params, jax.random.key(config.seed))
 
 
 def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:

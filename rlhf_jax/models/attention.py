@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import nn
 from jaxtyping import Array, Bool, Float
 
+from rlhf_jax.models import fused
 from rlhf_jax.models.causal import causal_attention
 
 _MIN_BLOCK = 128
@@ -18,6 +19,7 @@ def attend(
     v_BSGK: Float[Array, "B S G K"],
     mask_BTS: Bool[Array, "B T S"] | None,
     softcap: float = 0.0,
+    implementation: str = "xla",
 ) -> Float[Array, "B T H K"]:
     """softmax(q k / sqrt(K)) v with grouped heads; scores and softmax in float32.
 
@@ -25,9 +27,16 @@ def attend(
       mask_BTS: True where the query may look. None means causal, S == T: enough for right-padded
         batches, whose pads come after every real token.
       softcap: scores become cap * tanh(score / cap); 0 is off.
+      implementation: one of config.IMPLEMENTATIONS, used where there is neither mask nor softcap.
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
+    if mask_BTS is None and not softcap:
+        platform, capability = fused.here()
+        dtype = q_BTHK.dtype.name
+        kind = fused.choose(implementation, T=T, K=K, dtype=dtype, platform=platform, capability=capability)
+        if kind != "xla":
+            return {"cudnn": fused.cudnn, "splash": fused.splash}[kind](q_BTHK, k_BSGK, v_BSGK)
     if mask_BTS is None and softcap:
         mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
     if mask_BTS is None:

@@ -10,6 +10,7 @@ import dataclasses
 
 from rlhf_jax.errors import UserError
 
+IMPLEMENTATIONS = ("auto", "xla", "cudnn", "splash")  # of attention; `fused` chooses
 REMAT_POLICIES = ("none", "dots", "full")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 
@@ -49,6 +50,7 @@ class ModelConfig:
       max_positions: longest sequence the checkpoint was made for; with learned positions, the table's length.
       dtype: dtype of the matrix products ("float32", "bfloat16"); norms, softmax and losses are float32.
       remat: what the backward pass recomputes: "none", "dots" (all but matrix products), "full".
+      attention: what computes causal attention without a mask: "xla", "cudnn" (NVIDIA), "splash" (TPU), or "auto".
       family: the Hugging Face `model_type` whose names an export uses.
       norm: "rms" (scale), or "layer" (mean removed, scale and bias).
       norm_offset: norms multiply by 1 + scale (Gemma).
@@ -86,6 +88,7 @@ class ModelConfig:
     max_positions: int = 2048
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "auto"
     family: str = "llama"
     norm: str = "rms"
     norm_offset: bool = False
@@ -123,6 +126,7 @@ class ModelConfig:
             )
         for field, known in (
             ("remat", REMAT_POLICIES),
+            ("attention", IMPLEMENTATIONS),
             ("dtype", ("float32", "bfloat16")),
             ("activation", ACTIVATIONS),
             ("norm", ("rms", "layer")),

@@ -11,12 +11,13 @@ import json
 import math
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from safetensors.numpy import save_file
 
 from rlhf_jax.errors import UserError
@@ -64,6 +65,11 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
     return ModelConfig(**values), raw
 
 
+def describe(folder: str | Path, **overrides: object) -> Checkpoint:
+    """What `load` will say of a folder, without reading its weights; raises the same errors."""
+    return _open(Path(folder), overrides)[0]
+
+
 def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> tuple[Checkpoint, Params]:
     """Reads a folder written by `save` or by transformers, one tensor at a time.
 
@@ -76,13 +82,8 @@ def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> t
     Raises:
       UserError: no such model, or tensors that are missing, unknown or of another shape, by name.
     """
-    folder = Path(folder)
-    config, raw = read_config(folder)
-    config = dataclasses.replace(config, **overrides)
-    tensors = tensor_files.open_folder(folder)
-    is_scalar = "score.weight" in tensors.shapes
-    expected = places(config, scalar=is_scalar)
-    check(folder, config, expected, tensors.shapes)
+    checkpoint, tensors, expected = _open(Path(folder), overrides)
+    config, is_scalar = checkpoint.config, checkpoint.is_scalar
     where = param_shardings(config, mesh, scalar=is_scalar) if mesh is not None else None
     params: Params = {}
     # The largest first: what is held twice for a moment then always fits where smaller ones are still to come.
@@ -94,7 +95,7 @@ def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> t
         for name in path[:-1]:
             group = group.setdefault(name, {})
         group[path[-1]] = _assemble(config, path, shape, sharding, holding, tensors)
-    return Checkpoint(config, is_scalar, float(raw.get("reward_mean", 0.0))), params
+    return checkpoint, params
 
 
 def save(
@@ -107,30 +108,75 @@ def save(
     reward_mean: float | None = None,
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
+    write: bool = True,
 ) -> None:
     """Writes a folder that `load` and `transformers` read, replacing an older one whole.
 
+    Weights are fetched tensor by tensor, wherever they lie, and written file by file: the host holds one file's
+    tensors at a time. Where arrays are spread over processes all of them call this, and one writes.
+
     Args:
-      params: host (numpy) or device arrays of one process.
+      params: numpy arrays, or arrays on any mesh.
       token_ids: `pad_token_id`, `bos_token_id`, `eos_token_id` for config.json.
       tokenizer_from: folder whose tokenizer files and generation_config.json are copied unchanged.
       reward_mean: for reward models, the mean score of demonstrations; readers subtract it (rule M8).
       dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
       shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
+      write: whether this process writes; one that does not only hands over its part of the arrays.
     """
     folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _copy_tokenizer(Path(tokenizer_from), partial)
-    if not (partial / _GENERATION).is_file():
-        _write_json(
-            partial / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
-        )
-    _write_weights(partial, config, params, dtype, shard_bytes)
-    _write_json(partial / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
+    weights = _shards(config, params, dtype, shard_bytes)
+    if not write:
+        for shard in weights.values():
+            for place in shard:
+                _joined(config, params, place, dtype)
+        return
+    unfinished = folder.with_name(folder.name + ".partial")
+    save_shape(
+        unfinished,
+        config,
+        scalar="score" in params,
+        token_ids=token_ids,
+        tokenizer_from=tokenizer_from,
+        reward_mean=reward_mean,
+        dtype=dtype,
+    )
+    _write_weights(unfinished, config, params, dtype, weights)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    os.replace(unfinished, folder)
+
+
+def save_shape(
+    folder: str | Path,
+    config: ModelConfig,
+    *,
+    scalar: bool,
+    token_ids: dict[str, int | None],
+    tokenizer_from: str | Path,
+    reward_mean: float | None = None,
+    dtype: str = "float32",
+) -> None:
+    """Writes all that `save` writes but the weights: config, tokenizer and generation settings."""
+    folder = Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    _copy_tokenizer(Path(tokenizer_from), folder)
+    if not (folder / _GENERATION).is_file():
+        _write_json(
+            folder / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
+        )
+    _write_json(folder / "config.json", _raw_config(config, scalar, token_ids, reward_mean, dtype))
+
+
+def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tensors, list[Place]]:
+    """(what the folder says of its model; its tensors; where they go), checked against each other."""
+    config, raw = read_config(folder)
+    config = dataclasses.replace(config, **overrides)
+    tensors = tensor_files.open_folder(folder)
+    is_scalar = "score.weight" in tensors.shapes
+    expected = places(config, scalar=is_scalar)
+    check(folder, config, expected, tensors.shapes)
+    return Checkpoint(config, is_scalar, float(raw.get("reward_mean", 0.0))), tensors, expected
 
 
 def _assemble(
@@ -150,7 +196,7 @@ def _assemble(
     for index in indices:
         index = tuple(slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True))
         sizes = tuple(cut.stop - cut.start for cut in index)
-        parts[_bounds(index, shape)] = (index, np.empty(sizes, np.float32))
+        parts[_bounds(index, shape)] = (index, _room(sizes))
     stored = stored_names(FAMILIES[config.family], tensors.shapes)
     for place in holding:
         whole = place.layout.split(tensors.read(stored[place.name]), config.head_dim)[
@@ -164,6 +210,14 @@ def _assemble(
     if sharding is None:
         return parts[_bounds(everything, shape)][1]
     return jax.make_array_from_callback(shape, sharding, lambda index: parts[_bounds(index, shape)][1])
+
+
+def _room(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of float32 that begins at a multiple of 64 bytes: CPU devices take such memory as it is, uncopied."""
+    size = 4 * math.prod(shape)
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(np.float32).reshape(shape)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -184,8 +238,8 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copytree(file, target / file.name)
 
 
-def _write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str, shard_bytes: int) -> None:
-    family = FAMILIES[config.family]
+def _shards(config: ModelConfig, params: Params, dtype: str, shard_bytes: int) -> dict[str, list[Place]]:
+    """The tensors of each file, by its name."""
     size = jnp.dtype(dtype).itemsize
     shards, filled = [[]], 0
     for place in places(config, scalar="score" in params):
@@ -195,38 +249,62 @@ def _write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str
             filled = 0
         shards[-1].append(place)
         filled += nbytes
-    names = [SAFETENSORS]
-    if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
+    if len(shards) == 1:
+        return {SAFETENSORS: shards[0]}
+    return {f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)}
+
+
+def _write_weights(
+    folder: Path, config: ModelConfig, params: Params, dtype: str, shards: dict[str, list[Place]]
+) -> None:
+    family = FAMILIES[config.family]
+    for name, shard in shards.items():
         tensors = {file_name(family, place.name): _joined(config, params, place, dtype) for place in shard}
         save_file(tensors, folder / name, metadata={"format": "pt"})
+        del tensors  # before the next file's are fetched
     if len(shards) > 1:
         weight_map = {
-            file_name(family, place.name): name
-            for name, shard in zip(names, shards, strict=True)
-            for place in shard
+            file_name(family, place.name): name for name, shard in shards.items() for place in shard
         }
-        total = sum(size * math.prod(place.shape) for shard in shards for place in shard)
+        size = jnp.dtype(dtype).itemsize
+        total = sum(size * math.prod(place.shape) for shard in shards.values() for place in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         _write_json(folder / f"{SAFETENSORS}.index.json", index)
 
 
 def _joined(config: ModelConfig, params: Params, place: Place, dtype: str) -> np.ndarray:
-    parts = tuple(np.asarray(_at(params, leaf)[place.index]) for leaf in place.leaves)
-    joined = place.layout.join(parts, config.head_dim)
-    return np.ascontiguousarray(joined.astype(jnp.dtype(dtype)))
+    parts = tuple(_fetched(_at(params, leaf), place.index, dtype) for leaf in place.leaves)
+    return np.ascontiguousarray(place.layout.join(parts, config.head_dim))
+
+
+def _fetched(x: jax.Array | np.ndarray, index: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Part of a parameter on the host. On a mesh only that part is made whole, on every device."""
+    if not isinstance(x, jax.Array):
+        return np.asarray(x[index]).astype(jnp.dtype(dtype))
+    sharding = x.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+    # The index is an argument and not part of the program: one program serves all layers.
+    part = _part(x, tuple(map(np.int32, index)), dtype, sharding)
+    return np.asarray(part.addressable_data(0))
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _part(x: jax.Array, index: tuple[jax.Array, ...], dtype: str, sharding: Sharding) -> jax.Array:
+    for i in index:
+        x = jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+    return jax.lax.with_sharding_constraint(x.astype(dtype), sharding)
 
 
 def _raw_config(
-    config: ModelConfig, params: Params, token_ids: dict, reward_mean: float | None, dtype: str
+    config: ModelConfig, scalar: bool, token_ids: dict, reward_mean: float | None, dtype: str
 ) -> dict:
     family = FAMILIES[config.family]
-    raw = {"model_type": config.family, "architectures": [family.classes["score" in params]], "dtype": dtype}
+    raw = {"model_type": config.family, "architectures": [family.classes[scalar]], "dtype": dtype}
     for piece in family.pieces:
         raw |= piece.write(config)
     raw |= token_ids
-    if "score" in params:
+    if scalar:
         raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         raw["reward_mean"] = 0.0 if reward_mean is None else reward_mean
     return raw

@@ -98,7 +98,7 @@ class Attention(nn.Module):
         q_BTHK = constrain(q_BTHK, "batch", "length", "heads", "head_dim")
         if cache is None:
             keys_values = (k_BTGK, v_BTGK)
-            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap)
+            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap, c.attention)
         else:  # only the new column is written; the cache is carried, never copied
             keys_values = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_B1GK.swapaxes(1, 2), column, axis=2)

@@ -24,6 +24,20 @@ def param_shardings(
     return shardings(nn.get_partition_spec(boxed), mesh, rules, shapes=nn.unbox(boxed))
 
 
+def planned(
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    scalar: bool = False,
+    rules: Rules = TRAIN_RULES,
+    dtype: str = "float32",
+) -> decoder.Params:
+    """Parameters as shapes with shardings: enough to compile with, before any weight is read."""
+    shapes = nn.unbox(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0), scalar=scalar)))
+    where = param_shardings(config, mesh, scalar=scalar, rules=rules)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, where)
+
+
 def init_sharded(config: ModelConfig, mesh: Mesh, seed: int, *, scalar: bool = False) -> decoder.Params:
     """Fresh parameters, the same numbers on any mesh; they never exist unsharded."""
     init = jax.jit(

@@ -32,6 +32,8 @@ ROLLOUT_RULES: Rules = {**TRAIN_RULES, "embed": None}
 
 # Grouped-query attention may have fewer key-value heads than tensor devices: those are then copied.
 _MAY_REPLICATE = ("kv_heads",)
+# Vocabularies are often odd (50257, or 32000 and a pad token): a table that cannot be split is copied.
+_MAY_BE_ODD = ("vocab",)
 
 
 def partition_spec(names: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
@@ -47,7 +49,7 @@ def shardings(logical_specs: Any, mesh: Mesh | AbstractMesh, rules: Rules, shape
     mesh: an AbstractMesh plans for devices that are not here.
     shapes: optional tree of the same structure whose leaves have `.shape` (arrays or ShapeDtypeStructs).
         With it, every split dimension is checked: a mesh axis that does not divide it raises UserError,
-        except that fewer kv_heads than devices are copied to all of them.
+        except that fewer kv_heads than devices, and a vocabulary that does not divide, are copied to all of them.
     """
     if shapes is None:
         return jax.tree.map(
@@ -86,7 +88,7 @@ def _checked(
         ways = _ways(axes, mesh)
         if ways == 1 or size % ways == 0:
             spec.append(axes)
-        elif name in _MAY_REPLICATE and size < ways:
+        elif name in _MAY_BE_ODD or (name in _MAY_REPLICATE and size < ways):
             spec.append(None)
         else:
             field = axes if isinstance(axes, str) else "/".join(axes)

@@ -8,15 +8,18 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from jaxtyping import PyTree
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.storage import named
 from rlhf_jax.training.workdir import flatten
 
 # Fields that may differ when a run goes on: none of them changes what an iteration computes.
@@ -55,7 +58,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: str | Path,
+        workdir: str | PurePath,
         *,
         config: Mapping[str, Any],
         may_change: Iterable[str] = MAY_CHANGE,
@@ -68,7 +71,7 @@ class Checkpoints:
         if best_mode not in ("max", "min"):
             raise UserError(f"best_mode: {best_mode!r}; use max or min")
         self.best_metric = best_metric
-        self._directory = Path(workdir).resolve() / "checkpoints"
+        self._directory = epath.Path(named(workdir)) / "checkpoints"
         self._config = flatten(config)
         self._may_change = tuple(may_change)
         self._sign = 1.0 if best_mode == "max" else -1.0
@@ -221,6 +224,35 @@ class Checkpoints:
             f"{self._directory}: checkpoint {step} could not be written ({_first_line(error)}); "
             "free space there, then give the same command again"
         )
+
+
+def newest(workdir: str | Path) -> Path | None:
+    """The folder of a workdir's last complete checkpoint; None when there is none."""
+    folder = Path(workdir) / "checkpoints"
+    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return max(steps, key=lambda path: int(path.name), default=None)
+
+
+def params_shapes(checkpoint: str | Path) -> PyTree:
+    """The parameters of a checkpoint as a nested dict of shapes. UserError when it cannot be read."""
+    try:
+        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(checkpoint) / "state").tree["params"]
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{checkpoint}: not a readable checkpoint ({_first_line(e)})") from e
+    return jax.tree.map(lambda x: tuple(x.shape), tree)
+
+
+def restore_params(checkpoint: str | Path, like: PyTree) -> PyTree:
+    """The parameters of a checkpoint, or those below `like`'s keys, and nothing else of the state.
+
+    like: a tree of shapes with shardings; arrays come back so, whatever mesh the checkpoint was written on.
+    """
+    item = {"params": like}
+    args = ocp.args.PyTreeRestore(
+        item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return reader.restore(epath.Path(checkpoint) / "state", args=args)["params"]
 
 
 class _LastAndBest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ def run(
     iterate: Iterate,
     *,
     steps: int,
-    workdir: str | Path,
+    workdir: str | PurePath,
     checkpoints: Checkpoints,
     writer: Writer,
     evaluate: Evaluate | None = None,
@@ -118,7 +118,9 @@ class _Pauses:
         return self.evaluate is not None and (first or self._due(self.eval_every, step))
 
 
-def _restore(state: TrainState, steps: int, workdir: str | Path, checkpoints: Checkpoints) -> Restored | None:
+def _restore(
+    state: TrainState, steps: int, workdir: str | PurePath, checkpoints: Checkpoints
+) -> Restored | None:
     like = abstract(state)
     if checkpoints.latest_step() is not None:
         # The first step would have donated them. Two copies of everything may not fit into memory.

@@ -6,16 +6,20 @@ A writer has `start(step)` (the run goes on after that step; None: it begins), `
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
+
+from etils import epath
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.storage import at, is_remote
 
 
 @runtime_checkable
@@ -32,10 +36,13 @@ class Writer(Protocol):
 
 
 class JsonlWriter:
-    """One JSON object per row, complete on disk before `write` returns. NaN and infinities become null."""
+    """One JSON object per row, complete on disk before `write` returns. NaN and infinities become null.
 
-    def __init__(self, path: str | Path) -> None:
-        self._path = Path(path)
+    In an object store, which cannot append, the rows are written again as a whole at every `flush`.
+    """
+
+    def __init__(self, path: str | PurePath) -> None:
+        self._path = at(path)
         self._file: Any = None
 
     def start(self, step: int | None) -> None:
@@ -44,6 +51,11 @@ class JsonlWriter:
         kept = (
             [] if step is None else [line for line in _complete_lines(self._path) if _step_of(line) <= step]
         )
+        if is_remote(self._path):
+            self._path.write_text("".join(kept))
+            self._file = io.StringIO("".join(kept))
+            self._file.seek(0, io.SEEK_END)
+            return
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(self._path)
@@ -57,7 +69,10 @@ class JsonlWriter:
     def flush(self) -> None:
         if self._file is not None:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if is_remote(self._path):
+                self._path.write_text(self._file.getvalue())
+            else:
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:
@@ -162,7 +177,7 @@ class MultiWriter:
 
 
 def make_writer(
-    workdir: str | Path,
+    workdir: str | PurePath,
     *,
     tensorboard: bool = False,
     wandb_project: str = "",
@@ -171,7 +186,11 @@ def make_writer(
     """The writer of a run: WORKDIR/metrics.jsonl, and what else was asked for."""
     if not startup.is_main():
         return MultiWriter([])
-    writers: list[Writer] = [JsonlWriter(Path(workdir) / "metrics.jsonl")]
+    writers: list[Writer] = [JsonlWriter(at(workdir) / "metrics.jsonl")]
+    if (tensorboard or wandb_project) and is_remote(workdir):
+        raise UserError(
+            f"tensorboard, wandb_project: they cannot write to {workdir}; use a --workdir on a disk"
+        )
     if tensorboard:
         writers.append(TensorBoardWriter(Path(workdir) / "tensorboard"))
     if wandb_project:
@@ -179,12 +198,10 @@ def make_writer(
     return MultiWriter(writers)
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path | epath.Path) -> list[str]:
     if not path.exists():
         return []
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    return [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def _step_of(line: str) -> float:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import PurePath
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +19,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather
 from rlhf_jax.training.metrics import Writer
 from rlhf_jax.training.progress import Progress
+from rlhf_jax.training.storage import at
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -33,12 +34,12 @@ class Recorder:
         self,
         writer: Writer,
         progress: Progress,
-        workdir: str | Path,
+        workdir: str | PurePath,
         steps: int,
         log_every: int,
         show: tuple[str, ...],
     ) -> None:
-        self._writer, self._progress, self._workdir = writer, progress, Path(workdir)
+        self._writer, self._progress, self._workdir = writer, progress, at(workdir)
         self._steps, self._log_every, self._show = steps, log_every, show
         self._pending: tuple[int, Mapping[str, Any], PyTree] | None = None
         self._ended: float | None = None  # when that iteration ended, if it had when it was handed over
@@ -131,7 +132,8 @@ class Recorder:
         arrays = _named_arrays(gather(_plain(batch)))
         if startup.is_main():
             path.parent.mkdir(exist_ok=True)
-            np.savez(path, **arrays)
+            with path.open("wb") as file:
+                np.savez(file, **arrays)
         shown = ", ".join(f"{name} {values[name]:g}" for name in ("loss", "grad_norm") if name in values)
         raise UserError(
             f"training diverged: step {step} is not finite ({shown}); its batch is in {path}, "

@@ -51,14 +51,22 @@ def create(
         lambda x: jax.device_put(x, x.sharding), params
     )  # committed, as the step returns them
     init = _float32_init(optimizer)
-    places = _opt_state_shardings(jax.eval_shape(init, params), params, home)
     return TrainState(
         step=_place(np.int32(0), home),
         params=params,
-        opt_state=jax.jit(init, out_shardings=places)(params),
+        opt_state=jax.jit(init, out_shardings=shardings(_planned_opt_state(params, optimizer)))(params),
         key=_place(jax.random.key(seed), home),
         extra=jax.tree.map(lambda x: _place(_strong(x), home), {} if extra is None else extra),
     )
+
+
+def planned(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
+    """What a train step will read and write of the state `create` makes, from parameters that are only shapes.
+
+    params: ShapeDtypeStructs with shardings. Key and extra, which no step touches, are None.
+    """
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=_home(params))
+    return TrainState(step, params, _planned_opt_state(params, optimizer), key=None, extra=None)
 
 
 def shardings(state: PyTree) -> PyTree:
@@ -69,6 +77,14 @@ def shardings(state: PyTree) -> PyTree:
 def abstract(state: PyTree) -> PyTree:
     """Shapes, dtypes and shardings without the data: what a checkpoint is restored onto."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def _planned_opt_state(params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
+    shapes = jax.eval_shape(_float32_init(optimizer), params)
+    places = _opt_state_shardings(shapes, params, _home(params))
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, places
+    )
 
 
 def _float32_init(optimizer: optax.GradientTransformation) -> Any:

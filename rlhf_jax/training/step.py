@@ -25,27 +25,33 @@ LossFn = Callable[[PyTree, PyTree], dict[str, Mean]]
 class TrainStep:
     """A compiled train step: `state, metrics = step(state, batch)`. It donates params and opt_state.
 
-    Compiled at the first call, when the shardings of the state are known: the new state must have the very
-    same ones, or the second call would compile again. `key` and `extra` are passed by and not donated.
+    Compiled ahead (`use`), or at the first call, when the shardings of the state are known: the new state must
+    have the very same ones, or the second call would compile again. `key` and `extra` are passed by and not donated.
     """
 
     def __init__(self, function: Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]) -> None:
         self._function = function
         self._jitted: Any = None
+        self._ahead: jax.stages.Compiled | None = None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         moving = _without_bystanders(state)
-        new, metrics = self._compiled_for(moving)(moving, batch)
+        program = self._compiled_for(moving) if self._ahead is None else self._ahead
+        new, metrics = program(moving, batch)
         return new.replace(key=state.key, extra=state.extra), metrics
 
-    def lower(self, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
-        """For `.compile().memory_analysis()`, `.cost_analysis()` and the HLO text."""
+    def trace(self, state: TrainState, batch: PyTree) -> jax.stages.Traced:
+        """For its jaxpr, and for `.lower().compile()`. Shapes with shardings will do for state and batch."""
         moving = _without_bystanders(state)
-        return self._compiled_for(moving).lower(moving, batch)
+        return self._compiled_for(moving).trace(moving, batch)
+
+    def use(self, compiled: jax.stages.Compiled) -> None:
+        """From here on a call runs this program, which was compiled from `trace`; no call compiles."""
+        self._ahead = compiled
 
     def cache_size(self) -> int:
         """Programs compiled so far: 1 after the first call, and it should stay 1."""
-        return 0 if self._jitted is None else self._jitted._cache_size()
+        return (self._ahead is not None) + (0 if self._jitted is None else self._jitted._cache_size())
 
     def _compiled_for(self, state: TrainState) -> Any:
         if self._jitted is None:

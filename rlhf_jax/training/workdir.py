@@ -10,29 +10,36 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+from etils import epath
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.storage import at, check_reachable, is_remote, write_text
 
 _WHOLE_FILE = 64 << 20  # Larger files are told apart by their size, first and last MiB.
 _MIB = 1 << 20
 
 
-def prepare(workdir: str | Path, config: Mapping[str, Any]) -> Path:
+def prepare(workdir: str | PurePath, config: Mapping[str, Any]) -> Path | epath.Path:
     """Makes the folder, checks that it can be written, and writes config.json. Every process calls it.
 
     Raises UserError on every process when it cannot be written or is not one folder for all of them.
     """
-    workdir = Path(workdir)
-    problem = "none"
+    check_reachable(workdir)
+    workdir, problem = at(workdir), "none"
     if startup.is_main():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             write_json(workdir / "config.json", config)
         except OSError as e:
             problem = f"{e.strerror or e}"
+        except Exception as e:  # a store's own errors: no such bucket, no credentials
+            if not is_remote(workdir):
+                raise
+            problem = f"{type(e).__name__}: {e}"
     startup.agree(f"workdir {workdir} cannot be written", problem)
     if problem != "none":
         raise UserError(f"workdir: {workdir} cannot be written ({problem}); use another --workdir")
@@ -40,34 +47,34 @@ def prepare(workdir: str | Path, config: Mapping[str, Any]) -> Path:
     return workdir
 
 
-def is_finished(workdir: str | Path, fingerprint: Any) -> bool:
+def is_finished(workdir: str | PurePath, fingerprint: Any) -> bool:
     """True when `finish` was called here with an equal fingerprint (anything JSON can write)."""
     try:
-        found = json.loads((Path(workdir) / "finished.json").read_text())
+        found = json.loads((at(workdir) / "finished.json").read_text())
     except (OSError, ValueError):  # Absent, or cut off: then it is not finished.
         return False
     return found.get("fingerprint") == _as_json(fingerprint)
 
 
-def finish(workdir: str | Path, fingerprint: Any) -> None:
+def finish(workdir: str | PurePath, fingerprint: Any) -> None:
     """Marks the folder as finished. The last thing done for a job. Every process calls it."""
     if startup.is_main():
         finished = {"fingerprint": fingerprint, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        write_json(Path(workdir) / "finished.json", finished)
+        write_json(at(workdir) / "finished.json", finished)
     startup.barrier("finish")
 
 
-def write_json(path: str | Path, content: Any) -> None:
+def write_json(path: str | PurePath, content: Any) -> None:
     """Writes a file that is either the old or the new one, whole, whenever the process is killed."""
-    _replace(Path(path), json.dumps(content, indent=2, default=str) + "\n")
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
-def write_samples(workdir: str | Path, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+def write_samples(workdir: str | PurePath, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes samples/<step>.jsonl. A resumed run that comes to the step again writes the same file again."""
     if startup.is_main():
-        path = Path(workdir) / "samples" / f"{step:06d}.jsonl"
+        path = at(workdir) / "samples" / f"{step:06d}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        _replace(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -100,22 +107,13 @@ def digest(path: str | Path) -> str:
     return total.hexdigest()[:32]
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
-
-
 def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def _check_shared(workdir: Path) -> None:
+def _check_shared(workdir: Path | epath.Path) -> None:
     """All processes write checkpoints into one folder; a folder per machine would hold useless pieces."""
-    if startup.process_count() == 1:
+    if startup.process_count() == 1 or is_remote(workdir):
         return
     marker = workdir / f".process_{startup.process_index()}"
     if workdir.is_dir():

@@ -9,7 +9,7 @@ import pytest
 import tiny_farm
 from ml_collections import ConfigDict
 
-from rlhf_jax.jobs import fit
+from rlhf_jax.jobs import fit, plan
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -66,7 +66,7 @@ class Compiles:
 def run(job: str, config: ConfigDict, workdir: Path, *, stop_before: int = -1) -> tuple[set[str], Compiles]:
     """Runs a trainer in this process. stop_before: the iteration that ends it with `InterruptedRunError`."""
     read: set[str] = set()
-    compiles, loop_run, make_step = Compiles(), fit.loop.run, fit.make_train_step
+    compiles, loop_run, make_step = Compiles(), fit.loop.run, plan.make_train_step
 
     def watched_loop(state, iterate, **options):
         def watched(state, i):
@@ -88,9 +88,7 @@ def run(job: str, config: ConfigDict, workdir: Path, *, stop_before: int = -1) -
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(fit.loop, "run", watched_loop)
-            for place in (fit, module):
-                if hasattr(place, "make_train_step"):
-                    patch.setattr(place, "make_train_step", watched_step)
+            patch.setattr(plan, "make_train_step", watched_step)
             module.run(Settings(config, read), str(workdir))
     except InterruptedRunError:
         pass

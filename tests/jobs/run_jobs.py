@@ -1,6 +1,6 @@
 """Run by test_processes.py: several jobs one after the other in this process, or in this process of several.
 
-run_jobs.py FARM OUT: each job writes to OUT/<job>.
+run_jobs.py FARM OUT [DATA,FSDP,TENSOR [JOB ...]]: each job, or each that is named, writes to OUT/<job>.
 """
 
 import importlib
@@ -15,19 +15,27 @@ STEPS = 3
 # A large eps makes Adam's first updates smooth in the gradient; else they are its sign, rounding or not.
 OFTEN = {"eval_every": 2, "save_every": 2, "optimizer.eps": 1e-3}
 CHANGES = {
-    "sft": OFTEN | {"epochs": STEPS * 8 / 200, "microbatches": 2},
+    "sft": OFTEN | {"epochs": STEPS * 16 / 200, "batch_size": 16, "microbatches": 2},
     "reward_model": OFTEN | {"epochs": STEPS * 8 / 78},
     "dpo": OFTEN | {"epochs": STEPS * 8 / 78},
     "ppo": OFTEN
-    | {"steps": STEPS, "adaptive_kl": True, "data.eval_rows": 5},  # which two devices do not divide
+    | {"steps": STEPS, "adaptive_kl": True, "data.eval_rows": 5}  # which two devices do not divide
+    | {"rollout.batch_size": 16, "minibatch_size": 8},
     "generate": {},
     "score": {},
 }
 
+
+def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
+    sizes = (
+        zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), map(int, mesh.split(",")), strict=True) if mesh else ()
+    )
+    config = tiny_farm.settings(job, farm, **CHANGES[job] | dict(sizes) | changes)
+    importlib.import_module(f"rlhf_jax.jobs.{job}").run(config, str(out / job))
+
+
 if __name__ == "__main__":
-    farm, out = map(Path, sys.argv[1:])
+    farm, out = map(Path, sys.argv[1:3])
     startup.start()
-    for job, changes in CHANGES.items():
-        importlib.import_module(f"rlhf_jax.jobs.{job}").run(
-            tiny_farm.settings(job, farm, **changes), str(out / job)
-        )
+    for job in sys.argv[4:] or CHANGES:
+        run(job, farm, out, *sys.argv[3:4])

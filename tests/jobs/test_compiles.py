@@ -17,7 +17,7 @@ STEPS = {
 def test_nothing_compiles_after_the_first_cycle(job, farm, tmp_path):
     config = tiny_farm.settings(job, farm, **STEPS[job])
     _, first = observed.run(job, config, tmp_path, stop_before=10)
-    assert first.at[0] < first.at[1] == first.at[3], "the second iteration compiled something"
+    assert first.at[0] > 0 and first.at[1] == first.at[3], "the second iteration compiled something"
     assert first.at[4] == first.at[10], "after an evaluation and a checkpoint something compiled again"
     _, again = observed.run(job, config, tmp_path)
     assert min(again.at) == 8, "it did not go on from the checkpoint"

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 import tiny_farm
-from test_processes import start_two
+from test_processes import start_several
 
 pytestmark = pytest.mark.timeout(900)
 METHODS = {"reference", "sft", "dpo", "ppo"}
@@ -58,7 +58,7 @@ def test_changed_settings_run_that_stage_again_or_say_what_is_in_the_way(first):
 
 
 def test_two_processes_run_it_as_well(tmp_path):
-    runs = start_two(*command(tmp_path / "farm"), **QUICK)
+    runs = start_several(2, *command(tmp_path / "farm"), **QUICK)
     outs = [tiny_farm.finish(run) for run in runs]
     assert methods(tmp_path / "farm") == METHODS
     assert "leaderboard" not in outs[1] and "report:" in outs[0]

@@ -1,6 +1,11 @@
-"""The jobs on two processes: the same numbers as on one, and nobody waits for a process that failed."""
+"""The jobs on two processes: the same numbers as on one, and nobody waits for a process that failed.
 
+RLHF_JAX_WIDE=1 runs them on four processes too, on eight devices in three meshes, and kills and moves them.
+"""
+
+import os
 import shutil
+import signal
 import socket
 import time
 from pathlib import Path
@@ -14,58 +19,102 @@ from rlhf_jax.data.records import read_table
 
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
+SCRIPT = HERE / "run_jobs.py"
+QUICK = "--xla_backend_optimization_level=0"  # halves the time of compiling
+EIGHT = f"{QUICK} --xla_force_host_platform_device_count=8"
+WIDE = os.environ.get("RLHF_JAX_WIDE") == "1"
+wide = pytest.mark.skipif(not WIDE, reason="many minutes; RLHF_JAX_WIDE=1 runs it")
+ELSEWHERE = ["two processes"] + [
+    pytest.param(name, marks=wide) for name in ("four processes", "8,1,1", "1,8,1", "2,2,2")
+]
 
 
-def start_two(*command, cwd=(), **changes):
-    """Starts `python COMMAND` in two processes that know each other."""
+def start_several(count, *command, cwd=(), **changes):
+    """Starts `python COMMAND` in processes that know each other."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    ours = {"RLHF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLHF_JAX_NUM_PROCESSES": "2"} | changes
-    folders = cwd or (tiny_farm.ROOT,) * 2
+    ours = {"RLHF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLHF_JAX_NUM_PROCESSES": str(count)}
+    folders = cwd or (tiny_farm.ROOT,) * count
     return [
-        tiny_farm.start([*map(str, command)], cwd=folders[i], **ours, RLHF_JAX_PROCESS_ID=str(i))
-        for i in range(2)
+        tiny_farm.start([*map(str, command)], cwd=folders[i], **ours | changes, RLHF_JAX_PROCESS_ID=str(i))
+        for i in range(count)
     ]
 
 
 @pytest.fixture(scope="module")
-def both(farm, tmp_path_factory):
-    """Folders of the same jobs on one process and on two."""
-    folder = tmp_path_factory.mktemp("processes")
-    script = HERE / "run_jobs.py"
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # halves the time of compiling
-    runs = [
-        tiny_farm.start([str(script), str(farm), str(folder / "one")], **quick),
-        *start_two(script, farm, folder / "two", **quick),
-    ]
-    outs = [tiny_farm.finish(run) for run in runs]
-    assert "data.train" in outs[1] and "data.train" not in outs[2]  # process 0 talks
-    return folder / "one", folder / "two"
+def alone(farm, tmp_path_factory):
+    """The folder of the jobs on one process and device."""
+    folder = tmp_path_factory.mktemp("alone")
+    out = tiny_farm.finish(tiny_farm.start([str(SCRIPT), str(farm), str(folder)], XLA_FLAGS=QUICK))
+    assert "data.train" in out
+    return folder
+
+
+def start_jobs(where, farm, folder, *jobs):
+    """Starts jobs on what `where` names."""
+    if "," in where:
+        return [tiny_farm.start([*map(str, (SCRIPT, farm, folder, where, *jobs))], XLA_FLAGS=EIGHT)]
+    count = {"two": 2, "four": 4}[where.split()[0]]
+    return start_several(count, SCRIPT, farm, folder, f"1,{count},1", *jobs, XLA_FLAGS=QUICK)
+
+
+@pytest.fixture(scope="module", params=ELSEWHERE)
+def elsewhere(request, farm, tmp_path_factory):
+    """The folder of the same jobs on several processes or devices."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    outs = [tiny_farm.finish(run) for run in start_jobs(request.param, farm, folder)]
+    assert "data.train" in outs[0] and not any("data.train" in out for out in outs[1:])  # process 0 talks
+    return folder
+
+
+def assert_same_curve(found, wanted):
+    found, wanted = map(tiny_farm.rows, (found, wanted))
+    assert [row["step"] for row in found] == [row["step"] for row in wanted]
+    for a, b in zip(found, wanted, strict=True):
+        assert a.pop("sampling/logp_difference", 0) < 1e-5 > b.pop("sampling/logp_difference", 0)
+        if (
+            abs(b.get("rewards/margins", 1.0)) < 1e-5
+        ):  # policy and reference are still equal: rounding decides
+            for row in (a, b):
+                row.pop("rewards/accuracies", None)
+        assert a == pytest.approx(b, rel=1e-5, abs=5e-6)
 
 
 @pytest.mark.parametrize("job", tiny_farm.TRAINERS)
-def test_two_processes_train_as_one(both, job):
-    one, two = (tiny_farm.rows(folder / job) for folder in both)
-    steps = [row["step"] for row in one]
-    assert [row["step"] for row in two] == steps
+def test_elsewhere_trains_as_one(elsewhere, alone, job):
+    assert_same_curve(elsewhere / job, alone / job)
+    steps = [row["step"] for row in tiny_farm.rows(alone / job)]
     assert {step for step in steps if steps.count(step) == 2} == {2, run_jobs.STEPS}  # the evaluations
-    for a, b in zip(two, one, strict=True):
-        assert a.pop("sampling/logp_difference", 0) < 1e-5 > b.pop("sampling/logp_difference", 0)
-        assert a == pytest.approx(b, rel=1e-5, abs=5e-6)
-    weights = [load_file(folder / job / "export/model.safetensors") for folder in both]
+    weights = [load_file(folder / job / "export/model.safetensors") for folder in (alone, elsewhere)]
     for name, x in weights[0].items():
         assert weights[1][name] == pytest.approx(x, rel=1e-4, abs=1e-5), name
 
 
-def test_two_processes_sample_and_score_as_one(both):
-    one, two = (read_table(folder / "generate/outputs.parquet") for folder in both)
+def test_elsewhere_samples_and_scores_as_one(elsewhere, alone):
+    one, two = (read_table(folder / "generate/outputs.parquet") for folder in (alone, elsewhere))
     assert one == two
     assert len({row["output"] for row in one}) > 5
-    one, two = (read_table(folder / "score/scores.parquet") for folder in both)
+    one, two = (read_table(folder / "score/scores.parquet") for folder in (alone, elsewhere))
     assert [row["responses"] for row in one] == [row["responses"] for row in two]
     for a, b in zip(one, two, strict=True):
         assert b["scores"] == pytest.approx(a["scores"], rel=1e-5, abs=5e-6)
+
+
+@wide
+@pytest.mark.parametrize("job", tiny_farm.TRAINERS)
+def test_killed_on_one_and_resumed_on_others(alone, farm, tmp_path, job):
+    """Killed after its first checkpoint on eight devices, finished by four processes: the curve of one."""
+    saved = tmp_path / job / "checkpoints" / "2"
+    (run,) = start_jobs("2,2,2", farm, tmp_path, job)
+    while not saved.exists() and run.poll() is None:
+        time.sleep(0.002)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert [row["step"] for row in tiny_farm.rows(tmp_path / job)][-1] <= run_jobs.STEPS
+    outs = [tiny_farm.finish(run) for run in start_jobs("four processes", farm, tmp_path, job)]
+    assert "continuing" in outs[0]
+    assert_same_curve(tmp_path / job, alone / job)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -77,7 +126,7 @@ def test_nobody_waits_for_a_process_that_failed(farm, tmp_path, failing):
         if i != failing:
             shutil.copy(farm / "data/sft.parquet", folder / "mine.parquet")
     command = tiny_farm.arguments("sft", farm, tmp_path / "run", **{"data.train": "mine.parquet"})
-    runs = start_two("-m", "rlhf_jax.main", *command, cwd=there)
+    runs = start_several(2, "-m", "rlhf_jax.main", *command, cwd=there)
     lines = tiny_farm.finish(runs[failing], status=2).splitlines()
     ended = time.monotonic()
     assert lines[-1].startswith("error: mine.parquet: no such file")

@@ -10,7 +10,8 @@ import numpy as np
 import running
 from tiny_families import CONFIGS, IDS, assert_same_tree, left_padded, write_folder
 
-from rlhf_jax.models import huggingface
+from rlhf_jax.models import fused, huggingface
+from rlhf_jax.models.attention import attend
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.name_map import parameter_shapes
 from rlhf_jax.models.placement import param_shardings
@@ -35,6 +36,40 @@ def families(folder):
             np.testing.assert_allclose(
                 ours, running.logits(found.config, host, tokens_BP, lengths_B), atol=1e-4, rtol=0
             )
+
+
+def attention(_):
+    """A kernel sees each device's rows and heads; with fewer key-value heads than devices, one per query head."""
+    make_mesh(data=2, fsdp=2, tensor=2)
+    rng = np.random.default_rng(0)
+    for B, G in ((4, 2), (4, 1), (3, 2)):  # three rows cannot be split
+        q_BTHK, k_BTGK, v_BTGK = (
+            jnp.asarray(rng.normal(size=(B, 128, heads, 128)), jnp.float32) for heads in (4, G, G)
+        )
+        found = jax.jit(lambda *qkv: fused.splash(*qkv, interpret=True))(q_BTHK, k_BTGK, v_BTGK)
+        wanted = jax.jit(lambda *qkv: attend(*qkv, None))(q_BTHK, k_BTGK, v_BTGK)
+        np.testing.assert_allclose(found, wanted, atol=2e-5, rtol=2e-5)
+
+
+def export(folder):
+    """From any mesh, every family's files are those that the host's arrays give, byte for byte."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    for name in CONFIGS:
+        source = write_folder(folder / name, name)
+        found, host = huggingface.load(source)
+        _, params = huggingface.load(source, mesh)
+        options = {"token_ids": IDS, "tokenizer_from": source, "dtype": "bfloat16", "shard_bytes": 20_000}
+        for kind, arrays in (("host", host), ("mesh", params)):
+            huggingface.save(folder / name / kind, found.config, arrays, **options)
+        files = sorted(path.name for path in (folder / name / "host").iterdir())
+        assert len([file for file in files if file.endswith(".safetensors")]) > 1, files
+        assert files == sorted(path.name for path in (folder / name / "mesh").iterdir())
+        for file in files:
+            assert (folder / name / "host" / file).read_bytes() == (
+                folder / name / "mesh" / file
+            ).read_bytes()
+        huggingface.save(folder / name / "nothing", found.config, params, write=False, **options)
+        assert not (folder / name / "nothing").exists()
 
 
 def _same_place(x, where):
@@ -76,5 +111,7 @@ def memory(folder):
     assert grown <= own + 1.3 * shard
 
 
+CHECKS = (families, attention, export, write_half, memory)
+
 if __name__ == "__main__":
-    {"families": families, "write_half": write_half, "memory": memory}[sys.argv[1]](Path(sys.argv[2]))
+    {check.__name__: check for check in CHECKS}[sys.argv[1]](Path(sys.argv[2]))

@@ -45,12 +45,20 @@ def test_few_kv_heads_are_copied_and_enough_are_split():
     assert split == P("fsdp", "tensor", None)
 
 
+def test_an_odd_vocabulary_is_copied_and_an_even_one_split():
+    specs = {"head": ("embed", "vocab")}
+    assert specs_of(shardings(specs, WIDE, TRAIN_RULES, {"head": shape(8, 510)}))["head"] == P("fsdp", None)
+    assert specs_of(shardings(specs, WIDE, TRAIN_RULES, {"head": shape(8, 512)}))["head"] == P(
+        "fsdp", "tensor"
+    )
+
+
 @pytest.mark.parametrize(
     ("names", "sizes", "words"),
     [
         (("embed", "kv_heads"), (8, 6), "kv_heads=6"),  # more heads than devices: no silent copy
         (("embed", "heads"), (8, 2), "heads=2"),
-        (("vocab", "embed"), (510, 8), "vocab=510"),
+        (("mlp", "embed"), (510, 8), "mlp=510"),
     ],
 )
 def test_uneven_dimension_names_field_dimension_and_parameter(names, sizes, words):

@@ -150,7 +150,7 @@ def test_the_norm_is_computed_once():
     def reductions(max_grad_norm):
         tx = toy.optimizer(max_grad_norm=max_grad_norm)
         now = state.create(toy.params(), tx, seed=0)
-        text = make_train_step(toy.loss_fn, tx).lower(now, toy.batch(0)).compile().as_text()
+        text = make_train_step(toy.loss_fn, tx).trace(now, toy.batch(0)).lower().compile().as_text()
         return text.count(" reduce(")
 
     assert reductions(1.0) == reductions(0)

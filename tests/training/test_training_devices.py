@@ -60,30 +60,67 @@ def test_eight_devices_train_as_one(tmp_path, alone):
         assert toy.same(found.key, last.key)
 
 
-def start_two(folder, **settings):
+def start_several(folder, mesh="1,2,1", count=2, **settings):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    environment = {"RLHF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLHF_JAX_NUM_PROCESSES": "2"}
+    environment = {"RLHF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLHF_JAX_NUM_PROCESSES": str(count)}
     return [
-        toy.start(folder, *arguments(mesh="1,2,1", **settings), RLHF_JAX_PROCESS_ID=str(i), **environment)
-        for i in range(2)
+        toy.start(folder, *arguments(mesh=mesh, **settings), RLHF_JAX_PROCESS_ID=str(i), **environment)
+        for i in range(count)
     ]
 
 
-def test_sigterm_to_one_of_two_processes_stops_both_and_the_run_goes_on(tmp_path, alone):
-    folder, _ = alone
-    runs = start_two(tmp_path, pause=0.3)
-    rows = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (rows.exists() and '"loss"' in rows.read_text()) and time.monotonic() < deadline:
+def rows_written(folder):
+    path = folder / "metrics.jsonl"
+    return path.read_text().count('"loss"') if path.exists() else 0
+
+
+def until(moment, runs):
+    """Waits for a moment while processes run."""
+    deadline = time.monotonic() + 200
+    while not moment() and time.monotonic() < deadline:
+        assert all(run.poll() is None for run in runs), [run.communicate()[0] for run in runs]
         time.sleep(0.02)
-    runs[1].send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("count", "mesh"), [(2, "1,2,1"), (4, "2,2,1")])
+def test_sigterm_to_one_of_several_processes_stops_all_and_the_run_goes_on(tmp_path, alone, count, mesh):
+    folder, _ = alone
+    runs = start_several(tmp_path, mesh, count, pause=0.3)
+    until(lambda: rows_written(tmp_path), runs)
+    runs[-1].send_signal(signal.SIGTERM)
     outs = [finish(run) for run in runs]
     (stopped,) = re.findall(r"told to stop: saved after step (\d+); to continue: ", outs[0])
     assert 1 <= int(stopped) < 6
-    assert "done" not in outs[0] + outs[1]
-    assert "told to stop" not in outs[1]  # one process talks
-    outs = [finish(run) for run in start_two(tmp_path)]
+    assert "done" not in "".join(outs)
+    assert "told to stop" not in "".join(outs[1:])  # one process talks
+    with Checkpoints(tmp_path, config={}) as checkpoints:
+        assert checkpoints.latest_step() == int(stopped)
+    outs = [finish(run) for run in start_several(tmp_path, mesh, count)]
     assert f"at step {stopped}" in outs[0]
     assert_close(tmp_path, folder)
+
+
+def test_a_killed_run_goes_on_with_other_devices_and_other_processes(tmp_path):
+    """One device, then eight, then two processes, then eight on another mesh, then one: the curve of one device."""
+    settings = {"steps": 15, "save_every": 1, "eval_every": 3}
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    toy.train(whole, **settings)
+    ways = [
+        lambda **more: [toy.start(moved, *arguments(**settings, **more))],
+        lambda **more: [toy.start(moved, *arguments(mesh="2,4,1", **settings, **more), devices=8)],
+        lambda **more: start_several(moved, **settings, **more),
+        lambda **more: [toy.start(moved, *arguments(mesh="8,1,1", **settings, **more), devices=8)],
+    ]
+    for start in ways:
+        runs, before = start(pause=0.3), rows_written(moved)
+        until(lambda before=before: rows_written(moved) > before + 1, runs)
+        for run in runs:
+            run.send_signal(signal.SIGKILL)
+        for run in runs:
+            run.wait()
+    steps = [row["step"] for row in toy.rows(moved) if "loss" in row]
+    assert 4 < steps[-1] < 15
+    assert "at step" in finish(ways[0]()[0])
+    assert_close(moved, whole)

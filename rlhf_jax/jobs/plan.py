@@ -1,0 +1,193 @@
+"""A trainer's step before any weight is read: what it computes, and on which shapes with which shardings.
+
+`fits` compiles it and says what it takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from rlhf_jax.jobs import losses
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.placement import planned as planned_params
+from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.parallel.rules import ROLLOUT_RULES
+from rlhf_jax.rollout.experience import Experience, Models, Settings, make_experience
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import generate
+from rlhf_jax.training.ahead import bytes_per_device
+from rlhf_jax.training.optimizer import make_optimizer, partitioned
+from rlhf_jax.training.state import TrainState, planned
+from rlhf_jax.training.step import TrainStep, make_train_step
+
+Shapes = Any  # a tree of ShapeDtypeStructs with shardings
+
+
+class Phase(NamedTuple):
+    """Another program of an iteration. beside: bytes per device of what is alive meanwhile and not its argument."""
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    beside: int
+
+
+class Plan(NamedTuple):
+    """A trainer's step and what it is called with.
+
+    Attributes:
+      loss_fn, optimizer, step: what `make_train_step` was given, and gave.
+      state, batch: as the step will see them.
+      beside: bytes per device of frozen models, alive while the step runs.
+      others: the other programs of an iteration.
+    """
+
+    loss_fn: losses.LossFn
+    optimizer: optax.GradientTransformation
+    step: TrainStep
+    state: TrainState
+    batch: Shapes
+    beside: int = 0
+    others: tuple[Phase, ...] = ()
+
+
+PlanOf = Callable[[ConfigDict, Mesh], Plan]
+
+
+def rows(mesh: Mesh, B: int, arrays: Any) -> Shapes:
+    """Some rows of a batch, as arrays or shapes -> the whole batch of B rows, cut over the mesh."""
+    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((B, *x.shape[1:]), x.dtype, sharding=where), arrays)
+
+
+def optimizer(settings: ConfigDict, total_steps: int, **changes: Any) -> optax.GradientTransformation:
+    """The optimizer that a page's `optimizer` group describes."""
+    return make_optimizer(**{**settings.to_dict(), "total_steps": total_steps, **changes})
+
+
+def offline(
+    model: ModelConfig,
+    loss_of: Callable[[ModelConfig, ConfigDict], losses.LossFn],
+    steps: int,
+    arrays: Any,
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    scalar: bool = False,
+    frozen_copy: bool = False,
+) -> Plan:
+    """A trainer on fixed rows. arrays: some rows of a batch; loss_of(model, config) -> the loss.
+
+    frozen_copy: whether a copy of the parameters as they were stays beside those that are trained.
+    """
+    loss_fn = loss_of(dataclasses.replace(model, remat=config.model.remat), config)
+    tx = optimizer(config.optimizer, steps)
+    state = planned(planned_params(model, mesh, scalar=scalar), tx)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    beside = bytes_per_device(state.params) if frozen_copy else 0
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.batch_size, arrays), beside)
+
+
+def ppo_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Policy and value model each have their own."""
+    updates = config.epochs * (config.rollout.batch_size // config.minibatch_size)
+    rates = {"policy": config.optimizer.learning_rate, "value": config.value_learning_rate}
+    return partitioned(
+        {
+            name: optimizer(config.optimizer, config.steps, updates_per_step=updates, learning_rate=rate)
+            for name, rate in rates.items()
+        }
+    )
+
+
+def ppo_settings(config: ConfigDict) -> Settings:
+    return Settings(
+        temperature=config.rollout.temperature,
+        kl_estimator=config.kl_estimator,
+        missing_eos_penalty=config.missing_eos_penalty,
+        gamma=config.gamma,
+        lam=config.lam,
+        whiten_rewards=config.whiten_rewards,
+        logprob_chunk=config.logprob_chunk,
+    )
+
+
+@lru_cache
+def scoring_program(model: ModelConfig, settings: Settings, pad_id: int) -> Any:
+    """`make_experience`, compiled once for the plan and the run."""
+    return jax.jit(partial(make_experience, model, settings=settings, pad_id=pad_id))
+
+
+def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
+    """PPO on prompts of P columns: the update, and the rollout and its scoring."""
+    model = dataclasses.replace(model, remat=config.model.remat)
+    loss_fn = losses.ppo(
+        model,
+        clip=config.clip,
+        value_clip=config.value_clip,
+        value_coef=config.value_coef,
+        temperature=config.rollout.temperature,
+        chunk=config.logprob_chunk,
+    )
+    tx = ppo_optimizer(config)
+    language, scalar = (planned_params(model, mesh, scalar=s) for s in (False, True))
+    state = planned({"policy": language, "value": scalar}, tx)
+    frozen = bytes_per_device((language, scalar))  # reference and reward model
+    R, N = config.rollout.max_new_tokens, config.rollout.batch_size
+    integers, numbers, flags = (
+        partial(jax.ShapeDtypeStruct, dtype=t) for t in (jnp.int32, jnp.float32, bool)
+    )
+    one = Experience(integers((1, P + R)), integers((1,)), flags((1, R)), *[numbers((1, R))] * 4)
+    prompts = rows(mesh, N, {"tokens": integers((1, P)), "lengths": integers((1,)), "rows": integers((1,))})
+    # Where they are in a run: then what is compiled here is what the run finds in the compilation cache.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    key, number = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0))),
+    )
+
+    given = (prompts["tokens"], prompts["lengths"], prompts["rows"], key)
+    sampler = Sampling(config.rollout.temperature)
+
+    def sampling() -> jax.stages.Lowered:
+        copy = planned_params(model, mesh, rules=ROLLOUT_RULES, dtype=config.rollout.dtype)
+        return generate.lower(model, copy, *given, sampler, 0, 0, max_new_tokens=R)
+
+    def scoring() -> jax.stages.Lowered:
+        sampled = jax.eval_shape(
+            lambda *x: generate(model, *x, sampler, 0, 0, max_new_tokens=R), language, *given
+        )
+        cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+        sampled = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut) if x.ndim else x, sampled
+        )
+        return scoring_program(model, ppo_settings(config), pad_id).lower(
+            models=Models(language, scalar, language, scalar),
+            prompts_BP=prompts["tokens"],
+            prompt_lengths_B=prompts["lengths"],
+            sampled=sampled,
+            kl_coef=number,
+            reward_mean=0.0,
+        )
+
+    own = bytes_per_device((state.params, state.opt_state))
+    others = (
+        Phase("sampling", sampling, own + frozen),
+        Phase("scoring", scoring, bytes_per_device(state.opt_state)),
+    )
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.minibatch_size, one), frozen, others)
+
+
+def example(make: Callable[[np.ndarray, Any], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One row of a batch as `make` makes it: what `offline` takes shapes and dtypes from."""
+    return make(np.zeros(1, np.int64), slice(0, 1))

@@ -1,0 +1,137 @@
+"""Run by test_compiled_programs.py on 8 devices: what the compiled programs of a (2, 2, 2) mesh hold and send.
+
+The sizes below all differ, and so do their halves and quarters: a dimension says which axis it is.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import hlo
+import jax
+import numpy as np
+
+from rlhf_jax.jobs import losses
+from rlhf_jax.models import decoder
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.placement import init_sharded, rollout_copier
+from rlhf_jax.parallel.arrays import to_global
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.rollout.experience import Experience
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import generate
+from rlhf_jax.training import state
+from rlhf_jax.training.optimizer import make_optimizer, partitioned
+from rlhf_jax.training.step import make_train_step
+
+CONFIG = ModelConfig(vocab_size=1088, width=80, layers=3, heads=8, kv_heads=4, head_dim=10, ff=176)
+B, P, R = 16, 24, 96
+T, CHUNK, WAYS = P + R, 12, 4  # rows are cut in 4
+
+
+def weight_shapes(config):
+    """Every shape a weight, a layer's weight or a device's part of it can have; vectors are no matter."""
+    whole = nn.unbox(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0))))
+    found = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(whole):
+        shape = leaf.shape[1:] if path[0].key == "layers" else leaf.shape
+        for flat in (shape, (shape[0], math.prod(shape[1:])), (math.prod(shape[:-1]), shape[-1])):
+            for a in (1, 2):
+                for b in (1, 2):
+                    cut = (flat[0] // a, *flat[1:-1], flat[-1] // b)
+                    found |= {cut, cut[::-1]} if len(cut) > 1 else set()
+    return found | {(1, *shape) for shape in found}
+
+
+def decode_text(config, params):
+    rng = np.random.default_rng(0)
+    tokens_BP = rng.integers(3, config.vocab_size, (B, P)).astype(np.int32)
+    rows = {"tokens": tokens_BP, "lengths": np.full(B, P, np.int32), "rows": np.arange(B, dtype=np.int32)}
+    batch = to_global(rows)
+    lowered = generate.lower(
+        config,
+        params,
+        *(batch[name] for name in ("tokens", "lengths", "rows")),
+        jax.random.key(0),
+        Sampling(),
+        2,
+        0,
+        max_new_tokens=R,
+    )
+    return lowered.compile().as_text()
+
+
+def gathered_weights(text, config):
+    """Weights that are gathered in the loop over tokens: read once per token, they would be sent once per token."""
+    lines = hlo.while_loops(text)["jit(generate)/while"]
+    assert any("attention" in line for line in lines)  # it is the loop over tokens
+    gathers = hlo.collectives(lines, "all-gather") + hlo.collectives(lines, "all-to-all")
+    return sorted(set(gathers) & weight_shapes(config))
+
+
+def decoding_gathers_no_weight(mesh):
+    for tied in (False, True):
+        config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+        params = init_sharded(config, mesh, 0)
+        assert (
+            gathered_weights(decode_text(config, rollout_copier(config, mesh, "float32")(params)), config)
+            == []
+        )
+        # As they are trained they would have to be: the reading of the text finds what there is.
+        text = decode_text(config, params)
+        everywhere = hlo.collectives(text.splitlines(), "all-gather")
+        assert set(everywhere) & weight_shapes(config), everywhere
+
+
+def rows_of(rng):
+    prompts = rng.integers(1, P + 1, B).astype(np.int32)
+    tokens = rng.integers(0, CONFIG.vocab_size, (B, T)).astype(np.int32)
+    return {"tokens": tokens, "lengths": prompts + R, "prompt_lengths": prompts}
+
+
+def trainers(mesh):
+    """Every loss that reads the language head: (loss, parameters, optimizer, batch, microbatches, rows at a time)."""
+    rng = np.random.default_rng(0)
+    adam = make_optimizer(learning_rate=1e-3, total_steps=10)
+    pair = {f"{side}_{name}": x for side in ("chosen", "rejected") for name, x in rows_of(rng).items()}
+    reference = {f"ref_{side}": np.zeros(B, np.float32) for side in ("chosen", "rejected")}
+    language = init_sharded(CONFIG, mesh, 0)
+    both = {"policy": init_sharded(CONFIG, mesh, 0), "value": init_sharded(CONFIG, mesh, 1, scalar=True)}
+    numbers_BR = [np.zeros((B, R), np.float32)] * 4
+    rows = rows_of(rng)
+    experience = Experience(rows["tokens"], rows["prompt_lengths"], np.ones((B, R), bool), *numbers_BR)
+    ppo = losses.ppo(CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=CHUNK)
+    dpo = losses.dpo_loss(CONFIG, R, CHUNK, beta=0.1, label_smoothing=0.0)
+    yield "sft", losses.sft(CONFIG, R, CHUNK), language, adam, rows, 1, B
+    yield "dpo", dpo, language, adam, pair | reference, 2, B
+    yield "ppo", ppo, both, partitioned({"policy": adam, "value": adam}), experience, 1, B
+
+
+def training_holds_no_logits_of_a_batch(mesh):
+    vocabulary = (CONFIG.vocab_size, CONFIG.vocab_size // 2)
+    for name, loss_fn, params, optimizer, batch, microbatches, rows in trainers(mesh):
+        step = make_train_step(loss_fn, optimizer, microbatches=microbatches)
+        made = state.create(params, optimizer, seed=0)
+        text = step.trace(made, to_global(batch, mesh)).lower().compile().as_text()
+        largest = hlo.largest_with(text, vocabulary)
+        # Of a device: a chunk of its rows, or a weight. A response's logits would be R / CHUNK times that.
+        here = rows // WAYS
+        most = max(here * CHUNK * CONFIG.vocab_size, CONFIG.width * CONFIG.vocab_size)
+        assert most < here * R * CONFIG.vocab_size // 2, "the sizes above tell nothing"
+        assert math.prod(largest) <= most, (name, largest)
+    # One chunk of all positions: the reading of the text finds what there is.
+    step = make_train_step(losses.sft(CONFIG, R, R), make_optimizer(learning_rate=1e-3, total_steps=10))
+    made = state.create(
+        init_sharded(CONFIG, mesh, 0), make_optimizer(learning_rate=1e-3, total_steps=10), seed=0
+    )
+    text = step.trace(made, to_global(rows_of(np.random.default_rng(0)), mesh)).lower().compile().as_text()
+    assert math.prod(hlo.largest_with(text, vocabulary)) >= B // WAYS * R * CONFIG.vocab_size // 2
+
+
+if __name__ == "__main__":
+    assert jax.device_count() == 8
+    mesh = make_mesh(2, 2, 2)
+    decoding_gathers_no_weight(mesh)
+    print("decoding gathers no weight", flush=True)
+    training_holds_no_logits_of_a_batch(mesh)
+    print("training holds no logits of a batch", flush=True)

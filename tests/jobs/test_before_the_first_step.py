@@ -1,0 +1,69 @@
+"""What a run says before its first step, and that one that cannot fit ends there, with settings that would help."""
+
+import importlib
+import itertools
+import re
+
+import pytest
+import tiny_farm
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import fits, setup
+
+
+@pytest.mark.parametrize("job", tiny_farm.TRAINERS)
+def test_a_run_that_cannot_fit_ends_before_weights_are_read(job, farm, tmp_path, monkeypatch):
+    def never(*args):
+        raise AssertionError("weights were read")
+
+    candidates = fits._candidates
+    few = {"sft": 4, "ppo": 2}.get(job, 1)  # each is compiled
+    monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), few))
+    monkeypatch.setattr(fits, "available", lambda: 0)
+    monkeypatch.setattr(setup, "load_model", never)
+    config = tiny_farm.settings(job, farm, **{"model.init": str(farm / "sft/export")} if job == "sft" else {})
+    with pytest.raises(UserError) as error:
+        importlib.import_module(f"rlhf_jax.jobs.{job}").run(config, str(tmp_path))
+    said = str(error.value)
+    assert re.match(
+        r"memory: [a-z ]+ needs 0\.\d\d GiB on each device, 0\.00 GiB are there; what helps most: ", said
+    )
+    settings = re.findall(r"--config\.([\w.]+)=(\S+) \((\d+\.\d+) GiB\)", said)
+    assert 1 <= len(settings) <= 3
+    pages = tiny_farm.flat(config)
+    for name, value, _ in settings:
+        assert str(pages[name]) != value, name  # each is a change of a field that there is
+    assert [size for *_, size in settings] == sorted(size for *_, size in settings)
+
+
+def test_the_settings_that_would_help_do(farm, tmp_path, monkeypatch):
+    """With the best of the settings the same run needs what was said."""
+
+    def asked(changes):
+        config = tiny_farm.settings("dpo", farm, **{"batch_size": 32, "microbatches": 1} | changes)
+        with pytest.raises(UserError) as error:
+            importlib.import_module("rlhf_jax.jobs.dpo").run(config, str(tmp_path))
+        return config, str(error.value)
+
+    candidates = fits._candidates
+    monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), 2))
+    monkeypatch.setattr(fits, "available", lambda: 0)
+    monkeypatch.setattr(fits, "_gib", lambda size: f"{size} B")
+    config, said = asked({})
+    name, value, size = re.findall(r"--config\.([\w.]+)=(\S+) \((\d+) B\)", said)[0]
+    kind = type(tiny_farm.flat(config)[name])
+    _, then = asked({name: kind(value)})
+    assert re.search(r"needs (\d+) B", then)[1] == size
+    assert int(size) < int(re.search(r"needs (\d+) B", said)[1])
+
+
+def test_what_a_run_says(farm, tmp_path, capsys):
+    config = tiny_farm.settings("sft", farm, epochs=0.04)
+    importlib.import_module("rlhf_jax.jobs.sft").run(config, str(tmp_path))
+    said = capsys.readouterr().out
+    assert re.search(r"train step: 0\.0M parameters, \d\.\d+e\+0[67] FLOPs; compiled in \d+\.\d s", said), (
+        said
+    )
+    assert re.search(
+        r"memory per device: \d+\.\d\d GiB needed \(train step: arguments .*\), \d+\.\d\d GiB there", said
+    )

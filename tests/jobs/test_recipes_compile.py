@@ -1,0 +1,43 @@
+"""Every trainer's variants are compiled for eight devices, without a weight; the papers' fit 8 accelerators of 80 GB.
+
+The compiler is the one for CPU, which computes bfloat16 products in float32: it plans more memory than others.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import recipes_on_eight
+import tiny_farm
+
+pytestmark = pytest.mark.timeout(900)
+CARD = 80e9 / 2**30  # GiB
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    script = str(Path(__file__).with_name("recipes_on_eight.py"))
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    out = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=flags))
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    for row in found:
+        print("{name}: {gib:.1f} GiB per device, {flops:.3g} FLOPs per step".format(**row))
+    return {row["name"]: row for row in found}
+
+
+def test_every_variant_is_compiled(compiled):
+    wanted = {f"{job}:{name}" for job in tiny_farm.TRAINERS for name in recipes_on_eight.variants(job)}
+    assert set(compiled) == wanted
+
+
+def test_the_papers_recipes_fit_eight_cards_of_80_gb(compiled):
+    papers = [row for row in compiled.values() if row["paper"]]
+    assert len(papers) >= 6
+    for row in papers:
+        assert 7e9 * 12 / 8 / 2**30 * 0.8 < row["gib"] < CARD, row  # parameters and AdamW's moments, and more
+
+
+def test_the_operations_of_a_recipe_are_those_of_its_tokens(compiled):
+    """6 per parameter and token, and 2 more for what remat computes again."""
+    tokens, parameters = 128 * 512, 6.7e9
+    assert compiled["sft:alpaca_farm"]["flops"] == pytest.approx(8 * parameters * tokens, rel=0.06)

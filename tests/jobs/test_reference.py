@@ -1,0 +1,103 @@
+"""The frozen reference of DPO: kept on disk by what it depends on, or computed with every step; the same numbers."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_farm
+from safetensors.numpy import load_file, save_file
+
+from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import dpo, reference
+
+
+@pytest.fixture(scope="module")
+def model(farm, tmp_path_factory):
+    """A copy of the SFT model that tests may change."""
+    folder = tmp_path_factory.mktemp("model") / "export"
+    shutil.copytree(farm / "sft/export", folder)
+    return folder
+
+
+def run(farm, folder, cache, **changes):
+    """(rows of metrics, whether the reference was computed)."""
+    computed, original = [], reference._computed
+
+    def watched(*args):
+        computed.append(args)
+        return original(*args)
+
+    config = tiny_farm.settings("dpo", farm, **{"epochs": 0.2, "reference_cache": str(cache)} | changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference, "_computed", watched)
+        dpo.run(config, str(folder))
+    return tiny_farm.rows(folder), bool(computed)
+
+
+def test_a_second_run_reads_what_the_first_computed(farm, tmp_path):
+    cache = tmp_path / "cache"
+    first, computed = run(farm, tmp_path / "one", cache)
+    assert computed and len(list(cache.iterdir())) == 2  # training and held-out pairs
+    again, computed = run(farm, tmp_path / "two", cache, beta=0.05, log_every=1)
+    assert not computed and again == first
+    stepwise, computed = run(farm, tmp_path / "three", tmp_path / "unused", reference="step")
+    assert not computed and not (tmp_path / "unused").exists()
+    for a, b in zip(stepwise, first, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=5e-6)
+    assert first[0]["rewards/margins"] == pytest.approx(0, abs=1e-6)  # it starts from its reference
+    for path in cache.iterdir():  # cut off, as by a full disk
+        path.write_bytes(path.read_bytes()[:100])
+    rows, computed = run(farm, tmp_path / "four", cache)
+    assert computed and rows == first
+
+
+def other_weights(farm, model):
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] * np.float32(1.5)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    return {}
+
+
+def other_tokenizer(farm, model):
+    """One merge less: other token ids of the same text."""
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"].pop()
+    path.write_text(json.dumps(content))
+    return {}
+
+
+def other_pairs(farm, model):
+    rows = read_table(farm / "labels/labels.parquet")
+    rows[0]["output_1"] += "!"
+    path = model.parent / "labels.parquet"
+    write_parquet(path, rows)
+    return {"data.train": str(path)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        other_weights,
+        other_tokenizer,
+        other_pairs,
+        lambda farm, model: {"data.max_length": 88},
+        lambda farm, model: {"model.dtype": "bfloat16"},
+    ],
+    ids=["weights", "tokenizer", "pairs", "lengths", "dtype"],
+)
+def test_whatever_it_depends_on_makes_it_anew(change, farm, model, tmp_path):
+    cache, copy = tmp_path / "cache", tmp_path / "model"
+    shutil.copytree(model, copy)
+    run(farm, tmp_path / "one", cache, **{"model.init": str(copy)})
+    before = {path.name for path in cache.iterdir()}
+    changes = change(farm, copy)
+    _, computed = run(farm, tmp_path / "two", cache, **{"model.init": str(copy)} | changes)
+    assert computed and {path.name for path in cache.iterdir()} > before
+
+
+def test_an_unknown_way_is_named(farm, tmp_path):
+    with pytest.raises(UserError, match="reference: 'never'; use one of cached, step"):
+        run(farm, tmp_path, tmp_path, reference="never")

@@ -1,0 +1,83 @@
+"""A trainer starts from another one's checkpoint: its parameters alone, on any mesh."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+import tiny_farm
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import setup
+from rlhf_jax.models import huggingface
+from rlhf_jax.parallel.mesh import make_mesh
+
+
+def run(job, farm, folder, **changes):
+    importlib.import_module(f"rlhf_jax.jobs.{job}").run(tiny_farm.settings(job, farm, **changes), str(folder))
+
+
+@pytest.fixture(scope="module")
+def trained(farm, tmp_path_factory):
+    """Workdirs of an SFT run, a reward model that starts from its checkpoint, and PPO from both checkpoints."""
+    folder = tmp_path_factory.mktemp("trained")
+    run("sft", farm, folder / "sft", epochs=0.16, save_every=2)
+    run(
+        "reward_model",
+        farm,
+        folder / "reward_model",
+        epochs=0.2,
+        save_every=1,
+        **{"model.init": str(folder / "sft")},
+    )
+    sources = {"model.policy": str(folder / "sft"), "model.reward": str(folder / "reward_model")}
+    run("ppo", farm, folder / "ppo", steps=2, **sources)
+    return folder
+
+
+def loaded(folder, farm):
+    config = tiny_farm.settings("dpo", farm).model
+    return setup.load_model(setup.resolve(str(folder)), config, make_mesh(1, 1, 1), "a command", tokens=0)
+
+
+@pytest.mark.parametrize("job", ["sft", "reward_model"])
+def test_a_workdir_means_its_last_checkpoint_and_holds_what_its_export_does(trained, farm, job):
+    source = setup.resolve(str(trained / job))
+    steps = [int(path.name) for path in (trained / job / "checkpoints").iterdir()]
+    assert len(steps) > 1 and source == str(trained / job / f"checkpoints/{max(steps)}")
+    found, params = loaded(trained / job, farm)
+    exported, wanted = huggingface.load(trained / job / "export")
+    assert (found.config, found.is_scalar) == (exported.config, exported.is_scalar)
+    jax.tree.map(np.testing.assert_array_equal, params, wanted)
+    before = str(trained / job / f"checkpoints/{min(steps)}")
+    _, earlier = setup.load_model(
+        before, tiny_farm.settings("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0
+    )
+    assert any(
+        (np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (earlier, wanted)), strict=True)
+    )
+
+
+def test_of_ppo_the_policy_is_taken(trained, farm, tmp_path):
+    found, params = loaded(trained / "ppo", farm)
+    assert not found.is_scalar and "head" in params
+    run("dpo", farm, tmp_path, epochs=0.1, **{"model.init": str(trained / "ppo")})
+    first = tiny_farm.rows(tmp_path)[0]
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-6)
+    assert (tmp_path / "export/tokenizer.json").read_bytes() == (
+        farm / "data/tokenizer/tokenizer.json"
+    ).read_bytes()
+
+
+def test_a_run_from_an_export_is_the_run_from_its_checkpoint(trained, farm, tmp_path):
+    for name, source in (("checkpoint", trained / "sft"), ("export", trained / "sft/export")):
+        run("dpo", farm, tmp_path / name, epochs=0.1, **{"model.init": str(source)})
+    assert tiny_farm.rows(tmp_path / "checkpoint") == tiny_farm.rows(tmp_path / "export")
+
+
+def test_a_broken_checkpoint_is_named(trained, farm, tmp_path):
+    broken = tmp_path / "checkpoints" / "7"
+    (broken / "state").mkdir(parents=True)
+    (tmp_path / "model").symlink_to(trained / "sft/model")
+    with pytest.raises(UserError, match="checkpoints/7: not a readable checkpoint"):
+        loaded(tmp_path, farm)

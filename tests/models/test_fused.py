@@ -1,0 +1,138 @@
+"""The kernels' choice and arguments, and splash attention itself, interpreted, against attention written out."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import fused
+from rlhf_jax.models.attention import attend
+from rlhf_jax.models.config import IMPLEMENTATIONS, ModelConfig
+
+AMPERE, HOPPER = {"platform": "gpu", "capability": (8, 0)}, {"platform": "gpu", "capability": (9, 0)}
+CPU, TPU = {"platform": "cpu"}, {"platform": "tpu"}
+
+
+@pytest.mark.parametrize(
+    ("where", "T", "K", "dtype", "kind"),
+    [
+        (CPU, 4096, 128, "bfloat16", "xla"),
+        (AMPERE, 512, 128, "bfloat16", "cudnn"),
+        (AMPERE, 512, 128, "float32", "xla"),
+        (AMPERE, 512, 256, "bfloat16", "xla"),
+        (HOPPER, 512, 256, "bfloat16", "cudnn"),
+        (HOPPER, 512, 84, "bfloat16", "xla"),
+        ({"platform": "gpu", "capability": (7, 5)}, 512, 64, "bfloat16", "xla"),
+        (TPU, 1024, 128, "bfloat16", "splash"),
+        (TPU, 1024, 128, "float32", "splash"),
+        (TPU, 1016, 128, "bfloat16", "xla"),
+        (TPU, 2048, 64, "bfloat16", "xla"),
+    ],
+)
+def test_auto(where, T, K, dtype, kind):
+    assert fused.choose("auto", T=T, K=K, dtype=dtype, **where) == kind
+    assert fused.choose("xla", T=T, K=K, dtype=dtype, **where) == "xla"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "where", "K", "dtype", "words"),
+    [
+        ("cudnn", CPU, 64, "bfloat16", "and this is cpu"),
+        ("cudnn", AMPERE, 64, "float32", "model.dtype is float32"),
+        ("cudnn", AMPERE, 256, "bfloat16", "up to 128, and these have 256"),
+        ("splash", HOPPER, 128, "bfloat16", "is for TPU, and this is gpu"),
+        ("splash", TPU, 64, "bfloat16", "and these have 64"),
+    ],
+)
+def test_a_kernel_that_does_not_fit_says_why(wanted, where, K, dtype, words):
+    with pytest.raises(UserError, match=f"model.attention: {wanted} ") as error:
+        fused.choose(wanted, T=512, K=K, dtype=dtype, **where)
+    assert words in str(error.value)
+
+
+def test_the_config_takes_these_names_only():
+    assert IMPLEMENTATIONS == ("auto", "xla", "cudnn", "splash")
+    config = ModelConfig(vocab_size=8, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ff=8)
+    with pytest.raises(UserError, match=r"model\.attention: 'flash'; use one of auto, xla"):
+        dataclasses.replace(config, attention="flash")
+
+
+def draw(B, T, H, G, K, dtype):
+    rng = np.random.default_rng(0)
+    shapes = ((B, T, H, K), (B, T, G, K), (B, T, G, K), (B, T, H, K))
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
+def written_out(q_BTHK, k_BTGK, v_BTGK):
+    """float64, head by head."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q_BTHK, k_BTGK, v_BTGK))
+    B, T, H, K = q.shape
+    out = np.zeros_like(q)
+    for b in range(B):
+        for h in range(H):
+            g = h // (H // k.shape[2])
+            scores = q[b, :, h] @ k[b, :, g].T / np.sqrt(K)
+            scores[np.triu_indices(T, 1)] = -np.inf
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ v[b, :, g]
+    return out
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("T", [128, 200])  # the latter is padded
+def test_splash_attention_and_its_gradient(T, dtype, tolerance):
+    *qkv, dy = draw(2, T, 4, 2, 128, dtype)
+
+    def out_and_gradient(attention):
+        return jax.jit(lambda *qkv: (lambda y, pull: (y, *pull(dy)))(*jax.vjp(attention, *qkv)))(*qkv)
+
+    found = out_and_gradient(lambda *qkv: fused.splash(*qkv, interpret=True))
+    np.testing.assert_allclose(np.float32(found[0]), written_out(*qkv), atol=tolerance, rtol=tolerance)
+    for a, b in zip(found, out_and_gradient(lambda *qkv: attend(*qkv, None)), strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(np.float32(a), np.float32(b), atol=4 * tolerance, rtol=tolerance)
+
+
+def test_what_cudnn_is_asked_for(monkeypatch):
+    """Rows padded to a multiple of 128, causal, no mask; the answer without the padding."""
+    asked = {}
+
+    def stand_in(q, k, v, **options):
+        asked.update(options, shapes=(q.shape, k.shape, v.shape))
+        return original(q, k, v, **options | {"implementation": "xla"})
+
+    original = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    monkeypatch.setattr(fused, "here", lambda: ("gpu", (9, 0)))
+    *qkv, _ = draw(2, 72, 4, 2, 16, "bfloat16")
+    found = attend(*qkv, None, 0.0, "auto")
+    assert asked == {
+        "is_causal": True,
+        "implementation": "cudnn",
+        "shapes": ((2, 128, 4, 16), (2, 128, 2, 16), (2, 128, 2, 16)),
+    }
+    np.testing.assert_allclose(np.float32(found), written_out(*qkv), atol=2e-2, rtol=2e-2)
+    asked.clear()
+    mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((72, 72), bool)), (2, 72, 72))
+    attend(*qkv, mask_BTT, 0.0, "auto")
+    attend(*qkv, None, 30.0, "auto")
+    assert not asked  # masks and soft caps are XLA's
+
+
+def test_the_kernel_is_part_of_a_training_step_on_a_gpu_of_another_machine(monkeypatch):
+    """Lowered for CUDA, where none is: forward and backward pass are cuDNN's, with no square of scores."""
+    if not hasattr(jax, "export"):
+        pytest.skip("jax.export is not there")
+    from jax._src.cudnn import fused_attention_stablehlo as library
+
+    monkeypatch.setattr(library, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(library, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(library, "is_cuda_compute_capability_equal", lambda _: False)
+    *qkv, _ = draw(2, 200, 4, 2, 64, "bfloat16")
+    gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(fused.cudnn(*qkv).astype(jnp.float32)), (0, 1, 2)))
+    text = gradient.trace(*qkv).lower(lowering_platforms=("cuda",)).as_text()
+    assert "__cudnn$fmhaSoftmax" in text and "__cudnn$fmhaSoftmaxBackward" in text
+    assert "2x4x256x256" not in text
