@@ -40,8 +40,14 @@ def microfarm() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
+    c.model.adapter = ""  # A PEFT folder that is laid over init.
     c.model.dtype = "float32"
     c.model.remat = "none"
+
+    c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
 
     c.beta = 0.05  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.

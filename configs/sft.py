@@ -50,8 +50,14 @@ def microfarm() -> ConfigDict:
     c.model.kv_heads = 4
     c.model.ff = 344
     c.model.tie_embeddings = False
+    c.model.adapter = ""  # A PEFT folder that is laid over init.
     c.model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
     c.model.remat = "none"  # none, dots or full.
+
+    c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
 
     c.batch_size = 16  # Sequences per step, over all devices.
     c.microbatches = 1  # Gradient accumulation; divides the batch of each device.

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import eval_batches
 from rlhf_jax.data.tokenization import Pairs, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
@@ -25,12 +25,16 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_batch(config.batch_size, mesh)
     tokenizer = load_tokenizer(config.model.init, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
+    lora = adapters.settings(config.lora)
+    checkpoint, params = setup.load_model(
+        config.model.init, config.model, mesh, hints.SFT, adapter=config.model.adapter
+    )
     if checkpoint.is_scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
         )
-    model = checkpoint.config
+    start = adapters.start(checkpoint.config, params, lora, mesh, config.seed)
+    model = start.config
     T, R = inputs.array_sizes(*split.train, *split.eval)
 
     def batches_of(found: Pairs, reference: dict[str, np.ndarray]) -> fit.MakeBatch:
@@ -41,23 +45,24 @@ def run(config: ConfigDict, workdir: str) -> None:
         return make
 
     def reference_of(found: Pairs) -> dict[str, np.ndarray]:
-        return _reference(config, mesh, model, params, batches_of(found, {}), len(found), R)
+        return _reference(config, mesh, model, start.reference, batches_of(found, {}), len(found), R)
 
     train, held_out = (batches_of(found, reference_of(found)) for found in (split.train, split.eval))
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
+        start.trained,
         losses.dpo_loss(
             model, R, config.logprob_chunk, beta=config.beta, label_smoothing=config.label_smoothing
         ),
+        frozen=start.frozen,
         rows=len(split.train),
         make_batch=train,
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
         eval_rows=len(split.eval),
         make_eval_batch=held_out,
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init, config.model.adapter),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
     setup.export(workdir, model, state.params, tokenizer, config.model.init)

@@ -22,7 +22,7 @@ from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
 from rlhf_jax.training.metrics import make_writer
 from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.state import TrainState, abstract, create
+from rlhf_jax.training.state import TrainState, abstract, create, joined
 from rlhf_jax.training.step import check_microbatches, make_train_step
 
 MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
@@ -47,6 +47,7 @@ def offline(
     params: Any,
     loss_fn: LossFn,
     *,
+    frozen: Any = None,
     rows: int,
     make_batch: MakeBatch,
     tokens_of: np.ndarray,
@@ -57,8 +58,10 @@ def offline(
 ) -> TrainState:
     """Trains on a fixed set of rows and returns the last state, with the parameters to export.
 
-    These are the average, when the optimizer keeps one; it is also what is evaluated.
+    These are the average, when the optimizer keeps one; it is also what is evaluated. What is frozen is part of
+    them, but neither of the loop's state nor of its checkpoints.
 
+    params, frozen: what is trained of the model, and the rest of it.
     make_batch(indices of the global batch, rows of this process) -> this process's arrays.
     tokens_of: real tokens of every row [n], for the rate.
     """
@@ -66,7 +69,7 @@ def offline(
     check_microbatches(config.batch_size, config.microbatches, mesh)
     steps = steps_of(config, rows)
     tx = optimizer(config.optimizer, steps)
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, frozen=frozen)
     evaluator = make_evaluator(loss_fn)
     mine = host_rows(config.batch_size, mesh)
 
@@ -78,12 +81,12 @@ def offline(
         return state, {**metrics, "num_tokens": float(tokens_of[index_B].sum()), "epoch": epoch}, batch
 
     def evaluate(state: TrainState, _: int) -> dict[str, float]:
-        params = averaged(state.params, state.opt_state)
+        params = joined(frozen, averaged(state.params, state.opt_state))
         return evaluator(params, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
 
     state = create(params, tx, config.seed)
     state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
-    return state.replace(params=averaged(state.params, state.opt_state))
+    return state.replace(params=joined(frozen, averaged(state.params, state.opt_state)))
 
 
 def fit(

@@ -51,7 +51,9 @@ def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
-    checkpoint, params = setup.load_model(config.model.path, config.model, mesh, hints.SFT)
+    checkpoint, params = setup.load_model(
+        config.model.path, config.model, mesh, hints.SFT, adapter=config.model.adapter
+    )
     if checkpoint.is_scalar:
         raise UserError(
             f"model.path: {config.model.path} is a reward model; give a language model to sample from"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import bucket, pad_prompts, row_indices
 from rlhf_jax.data.tokenization import Prompts, decode, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
 from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
@@ -25,7 +25,7 @@ from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
 from rlhf_jax.training.optimizer import partitioned
-from rlhf_jax.training.state import TrainState, create
+from rlhf_jax.training.state import TrainState, create, joined
 from rlhf_jax.training.step import TrainStep, check_microbatches, make_train_step
 from rlhf_jax.training.workdir import prepare, write_samples
 
@@ -39,6 +39,7 @@ class World(NamedTuple):
     mesh: Mesh
     model: ModelConfig
     tokenizer: Any
+    frozen: dict[str, Params]
     reference: Params
     reward: Params
     reward_mean: float
@@ -59,7 +60,8 @@ class World(NamedTuple):
             logprob_chunk=c.logprob_chunk,
         )
 
-    def models(self, params: dict[str, Params]) -> Models:
+    def models(self, trained: dict[str, Params]) -> Models:
+        params = joined(self.frozen, trained)
         return Models(params["policy"], params["value"], self.reference, self.reward)
 
 
@@ -70,18 +72,25 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check(config, mesh)
     tokenizer = load_tokenizer(config.model.policy, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    policy, policy_params = setup.load_model(config.model.policy, config.model, mesh, hints.SFT)
+    lora = adapters.settings(config.lora)
+    policy, policy_params = setup.load_model(
+        config.model.policy, config.model, mesh, hints.SFT, adapter=config.model.adapter
+    )
     reward, reward_params = setup.load_model(config.model.reward, config.model, mesh, hints.REWARD_MODEL)
     _check_models(config, policy, reward)
+    policy_start = adapters.start(policy.config, policy_params, lora, mesh, config.seed)
+    value_start = adapters.start(reward.config, value_from_reward(reward_params), lora, mesh, config.seed + 1)
+    model = policy_start.config
     world = World(
         config=config,
         mesh=mesh,
-        model=policy.config,
+        model=model,
         tokenizer=tokenizer,
-        reference=policy_params,
+        frozen={"policy": policy_start.frozen, "value": value_start.frozen},
+        reference=policy_start.reference,
         reward=reward_params,
         reward_mean=reward.reward_mean,
-        generator=_generator(config, policy.config, mesh, tokenizer, config.rollout.temperature),
+        generator=_generator(config, model, mesh, tokenizer, config.rollout.temperature),
         prompts=split.train,
         P=bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8),
     )
@@ -98,9 +107,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         }
     )
     # The train step donates what it is given; the reference and the reward model must outlive it.
-    params = jax.tree.map(
-        lambda x: x.copy(), {"policy": policy_params, "value": value_from_reward(reward_params)}
-    )
+    params = jax.tree.map(lambda x: x.copy(), {"policy": policy_start.trained, "value": value_start.trained})
     state = create(params, tx, config.seed, extra={"kl_coef": float(config.kl_coef)})
     loss_fn = losses.ppo(
         world.model,
@@ -110,7 +117,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         temperature=config.rollout.temperature,
         chunk=config.logprob_chunk,
     )
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, frozen=world.frozen)
     _, best = fit.fit(
         config,
         workdir,
@@ -118,12 +125,18 @@ def run(config: ConfigDict, workdir: str) -> None:
         make_iteration(world, step),
         make_evaluation(world, workdir, split.eval, split.eval_rows),
         steps=config.steps,
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.policy, config.model.reward),
+        inputs=inputs.digests(
+            config.data.train,
+            config.data.eval,
+            config.model.policy,
+            config.model.reward,
+            config.model.adapter,
+        ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         best_metric=config.best_metric,
         eval_first=True,
     )
-    exported = averaged(best.params, best.opt_state)["policy"]
+    exported = joined(world.frozen, averaged(best.params, best.opt_state))["policy"]
     setup.export(workdir, world.model, exported, tokenizer, config.model.policy)
 
 
@@ -141,12 +154,13 @@ def make_iteration(
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
         index_B = row_indices(i, c.rollout.batch_size, len(world.prompts), c.seed)
         batch = to_global(_prompt_arrays(world, world.prompts, index_B, mine), world.mesh)
-        world.generator.load(state.params["policy"])
+        models = world.models(state.params)
+        world.generator.load(models.policy)
         key = _stream(state.key, ROLLOUT, i)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         experience, metrics = experience_of(
-            models=world.models(state.params),
+            models=models,
             prompts_BP=batch["tokens"],
             prompt_lengths_B=batch["lengths"],
             sampled=sampled,
@@ -193,11 +207,12 @@ def make_evaluation(
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         params = averaged(state.params, state.opt_state)
-        world.generator.load(params["policy"])
+        models = world.models(params)
+        world.generator.load(models.policy)
         key = _stream(jax.random.key(c.seed), EVALUATION, 0)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
-        scored, metrics = score(world.models(params), batch, sampled)
+        scored, metrics = score(models, batch, sampled)
         tokens_BR, lengths_B, scores_B = gather((sampled.tokens_BR, sampled.lengths_B, scored["scores_B"]))
         write_samples(
             workdir,

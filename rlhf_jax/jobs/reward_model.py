@@ -13,7 +13,7 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
 from rlhf_jax.parallel import startup
@@ -30,24 +30,29 @@ def run(config: ConfigDict, workdir: str) -> None:
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
-    checkpoint, params = setup.load_model(config.model.init, config.model, mesh, hints.SFT)
-    model = checkpoint.config
+    lora = adapters.settings(config.lora)
+    checkpoint, params = setup.load_model(
+        config.model.init, config.model, mesh, hints.SFT, adapter=config.model.adapter
+    )
     if not checkpoint.is_scalar:
-        params = reward_from_language(model, params, jax.random.key(config.seed))
+        params = reward_from_language(checkpoint.config, params, jax.random.key(config.seed))
+    start = adapters.start(checkpoint.config, params, lora, mesh, config.seed)
+    model = start.config
     T, _ = inputs.array_sizes(*split.train, *split.eval)
     pad_id = tokenizer.pad_token_id
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
+        start.trained,
         losses.reward_model(model),
+        frozen=start.frozen,
         rows=len(split.train),
         make_batch=lambda index_B, rows: inputs.pad_pairs(split.train, index_B, T, pad_id, rows),
         tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
         eval_rows=len(split.eval),
         make_eval_batch=lambda index_B, rows: inputs.pad_pairs(split.eval, index_B, T, pad_id, rows),
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init, config.model.adapter),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
     mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)

@@ -53,7 +53,9 @@ def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, pad_id: int) -> np
     """The reward of every sequence [n]."""
     B = config.batch_size
     check_batch(B, mesh)
-    checkpoint, params = setup.load_model(config.model.path, config.model, mesh, hints.REWARD_MODEL)
+    checkpoint, params = setup.load_model(
+        config.model.path, config.model, mesh, hints.REWARD_MODEL, adapter=config.model.adapter
+    )
     if not checkpoint.is_scalar:
         raise UserError(
             f"model.path: {config.model.path} is a language model; give what reward_model exported"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface
+from rlhf_jax.models import huggingface, lora, peft
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.decoder import Params, trunk
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.state import joined
 
 
 def start(config: ConfigDict, workdir: str) -> Mesh:
@@ -31,15 +33,25 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
 
 
 def load_model(
-    folder: str, model: ConfigDict, mesh: Mesh, made_by: str
+    folder: str, model: ConfigDict, mesh: Mesh, made_by: str, *, adapter: str = ""
 ) -> tuple[huggingface.Checkpoint, Params]:
     """A model folder onto the mesh: (what it is; the sharded parameters).
 
     made_by: the command that makes the folder, for the error when it is not there.
+    adapter: a folder in PEFT's format that is laid over the model, or "". One with a score head makes a reward
+        model of a language model.
     """
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
-    return huggingface.load(folder, mesh, dtype=model.dtype, remat=model.get("remat", "none"))
+    checkpoint, params = huggingface.load(folder, mesh, dtype=model.dtype, remat=model.get("remat", "none"))
+    if not adapter:
+        return checkpoint, params
+    found = peft.load(adapter, checkpoint.config, mesh)
+    if found.score is not None:
+        params = {**trunk(params), "score": jax.device_put(found.score, NamedSharding(mesh, PartitionSpec()))}
+    config = dataclasses.replace(checkpoint.config, adapter_scale=found.lora.scale)
+    checkpoint = dataclasses.replace(checkpoint, config=config, is_scalar="score" in params)
+    return checkpoint, joined(params, found.adapter)
 
 
 def token_ids(tokenizer: Any) -> dict[str, int | None]:
@@ -55,9 +67,15 @@ def export(
     tokenizer_from: str,
     reward_mean: float = 0.0,
 ) -> None:
-    """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model."""
+    """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model.
+
+    An adapter is merged into it, and written in PEFT's format to WORKDIR/adapter; its base is `tokenizer_from`.
+    """
     host = gather(params)
     if startup.is_main():
+        if lora.split(host)[1]:
+            peft.save(Path(workdir) / "adapter", config, host, base=tokenizer_from)
+            host = lora.merged(config, host)
         huggingface.save(
             Path(workdir) / "export",
             config,

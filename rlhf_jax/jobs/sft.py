@@ -12,10 +12,10 @@ from rlhf_jax.data.batches import pad
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import load_tokenizer
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
 from rlhf_jax.microfarm import tokenizer as tokenizers
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.workdir import prepare
@@ -25,33 +25,41 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
+    _check(config)
     tokenizer_from = _tokenizer_folder(config, workdir)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
-    model, params = _model(config, mesh, tokenizer)
+    start = _start(config, mesh, tokenizer)
     T, R = inputs.array_sizes(split.train, split.eval)
     state = fit.offline(
         config,
         workdir,
         mesh,
-        params,
-        losses.sft(model, R, config.logprob_chunk),
+        start.trained,
+        losses.sft(start.config, R, config.logprob_chunk),
+        frozen=start.frozen,
         rows=len(split.train),
         make_batch=lambda index_B, rows: pad(split.train, index_B, T, tokenizer.pad_token_id, rows),
         tokens_of=split.train.lengths,
         eval_rows=len(split.eval),
         make_eval_batch=lambda index_B, rows: pad(split.eval, index_B, T, tokenizer.pad_token_id, rows),
-        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init),
+        inputs=inputs.digests(config.data.train, config.data.eval, config.model.init, config.model.adapter),
         show=("loss", "eval/loss"),
     )
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from)
+    setup.export(workdir, start.config, state.params, tokenizer, tokenizer_from)
 
 
-def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig, Params]:
-    m = config.model
+def _check(config: ConfigDict) -> None:
+    for field, value in (("model.adapter", config.model.adapter), ("lora.rank", config.lora.rank)):
+        if value and not config.model.init:
+            raise UserError(f"{field}: {value}, but there is no model to adapt; set model.init")
+
+
+def _start(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> adapters.Start:
+    m, lora = config.model, adapters.settings(config.lora)
     if m.init:
-        checkpoint, params = setup.load_model(m.init, m, mesh, hints.SFT)
-        return checkpoint.config, params
+        checkpoint, params = setup.load_model(m.init, m, mesh, hints.SFT, adapter=m.adapter)
+        return adapters.start(checkpoint.config, params, lora, mesh, config.seed)
     model = ModelConfig(
         vocab_size=len(tokenizer),
         width=m.width,
@@ -64,7 +72,7 @@ def _model(config: ConfigDict, mesh: Mesh, tokenizer: Any) -> tuple[ModelConfig,
         dtype=m.dtype,
         remat=m.remat,
     )
-    return model, init_sharded(model, mesh, config.seed)
+    return adapters.start(model, init_sharded(model, mesh, config.seed), lora, mesh, config.seed)
 
 
 def _tokenizer_folder(config: ConfigDict, workdir: str) -> str:

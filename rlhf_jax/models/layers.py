@@ -13,7 +13,7 @@ from rlhf_jax.models.attention import attend, attend_cached
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.feedforward import Experts, FeedForward
 from rlhf_jax.models.linear import linear
-from rlhf_jax.models.parameters import bias, kernel
+from rlhf_jax.models.parameters import adapted, bias, kernel
 from rlhf_jax.models.rotary import frequencies, rope
 from rlhf_jax.models.sharding import constrain
 
@@ -105,14 +105,15 @@ class Attention(nn.Module):
                 for old_BGSK, new_B1GK in zip(cache, (k_BTGK, v_BTGK), strict=True)
             )
             y_BTHK = attend_cached(q_BTHK, *keys_values, mask_BTS, c.attention_softcap)
-        y_BTD = linear(y_BTHK.reshape(B, T, H * K), o_HKD.reshape(H * K, D))
+        y_BTN = y_BTHK.reshape(B, T, H * K)
+        y_BTD = adapted(self, "o", y_BTN, linear(y_BTN, o_HKD.reshape(H * K, D)))
         return y_BTD + bias(self, "o_bias", D, "embed") if c.out_bias else y_BTD, keys_values
 
     def _heads(
         self, x_BTD: Float[Array, "B T D"], name: str, kernel_DHK: Float[Array, "D H K"]
     ) -> Float[Array, "B T H K"]:
         D, H, K = kernel_DHK.shape
-        y_BTN = linear(x_BTD, kernel_DHK.reshape(D, H * K))
+        y_BTN = adapted(self, name, x_BTD, linear(x_BTD, kernel_DHK.reshape(D, H * K)))
         if self.config.qkv_bias:
             y_BTN = y_BTN + bias(self, f"{name}_bias", H * K, "heads" if name == "q" else "kv_heads")
         return y_BTN.reshape(*x_BTD.shape[:2], H, K)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean, value
 from rlhf_jax.training.optimizer import learning_rates
-from rlhf_jax.training.state import TrainState, shardings
+from rlhf_jax.training.state import TrainState, joined, shardings
 from rlhf_jax.training.vetoing import VetoingOptimizer, vetoing
 
 Metrics = dict[str, Float[Array, ""]]
@@ -26,22 +26,25 @@ class TrainStep:
     """A compiled train step: `state, metrics = step(state, batch)`. It donates params and opt_state.
 
     Compiled at the first call, when the shardings of the state are known: the new state must have the very
-    same ones, or the second call would compile again. `key` and `extra` are passed by and not donated.
+    same ones, or the second call would compile again. `key` and `extra` are passed by and not donated; nor is
+    `frozen`, what the loss reads and nobody trains.
     """
 
-    def __init__(self, function: Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]) -> None:
-        self._function = function
+    def __init__(
+        self, function: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]], frozen: PyTree
+    ) -> None:
+        self._function, self._frozen = function, frozen
         self._jitted: Any = None
 
     def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         moving = _without_bystanders(state)
-        new, metrics = self._compiled_for(moving)(moving, batch)
+        new, metrics = self._compiled_for(moving)(moving, batch, self._frozen)
         return new.replace(key=state.key, extra=state.extra), metrics
 
     def lower(self, state: TrainState, batch: PyTree) -> jax.stages.Lowered:
         """For `.compile().memory_analysis()`, `.cost_analysis()` and the HLO text."""
         moving = _without_bystanders(state)
-        return self._compiled_for(moving).lower(moving, batch)
+        return self._compiled_for(moving).lower(moving, batch, self._frozen)
 
     def cache_size(self) -> int:
         """Programs compiled so far: 1 after the first call, and it should stay 1."""
@@ -54,7 +57,11 @@ class TrainStep:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    microbatches: int = 1,
+    frozen: PyTree | None = None,
 ) -> TrainStep:
     """Builds the train step of a method.
 
@@ -63,6 +70,8 @@ def make_train_step(
         the mesh changes it. Weights must not depend on params.
     batch: tree of arrays [B, ...]; zero-dimensional leaves go whole to every micro-batch.
     microbatches: the batch is worked through in this many parts, to save memory; see `check_microbatches`.
+    frozen: nested dict of arrays that stay as they are: the loss gets them joined with the state's params, and
+        neither gradients nor optimizer state exist for them.
 
     The step returns every Mean as one number, and grad_norm (before clipping), param_norm (after the step),
     learning_rate and nonfinite. When the loss or the gradient is not finite, nonfinite is 1 and params,
@@ -70,7 +79,8 @@ def make_train_step(
     """
     if microbatches < 1:
         raise UserError(f"microbatches: {microbatches}; use a number of at least 1")
-    return TrainStep(partial(_train_step, loss_fn, vetoing(optimizer), microbatches))
+    function = partial(_train_step, loss_fn, vetoing(optimizer), microbatches)
+    return TrainStep(function, {} if frozen is None else frozen)
 
 
 def check_microbatches(
@@ -91,10 +101,15 @@ def _without_bystanders(state: TrainState) -> TrainState:
 
 
 def _train_step(
-    loss_fn: LossFn, optimizer: VetoingOptimizer, microbatches: int, state: TrainState, batch: PyTree
+    loss_fn: LossFn,
+    optimizer: VetoingOptimizer,
+    microbatches: int,
+    state: TrainState,
+    batch: PyTree,
+    frozen: PyTree,
 ) -> tuple[TrainState, Metrics]:
     grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
-    grads, means = grad_fn(loss_fn, state.params, batch)
+    grads, means = grad_fn(lambda params, part: loss_fn(joined(frozen, params), part), state.params, batch)
     metrics = {name: value(mean) for name, mean in means.items()}
     # Infinite and NaN entries survive a sum of squares, so the norm tells whether all gradients are finite.
     # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.

@@ -1,0 +1,91 @@
+"""What a trainer trains of a model: all of it, or, with `lora.rank`, an adapter beside the frozen rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import lora
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.lora import Lora
+from rlhf_jax.training.state import joined
+
+
+class Start(NamedTuple):
+    """A model before its training.
+
+    Attributes:
+      config: its shape.
+      frozen: what stays; empty without LoRA.
+      trained: what is trained: an adapter and, of a scalar model, its score head; without LoRA everything.
+      reference: the model as it is now: with a fresh adapter the frozen part itself, no copy.
+    """
+
+    config: ModelConfig
+    frozen: Params
+    trained: Params
+    reference: Params
+
+
+def settings(group: ConfigDict) -> Lora:
+    """A page's group `lora`; UserError for values that cannot be."""
+    found = Lora(**group.to_dict())
+    targets = tuple(name.strip() for name in found.targets.split(",")) if found.targets else ()
+    if found.rank < 0:
+        raise UserError(
+            f"lora.rank: {found.rank}; use a small number such as 16, or 0 to train all parameters"
+        )
+    if not found.alpha > 0:
+        raise UserError(f"lora.alpha: {found.alpha}; use a positive number, such as twice the rank")
+    for name in targets or ("",):
+        if name not in lora.TARGETS and targets != (lora.ALL,):
+            raise UserError(f"lora.targets: {name!r}; use all, or some of {','.join(lora.TARGETS)}")
+    return found._replace(targets=targets)
+
+
+def start(config: ModelConfig, params: Params, found: Lora, mesh: Mesh, seed: int) -> Start:
+    """Divides a model, with or without an adapter already, into what is frozen and what is trained."""
+    base, adapter = lora.split(params)
+    if not found.rank:
+        whole = _merged(config, params) if adapter else params
+        return Start(config, {}, whole, whole)
+    if adapter:
+        _check_same(found, lora.settings_of(config, adapter), config)
+    config = dataclasses.replace(config, adapter_scale=found.scale)
+    trained = dict(adapter or lora.init_sharded(config, found, mesh, seed))
+    reference = params if adapter else base
+    if "score" in base:  # a head of one number per feature: trained whole, as PEFT does
+        trained["score"] = base["score"]
+        base = {name: x for name, x in base.items() if name != "score"}
+    return Start(config, base, trained, reference)
+
+
+def whole(start: Start) -> Params:
+    """The model with the adapter that is to be trained."""
+    return joined(start.frozen, start.trained)
+
+
+def _merged(config: ModelConfig, params: Params) -> Params:
+    base, _ = lora.split(params)
+    where = jax.tree.map(lambda x: x.sharding, base)
+    return jax.jit(lambda params: lora.merged(config, params), out_shardings=where)(params)
+
+
+def _check_same(wanted: Lora, there: Lora, config: ModelConfig) -> None:
+    targets = tuple(kernel for site in lora.chosen(config, wanted.targets) for kernel in site.kernels)
+    for field, asked, found in (
+        ("rank", wanted.rank, there.rank),
+        ("alpha", wanted.alpha, there.alpha),
+        ("targets", ",".join(targets), ",".join(there.targets)),
+    ):
+        if asked != found:
+            raise UserError(
+                f"lora.{field}: {asked}, but model.adapter has {found}; use its values to train it further, or "
+                "lora.rank=0 to train the merged model"
+            )
