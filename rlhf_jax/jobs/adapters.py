@@ -24,13 +24,19 @@ class Start(NamedTuple):
       config: its shape.
       frozen: what stays; empty without LoRA.
       trained: what is trained: an adapter and, of a scalar model, its score head; without LoRA everything.
-      reference: the model as it is now: with a fresh adapter the frozen part itself, no copy.
     """
 
     config: ModelConfig
     frozen: Params
     trained: Params
-    reference: Params
+
+    @property
+    def whole(self) -> Params:
+        """The model as it is now, which is also what a reference model is: a fresh adapter in it adds exactly 0.
+
+        It holds the frozen arrays themselves, not copies of them.
+        """
+        return joined(self.frozen, self.trained)
 
 
 def settings(group: ConfigDict) -> Lora:
@@ -53,22 +59,15 @@ def start(config: ModelConfig, params: Params, found: Lora, mesh: Mesh, seed: in
     """Divides a model, with or without an adapter already, into what is frozen and what is trained."""
     base, adapter = lora.split(params)
     if not found.rank:
-        whole = _merged(config, params) if adapter else params
-        return Start(config, {}, whole, whole)
+        return Start(config, {}, _merged(config, params) if adapter else params)
     if adapter:
         _check_same(found, lora.settings_of(config, adapter), config)
     config = dataclasses.replace(config, adapter_scale=found.scale)
     trained = dict(adapter or lora.init_sharded(config, found, mesh, seed))
-    reference = params if adapter else base
     if "score" in base:  # a head of one number per feature: trained whole, as PEFT does
         trained["score"] = base["score"]
         base = {name: x for name, x in base.items() if name != "score"}
-    return Start(config, base, trained, reference)
-
-
-def whole(start: Start) -> Params:
-    """The model with the adapter that is to be trained."""
-    return joined(start.frozen, start.trained)
+    return Start(config, base, trained)
 
 
 def _merged(config: ModelConfig, params: Params) -> Params:

@@ -45,7 +45,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         return make
 
     def reference_of(found: Pairs) -> dict[str, np.ndarray]:
-        return _reference(config, mesh, model, start.reference, batches_of(found, {}), len(found), R)
+        return _reference(config, mesh, model, start.whole, batches_of(found, {}), len(found), R)
 
     train, held_out = (batches_of(found, reference_of(found)) for found in (split.train, split.eval))
     state = fit.offline(

@@ -87,7 +87,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         model=model,
         tokenizer=tokenizer,
         frozen={"policy": policy_start.frozen, "value": value_start.frozen},
-        reference=policy_start.reference,
+        reference=policy_start.whole,
         reward=reward_params,
         reward_mean=reward.reward_mean,
         generator=_generator(config, model, mesh, tokenizer, config.rollout.temperature),

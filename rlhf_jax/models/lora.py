@@ -2,7 +2,7 @@
 
 An adapter is a tree of its own, with leaves where the kernels are: beside layers/attention/q [L, D, H, K] stand
 q_lora_a [L, D, r] and q_lora_b [L, r, H, K]. Laid over the base it is the adapted model (`parameters.adapted`);
-the base alone is the adapter switched off. b starts at 0, so a fresh adapter changes nothing.
+the base alone is the adapter switched off. b starts at 0, so a fresh adapter adds exactly 0.
 """
 
 from __future__ import annotations

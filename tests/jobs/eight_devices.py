@@ -1,16 +1,23 @@
 """Run by test_devices.py on 8 devices: every trainer's loss and gradient, and a rollout, on several meshes."""
 
+import dataclasses
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 
+from rlhf_jax.jobs import losses
+from rlhf_jax.models import lora
 from rlhf_jax.models.placement import place
 from rlhf_jax.parallel.arrays import gather, to_global
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.rollout.experience import Models, Settings, make_experience
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.training.state import joined
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 TEMPERATURE = 0.7  # that of the PPO case
@@ -32,7 +39,27 @@ def outcomes(mesh):
         found[name] = gather(loss(on(mesh, case.params), to_global(case.batch, mesh)))
         if name == "ppo":
             found |= rollout(mesh, case, loss)
-    return found
+    return found | {"lora": adapted(mesh)}
+
+
+def adapted(mesh):
+    """SFT's loss with an adapter, which lies as its kernels do, and its gradient."""
+    case, settings = CASES["sft"], lora.Lora(4, 8.0, ("all",))
+    config = dataclasses.replace(CONFIG, adapter_scale=settings.scale)
+    base = place(config, case.params, mesh)
+    adapter = lora.init_sharded(config, settings, mesh, 3)
+    kernels, leaves = base["layers"]["mlp"], adapter["layers"]["mlp"]
+    for name in ("gate", "up", "down"):
+        _, inputs, outputs = kernels[name].sharding.spec
+        assert leaves[f"{name}_lora_a"].sharding.spec == jax.P(None, inputs, None)
+        assert leaves[f"{name}_lora_b"].sharding.spec == jax.P(None, None, outputs)
+    # Away from 0 by numbers that do not depend on the mesh.
+    adapter = jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), adapter
+    )
+    loss_fn = losses.sft(config, R, 16)
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, lambda x, batch: loss_fn(joined(base, x), batch)))
+    return gather(loss(adapter, to_global(case.batch, mesh)))
 
 
 def rollout(mesh, case, loss):
