@@ -37,6 +37,7 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 300
     c.data.template = "brief"
     c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
+    c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.

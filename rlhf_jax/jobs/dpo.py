@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import eval_batches
-from rlhf_jax.data.tokenization import Pairs, load_tokenizer
+from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs.rows import Rows, rows_of
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
@@ -35,19 +36,18 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
     start = adapters.start(checkpoint.config, params, lora, mesh, config.seed)
     model = start.config
-    T, R = inputs.array_sizes(*split.train, *split.eval)
+    train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
 
-    def batches_of(found: Pairs, reference: dict[str, np.ndarray]) -> fit.MakeBatch:
+    def batches_of(found: Rows, reference: dict[str, np.ndarray]) -> fit.MakeBatch:
         def make(index_B: np.ndarray, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-            arrays = inputs.pad_pairs(found, index_B, T, tokenizer.pad_token_id, rows)
-            return arrays | {name: x[index_B[rows]] for name, x in reference.items()}
+            return found.make(index_B, rows) | {name: x[index_B[rows]] for name, x in reference.items()}
 
         return make
 
-    def reference_of(found: Pairs) -> dict[str, np.ndarray]:
-        return _reference(config, mesh, model, start.whole, batches_of(found, {}), len(found), R)
+    def reference_of(found: Rows) -> dict[str, np.ndarray]:
+        return _reference(config, mesh, model, start.whole, found, R)
 
-    train, held_out = (batches_of(found, reference_of(found)) for found in (split.train, split.eval))
+    make, make_held = (batches_of(found, reference_of(found)) for found in (train, held))
     state = fit.offline(
         config,
         workdir,
@@ -57,11 +57,11 @@ def run(config: ConfigDict, workdir: str) -> None:
             model, R, config.logprob_chunk, beta=config.beta, label_smoothing=config.label_smoothing
         ),
         frozen=start.frozen,
-        rows=len(split.train),
-        make_batch=train,
-        tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
-        eval_rows=len(split.eval),
-        make_eval_batch=held_out,
+        rows=train.count,
+        make_batch=make,
+        tokens_of=train.tokens,
+        eval_rows=held.count,
+        make_eval_batch=make_held,
         inputs=inputs.digests(config.data.train, config.data.eval, config.model.init, config.model.adapter),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
@@ -69,20 +69,23 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def _reference(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, make: fit.MakeBatch, n: int, R: int
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, found: Rows, R: int
 ) -> dict[str, np.ndarray]:
-    """Summed log-probs of every pair under the frozen reference: {ref_chosen, ref_rejected}, each [n] float32.
+    """Summed log-probs of every pair under the frozen reference: {ref_chosen, ref_rejected}, each [n] float32, or
+    [n, pairs] where rows are packed.
 
     Computed once, in batches of the training shape, so that step 0 sees the very numbers the policy gives.
     """
     score = jax.jit(losses.pair_logprobs(model, R, config.logprob_chunk))
-    mine, progress = host_rows(config.batch_size, mesh), Progress(n, unit="reference pairs")
-    reference = {name: np.zeros(n, np.float32) for name in ("ref_chosen", "ref_rejected")}
+    n, shape = found.count, (found.pairs,) if found.pairs else ()
+    unit = "rows of reference pairs" if found.pairs else "reference pairs"
+    mine, progress = host_rows(config.batch_size, mesh), Progress(n, unit=unit)
+    reference = {name: np.zeros((n, *shape), np.float32) for name in ("ref_chosen", "ref_rejected")}
     for index_B, weight_B in eval_batches(n, config.batch_size):
-        chosen_B, rejected_B = gather(score(params, to_global(make(index_B, mine), mesh)))
+        sides = gather(score(params, to_global(found.make(index_B, mine), mesh)))
         real = weight_B > 0
-        reference["ref_chosen"][index_B[real]] = chosen_B[real]
-        reference["ref_rejected"][index_B[real]] = rejected_B[real]
+        for name, x in zip(reference, sides, strict=True):
+            reference[name][index_B[real]] = x.reshape(len(index_B), *shape)[real]
         progress.update(int(index_B[real][-1]) + 1)
     progress.close()
     return reference

@@ -14,6 +14,7 @@ from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
 from rlhf_jax.parallel import startup
@@ -38,8 +39,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         params = reward_from_language(checkpoint.config, params, jax.random.key(config.seed))
     start = adapters.start(checkpoint.config, params, lora, mesh, config.seed)
     model = start.config
-    T, _ = inputs.array_sizes(*split.train, *split.eval)
     pad_id = tokenizer.pad_token_id
+    train, held, _ = rows_of(split, config.data, pad_id, config.seed)
     state = fit.offline(
         config,
         workdir,
@@ -47,11 +48,11 @@ def run(config: ConfigDict, workdir: str) -> None:
         start.trained,
         losses.reward_model(model),
         frozen=start.frozen,
-        rows=len(split.train),
-        make_batch=lambda index_B, rows: inputs.pad_pairs(split.train, index_B, T, pad_id, rows),
-        tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
-        eval_rows=len(split.eval),
-        make_eval_batch=lambda index_B, rows: inputs.pad_pairs(split.eval, index_B, T, pad_id, rows),
+        rows=train.count,
+        make_batch=train.make,
+        tokens_of=train.tokens,
+        eval_rows=held.count,
+        make_eval_batch=held.make,
         inputs=inputs.digests(config.data.train, config.data.eval, config.model.init, config.model.adapter),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )

@@ -8,12 +8,12 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import pad
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.microfarm import tokenizer as tokenizers
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded
@@ -30,7 +30,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
     start = _start(config, mesh, tokenizer)
-    T, R = inputs.array_sizes(split.train, split.eval)
+    train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
     state = fit.offline(
         config,
         workdir,
@@ -38,11 +38,11 @@ def run(config: ConfigDict, workdir: str) -> None:
         start.trained,
         losses.sft(start.config, R, config.logprob_chunk),
         frozen=start.frozen,
-        rows=len(split.train),
-        make_batch=lambda index_B, rows: pad(split.train, index_B, T, tokenizer.pad_token_id, rows),
-        tokens_of=split.train.lengths,
-        eval_rows=len(split.eval),
-        make_eval_batch=lambda index_B, rows: pad(split.eval, index_B, T, tokenizer.pad_token_id, rows),
+        rows=train.count,
+        make_batch=train.make,
+        tokens_of=train.tokens,
+        eval_rows=held.count,
+        make_eval_batch=held.make,
         inputs=inputs.digests(config.data.train, config.data.eval, config.model.init, config.model.adapter),
         show=("loss", "eval/loss"),
     )
