@@ -9,6 +9,8 @@ import numpy as np
 import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 
+from rlhf_jax.data.packing import pack, pad_packs
+from rlhf_jax.data.tokenization import Pairs, Sequences
 from rlhf_jax.jobs import losses
 from rlhf_jax.models import lora
 from rlhf_jax.models.placement import place
@@ -39,7 +41,7 @@ def outcomes(mesh):
         found[name] = gather(loss(on(mesh, case.params), to_global(case.batch, mesh)))
         if name == "ppo":
             found |= rollout(mesh, case, loss)
-    return found | {"lora": adapted(mesh)}
+    return found | {"lora": adapted(mesh), "packed": packed(mesh)}
 
 
 def adapted(mesh):
@@ -60,6 +62,24 @@ def adapted(mesh):
     loss_fn = losses.sft(config, R, 16)
     loss = jax.jit(partial(tiny_losses.loss_and_gradient, lambda x, batch: loss_fn(joined(base, x), batch)))
     return gather(loss(adapter, to_global(case.batch, mesh)))
+
+
+def packed(mesh):
+    """The reward model's loss on packed pairs, and its gradient."""
+    rng, n = np.random.default_rng(4), 64
+    lengths = rng.integers(2, 16, (2, n))
+    sides = [
+        Sequences(
+            rng.integers(0, CONFIG.vocab_size, x.sum()).astype(np.int32),
+            np.concatenate([[0], np.cumsum(x)]).astype(np.int64),
+            np.ones(n, np.int32),
+        )
+        for x in lengths
+    ]
+    packs = pack(Pairs(*sides), 40, seed=0)
+    batch = pad_packs(packs, np.arange(16), packs.most_targets, packs.most_documents, 0)
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, losses.reward_model(CONFIG)))
+    return gather(loss(on(mesh, CASES["reward_model"].params), to_global(batch, mesh)))
 
 
 def rollout(mesh, case, loss):
