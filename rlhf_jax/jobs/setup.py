@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__
@@ -17,7 +17,7 @@ from rlhf_jax.models import huggingface, lora, peft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, trunk
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.arrays import gather
+from rlhf_jax.parallel.arrays import gather, replicate
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.state import joined
 
@@ -48,7 +48,7 @@ def load_model(
         return checkpoint, params
     found = peft.load(adapter, checkpoint.config, mesh)
     if found.score is not None:
-        params = {**trunk(params), "score": jax.device_put(found.score, NamedSharding(mesh, PartitionSpec()))}
+        params = {**trunk(params), "score": replicate(found.score, mesh)}
     config = dataclasses.replace(checkpoint.config, adapter_scale=found.lora.scale)
     checkpoint = dataclasses.replace(checkpoint, config=config, is_scalar="score" in params)
     return checkpoint, joined(params, found.adapter)

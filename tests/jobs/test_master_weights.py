@@ -37,7 +37,7 @@ def test_products_are_bfloat16_and_all_that_is_kept_is_float32(job):
         "reward_model": lambda: losses.reward_model(CONFIG),
     }
     loss_fn = make[job]()
-    seen = products(jax.make_jaxpr(lambda p: loss_fn(p, case.batch)["loss"].sum)(case.params).jaxpr, [])
+    seen = products(jax.make_jaxpr(lambda p, x: loss_fn(p, x)["loss"].sum)(case.params, case.batch).jaxpr, [])
     plain = [pair for pair in seen if "float32" in pair]
     assert len(seen) > 8 and len(plain) <= 2, (
         seen
@@ -56,7 +56,7 @@ def test_products_are_bfloat16_and_all_that_is_kept_is_float32(job):
         assert moved.max() > 1e-5  # about three times the rate
     table, moved_table = case.params["layers"]["mlp"]["up"], state.params["layers"]["mlp"]["up"]
     same = jnp.asarray(table).astype(jnp.bfloat16) == moved_table.astype(jnp.bfloat16)
-    assert same.mean() > 0.9  # in bfloat16 most of it would have been lost
+    assert same.mean() > 0.8  # in bfloat16 most of it would have been lost
 
 
 def test_an_export_keeps_every_bit_of_the_master_weights(farm, tmp_path):
