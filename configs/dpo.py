@@ -38,9 +38,11 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 300
     c.data.template = "brief"
     c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
+    c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
+    c.model.adapter = ""  # A PEFT folder that is laid over init.
     c.model.dtype = "float32"
     c.model.remat = "none"
     c.model.attention = (
@@ -51,6 +53,11 @@ def microfarm() -> ConfigDict:
         "cached"  # Its log-probs: cached (computed once, kept on disk), or step (a second model in memory).
     )
     c.reference_cache = ""  # Folder of what is kept; "" is rlhf_jax/reference in the user's cache folder.
+
+    c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
 
     c.beta = 0.05  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.

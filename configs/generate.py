@@ -25,6 +25,7 @@ def microfarm() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.path = "runs/farm/sft/export"
+    c.model.adapter = ""  # A PEFT folder that is laid over it.
     c.model.name = "sft"  # The `generator` column.
     c.model.dtype = "float32"
 

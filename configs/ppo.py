@@ -34,11 +34,17 @@ def microfarm() -> ConfigDict:
     c.model = ConfigDict()
     c.model.policy = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
     c.model.reward = "runs/farm/reward_model/export"
+    c.model.adapter = ""  # A PEFT folder that is laid over the policy.
     c.model.dtype = "float32"
     c.model.remat = "none"
     c.model.attention = (
         "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
     )
+
+    c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
 
     c.rollout = ConfigDict()
     c.rollout.batch_size = 64  # Prompts per step, over all devices.

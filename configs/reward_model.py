@@ -29,14 +29,21 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 300  # At most this many pairs.
     c.data.template = "brief"
     c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
+    c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # The model whose trunk is trained further.
+    c.model.adapter = ""  # A PEFT folder that is laid over init.
     c.model.dtype = "float32"
     c.model.remat = "none"
     c.model.attention = (
         "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
     )
+
+    c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
 
     # After training, the mean score of these demonstrations is subtracted from every score (rule M8).
     c.center_on = "runs/farm/data/val.parquet"  # Instruction records; "" leaves scores as they are.

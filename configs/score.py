@@ -20,6 +20,7 @@ def microfarm() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.path = "runs/farm/reward_model/export"
+    c.model.adapter = ""  # A PEFT folder that is laid over it.
     c.model.dtype = "float32"
 
     c.data = ConfigDict()

@@ -39,6 +39,7 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 256  # At most this many.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
     c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
+    c.data.packing = False  # As many rows as fit in one of max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()
     c.model.init = ""  # A Hugging Face folder to start from; "" starts from scratch with the shape below.
@@ -53,11 +54,17 @@ def microfarm() -> ConfigDict:
     c.model.kv_heads = 4
     c.model.ff = 344
     c.model.tie_embeddings = False
+    c.model.adapter = ""  # A PEFT folder that is laid over init.
     c.model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
     c.model.remat = "none"  # none, dots or full.
     c.model.attention = (
         "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
     )
+
+    c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
 
     c.batch_size = 16  # Sequences per step, over all devices.
     c.microbatches = 1  # Gradient accumulation; divides the batch of each device.

@@ -31,13 +31,14 @@ def row_indices(step: int, batch_size: int, n: int, seed: int) -> Int64[np.ndarr
         raise UserError(f"batch_size: {batch_size} is not a batch; use a positive number")
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // n, (last - 1) // n + 1)
-    stream = np.concatenate([_permutation(epoch, n, seed) for epoch in epochs])
+    stream = np.concatenate([permutation(epoch, n, seed) for epoch in epochs])
     start = first - epochs.start * n
     return stream[start : start + batch_size]
 
 
 @lru_cache(maxsize=8)
-def _permutation(epoch: int, n: int, seed: int) -> Int64[np.ndarray, "n"]:
+def permutation(epoch: int, n: int, seed: int) -> Int64[np.ndarray, "n"]:
+    """The order of rows 0..n-1 in an epoch."""
     # Sorting raw Philox words rests on the cipher alone; Generator.permutation may change between numpy
     # versions, and with it the data order of a resumed run.
     key = np.array([seed % 2**64, epoch], np.uint64)

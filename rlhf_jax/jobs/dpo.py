@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.tokenization import Pairs, load_tokenizer
+from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, losses, reference, setup
-from rlhf_jax.models.decoder import Params
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, reference, setup
+from rlhf_jax.jobs.rows import Rows, rows_of
 from rlhf_jax.parallel.arrays import check_batch
 from rlhf_jax.training.workdir import prepare
 
@@ -21,38 +21,44 @@ def run(config: ConfigDict, workdir: str) -> None:
     prepare(workdir, config.to_dict())
     check_batch(config.batch_size, mesh)
     reference.check(config)
+    lora = adapters.settings(config.lora)
     init = setup.resolve(config.model.init)
     tokenizer_from = setup.tokenizer_folder(init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    checkpoint = setup.describe_model(init, config.model, hints.SFT, tokens=len(tokenizer))
+    checkpoint = setup.describe_model(
+        init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
+    )
     if checkpoint.is_scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
         )
-    model = checkpoint.config
-    setup.describe(workdir, model, tokenizer, tokenizer_from)
-    T, R = inputs.array_sizes(*split.train, *split.eval)
+    model, base = adapters.model_of(checkpoint, lora), setup.base_of(init)
+    setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
+    train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
+    sources = setup.sources(init, config.model.adapter)
 
-    def batches_of(found: Pairs, known: dict[str, np.ndarray]) -> fit.MakeBatch:
+    def batches_of(found: Rows, known: dict[str, np.ndarray]) -> fit.MakeBatch:
         def make(index_B: np.ndarray, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
-            arrays = inputs.pad_pairs(found, index_B, T, tokenizer.pad_token_id, rows)
-            return arrays | {name: x[index_B[rows]] for name, x in known.items()}
+            return found.make(index_B, rows) | {name: x[index_B[rows]] for name, x in known.items()}
 
         return make
 
-    sides = tuple((found, reference.zeros(found)) for found in (split.train, split.eval))
-    train, held_out = (batches_of(*side) for side in sides)
+    sides = (split.train, train, reference.zeros(train)), (split.eval, held, reference.zeros(held))
+    make, make_held = (batches_of(found, room) for _, found, room in sides)
     enrich: list[Callable[[dict], dict]] = []
 
-    def load() -> Params:
-        _, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=len(tokenizer))
+    def load() -> adapters.Start:
+        _, params = setup.load_model(
+            init, config.model, mesh, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
+        )
+        start = adapters.start(model, params, lora, mesh, config.seed)
         if config.reference == "step":
-            enrich.append(reference.with_every_step(config, mesh, model, params, R))
-            return params
-        for found, room in sides:
-            room |= reference.logprobs(config, mesh, model, params, init, found, batches_of(found, {}), R)
-        return params
+            enrich.append(reference.with_every_step(config, mesh, model, start, train.pairs, R))
+            return start
+        for pairs, found, room in sides:
+            room |= reference.logprobs(config, mesh, model, start, sources, pairs, found, R)
+        return start
 
     state = fit.offline(
         config,
@@ -63,14 +69,14 @@ def run(config: ConfigDict, workdir: str) -> None:
             shape, R, c.logprob_chunk, beta=c.beta, label_smoothing=c.label_smoothing
         ),
         load,
-        rows=len(split.train),
-        make_batch=train,
-        tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
-        eval_rows=len(split.eval),
-        make_eval_batch=held_out,
-        inputs=inputs.digests(config.data.train, config.data.eval, init),
+        rows=train.count,
+        make_batch=make,
+        tokens_of=train.tokens,
+        eval_rows=held.count,
+        make_eval_batch=make_held,
+        inputs=inputs.digests(config.data.train, config.data.eval, *sources),
         enrich=lambda batch: enrich[0](batch) if enrich else batch,
         frozen_copy=config.reference == "step",
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from)
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=base)

@@ -14,9 +14,9 @@ from rlhf_jax.data.batches import eval_batches, row_indices
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import fits
 from rlhf_jax.jobs import plan as planning
+from rlhf_jax.jobs.adapters import Start
 from rlhf_jax.jobs.losses import LossFn
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.training import loop
@@ -24,7 +24,7 @@ from rlhf_jax.training.average import averaged
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
 from rlhf_jax.training.metrics import make_writer
-from rlhf_jax.training.state import TrainState, abstract, create
+from rlhf_jax.training.state import TrainState, abstract, create, joined
 from rlhf_jax.training.step import check_microbatches
 
 MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
@@ -43,7 +43,7 @@ def offline(
     mesh: Mesh,
     model: ModelConfig,
     loss_of: Callable[[ModelConfig, ConfigDict], LossFn],
-    load: Callable[[], Params],
+    load: Callable[[], Start],
     *,
     scalar: bool = False,
     enrich: Callable[[dict], dict] = lambda batch: batch,
@@ -58,12 +58,13 @@ def offline(
 ) -> TrainState:
     """Trains on a fixed set of rows and returns the last state, with the parameters to export.
 
-    These are the average, when the optimizer keeps one; it is also what is evaluated.
+    These are the average, when the optimizer keeps one; it is also what is evaluated. What is frozen is part of
+    them, but neither of the loop's state nor of its checkpoints.
 
     loss_of(model, config) -> the loss. load() -> the parameters, which are not read before it is known that the
-    step fits into memory. scalar: whether the model has a score head.
+    step fits into memory, as what is trained and what is frozen. scalar: whether the model has a score head.
     enrich(batch) -> batch: what is added on the devices to a batch that has been put there, or replaced.
-    frozen_copy: whether that needs a copy of the parameters.
+    frozen_copy: whether that needs a copy of what is trained.
     make_batch(indices of the global batch, rows of this process) -> this process's arrays.
     tokens_of: real tokens of every row [n], for the rate.
     """
@@ -84,19 +85,21 @@ def offline(
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
         index_B = row_indices(i, config.batch_size, rows, config.seed)
         batch = enrich(to_global(make_batch(index_B, mine), mesh))
-        state, metrics = plan.step(state, batch)
+        state, metrics = plan.step(state, batch, frozen)
         epoch = (i + 1) * config.batch_size / rows
         return state, {**metrics, "num_tokens": float(tokens_of[index_B].sum()), "epoch": epoch}, batch
 
     def evaluate(state: TrainState, _: int) -> dict[str, float]:
-        params = averaged(state.params, state.opt_state)
+        params = joined(frozen, averaged(state.params, state.opt_state))
         return evaluator(
             params, map(enrich, _eval_batches(eval_rows, config.batch_size, make_eval_batch, mesh))
         )
 
-    state = create(fits.placed(load(), plan), plan.optimizer, config.seed)
+    start = load()
+    frozen = fits.placed(start.frozen, plan.frozen)
+    state = create(fits.placed(start.trained, plan.state.params), plan.optimizer, config.seed)
     state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
-    return state.replace(params=averaged(state.params, state.opt_state))
+    return state.replace(params=joined(frozen, averaged(state.params, state.opt_state)))
 
 
 def fit(

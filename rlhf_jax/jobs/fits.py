@@ -24,16 +24,15 @@ from rlhf_jax.training.ahead import GIB, Needs, available, matrix_flops, needs
 def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     """Compiles a trainer's step and says what it takes. Raises UserError when that is more than there is."""
     plan, began = plan_of(config, mesh), time.perf_counter()
-    traced = plan.step.trace(plan.state, plan.batch)
+    traced = _traced(plan)
     compiled = traced.lower().compile()
     plan.step.use(compiled)
     found, there = {"train step": needs(compiled)} | _others(plan), available()
     most = max(found, key=lambda name: found[name].total + _beside(plan, name))
     total = found[most].total + _beside(plan, most)
     if startup.is_main():
-        count = sum(x.size for x in jax.tree.leaves(plan.state.params))
         print(
-            f"train step: {count / 1e6:.1f}M parameters, {matrix_flops(traced.jaxpr):.3g} FLOPs; "
+            f"train step: {_parameters(plan)}, {matrix_flops(traced.jaxpr):.3g} FLOPs; "
             f"compiled in {time.perf_counter() - began:.1f} s\n"
             f"memory per device: {_gib(total)} needed ({_parts(found[most], _beside(plan, most), most)}), "
             f"{_gib(there)} there",
@@ -47,23 +46,36 @@ def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     return plan
 
 
-def placed(params: Any, plan: Plan) -> Any:
-    """Parameters where the step expects them; fresh heads were made elsewhere."""
+def placed(params: Any, planned: Any) -> Any:
+    """Parameters where the step expects them, and themselves where they are; fresh heads were made elsewhere."""
 
     def put(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
         return x if x.sharding.is_equivalent_to(like.sharding, x.ndim) else jax.device_put(x, like.sharding)
 
-    return jax.tree.map(put, params, plan.state.params)
+    return jax.tree.map(put, params, planned)
 
 
 def needed(plan: Plan) -> int:
     """Bytes per device at the worst moment of an iteration."""
-    found = {"train step": needs(plan.step.trace(plan.state, plan.batch).lower().compile())} | _others(plan)
+    found = {"train step": needs(_traced(plan).lower().compile())} | _others(plan)
     return max(x.total + _beside(plan, name) for name, x in found.items())
 
 
 def _others(plan: Plan) -> dict[str, Needs]:
-    return {phase.name: needs(phase.lower().compile()) for phase in plan.others}
+    found = {phase: needs(phase.lower().compile()) for phase in plan.others}
+    return {p.name: x._replace(arguments=x.arguments - p.shared) for p, x in found.items()}
+
+
+def _traced(plan: Plan) -> jax.stages.Traced:
+    return plan.step.trace(plan.state, plan.batch, plan.frozen)
+
+
+def _parameters(plan: Plan) -> str:
+    trained, frozen = (
+        sum(x.size for x in jax.tree.leaves(x)) / 1e6 for x in (plan.state.params, plan.frozen)
+    )
+    said = f"{trained + frozen:.1f}M parameters"
+    return f"{said}, {trained:.2f}M of them trained" if frozen else said
 
 
 def _beside(plan: Plan, name: str) -> int:

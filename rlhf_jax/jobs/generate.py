@@ -52,7 +52,12 @@ def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
     checkpoint, params = setup.load_model(
-        config.model.path, config.model, mesh, hints.SFT, tokens=len(tokenizer)
+        config.model.path,
+        config.model,
+        mesh,
+        hints.SFT,
+        tokens=len(tokenizer),
+        adapter=config.model.adapter,
     )
     if checkpoint.is_scalar:
         raise UserError(

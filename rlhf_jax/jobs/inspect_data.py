@@ -12,8 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax.data import inspection
+from rlhf_jax.data.batches import bucket
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.messages import RowError, parse_messages
+from rlhf_jax.data.packing import pack
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts, read_table
 from rlhf_jax.data.tokenization import (
     Pairs,
@@ -26,6 +28,7 @@ from rlhf_jax.data.tokenization import (
 )
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs
+from rlhf_jax.jobs.rows import describe as describe_packs
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.workdir import prepare
 
@@ -80,7 +83,7 @@ def _report(config: ConfigDict) -> Iterator[str | Example]:
     if dropped:
         yield f"template {data.template}: {len(found)} rows; {describe(dropped)}"
     lengths = _lengths(found)
-    yield _within(kind, rows, tokenizer, data)
+    yield _within(kind, rows, tokenizer, data, config.seed)
     shown = rng.choice(len(found), min(config.examples, len(found)), replace=False)
     for i in sorted(shown.tolist()):
         yield from _example(found, i, tokenizer)
@@ -92,13 +95,17 @@ def _report(config: ConfigDict) -> Iterator[str | Example]:
     yield f"\nlonger than {data.max_length} tokens: {over:.2%} of {len(lengths.total)} rows"
 
 
-def _within(kind: str, rows: list[dict], tokenizer: Any, data: ConfigDict) -> str:
+def _within(kind: str, rows: list[dict], tokenizer: Any, data: ConfigDict, seed: int) -> str:
     """What a trainer with this max_length would say of the rows."""
     try:
         found, counts = ENCODERS[kind](rows, tokenizer, data.template, data.max_length)[:2]
     except UserError as nothing_left:
         return str(nothing_left)
-    return f"max_length {data.max_length}: {len(found)} rows; {describe(counts)}"
+    said = f"max_length {data.max_length}: {len(found)} rows; {describe(counts)}"
+    if kind == "prompt":
+        return said
+    length = bucket(data.max_length * (2 if kind == "pair" else 1), 8)
+    return f"{said}\n{describe_packs(pack(found, length, seed))}"
 
 
 def _example(found: Prompts | Pairs, i: int, tokenizer: Any) -> Iterator[str | Example]:

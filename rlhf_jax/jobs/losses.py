@@ -1,7 +1,7 @@
 """The loss of each method as `loss_fn(params, batch) -> {"loss": Mean, ...}`: a model call and an objective.
 
 Batches are dicts of arrays with the batch as first axis. Rows of weight 0 fill up an evaluation batch and count
-nowhere.
+nowhere. Packed rows (`data.packing`) have segments; there a loss is over documents as if they stood alone.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from jaxtyping import Array
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.packed import by_document, packed_logprobs, packed_scores
 from rlhf_jax.models.responses import response_logprobs, response_mask, response_values, window
 from rlhf_jax.objectives.policy_gradient import policy_loss, value_loss
 from rlhf_jax.objectives.preference import bradley_terry, dpo, sequence_logprob
@@ -25,23 +26,33 @@ LossFn = Callable[[decoder.Params, Batch], dict[str, Mean]]
 
 
 def sft(config: ModelConfig, R: int, chunk: int) -> LossFn:
-    """Negative log-likelihood of the response tokens. Batch: tokens, lengths, prompt_lengths[, trained][, weight]."""
+    """Negative log-likelihood of the response tokens.
+
+    Batch: tokens, lengths, prompt_lengths[, trained][, weight]; or packed rows.
+    """
 
     def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
-        logprobs_BR, entropy_BR, mask_BR = _score(config, params, batch, R, chunk)
-        return sft_loss(logprobs_BR, entropy_BR, mask_BR & (_weight(batch) > 0)[:, None])
+        score = _score_packed if "segments" in batch else _score
+        logprobs_BR, entropy_BR, mask_BR = score(config, params, batch, R, chunk)
+        return sft_loss(logprobs_BR, entropy_BR, mask_BR & (_row_weight(batch) > 0)[:, None])
 
     return loss_fn
 
 
 def reward_model(config: ModelConfig) -> LossFn:
-    """Bradley-Terry on scores at the last token. Batch: {chosen,rejected}_{tokens,lengths}[, weight]."""
+    """Bradley-Terry on scores at the last token.
+
+    Batch: {chosen,rejected}_{tokens,lengths}[, weight]; or packed rows.
+    """
 
     def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        if "segments" in batch:
+            scores_BS = packed_scores(config, params, *_packed(batch), batch["lasts"])
+            return bradley_terry(*_halves(scores_BS), _pair_weight(batch))
         both = _stack_pair(batch)
         hidden_BTD = decoder.hidden_states(config, params, both["tokens"])
         chosen_B, rejected_B = _halves(decoder.last_token_scores(hidden_BTD, params, both["lengths"]))
-        return bradley_terry(chosen_B, rejected_B, _weight(batch))
+        return bradley_terry(chosen_B, rejected_B, _pair_weight(batch))
 
     return loss_fn
 
@@ -55,9 +66,9 @@ def dpo_loss(config: ModelConfig, R: int, chunk: int, *, beta: float, label_smoo
         return dpo(
             chosen_B,
             rejected_B,
-            batch["ref_chosen"],
-            batch["ref_rejected"],
-            _weight(batch),
+            batch["ref_chosen"].reshape(-1),
+            batch["ref_rejected"].reshape(-1),
+            _pair_weight(batch),
             beta=beta,
             label_smoothing=label_smoothing,
         )
@@ -68,9 +79,15 @@ def dpo_loss(config: ModelConfig, R: int, chunk: int, *, beta: float, label_smoo
 def pair_logprobs(
     config: ModelConfig, R: int, chunk: int
 ) -> Callable[[decoder.Params, Batch], tuple[Array, Array]]:
-    """`(params, batch) -> (chosen_B, rejected_B)`: summed response log-probs, both sides in one forward pass."""
+    """`(params, batch) -> (chosen_B, rejected_B)`: summed response log-probs, both sides in one forward pass.
+
+    Of packed rows, whose pairs are then put end to end: S / 2 for each row, those that are not there included.
+    """
 
     def logprobs(params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
+        if "segments" in batch:
+            logprobs_BR, *_ = _score_packed(config, params, batch, R, chunk)
+            return _halves(by_document(logprobs_BR, batch["owners"], batch["lasts"].shape[1]))
         logprobs_BR, _, mask_BR = _score(config, params, _stack_pair(batch), R, chunk)
         return _halves(sequence_logprob(logprobs_BR, mask_BR))
 
@@ -122,6 +139,18 @@ def _score(
     return logprobs_BR, entropy_BR, mask_BR
 
 
+def _score_packed(
+    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
+) -> tuple[Array, Array, Array]:
+    """(log-probs, entropies, mask) of the trained tokens of packed rows, each [B, R]."""
+    logprobs_BR, entropy_BR = packed_logprobs(config, params, *_packed(batch), batch["targets"], chunk=chunk)
+    return logprobs_BR, entropy_BR, batch["owners"] > 0
+
+
+def _packed(batch: Batch) -> tuple[Array, Array, Array]:
+    return batch["tokens"], batch["segments"], batch["positions"]
+
+
 def _stack_pair(batch: Batch) -> Batch:
     """Chosen and rejected as one batch. They alternate, so a batch cut over devices stays where it is."""
     sides = ("chosen", "rejected")
@@ -139,6 +168,14 @@ def _halves(x_B: Array) -> tuple[Array, Array]:
     return pairs_B2[:, 0], pairs_B2[:, 1]
 
 
-def _weight(batch: Batch) -> Array:
-    rows = batch["chosen_lengths"] if "chosen_lengths" in batch else batch["lengths"]
+def _row_weight(batch: Batch) -> Array:
+    rows = batch.get("chosen_lengths", batch.get("lengths", batch.get("documents")))
     return batch.get("weight", jnp.ones(rows.shape, jnp.float32))
+
+
+def _pair_weight(batch: Batch) -> Array:
+    """Of every pair; packed rows have fewer than there is room for."""
+    if "segments" not in batch:
+        return _row_weight(batch)
+    there_BQ = jnp.arange(batch["lasts"].shape[1] // 2) < batch["documents"][:, None] // 2
+    return (there_BQ * _row_weight(batch)[:, None]).reshape(-1)

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.jobs import losses
+from rlhf_jax.jobs import adapters, losses
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import planned as planned_params
 from rlhf_jax.parallel.mesh import BATCH_AXES
@@ -34,11 +34,17 @@ Shapes = Any  # a tree of ShapeDtypeStructs with shardings
 
 
 class Phase(NamedTuple):
-    """Another program of an iteration. beside: bytes per device of what is alive meanwhile and not its argument."""
+    """Another program of an iteration.
+
+    Attributes:
+      beside: bytes per device of what is alive meanwhile and not its argument.
+      shared: bytes per device that two of its arguments have in common.
+    """
 
     name: str
     lower: Callable[[], jax.stages.Lowered]
     beside: int
+    shared: int = 0
 
 
 class Plan(NamedTuple):
@@ -46,8 +52,8 @@ class Plan(NamedTuple):
 
     Attributes:
       loss_fn, optimizer, step: what `make_train_step` was given, and gave.
-      state, batch: as the step will see them.
-      beside: bytes per device of frozen models, alive while the step runs.
+      state, batch, frozen: as the step will see them.
+      beside: bytes per device of other models, alive while the step runs.
       others: the other programs of an iteration.
     """
 
@@ -56,6 +62,7 @@ class Plan(NamedTuple):
     step: TrainStep
     state: TrainState
     batch: Shapes
+    frozen: Shapes
     beside: int = 0
     others: tuple[Phase, ...] = ()
 
@@ -87,14 +94,15 @@ def offline(
 ) -> Plan:
     """A trainer on fixed rows. arrays: some rows of a batch; loss_of(model, config) -> the loss.
 
-    frozen_copy: whether a copy of the parameters as they were stays beside those that are trained.
+    frozen_copy: whether a copy of what is trained, as it was, stays beside it.
     """
     loss_fn = loss_of(dataclasses.replace(model, remat=config.model.remat), config)
     tx = optimizer(config.optimizer, steps)
-    state = planned(planned_params(model, mesh, scalar=scalar), tx)
+    start = adapters.planned(model, adapters.settings(config.lora), mesh, scalar=scalar)
+    state = planned(start.trained, tx)
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
     beside = bytes_per_device(state.params) if frozen_copy else 0
-    return Plan(loss_fn, tx, step, state, rows(mesh, config.batch_size, arrays), beside)
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.batch_size, arrays), start.frozen, beside)
 
 
 def ppo_optimizer(config: ConfigDict) -> optax.GradientTransformation:
@@ -139,9 +147,13 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
         chunk=config.logprob_chunk,
     )
     tx = ppo_optimizer(config)
-    language, scalar = (planned_params(model, mesh, scalar=s) for s in (False, True))
-    state = planned({"policy": language, "value": scalar}, tx)
-    frozen = bytes_per_device((language, scalar))  # reference and reward model
+    lora = adapters.settings(config.lora)
+    policy, value = (adapters.planned(model, lora, mesh, scalar=s) for s in (False, True))
+    state = planned({"policy": policy.trained, "value": value.trained}, tx)
+    frozen = {"policy": policy.frozen, "value": value.frozen}
+    reward = planned_params(model, mesh, scalar=True)
+    # Reference and reward model: what is frozen of policy and value model is theirs, and only the rest is beside it.
+    beside = bytes_per_device(state.params)
     R, N = config.rollout.max_new_tokens, config.rollout.batch_size
     integers, numbers, flags = (
         partial(jax.ShapeDtypeStruct, dtype=t) for t in (jnp.int32, jnp.float32, bool)
@@ -164,14 +176,14 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
 
     def scoring() -> jax.stages.Lowered:
         sampled = jax.eval_shape(
-            lambda *x: generate(model, *x, sampler, 0, 0, max_new_tokens=R), language, *given
+            lambda *x: generate(model, *x, sampler, 0, 0, max_new_tokens=R), policy.whole, *given
         )
         cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
         sampled = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut) if x.ndim else x, sampled
         )
         return scoring_program(model, ppo_settings(config), pad_id).lower(
-            models=Models(language, scalar, language, scalar),
+            models=Models(policy.whole, value.whole, policy.whole, reward),
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
             sampled=sampled,
@@ -181,11 +193,11 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
 
     own = bytes_per_device((state.params, state.opt_state))
     others = (
-        Phase("sampling", sampling, own + frozen),
-        Phase("scoring", scoring, bytes_per_device(state.opt_state)),
+        Phase("sampling", sampling, own + bytes_per_device(frozen) + beside),
+        Phase("scoring", scoring, bytes_per_device(state.opt_state), shared=bytes_per_device(frozen)),
     )
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
-    return Plan(loss_fn, tx, step, state, rows(mesh, config.minibatch_size, one), frozen, others)
+    return Plan(loss_fn, tx, step, state, rows(mesh, config.minibatch_size, one), frozen, beside, others)
 
 
 def example(make: Callable[[np.ndarray, Any], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

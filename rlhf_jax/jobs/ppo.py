@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import bucket, pad_prompts, row_indices
 from rlhf_jax.data.tokenization import Prompts, decode, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, fits, hints, inputs, setup
+from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, setup
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
@@ -26,7 +26,7 @@ from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
-from rlhf_jax.training.state import TrainState, create
+from rlhf_jax.training.state import TrainState, create, joined
 from rlhf_jax.training.step import TrainStep, check_microbatches
 from rlhf_jax.training.workdir import prepare, write_samples
 
@@ -40,6 +40,7 @@ class World(NamedTuple):
     mesh: Mesh
     model: ModelConfig
     tokenizer: Any
+    frozen: dict[str, Params]
     reference: Params
     reward: Params
     reward_mean: float
@@ -47,7 +48,8 @@ class World(NamedTuple):
     prompts: Prompts
     P: int
 
-    def models(self, params: dict[str, Params]) -> Models:
+    def models(self, trained: dict[str, Params]) -> Models:
+        params = joined(self.frozen, trained)
         return Models(params["policy"], params["value"], self.reference, self.reward)
 
 
@@ -56,40 +58,51 @@ def run(config: ConfigDict, workdir: str) -> None:
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     _check(config, mesh)
+    lora = adapters.settings(config.lora)
     started_from, rewarded_by = setup.resolve(config.model.policy), setup.resolve(config.model.reward)
     tokenizer_from = setup.tokenizer_folder(started_from)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    sources = (started_from, hints.SFT), (rewarded_by, hints.REWARD_MODEL)
-    tokens = len(tokenizer)
+    adapter, tokens = config.model.adapter, len(tokenizer)
+    sources = (started_from, hints.SFT, adapter), (rewarded_by, hints.REWARD_MODEL, "")
     policy, reward = (
-        setup.describe_model(folder, config.model, made_by, tokens=tokens) for folder, made_by in sources
+        setup.describe_model(folder, config.model, made_by, tokens=tokens, adapter=laid)
+        for folder, made_by, laid in sources
     )
     _check_models(config, policy, reward)
-    setup.describe(workdir, policy.config, tokenizer, tokenizer_from)
+    model, base = adapters.model_of(policy, lora), setup.base_of(started_from)
+    setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
-    plan = fits.prepare(partial(planning.ppo, policy.config, P, tokenizer.pad_token_id), config, mesh)
+    plan = fits.prepare(partial(planning.ppo, model, P, tokenizer.pad_token_id), config, mesh)
     policy_params, reward_params = (
-        setup.load_model(folder, config.model, mesh, made_by, tokens=tokens)[1] for folder, made_by in sources
+        setup.load_model(folder, config.model, mesh, made_by, tokens=tokens, adapter=laid)[1]
+        for folder, made_by, laid in sources
     )
+    reward_params = adapters.plain(reward.config, reward_params)
+    starts = {
+        "policy": adapters.start(model, policy_params, lora, mesh, config.seed),
+        "value": adapters.start(model, value_from_reward(reward_params), lora, mesh, config.seed + 1),
+    }
     world = World(
         config=config,
         mesh=mesh,
-        model=policy.config,
+        model=model,
         tokenizer=tokenizer,
-        reference=policy_params,
+        frozen=fits.placed({name: start.frozen for name, start in starts.items()}, plan.frozen),
+        reference=starts["policy"].whole,
         reward=reward_params,
         reward_mean=reward.reward_mean,
-        generator=_generator(config, policy.config, mesh, tokenizer, config.rollout.temperature),
+        generator=_generator(config, model, mesh, tokenizer, config.rollout.temperature),
         prompts=split.train,
         P=P,
     )
     # The train step donates what it is given; the reference and the reward model must outlive it.
-    params = jax.tree.map(
-        lambda x: x.copy(), {"policy": policy_params, "value": value_from_reward(reward_params)}
-    )
+    params = jax.tree.map(lambda x: x.copy(), {name: start.trained for name, start in starts.items()})
     state = create(
-        fits.placed(params, plan), plan.optimizer, config.seed, extra={"kl_coef": float(config.kl_coef)}
+        fits.placed(params, plan.state.params),
+        plan.optimizer,
+        config.seed,
+        extra={"kl_coef": float(config.kl_coef)},
     )
     _, best = fit.fit(
         config,
@@ -98,13 +111,18 @@ def run(config: ConfigDict, workdir: str) -> None:
         make_iteration(world, plan.step),
         make_evaluation(world, workdir, split.eval, split.eval_rows),
         steps=config.steps,
-        inputs=inputs.digests(config.data.train, config.data.eval, started_from, rewarded_by),
+        inputs=inputs.digests(
+            config.data.train,
+            config.data.eval,
+            *setup.sources(started_from, adapter),
+            *setup.sources(rewarded_by),
+        ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         best_metric=config.best_metric,
         eval_first=True,
     )
-    exported = averaged(best.params, best.opt_state)["policy"]
-    setup.export(workdir, world.model, exported, tokenizer, tokenizer_from)
+    exported = joined(world.frozen, averaged(best.params, best.opt_state))["policy"]
+    setup.export(workdir, model, exported, tokenizer, tokenizer_from, base=base)
 
 
 def make_iteration(
@@ -122,12 +140,13 @@ def make_iteration(
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
         index_B = row_indices(i, c.rollout.batch_size, len(world.prompts), c.seed)
         batch = to_global(_prompt_arrays(world, world.prompts, index_B, mine), world.mesh)
-        world.generator.load(state.params["policy"])
+        models = world.models(state.params)
+        world.generator.load(models.policy)
         key = _stream(state.key, ROLLOUT, i)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         experience, metrics = experience_of(
-            models=world.models(state.params),
+            models=models,
             prompts_BP=batch["tokens"],
             prompt_lengths_B=batch["lengths"],
             sampled=sampled,
@@ -138,7 +157,7 @@ def make_iteration(
         for epoch in range(c.epochs):
             order_key = _stream(state.key, ORDER, i * c.epochs + epoch)
             for minibatch in shuffled(order_key, experience, c.rollout.batch_size // c.minibatch_size):
-                state, update = step(state, minibatch)
+                state, update = step(state, minibatch, world.frozen)
                 found.append(update)
         metrics |= {name: _overall(name, found) for name in found[0]}
         if c.adaptive_kl:
@@ -180,12 +199,12 @@ def make_evaluation(
         return s, rollout_metrics(s, sampled, planning.ppo_settings(world.config))
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        params = averaged(state.params, state.opt_state)
-        world.generator.load(params["policy"])
+        models = world.models(averaged(state.params, state.opt_state))
+        world.generator.load(models.policy)
         key = _stream(jax.random.key(c.seed), EVALUATION, 0)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
-        scored, metrics = score(world.models(params), batch, sampled)
+        scored, metrics = score(models, batch, sampled)
         tokens_BR, lengths_B, scores_B = gather((sampled.tokens_BR, sampled.lengths_B, scored["scores_B"]))
         write_samples(
             workdir,

@@ -8,7 +8,6 @@ import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,19 +19,20 @@ from rlhf_jax.data.batches import eval_batches
 from rlhf_jax.data.tokenization import Pairs
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import losses
+from rlhf_jax.jobs.adapters import Start
+from rlhf_jax.jobs.rows import Rows
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.training.progress import Progress
+from rlhf_jax.training.state import joined
 from rlhf_jax.training.workdir import digest
 
 NAMES = ("ref_chosen", "ref_rejected")
 WAYS = ("cached", "step")
-_VERSION = 1  # of what is computed: raise it when the numbers of the same model and pairs change
-
-MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
+_VERSION = 2  # of what is computed: raise it when the numbers of the same model and pairs change
 
 
 def check(config: ConfigDict) -> None:
@@ -40,70 +40,94 @@ def check(config: ConfigDict) -> None:
         raise UserError(f"reference: {config.reference!r}; use one of {', '.join(WAYS)}")
 
 
-def zeros(found: Pairs) -> dict[str, np.ndarray]:
-    """Room for the log-probs of every pair, to be filled when the weights are there."""
-    return {name: np.zeros(len(found), np.float32) for name in NAMES}
+def zeros(found: Rows) -> dict[str, np.ndarray]:
+    """Room for the log-probs of every pair, to be filled when the weights are there: [n], or packed [n, pairs]."""
+    return {name: np.zeros((found.count, *_of_a_row(found.pairs)), np.float32) for name in NAMES}
 
 
 def logprobs(
     config: ConfigDict,
     mesh: Mesh,
     model: ModelConfig,
-    params: Params,
-    read_from: str,
-    found: Pairs,
-    make: MakeBatch,
+    start: Start,
+    read_from: tuple[str, ...],
+    pairs: Pairs,
+    found: Rows,
     R: int,
 ) -> dict[str, np.ndarray]:
-    """Summed log-probs of every pair under the reference, each [n] float32; read from disk where they are kept.
+    """Summed log-probs of every pair under the reference, float32 as `zeros`; read from disk where they are kept.
 
-    They are kept by a hash of the model's folder (`read_from`), the numbers it computes in, and the pairs as token
-    ids, which holds tokenizer, template and lengths.
+    They are kept by a hash of the model's folders (`read_from`), the numbers it computes in, the pairs as token
+    ids, which holds tokenizer, template and lengths, and the rows that they are packed into.
     """
     folder = Path(config.reference_cache or _default_folder())
-    path = folder / f"{_fingerprint(read_from, model, found)}.npz"
-    kept = _read(path, len(found))
+    path = folder / f"{_fingerprint(read_from, model, bool(start.frozen), pairs, found)}.npz"
+    kept = _read(path, zeros(found))
     if _everywhere(kept is not None):
         if startup.is_main():
-            print(f"reference log-probs of {len(found)} pairs: read from {path}", flush=True)
+            print(f"reference log-probs of {len(pairs)} pairs: read from {path}", flush=True)
         return kept
-    computed = _computed(config, mesh, model, params, make, len(found), R)
+    computed = _computed(config, mesh, model, start.whole, found, R)
     _write(path, computed)
     return computed
 
 
 def with_every_step(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, R: int
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, start: Start, pairs: int, R: int
 ) -> Callable[[dict], dict]:
-    """A function that adds the reference's log-probs to a batch. It keeps a copy of the parameters."""
-    frozen = jax.tree.map(lambda x: x.copy(), params)  # the train step donates the others
+    """A function that adds the reference's log-probs to a batch. It keeps a copy of what is trained.
+
+    pairs: of a packed row; 0 where a row is one pair.
+    """
+    as_it_was = jax.tree.map(lambda x: x.copy(), start.trained)  # the train step donates the other
     cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    score = jax.jit(losses.pair_logprobs(model, R, config.logprob_chunk), out_shardings=cut)
-    return lambda batch: batch | dict(zip(NAMES, score(frozen, batch), strict=True))
+    logprobs_of = losses.pair_logprobs(model, R, config.logprob_chunk)
+
+    def by_row(params: Params, batch: dict) -> list[jax.Array]:
+        return [x.reshape(-1, *_of_a_row(pairs)) for x in logprobs_of(params, batch)]
+
+    score, params = jax.jit(by_row, out_shardings=cut), joined(start.frozen, as_it_was)
+    return lambda batch: batch | dict(zip(NAMES, score(params, batch), strict=True))
 
 
 def _computed(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, make: MakeBatch, n: int, R: int
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, rows: Rows, R: int
 ) -> dict[str, np.ndarray]:
     """In batches of the training shape, so that step 0 sees the very numbers the policy gives."""
     score = jax.jit(losses.pair_logprobs(model, R, config.logprob_chunk))
-    mine, progress = host_rows(config.batch_size, mesh), Progress(n, unit="reference pairs")
-    found = {name: np.zeros(n, np.float32) for name in NAMES}
-    for index_B, weight_B in eval_batches(n, config.batch_size):
+    unit = "rows of reference pairs" if rows.pairs else "reference pairs"
+    mine, progress = host_rows(config.batch_size, mesh), Progress(rows.count, unit=unit)
+    found = zeros(rows)
+    for index_B, weight_B in eval_batches(rows.count, config.batch_size):
         real = weight_B > 0
-        both = gather(score(params, to_global(make(index_B, mine), mesh)))
-        for name, x_B in zip(NAMES, both, strict=True):
-            found[name][index_B[real]] = x_B[real]
+        both = gather(score(params, to_global(rows.make(index_B, mine), mesh)))
+        for name, x in zip(NAMES, both, strict=True):
+            found[name][index_B[real]] = x.reshape(len(index_B), *_of_a_row(rows.pairs))[real]
         progress.update(int(index_B[real][-1]) + 1)
     progress.close()
     return found
 
 
-def _fingerprint(read_from: str, model: ModelConfig, found: Pairs) -> str:
+def _of_a_row(pairs: int) -> tuple[int, ...]:
+    """The shape of a row's log-probs."""
+    return (pairs,) if pairs else ()
+
+
+def _fingerprint(
+    read_from: tuple[str, ...], model: ModelConfig, adapted: bool, pairs: Pairs, rows: Rows
+) -> str:
+    """adapted: an adapter that the model is read with is not merged, which rounds otherwise."""
     total = hashlib.sha256()
-    about = {"version": _VERSION, "model": digest(read_from), "dtype": model.dtype}
+    about = {
+        "version": _VERSION,
+        "models": [digest(folder) for folder in read_from],
+        "adapted": adapted,
+        "dtype": model.dtype,
+    }
     total.update(json.dumps(about, sort_keys=True).encode())
-    for sequences in found:
+    for x in rows.layout:
+        total.update(np.ascontiguousarray(x, np.int64).tobytes())
+    for sequences in pairs:
         for name, x in vars(sequences).items():
             total.update(f"{name} {None if x is None else (x.dtype.str, x.shape)}".encode())
             total.update(b"" if x is None else np.ascontiguousarray(x).tobytes())
@@ -114,14 +138,15 @@ def _default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_jax" / "reference"
 
 
-def _read(path: Path, n: int) -> dict[str, np.ndarray] | None:
-    """What was kept; None when it is not there, cut off, or not for so many pairs."""
+def _read(path: Path, room: dict[str, np.ndarray]) -> dict[str, np.ndarray] | None:
+    """What was kept; None when it is not there, cut off, or not for so many pairs as there is room for."""
     try:
         with np.load(path) as file:
             found = {name: file[name] for name in NAMES}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return found if all(x.shape == (n,) and np.isfinite(x).all() for x in found.values()) else None
+    fits = all(x.shape == room[name].shape and np.isfinite(x).all() for name, x in found.items())
+    return found if fits else None
 
 
 def _write(path: Path, found: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,8 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
 from rlhf_jax.parallel import startup
@@ -26,38 +27,46 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export, with the mean score of demonstrations beside the weights."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
+    lora = adapters.settings(config.lora)
     init = setup.resolve(config.model.init)
     tokenizer_from = setup.tokenizer_folder(init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
-    model = setup.describe_model(init, config.model, hints.SFT, tokens=len(tokenizer)).config
-    setup.describe(workdir, model, tokenizer, tokenizer_from, scalar=True)
-    T, _ = inputs.array_sizes(*split.train, *split.eval)
+    found = setup.describe_model(
+        init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
+    )
+    model, base = adapters.model_of(found, lora), setup.base_of(init)
+    setup.describe(workdir, model, tokenizer, tokenizer_from, scalar=True, adapter=lora, base=base)
     pad_id = tokenizer.pad_token_id
+    train, held, _ = rows_of(split, config.data, pad_id, config.seed)
     state = fit.offline(
         config,
         workdir,
         mesh,
         model,
         lambda shape, _: losses.reward_model(shape),
-        lambda: _params(config, mesh, init, model.vocab_size),
+        lambda: adapters.start(model, _params(config, mesh, init, model.vocab_size), lora, mesh, config.seed),
         scalar=True,
-        rows=len(split.train),
-        make_batch=lambda index_B, rows: inputs.pad_pairs(split.train, index_B, T, pad_id, rows),
-        tokens_of=split.train.chosen.lengths + split.train.rejected.lengths,
-        eval_rows=len(split.eval),
-        make_eval_batch=lambda index_B, rows: inputs.pad_pairs(split.eval, index_B, T, pad_id, rows),
-        inputs=inputs.digests(config.data.train, config.data.eval, init),
+        rows=train.count,
+        make_batch=train.make,
+        tokens_of=train.tokens,
+        eval_rows=held.count,
+        make_eval_batch=held.make,
+        inputs=inputs.digests(
+            config.data.train, config.data.eval, *setup.sources(init, config.model.adapter)
+        ),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
     mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean)
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
 
 
 def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int) -> Params:
-    checkpoint, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=tokens)
+    checkpoint, params = setup.load_model(
+        init, config.model, mesh, hints.SFT, tokens=tokens, adapter=config.model.adapter
+    )
     if checkpoint.is_scalar:
         return params
     return reward_from_language(checkpoint.config, params, jax.random.key(config.seed))

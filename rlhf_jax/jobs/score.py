@@ -55,7 +55,12 @@ def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, tokenizer: Any) ->
     B = config.batch_size
     check_batch(B, mesh)
     checkpoint, params = setup.load_model(
-        config.model.path, config.model, mesh, hints.REWARD_MODEL, tokens=len(tokenizer)
+        config.model.path,
+        config.model,
+        mesh,
+        hints.REWARD_MODEL,
+        tokens=len(tokenizer),
+        adapter=config.model.adapter,
     )
     if not checkpoint.is_scalar:
         raise UserError(

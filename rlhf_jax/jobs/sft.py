@@ -9,15 +9,16 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import pad
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import add_pad, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.microfarm import tokenizer as tokenizers
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.storage import is_remote
@@ -28,35 +29,46 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
+    lora = adapters.settings(config.lora)
+    _check(config)
     init = setup.resolve(config.model.init) if config.model.init else ""
     tokenizer_from = _tokenizer_folder(config, workdir, init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
-    model = _model(config, tokenizer, init)
-    setup.describe(workdir, model, tokenizer, tokenizer_from)
-    T, R = inputs.array_sizes(split.train, split.eval)
+    model = _model(config, tokenizer, init, lora)
+    setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=setup.base_of(init))
+    train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
     state = fit.offline(
         config,
         workdir,
         mesh,
         model,
         lambda shape, c: losses.sft(shape, R, c.logprob_chunk),
-        lambda: _params(config, mesh, model, init),
-        rows=len(split.train),
-        make_batch=lambda index_B, rows: pad(split.train, index_B, T, tokenizer.pad_token_id, rows),
-        tokens_of=split.train.lengths,
-        eval_rows=len(split.eval),
-        make_eval_batch=lambda index_B, rows: pad(split.eval, index_B, T, tokenizer.pad_token_id, rows),
-        inputs=inputs.digests(config.data.train, config.data.eval, init),
+        lambda: adapters.start(model, _params(config, mesh, model, init), lora, mesh, config.seed),
+        rows=train.count,
+        make_batch=train.make,
+        tokens_of=train.tokens,
+        eval_rows=held.count,
+        make_eval_batch=held.make,
+        inputs=inputs.digests(
+            config.data.train, config.data.eval, *setup.sources(init, config.model.adapter)
+        ),
         show=("loss", "eval/loss"),
     )
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from)
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=setup.base_of(init))
 
 
-def _model(config: ConfigDict, tokenizer: Any, init: str) -> ModelConfig:
+def _check(config: ConfigDict) -> None:
+    for field, value in (("model.adapter", config.model.adapter), ("lora.rank", config.lora.rank)):
+        if value and not config.model.init:
+            raise UserError(f"{field}: {value}, but there is no model to adapt; set model.init")
+
+
+def _model(config: ConfigDict, tokenizer: Any, init: str, lora: Lora) -> ModelConfig:
     m = config.model
     if init:
-        return setup.describe_model(init, m, hints.SFT, tokens=len(tokenizer)).config
+        found = setup.describe_model(init, m, hints.SFT, tokens=len(tokenizer), adapter=m.adapter)
+        return adapters.model_of(found, lora)
     return ModelConfig(
         vocab_size=len(tokenizer),
         width=m.width,
@@ -73,8 +85,9 @@ def _model(config: ConfigDict, tokenizer: Any, init: str) -> ModelConfig:
 
 
 def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig, init: str) -> Params:
+    m = config.model
     if init:
-        return setup.load_model(init, config.model, mesh, hints.SFT, tokens=model.vocab_size)[1]
+        return setup.load_model(init, m, mesh, hints.SFT, tokens=model.vocab_size, adapter=m.adapter)[1]
     return init_sharded(model, mesh, config.seed)
 
 

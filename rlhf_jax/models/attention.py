@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 from jax import nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import fused
 from rlhf_jax.models.causal import causal_attention
@@ -20,6 +20,7 @@ def attend(
     mask_BTS: Bool[Array, "B T S"] | None,
     softcap: float = 0.0,
     implementation: str = "xla",
+    segments_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """softmax(q k / sqrt(K)) v with grouped heads; scores and softmax in float32.
 
@@ -27,20 +28,22 @@ def attend(
       mask_BTS: True where the query may look. None means causal, S == T: enough for right-padded
         batches, whose pads come after every real token.
       softcap: scores become cap * tanh(score / cap); 0 is off.
-      implementation: one of config.IMPLEMENTATIONS, used where there is neither mask nor softcap.
+      implementation: one of config.IMPLEMENTATIONS, used where there is no mask, softcap or segment.
+      segments_BT: without a mask, a query looks at its own segment only (packed rows).
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    if mask_BTS is None and not softcap:
+    if mask_BTS is None and segments_BT is None and not softcap:
         platform, capability = fused.here()
         dtype = q_BTHK.dtype.name
         kind = fused.choose(implementation, T=T, K=K, dtype=dtype, platform=platform, capability=capability)
         if kind != "xla":
             return {"cudnn": fused.cudnn, "splash": fused.splash}[kind](q_BTHK, k_BSGK, v_BSGK)
     if mask_BTS is None and softcap:
-        mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+        mask_BTS = causal_mask(B, T, segments_BT)
     if mask_BTS is None:
-        return causal_attention(q_BTHK, k_BSGK, v_BSGK, block=max(_MIN_BLOCK, -(-T // _MAX_BLOCKS)))
+        block = max(_MIN_BLOCK, -(-T // _MAX_BLOCKS))
+        return causal_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT, block=block)
     q_BTGRK = (q_BTHK * (K**-0.5)).reshape(B, T, G, H // G, K)
     scores_BGRTS = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=jnp.float32)
     scores_BGRTS = cap(scores_BGRTS, softcap)
@@ -69,6 +72,12 @@ def attend_cached(
     scores_BGRS = jnp.where(mask_B1S[:, None], scores_BGRS, jnp.finfo(jnp.float32).min)
     weights_BGRS = nn.softmax(scores_BGRS, axis=-1).astype(v_BGSK.dtype)
     return jnp.einsum("bgrs,bgsk->bgrk", weights_BGRS, v_BGSK).reshape(B, 1, H, K)
+
+
+def causal_mask(B: int, T: int, segments_BT: Int[Array, "B T"] | None = None) -> Bool[Array, "B T T"]:
+    """Each token sees itself and those before it, of its own segment where there are segments."""
+    mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
+    return mask_BTT if segments_BT is None else mask_BTT & (segments_BT[:, :, None] == segments_BT[:, None])
 
 
 def cap(x: Float[Array, "*x"], softcap: float) -> Float[Array, "*x"]:

@@ -73,6 +73,7 @@ class ModelConfig:
       query_scale: scores are q k * query_scale; 0 is 1/sqrt(K).
       attention_softcap, logit_softcap: x becomes cap * tanh(x / cap) (Gemma 2); 0 is off.
       embed_scale: factor on token embeddings (Gemma: sqrt(D)).
+      adapter_scale: factor on what low-rank adapters add, where the parameters hold some (see `lora`).
     """
 
     vocab_size: int
@@ -115,6 +116,7 @@ class ModelConfig:
     attention_softcap: float = 0.0
     logit_softcap: float = 0.0
     embed_scale: float = 1.0
+    adapter_scale: float = 0.0
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:

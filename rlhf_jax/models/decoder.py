@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.attention import cap, within_window
+from rlhf_jax.models.attention import cap, causal_mask, within_window
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, Masks, Norm
 from rlhf_jax.models.sharding import constrain
@@ -40,6 +40,7 @@ class Decoder(nn.Module):
         tokens_BT: Int[Array, "B T"],
         positions_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"] | None,
+        segments_BT: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
         c = self.config
         # A table that is also the language head has that head's scale, so that first logits are of order 1.
@@ -65,7 +66,8 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="layers")
         local_L = jnp.asarray(c.local_layers) if c.mixed_layers else None
-        x_BTD, keys_values = blocks(x_BTD, positions_BT, _masks(c, mask_BTS, *tokens_BT.shape), local_L)
+        masks = _masks(c, mask_BTS, segments_BT, *tokens_BT.shape)
+        x_BTD, keys_values = blocks(x_BTD, positions_BT, masks, local_L)
         return Norm(c, name="norm")(x_BTD), keys_values
 
 
@@ -95,15 +97,21 @@ def check_length(config: ModelConfig, T: int) -> None:
         )
 
 
-def _masks(config: ModelConfig, mask_BTS: Bool[Array, "B T S"] | None, B: int, T: int) -> Masks:
-    if not any(config.local_layers):
-        return Masks(mask_BTS)
+def _masks(
+    config: ModelConfig,
+    mask_BTS: Bool[Array, "B T S"] | None,
+    segments_BT: Int[Array, "B T"] | None,
+    B: int,
+    T: int,
+) -> Masks:
+    if not any(config.local_layers) or config.window >= T:  # nothing is further away than the window
+        return Masks(mask_BTS, segments_BT=segments_BT)
+    if segments_BT is not None:
+        mask_BTS = causal_mask(B, T, segments_BT)
     local_BTS = within_window(mask_BTS, B, T, config.window)
-    if all(config.local_layers) or local_BTS is mask_BTS:  # nothing is further away than the window
+    if all(config.local_layers):
         return Masks(local_BTS)
-    if mask_BTS is None:
-        mask_BTS = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    return Masks(mask_BTS, local_BTS)
+    return Masks(causal_mask(B, T) if mask_BTS is None else mask_BTS, local_BTS)
 
 
 def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> Params:
@@ -133,9 +141,13 @@ def hidden_states(
     tokens_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"] | None = None,
     mask_BTS: Bool[Array, "B T S"] | None = None,
+    segments_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
-    """Final hidden states. Without positions and mask, rows are right-padded and attention is causal."""
-    return hidden_and_cache(config, params, tokens_BT, positions_BT, mask_BTS)[0]
+    """Final hidden states. Without positions and mask, rows are right-padded and attention is causal.
+
+    With segments, and positions that fit them, it is causal within each segment: rows are packed.
+    """
+    return hidden_and_cache(config, params, tokens_BT, positions_BT, mask_BTS, segments_BT)[0]
 
 
 def hidden_and_cache(
@@ -144,11 +156,12 @@ def hidden_and_cache(
     tokens_BT: Int[Array, "B T"],
     positions_BT: Int[Array, "B T"] | None = None,
     mask_BTS: Bool[Array, "B T S"] | None = None,
+    segments_BT: Int[Array, "B T"] | None = None,
 ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
     """As `hidden_states`, with every layer's keys and values, stacked [L, B, T, G, K]."""
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS)
+    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS, segments_BT)
 
 
 def trunk(params: Params) -> Params:

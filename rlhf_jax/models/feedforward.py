@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.linear import linear, swiglu
-from rlhf_jax.models.parameters import bias, kernel
+from rlhf_jax.models.parameters import adapted, bias, kernel
 from rlhf_jax.models.sharding import constrain
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -34,13 +34,14 @@ class FeedForward(nn.Module):
         gate_DF = kernel(self, "gate", (D, F), ("embed", "mlp"), D) if c.gated else None
         up_DF = kernel(self, "up", (D, F), ("embed", "mlp"), D)
         down_FD = kernel(self, "down", (F, D), ("mlp", "embed"), F)
+        up_BTF = adapted(self, "up", x_BTD, linear(x_BTD, up_DF))
         if c.gated:
-            hidden_BTF = gated(c, linear(x_BTD, gate_DF), linear(x_BTD, up_DF))
+            hidden_BTF = gated(c, adapted(self, "gate", x_BTD, linear(x_BTD, gate_DF)), up_BTF)
         else:
-            up_BTF = linear(x_BTD, up_DF)
             up_BTF = up_BTF + bias(self, "up_bias", F, "mlp") if c.mlp_bias else up_BTF
             hidden_BTF = _ACTIVATIONS[c.activation](up_BTF)
-        y_BTD = linear(constrain(hidden_BTF, "batch", "length", "mlp"), down_FD)
+        hidden_BTF = constrain(hidden_BTF, "batch", "length", "mlp")
+        y_BTD = adapted(self, "down", hidden_BTF, linear(hidden_BTF, down_FD))
         return y_BTD + bias(self, "down_bias", D, "embed") if c.mlp_bias else y_BTD
 
 

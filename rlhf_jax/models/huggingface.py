@@ -21,7 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from safetensors.numpy import save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import tensor_files
+from rlhf_jax.models import lora, tensor_files
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.config_json import Fields
 from rlhf_jax.models.decoder import Params
@@ -36,11 +36,15 @@ _GENERATION = "generation_config.json"
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What a folder says of its model: the shape, whether it has a score head, and what a reward model adds."""
+    """What a folder says of its model: the shape, whether it has a score head, and what a reward model adds.
+
+    adapter: settings of the low-rank adapter that has been laid over it, if any.
+    """
 
     config: ModelConfig
     is_scalar: bool
     reward_mean: float
+    adapter: lora.Lora | None = None
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
@@ -116,7 +120,7 @@ def save(
     tensors at a time. Where arrays are spread over processes all of them call this, and one writes.
 
     Args:
-      params: numpy arrays, or arrays on any mesh.
+      params: numpy arrays, or arrays on any mesh. An adapter is merged.
       token_ids: `pad_token_id`, `bos_token_id`, `eos_token_id` for config.json.
       tokenizer_from: folder whose tokenizer files and generation_config.json are copied unchanged.
       reward_mean: for reward models, the mean score of demonstrations; readers subtract it (rule M8).
@@ -273,8 +277,20 @@ def _write_weights(
 
 
 def _joined(config: ModelConfig, params: Params, place: Place, dtype: str) -> np.ndarray:
-    parts = tuple(_fetched(_at(params, leaf), place.index, dtype) for leaf in place.leaves)
+    parts = tuple(_plain(config, params, leaf, place.index, dtype) for leaf in place.leaves)
     return np.ascontiguousarray(place.layout.join(parts, config.head_dim))
+
+
+def _plain(
+    config: ModelConfig, params: Params, path: tuple[str, ...], index: tuple[int, ...], dtype: str
+) -> np.ndarray:
+    """Part of a parameter on the host, with what an adapter adds to it, in float32."""
+    beside = lora.factors(params, path)
+    if beside is None:
+        return _fetched(_at(params, path), index, dtype)
+    kernel, a, b = (_fetched(x, index, "float32") for x in (_at(params, path), *beside))
+    added = a.reshape(-1, a.shape[-1]) @ b.reshape(b.shape[0], -1) * np.float32(config.adapter_scale)
+    return (kernel + added.reshape(kernel.shape)).astype(jnp.dtype(dtype))
 
 
 def _fetched(x: jax.Array | np.ndarray, index: tuple[int, ...], dtype: str) -> np.ndarray:

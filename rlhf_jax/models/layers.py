@@ -13,7 +13,7 @@ from rlhf_jax.models.attention import attend, attend_cached
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.feedforward import Experts, FeedForward
 from rlhf_jax.models.linear import linear
-from rlhf_jax.models.parameters import bias, kernel
+from rlhf_jax.models.parameters import adapted, bias, kernel
 from rlhf_jax.models.rotary import frequencies, rope
 from rlhf_jax.models.sharding import constrain
 
@@ -27,10 +27,12 @@ class Masks(NamedTuple):
     Attributes:
       full_BTS: for layers that see everything, and for all layers where they are all alike.
       local_BTS: for windowed layers, where only some are windowed.
+      segments_BT: where causal, the documents of packed rows; each sees itself only.
     """
 
     full_BTS: Bool[Array, "B T S"] | None
     local_BTS: Bool[Array, "B T S"] | None = None
+    segments_BT: Int[Array, "B T"] | None = None
 
 
 class Norm(nn.Module):
@@ -72,6 +74,7 @@ class Attention(nn.Module):
         x_BTD: Float[Array, "B T D"],
         positions_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"] | None,
+        segments_BT: Int[Array, "B T"] | None,
         local: Bool[Array, ""] | bool,
         cache: KeyValue | None,
         column: Int[Array, ""] | None,
@@ -98,21 +101,22 @@ class Attention(nn.Module):
         q_BTHK = constrain(q_BTHK, "batch", "length", "heads", "head_dim")
         if cache is None:
             keys_values = (k_BTGK, v_BTGK)
-            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap, c.attention)
+            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap, c.attention, segments_BT)
         else:  # only the new column is written; the cache is carried, never copied
             keys_values = tuple(
                 jax.lax.dynamic_update_slice_in_dim(old_BGSK, new_B1GK.swapaxes(1, 2), column, axis=2)
                 for old_BGSK, new_B1GK in zip(cache, (k_BTGK, v_BTGK), strict=True)
             )
             y_BTHK = attend_cached(q_BTHK, *keys_values, mask_BTS, c.attention_softcap)
-        y_BTD = linear(y_BTHK.reshape(B, T, H * K), o_HKD.reshape(H * K, D))
+        y_BTN = y_BTHK.reshape(B, T, H * K)
+        y_BTD = adapted(self, "o", y_BTN, linear(y_BTN, o_HKD.reshape(H * K, D)))
         return y_BTD + bias(self, "o_bias", D, "embed") if c.out_bias else y_BTD, keys_values
 
     def _heads(
         self, x_BTD: Float[Array, "B T D"], name: str, kernel_DHK: Float[Array, "D H K"]
     ) -> Float[Array, "B T H K"]:
         D, H, K = kernel_DHK.shape
-        y_BTN = linear(x_BTD, kernel_DHK.reshape(D, H * K))
+        y_BTN = adapted(self, name, x_BTD, linear(x_BTD, kernel_DHK.reshape(D, H * K)))
         if self.config.qkv_bias:
             y_BTN = y_BTN + bias(self, f"{name}_bias", H * K, "heads" if name == "q" else "kv_heads")
         return y_BTN.reshape(*x_BTD.shape[:2], H, K)
@@ -144,7 +148,7 @@ class Block(nn.Module):
             local = any(c.local_layers)
         normed_BTD = Norm(c, name="attention_norm")(x_BTD)
         mixed_BTD, keys_values = Attention(c, name="attention")(
-            normed_BTD, positions_BT, mask_BTS, local, cache, column
+            normed_BTD, positions_BT, mask_BTS, masks.segments_BT, local, cache, column
         )
         if c.post_norms:
             mixed_BTD = Norm(c, name="attention_post_norm")(mixed_BTD)

@@ -45,6 +45,9 @@ CONV_QKV = Layout(
 )
 CONV_QKV_BIAS = Layout(lambda x, K: tuple(x.reshape(3, -1)), lambda parts, K: np.concatenate(parts))
 
+# Those whose tensor is [in, out].
+IN_FIRST = (SAME, CONV_OUT_OF_HEADS, CONV_QKV)
+
 # GPT-NeoX keeps [H 3 K, D]: each head's query, key and value.
 BY_HEAD_QKV = Layout(
     lambda x, K: tuple(x.reshape(-1, 3, K, x.shape[1]).transpose(1, 3, 0, 2)),

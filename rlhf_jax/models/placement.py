@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.lora import merged
 from rlhf_jax.parallel.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
 
 Shardings = dict[str, NamedSharding]
@@ -57,10 +58,10 @@ def rollout_copier(config: ModelConfig, mesh: Mesh, dtype: str) -> Callable[[dec
     """A compiled `params -> params` that casts and re-cuts a policy for decoding.
 
     Decoding reads every weight per token, so the copy is sharded over "tensor" only: gathering the rest once
-    per rollout replaces an all-gather per token.
+    per rollout replaces an all-gather per token. An adapter is merged for the same reason.
     """
     return jax.jit(
-        lambda params: jax.tree.map(lambda x: x.astype(dtype), params),
+        lambda params: jax.tree.map(lambda x: x.astype(dtype), merged(config, params)),
         out_shardings=param_shardings(config, mesh, rules=ROLLOUT_RULES),
     )
 

@@ -35,7 +35,7 @@ class Tensors(NamedTuple):
 def open_folder(folder: Path) -> Tensors:
     """The weights of a folder; UserError when there are none, or they cannot be read."""
     if (folder / SAFETENSORS).is_file() or (folder / f"{SAFETENSORS}.index.json").is_file():
-        return _open_safetensors(_files(folder, SAFETENSORS))
+        return open_safetensors(_files(folder, SAFETENSORS))
     if (folder / TORCH).is_file() or (folder / f"{TORCH}.index.json").is_file():
         return _open_torch(_files(folder, TORCH))
     raise UserError(
@@ -54,7 +54,8 @@ def _files(folder: Path, name: str) -> list[Path]:
     return files
 
 
-def _open_safetensors(files: list[Path]) -> Tensors:
+def open_safetensors(files: list[Path]) -> Tensors:
+    """The tensors of some files; UserError when one cannot be read."""
     shapes, where = {}, {}
     for path in files:
         try:

@@ -69,6 +69,16 @@ def planned(params: PyTree, optimizer: optax.GradientTransformation) -> TrainSta
     return TrainState(step, params, _planned_opt_state(params, optimizer), key=None, extra=None)
 
 
+def joined(frozen: PyTree, params: PyTree) -> PyTree:
+    """The whole of a model that is trained in part: nested dicts laid over each other, those of params on top.
+
+    Without anything frozen, params as they are.
+    """
+    if not (isinstance(frozen, dict) and isinstance(params, dict)) or not frozen:
+        return params
+    return frozen | {name: joined(frozen.get(name, {}), x) for name, x in params.items()}
+
+
 def shardings(state: PyTree) -> PyTree:
     """The sharding of every array of a tree."""
     return jax.tree.map(lambda x: x.sharding, state)

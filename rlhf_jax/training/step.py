@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean, value
 from rlhf_jax.training.optimizer import learning_rates
-from rlhf_jax.training.state import TrainState, shardings
+from rlhf_jax.training.state import TrainState, joined, shardings
 from rlhf_jax.training.vetoing import VetoingOptimizer, vetoing
 
 Metrics = dict[str, Float[Array, ""]]
@@ -26,24 +26,27 @@ class TrainStep:
     """A compiled train step: `state, metrics = step(state, batch)`. It donates params and opt_state.
 
     Compiled ahead (`use`), or at the first call, when the shardings of the state are known: the new state must
-    have the very same ones, or the second call would compile again. `key` and `extra` are passed by and not donated.
+    have the very same ones, or the second call would compile again. `key` and `extra` are passed by and not donated;
+    nor is `frozen`, a nested dict of what the loss reads and nobody trains.
     """
 
-    def __init__(self, function: Callable[[TrainState, PyTree], tuple[TrainState, Metrics]]) -> None:
+    def __init__(self, function: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]) -> None:
         self._function = function
         self._jitted: Any = None
         self._ahead: jax.stages.Compiled | None = None
 
-    def __call__(self, state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
+    def __call__(
+        self, state: TrainState, batch: PyTree, frozen: PyTree | None = None
+    ) -> tuple[TrainState, Metrics]:
         moving = _without_bystanders(state)
         program = self._compiled_for(moving) if self._ahead is None else self._ahead
-        new, metrics = program(moving, batch)
+        new, metrics = program(moving, batch, {} if frozen is None else frozen)
         return new.replace(key=state.key, extra=state.extra), metrics
 
-    def trace(self, state: TrainState, batch: PyTree) -> jax.stages.Traced:
-        """For its jaxpr, and for `.lower().compile()`. Shapes with shardings will do for state and batch."""
+    def trace(self, state: TrainState, batch: PyTree, frozen: PyTree | None = None) -> jax.stages.Traced:
+        """For its jaxpr, and for `.lower().compile()`. Shapes with shardings will do for all arguments."""
         moving = _without_bystanders(state)
-        return self._compiled_for(moving).trace(moving, batch)
+        return self._compiled_for(moving).trace(moving, batch, {} if frozen is None else frozen)
 
     def use(self, compiled: jax.stages.Compiled) -> None:
         """From here on a call runs this program, which was compiled from `trace`; no call compiles."""
@@ -69,6 +72,9 @@ def make_train_step(
         the mesh changes it. Weights must not depend on params.
     batch: tree of arrays [B, ...]; zero-dimensional leaves go whole to every micro-batch.
     microbatches: the batch is worked through in this many parts, to save memory; see `check_microbatches`.
+
+    Called as step(state, batch, frozen), the loss gets the state's params laid over `frozen`; neither gradients nor
+    optimizer state exist for what is frozen.
 
     The step returns every Mean as one number, and grad_norm (before clipping), param_norm (after the step),
     learning_rate and nonfinite. When the loss or the gradient is not finite, nonfinite is 1 and params,
@@ -97,10 +103,15 @@ def _without_bystanders(state: TrainState) -> TrainState:
 
 
 def _train_step(
-    loss_fn: LossFn, optimizer: VetoingOptimizer, microbatches: int, state: TrainState, batch: PyTree
+    loss_fn: LossFn,
+    optimizer: VetoingOptimizer,
+    microbatches: int,
+    state: TrainState,
+    batch: PyTree,
+    frozen: PyTree,
 ) -> tuple[TrainState, Metrics]:
     grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
-    grads, means = grad_fn(loss_fn, state.params, batch)
+    grads, means = grad_fn(lambda params, part: loss_fn(joined(frozen, params), part), state.params, batch)
     metrics = {name: value(mean) for name, mean in means.items()}
     # Infinite and NaN entries survive a sum of squares, so the norm tells whether all gradients are finite.
     # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.

@@ -29,7 +29,7 @@ def test_every_row_comes_once_per_epoch(n, batch_size):
 
 def test_rows_depend_on_seed_and_step_alone():
     forward = [row_indices(step, 6, 50, seed=1) for step in range(40)]
-    batches._permutation.cache_clear()
+    batches.permutation.cache_clear()
     for step in reversed(range(40)):
         np.testing.assert_array_equal(row_indices(step, 6, 50, seed=1), forward[step])
     other_seed = [row_indices(step, 6, 50, seed=2) for step in range(40)]

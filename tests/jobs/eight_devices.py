@@ -1,16 +1,25 @@
 """Run by test_devices.py on 8 devices: every trainer's loss and gradient, and a rollout, on several meshes."""
 
+import dataclasses
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 
+from rlhf_jax.data.packing import pack, pad_packs
+from rlhf_jax.data.tokenization import Pairs, Sequences
+from rlhf_jax.jobs import losses
+from rlhf_jax.models import lora
 from rlhf_jax.models.placement import place
 from rlhf_jax.parallel.arrays import gather, to_global
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.rollout.experience import Models, Settings, make_experience
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.training.state import joined
 
 MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
 TEMPERATURE = 0.7  # that of the PPO case
@@ -32,7 +41,45 @@ def outcomes(mesh):
         found[name] = gather(loss(on(mesh, case.params), to_global(case.batch, mesh)))
         if name == "ppo":
             found |= rollout(mesh, case, loss)
-    return found
+    return found | {"lora": adapted(mesh), "packed": packed(mesh)}
+
+
+def adapted(mesh):
+    """SFT's loss with an adapter, which lies as its kernels do, and its gradient."""
+    case, settings = CASES["sft"], lora.Lora(4, 8.0, ("all",))
+    config = dataclasses.replace(CONFIG, adapter_scale=settings.scale)
+    base = place(config, case.params, mesh)
+    adapter = lora.init_sharded(config, settings, mesh, 3)
+    kernels, leaves = base["layers"]["mlp"], adapter["layers"]["mlp"]
+    for name in ("gate", "up", "down"):
+        _, inputs, outputs = kernels[name].sharding.spec
+        assert leaves[f"{name}_lora_a"].sharding.spec == jax.P(None, inputs, None)
+        assert leaves[f"{name}_lora_b"].sharding.spec == jax.P(None, None, outputs)
+    # Away from 0 by numbers that do not depend on the mesh.
+    adapter = jax.tree.map(
+        lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), adapter
+    )
+    loss_fn = losses.sft(config, R, 16)
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, lambda x, batch: loss_fn(joined(base, x), batch)))
+    return gather(loss(adapter, to_global(case.batch, mesh)))
+
+
+def packed(mesh):
+    """The reward model's loss on packed pairs, and its gradient."""
+    rng, n = np.random.default_rng(4), 64
+    lengths = rng.integers(2, 16, (2, n))
+    sides = [
+        Sequences(
+            rng.integers(0, CONFIG.vocab_size, x.sum()).astype(np.int32),
+            np.concatenate([[0], np.cumsum(x)]).astype(np.int64),
+            np.ones(n, np.int32),
+        )
+        for x in lengths
+    ]
+    packs = pack(Pairs(*sides), 40, seed=0)
+    batch = pad_packs(packs, np.arange(16), packs.most_targets, packs.most_documents, 0)
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, losses.reward_model(CONFIG)))
+    return gather(loss(on(mesh, CASES["reward_model"].params), to_global(batch, mesh)))
 
 
 def rollout(mesh, case, loss):

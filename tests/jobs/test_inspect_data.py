@@ -39,6 +39,10 @@ def test_instructions(farm, report, tmp_path):
     assert f"response cut (row kept) {counts['response cut (row kept)']}" in printed
     shown = re.findall(r"\[\[(.*?)<eos>\]\]", printed, re.DOTALL)
     assert len(shown) == 3 and set(shown) <= {row["output"] for row in rows}
+    packed = re.search(r"packing: (\d+) rows of 40 tokens, ([\d.]+)% filled, up to (\d) documents", printed)
+    kept, _ = encode_sft(rows, tokenizer, "brief", 40)
+    assert float(packed[2]) == pytest.approx(100 * kept.lengths.sum() / (int(packed[1]) * 40), abs=0.06)
+    assert -(-kept.lengths.sum() // 40) <= int(packed[1]) <= len(kept) <= int(packed[1]) * int(packed[3])
     assert (tmp_path / "run/inspection.txt").read_text() == printed
     assert [f"\n{name} tokens: mean" in printed for name in ("prompt", "response", "total")] == [True] * 3
 

@@ -90,15 +90,16 @@ def compiled(case: Case, R: int = R) -> Callable[[PyTree, Any], tuple[dict, PyTr
     return jax.jit(partial(loss_and_gradient, case.make(R)))
 
 
-def assert_same(found: PyTree, wanted: PyTree, *, rtol: float = 1e-5) -> None:
+def assert_same(found: PyTree, wanted: PyTree, *, rtol: float = 1e-5, atol: float = 1e-8) -> None:
     """Equal but for rounding: entries may differ by rtol of themselves, or of the largest entry near it.
 
-    A gradient entry is a sum of terms that cancel; its rounding error is that of the terms, not of the sum.
+    A gradient entry is a sum of terms that cancel; its rounding error is that of the terms, not of the sum. Where
+    all entries near it cancel to 0, atol is what rounding may leave.
     """
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
         a, b = np.asarray(a), np.asarray(b)
         assert np.isfinite(a).all(), path
-        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * np.abs(a).max() + 1e-8, err_msg=str(path))
+        np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * np.abs(a).max() + atol, err_msg=str(path))
 
 
 def _sequences(rng: np.random.Generator) -> dict[str, np.ndarray]:

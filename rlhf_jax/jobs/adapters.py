@@ -1,0 +1,111 @@
+"""What a trainer trains of a model: all of it, or, with `lora.rank`, an adapter beside the frozen rest."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import lora
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.huggingface import Checkpoint
+from rlhf_jax.models.lora import Lora
+from rlhf_jax.models.placement import planned as planned_params
+from rlhf_jax.training.state import joined
+
+
+class Start(NamedTuple):
+    """A model before its training: arrays, or shapes with shardings.
+
+    Attributes:
+      frozen: what stays; empty without LoRA.
+      trained: what is trained: an adapter and, of a scalar model, its score head; without LoRA everything.
+    """
+
+    frozen: Params
+    trained: Params
+
+    @property
+    def whole(self) -> Params:
+        """The model as it is now, which is also what a reference model is: a fresh adapter in it adds exactly 0.
+
+        It holds the frozen arrays themselves, not copies of them.
+        """
+        return joined(self.frozen, self.trained)
+
+
+def settings(group: ConfigDict) -> Lora:
+    """A page's group `lora`; UserError for values that cannot be."""
+    found = Lora(**group.to_dict())
+    targets = tuple(name.strip() for name in found.targets.split(",")) if found.targets else ()
+    if found.rank < 0:
+        raise UserError(
+            f"lora.rank: {found.rank}; use a small number such as 16, or 0 to train all parameters"
+        )
+    if not found.alpha > 0:
+        raise UserError(f"lora.alpha: {found.alpha}; use a positive number, such as twice the rank")
+    for name in targets or ("",):
+        if name not in lora.TARGETS and targets != (lora.ALL,):
+            raise UserError(f"lora.targets: {name!r}; use all, or some of {','.join(lora.TARGETS)}")
+    return found._replace(targets=targets)
+
+
+def model_of(checkpoint: Checkpoint, found: Lora) -> ModelConfig:
+    """The shape of the model that is trained; UserError when it has an adapter of other settings already."""
+    if not found.rank:
+        return checkpoint.config
+    if checkpoint.adapter is not None:
+        _check_same(found, checkpoint.adapter, checkpoint.config)
+    return dataclasses.replace(checkpoint.config, adapter_scale=found.scale)
+
+
+def planned(config: ModelConfig, found: Lora, mesh: Mesh, *, scalar: bool = False) -> Start:
+    """What `start` will make, as shapes with shardings."""
+    base = planned_params(config, mesh, scalar=scalar)
+    return _divided(base, lora.planned(config, found, mesh)) if found.rank else Start({}, base)
+
+
+def start(config: ModelConfig, params: Params, found: Lora, mesh: Mesh, seed: int) -> Start:
+    """Divides a model, with or without an adapter already, into what is frozen and what is trained.
+
+    config: of `model_of`.
+    """
+    base, adapter = lora.split(params)
+    if not found.rank:
+        return Start({}, plain(config, params))
+    return _divided(base, adapter or lora.init_sharded(config, found, mesh, seed))
+
+
+def plain(config: ModelConfig, params: Params) -> Params:
+    """A model on a mesh, its adapter merged if it has one."""
+    base, adapter = lora.split(params)
+    if not adapter:
+        return params
+    where = jax.tree.map(lambda x: x.sharding, base)
+    return jax.jit(lambda params: lora.merged(config, params), out_shardings=where)(params)
+
+
+def _divided(base: Params, adapter: Params) -> Start:
+    trained = dict(adapter)
+    if "score" in base:  # a head of one number per feature: trained whole, as PEFT does
+        trained["score"] = base["score"]
+    return Start({name: x for name, x in base.items() if name != "score"}, trained)
+
+
+def _check_same(wanted: Lora, there: Lora, config: ModelConfig) -> None:
+    targets = tuple(kernel for site in lora.chosen(config, wanted.targets) for kernel in site.kernels)
+    for field, asked, found in (
+        ("rank", wanted.rank, there.rank),
+        ("alpha", wanted.alpha, there.alpha),
+        ("targets", ",".join(targets), ",".join(there.targets)),
+    ):
+        if asked != found:
+            raise UserError(
+                f"lora.{field}: {asked}, but model.adapter has {found}; use its values to train it further, or "
+                "lora.rank=0 to train the merged model"
+            )

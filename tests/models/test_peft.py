@@ -1,0 +1,154 @@
+"""PEFT's format: the way out and back, what is refused, and PEFT itself where it is installed."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+import running
+import tiny_families
+from safetensors.numpy import load_file, save_file
+from test_lora import grown, model
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import huggingface, lora, peft
+from rlhf_jax.models.lora import Lora
+from rlhf_jax.training.state import joined
+
+TARGETS = {
+    "llama": ("q", "v", "o", "gate", "down"),
+    "gpt2": ("q", "k", "v", "o", "up"),
+    "gpt_neox": ("q", "k", "v", "down"),
+    "opt": ("all",),
+    "gptj": ("k", "o", "up"),
+    "gemma3_text": ("all",),
+    "mixtral": ("all",),
+    "qwen3": ("q", "up"),
+}
+
+
+def written(folder, name, tmp_path, targets=None, scalar=False):
+    """(config, adapted model) whose adapter is written to `folder`."""
+    config, base = model(name, tmp_path, scalar)
+    settings = Lora(3, 6.0, targets or TARGETS[name])
+    params = joined(base, grown(config, settings))
+    peft.save(folder, config, params, base=str(tmp_path / name))
+    return config, params
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_out_and_back_and_out_is_bit_equal(name, tmp_path):
+    config, params = written(tmp_path / "one", name, tmp_path)
+    found = peft.load(tmp_path / "one", config)
+    tiny_families.assert_same_tree(found.adapter, lora.split(params)[1])
+    assert found.lora == Lora(3, 6.0, tuple(k for s in lora.chosen(config, TARGETS[name]) for k in s.kernels))
+    base, _ = lora.split(params)
+    peft.save(tmp_path / "two", config, joined(base, found.adapter), base=str(tmp_path / name))
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_merged_weights_are_those_of_the_files(name, tmp_path):
+    """W + alpha / r * B A on the tensors themselves, in float64; fused and transposed ones included."""
+    config, params = written(tmp_path / "adapter", name, tmp_path)
+    merged = lora.merged(config, params)
+    ids = tiny_families.IDS
+    huggingface.save(tmp_path / "out", config, merged, token_ids=ids, tokenizer_from=tmp_path / name)
+    old, new = (load_file(tmp_path / x / "model.safetensors") for x in (name, "out"))
+    tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    modules = {name.rsplit(".lora_", 1)[0] for name in tensors}
+    for weight, before in old.items():
+        module = f"base_model.model.{weight.removesuffix('.weight')}"
+        wanted = before.astype(np.float64)
+        if module in modules:
+            A, B = (tensors[f"{module}.lora_{x}.weight"].astype(np.float64) for x in "AB")
+            wanted = wanted + 2.0 * ((B @ A).T if name == "gpt2" else B @ A)
+        np.testing.assert_allclose(new[weight], wanted, rtol=1e-5, atol=1e-5, err_msg=weight)
+    assert len(modules) * 2 == len(tensors) == 6 * len({m.rsplit(".", 1)[-1] for m in modules})
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_peft_itself_reads_ours_and_computes_the_same(name, tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed")
+    torch, theirs = pytest.importorskip("torch"), pytest.importorskip("theirs")
+    from peft import PeftModel
+
+    config, params = written(tmp_path / "adapter", name, tmp_path)
+    adapted = PeftModel.from_pretrained(theirs.load(tmp_path / name), tmp_path / "adapter").eval()
+    tokens, lengths = tiny_families.left_padded()
+    ours = running.logits(config, params, tokens, lengths)
+    real = np.arange(tokens.shape[1]) >= (tokens.shape[1] - lengths)[:, None]
+    np.testing.assert_allclose(ours[real], theirs.logits(adapted, tokens, lengths)[real], atol=2e-4, rtol=0)
+    adapted.save_pretrained(tmp_path / "theirs")  # what PEFT writes is read, to the same bits
+    found = peft.load(tmp_path / "theirs", config)
+    tiny_families.assert_same_tree(found.adapter, lora.split(params)[1])
+    assert found.lora.rank == 3 and found.lora.alpha == 6.0
+    with torch.no_grad():
+        assert all(torch.isfinite(x).all() for x in adapted.parameters())
+
+
+def test_peft_itself_reads_a_reward_models_head(tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed")
+    theirs = pytest.importorskip("theirs")
+    from peft import PeftModel
+
+    config, params = written(tmp_path / "adapter", "llama", tmp_path, scalar=True)
+    head = np.random.default_rng(3).normal(size=config.width).astype(np.float32)
+    params = params | {"score": head}
+    peft.save(tmp_path / "adapter", config, params, base=str(tmp_path / "llama"))
+    adapted = PeftModel.from_pretrained(
+        theirs.load(tmp_path / "llama", scalar=True), tmp_path / "adapter"
+    ).eval()
+    tokens, lengths = tiny_families.right_padded()
+    ours = running.scores(config, params, tokens, lengths)
+    np.testing.assert_allclose(ours, theirs.scores(adapted, tokens, lengths), atol=2e-4, rtol=0)
+    np.testing.assert_array_equal(peft.load(tmp_path / "adapter", config).score, head)
+
+
+def test_names_that_several_layers_end_in_are_written_out(tmp_path):
+    written(tmp_path / "a", "gpt2", tmp_path)
+    modules = json.loads((tmp_path / "a/adapter_config.json").read_text())["target_modules"]
+    assert modules == ["attn.c_proj", "c_attn", "c_fc"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_dora": True}, "use_dora is True; only False is supported"),
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is"),
+        ({"r": 4}, "other shapes: base_model.model.model.layers.0.mlp.down_proj.lora_A.weight is"),
+    ],
+)
+def test_settings_that_are_refused(change, said, tmp_path):
+    config, _ = written(tmp_path / "a", "llama", tmp_path)
+    path = tmp_path / "a/adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=said):
+        peft.load(tmp_path / "a", config)
+
+
+def test_tensors_that_are_refused(tmp_path):
+    config, _ = written(tmp_path / "a", "llama", tmp_path)
+    path = tmp_path / "a/adapter_model.safetensors"
+    tensors = load_file(path)
+    lost = tensors.pop("base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight")
+    save_file(tensors | {"base_model.model.lm_head.lora_A.weight": lost}, path)
+    with pytest.raises(
+        UserError, match=r"missing tensors: .*layers.1.self_attn.q_proj.lora_B.*unknown .*lm_head"
+    ):
+        peft.load(tmp_path / "a", config)
+    with pytest.raises(UserError, match=r"other shapes"):
+        peft.load(written_other(tmp_path), config)
+    with pytest.raises(UserError, match=r"no adapter_config\.json"):
+        peft.load(tmp_path / "llama", config)
+
+
+def written_other(tmp_path):
+    config, base = model("llama", tmp_path / "x")
+    wide = dataclasses.replace(config, ff=48)
+    adapter = jax.tree.map(np.asarray, grown(wide, Lora(3, 6.0, ("down",))))
+    peft.save(tmp_path / "wide", wide, joined(base, adapter), base="x")
+    return tmp_path / "wide"
