@@ -10,14 +10,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
@@ -171,8 +170,8 @@ def merged(config: ModelConfig, params: decoder.Params) -> decoder.Params:
     return base
 
 
-def factors(params: decoder.Params, path: tuple[str, ...]) -> tuple[Array, Array] | None:
-    """(a, b) of all layers beside the parameter at `path`; None where it has no adapter."""
+def factors(params: decoder.Params, path: tuple[str, ...]) -> tuple[Any, Any] | None:
+    """(a, b) of all layers, NumPy or jax arrays, beside the parameter at `path`; None where it has no adapter."""
     if len(path) != 3 or path[0] != "layers":
         return None
     leaves, kernel = params["layers"][path[1]], path[2]
