@@ -12,8 +12,10 @@ from safetensors.numpy import load_file
 
 from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, ppo, score
+from rlhf_jax.jobs import adapters, fit, fits, plan, ppo, score, setup
 from rlhf_jax.models import huggingface, lora, peft
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.ahead import bytes_per_device
 from rlhf_jax.training.state import joined
 
 LORA = {"lora.rank": 3, "lora.alpha": 6.0, "lora.targets": "all"}
@@ -200,3 +202,48 @@ def test_settings_that_cannot_be(changes, said, farm, tmp_path):
 def test_merged_model_of_a_joined_tree_is_the_plain_tree(farm):
     found, base = huggingface.load(farm / "sft/export")
     assert lora.merged(found.config, joined(base, {})).keys() == base.keys()
+
+
+def test_a_checkpoint_of_an_adapter_is_taken_with_the_model_that_it_lies_over(farm, tmp_path):
+    """DPO of an adapter from an adapter's checkpoint: merged, or trained further; and a reward model's, for PPO."""
+    run("dpo", config("dpo", farm), tmp_path / "first")
+    page = {"model.init": str(tmp_path / "first")}
+    run("dpo", config("dpo", farm, **page, reference_cache=str(tmp_path / "cache")), tmp_path / "further")
+    run("dpo", config("dpo", farm, **page, **{"lora.rank": 0}), tmp_path / "merged")
+    export = {"model.init": str(tmp_path / "first/export"), "lora.rank": 0}
+    run("dpo", config("dpo", farm, **export), tmp_path / "export")
+    further, merged, exported = (tiny_farm.rows(tmp_path / x)[0] for x in ("further", "merged", "export"))
+    for row in (further, merged):
+        assert row["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert row["logps/chosen"] == pytest.approx(exported["logps/chosen"], rel=1e-5)
+    assert (
+        abs(further["logps/chosen"] - tiny_farm.rows(tmp_path / "first")[0]["logps/chosen"]) > 1e-4
+    )  # not the bare base
+    raw = json.loads((tmp_path / "further/adapter/adapter_config.json").read_text())
+    assert raw["base_model_name_or_path"] == str(farm / "sft/export")
+    with pytest.raises(UserError, match=r"is the checkpoint of an adapter itself"):
+        run("dpo", config("dpo", farm, **page, **{"model.adapter": "any"}), tmp_path / "both")
+    run("reward_model", config("reward_model", farm, center_on=""), tmp_path / "reward")
+    scores = []
+    for name in ("reward", "reward/export"):
+        folder = setup.resolve(str(tmp_path / name))
+        found, params = setup.load_model(folder, config("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0)
+        assert found.is_scalar and ("head" not in params)
+        scores.append(adapters.plain(found.config, params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *scores)
+
+
+def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
+    """Of the plan, which is all that is known before weights are read."""
+    found, _ = huggingface.load(farm / "sft/export")
+    mesh = make_mesh(1, 1, 1)
+    whole, adapted = (
+        plan.ppo(found.config, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
+    )
+    assert not jax.tree.leaves(whole.frozen)
+    trained = bytes_per_device(adapted.state.params)
+    assert bytes_per_device(adapted.state.opt_state) == pytest.approx(2 * trained, abs=64)
+    assert bytes_per_device((adapted.state.params, adapted.frozen)) > bytes_per_device(whole.state.params)
+    assert bytes_per_device(adapted.frozen) < bytes_per_device(whole.state.params)
+    assert adapted.beside == trained < whole.beside == bytes_per_device(whole.state.params)
+    assert fits.needed(adapted) < fits.needed(whole)
