@@ -1,7 +1,7 @@
 """Causal attention by the accelerators' own kernels: cuDNN's on NVIDIA, splash attention (Pallas) on TPU.
 
 Both never hold the square of scores. They take right-padded rows without any mask, as training does; whatever has a
-mask or a soft cap is computed by `attention`.
+mask, a soft cap or segments (packed rows) is computed by `attention`.
 """
 
 from __future__ import annotations

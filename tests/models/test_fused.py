@@ -119,7 +119,8 @@ def test_what_cudnn_is_asked_for(monkeypatch):
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((72, 72), bool)), (2, 72, 72))
     attend(*qkv, mask_BTT, 0.0, "auto")
     attend(*qkv, None, 30.0, "auto")
-    assert not asked  # masks and soft caps are XLA's
+    attend(*qkv, None, 0.0, "auto", jnp.ones((2, 72), jnp.int32))
+    assert not asked  # masks, soft caps and packed rows are XLA's
 
 
 def test_the_kernel_is_part_of_a_training_step_on_a_gpu_of_another_machine(monkeypatch):
