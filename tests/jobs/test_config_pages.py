@@ -81,6 +81,8 @@ def test_trainers_read_every_field(job, changes, farm, tmp_path):
     if job == "sft":  # read when there is no tokenizer yet
         untokenized = tiny_farm.settings("sft", farm, **{"model.tokenizer": "", "model.vocab_size": 300})
         read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path))
+        # read when a model brings its own tokenizer
+        read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path), str(farm / "sft/export"))
     assert_all_read(job, read)
 
 
