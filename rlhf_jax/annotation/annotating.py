@@ -28,5 +28,7 @@ def annotate(
     if options.dry_run:
         return Annotations([], totals)
     settings = {"pool": pool.name, "seed": seed, **settings}
-    rows = [row | settings for row in label(replies)]
+    rows = label(replies)
+    for row in rows:
+        row.update(settings)
     return Annotations(rows, settings | summary(rows) | totals)

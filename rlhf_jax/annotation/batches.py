@@ -9,50 +9,17 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rlhf_jax.annotation.answers import API_ERROR, EXPIRED, Answer, Failure
 from rlhf_jax.annotation.batch_clients import BatchService, Cancelled, Expired, State
-from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.clients import Endpoint
-from rlhf_jax.annotation.costs import Budget, most_usd
-from rlhf_jax.annotation.counters import Counters, Outcome
+from rlhf_jax.annotation.costs import most_usd
 from rlhf_jax.annotation.judges import Job
 from rlhf_jax.annotation.ledger import Entry, Ledger
-from rlhf_jax.annotation.retries import Fault, Rejected, Retryable, RetryPolicy
+from rlhf_jax.annotation.retries import Fault, Rejected, Retryable
+from rlhf_jax.annotation.shards import Shared, next_shard
 from rlhf_jax.errors import UserError
-
-
-@dataclass(frozen=True)
-class BatchPolicy:
-    """most_requests, most_bytes: of a shard; 0 is the provider's limit. rounds: how often a request is sent.
-
-    first_poll_s, longest_poll_s: between two looks at a batch; the wait grows while nothing happens.
-    settle_s: how long a batch that may have been sent when a run was killed is looked for.
-    """
-
-    most_requests: int = 0
-    most_bytes: int = 0
-    rounds: int = 3
-    first_poll_s: float = 5.0
-    longest_poll_s: float = 60.0
-    settle_s: float = 60.0
-
-
-@dataclass
-class Shared:
-    """What all tracks of a run have in common.
-
-    `finish(job, outcome)` hears of every job that is done, `waiting()` is called after every look at the batches.
-    """
-
-    cache: AnswerCache
-    budget: Budget
-    counters: Counters
-    retry: RetryPolicy
-    policy: BatchPolicy
-    finish: Callable[[Job, Outcome], None]
-    waiting: Callable[[], None]
 
 
 class Track:
@@ -61,7 +28,7 @@ class Track:
     def __init__(self, service: BatchService, endpoint: Endpoint, jobs: list[Job], shared: Shared) -> None:
         self._service, self._endpoint, self._shared = service, endpoint, shared
         self._jobs = {job.key: job for job in jobs}
-        self._queue: deque[Job] = deque()
+        self._queue: deque[Job] = deque(jobs)
         self._open: dict[str, tuple[Entry, float]] = {}  # By name, with what is held of the budget for it.
         self._progress: dict[str, int] = {}
         self._sent: Counter = Counter()
@@ -85,12 +52,13 @@ class Track:
                 await asyncio.sleep(wait_s)
 
     async def _adopt(self) -> None:
-        """Batches an earlier run sent are waited for; the rest of the jobs is queued."""
+        """Batches that an earlier run or another process sent are waited for, instead of sending their requests."""
         taken: set[str] = set()
+        queued = {job.key for job in self._queue}
         for entry in self._ledger.unfinished():
-            if (entry.provider, entry.origin, entry.model) != self._where:
+            if (entry.provider, entry.origin, entry.model) != self._where or entry.name in self._open:
                 continue
-            if taken.issuperset(ours := entry.keys_set & self._jobs.keys()):
+            if taken.issuperset(ours := entry.keys_set & queued):
                 continue
             if entry.batch_id is None:
                 found = await self._find(entry)
@@ -99,15 +67,17 @@ class Track:
                     continue
                 entry = self._ledger.sent(entry, found)
             taken |= ours
-            held = sum(self._most_usd(self._jobs[key], self._body_bytes(key)) for key in ours)
+            held = sum(most_usd(self._jobs[key].judge, self._body_bytes(key), in_batch=True) for key in ours)
             self._shared.budget.hold_sent(held)
             self._open[entry.name] = entry, held
-            self._shared.counters.unsettled += len(ours)
-        self._queue.extend(job for key, job in self._jobs.items() if key not in taken)
+            self._shared.counters.unsettled += len(entry.keys_set & self._jobs.keys())
+        self._queue = deque(job for job in self._queue if job.key not in taken)
 
     async def _find(self, entry: Entry) -> str | None:
         """The id of a batch whose sending was interrupted; a new one takes a moment to be listed."""
         while True:
+            if noted := self._ledger.id_of(entry.name):  # By the process that was sending it.
+                return noted
             known = {other.batch_id for other in self._ledger.unfinished() if other.batch_id}
             found = await self._patiently(lambda known=known: self._service.find(entry, known))
             if found or time.time() > entry.at + self._shared.policy.settle_s:
@@ -117,46 +87,23 @@ class Track:
     async def _send_what_fits(self) -> bool:
         moved = False
         while self._queue and time.monotonic() >= self._full_until:
-            shard, lines, usd = self._shard()
+            shard, lines, usd = next_shard(self._queue, self._service, self._shared)
             if not shard:
-                if not self._shared.budget.held:
+                if self._queue and not self._shared.budget.held:
                     raise self._shared.budget.used_up()
                 break
+            entry = self._ledger.intend(*self._where, (job.key for job in shard))
+            if entry is None:
+                self._queue.extendleft(reversed(shard))
+                await self._adopt()
+                continue
             await self._shared.budget.hold(usd)
             self._shared.counters.unsettled += len(shard)
-            entry = self._ledger.intend(*self._where, (job.key for job in shard))
             entry = self._ledger.sent(entry, await self._send(entry, lines))
             self._sent.update(entry.keys)
             self._open[entry.name] = entry, usd
             moved = True
         return moved
-
-    def _shard(self) -> tuple[list[Job], list[str], float]:
-        """As many queued jobs as one batch and the budget take, their lines, and the most they can cost."""
-        policy, service = self._shared.policy, self._service
-        most = min(policy.most_requests or service.most_requests, service.most_requests)
-        bytes_left = min(policy.most_bytes or service.most_bytes, service.most_bytes)
-        shard: list[Job] = []
-        lines: list[str] = []
-        usd = 0.0
-        while self._queue and len(shard) < most:
-            job = self._queue[0]
-            line = service.line(job.key, job.body())
-            size = len(line.encode())
-            cost = self._most_usd(job, size)
-            if size > bytes_left and not shard:
-                raise UserError(
-                    f"transport: a request of {size} bytes is too large for a batch of {bytes_left} bytes; "
-                    "use --config.transport=online"
-                )
-            if size > bytes_left or not self._shared.budget.has_room(usd + cost):
-                break
-            self._queue.popleft()
-            bytes_left -= size
-            usd += cost
-            shard.append(job)
-            lines.append(line)
-        return shard, lines, usd
 
     async def _send(self, entry: Entry, lines: list[str]) -> str:
         """The id of the new batch. When sending failed midway it may be there all the same."""
@@ -231,7 +178,7 @@ class Track:
             answer, transport="batch", batch_id=entry.batch_id, n_attempts=rounds, created_at=now
         )
         job = self._jobs.get(key)
-        size = None if job is None else len(self._service.line(key, job.body()).encode())
+        size = None if job is None else self._body_bytes(key)
         provider, origin, model = self._where
         stored = self._shared.cache.put(
             key, answer, provider=provider, origin=origin, model=model, body_bytes=size
@@ -267,9 +214,6 @@ class Track:
                 raise UserError(f"{self._shown}: {error}") from None
             await asyncio.sleep(reason.wait_s or self._shared.retry.backoff_s(attempt))
         raise UserError(f"{self._shown}: {reason}; the batches go on, run again later to take them in")
-
-    def _most_usd(self, job: Job, n_bytes: int) -> float:
-        return most_usd(job.judge, n_bytes, in_batch=True)
 
     def _body_bytes(self, key: str) -> int:
         return len(self._service.line(key, self._jobs[key].body()).encode())

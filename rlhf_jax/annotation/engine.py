@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from rlhf_jax.annotation.answers import NOT_RECORDED, Failure
 from rlhf_jax.annotation.batch_clients import service
-from rlhf_jax.annotation.batches import Shared, Track
+from rlhf_jax.annotation.batches import Track
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.clients import Endpoint
 from rlhf_jax.annotation.costs import Budget, most_usd
@@ -25,6 +25,7 @@ from rlhf_jax.annotation.limits import Limits
 from rlhf_jax.annotation.loops import complete
 from rlhf_jax.annotation.rates import Concurrency, Lane
 from rlhf_jax.annotation.retries import Fault, Patient
+from rlhf_jax.annotation.shards import Shared
 from rlhf_jax.errors import UserError
 
 _BYTES_PER_TOKEN = 4.0

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "SCHEMA_VERSION", "Labels", "read_labels", "schema", "status_counts", "write_labels"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 1  # Raised when a column changes its meaning; new columns leave it.
 _META_VERSION, _META_CONFIG = b"rlhf_jax.labels.version", b"rlhf_jax.labels.config"
 _ROW_GROUP = 50_000
 

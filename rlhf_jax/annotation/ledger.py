@@ -1,4 +1,4 @@
-"""The provider batches of a cache file: noted before they are sent, so that no killed run sends one twice.
+"""The provider batches of a cache file: noted before they are sent, so that nobody sends the same one again.
 
 A batch is `intended` (its name and requests are kept, it may or may not have been sent), then `sent` with the
 provider's id, then `done`: its results are answers and failures. Its name travels with it where the provider
@@ -48,14 +48,21 @@ class Ledger:
         rows = self._cache.db.execute(query, (DONE,)).fetchall()
         return [Entry(*row[:5], row[5] / 1000, tuple(json.loads(row[6]))) for row in rows]
 
-    def intend(self, provider: str, origin: str, model: str, keys: Iterable[str]) -> Entry:
-        """Note a batch that is about to be sent."""
+    def intend(self, provider: str, origin: str, model: str, keys: Iterable[str]) -> Entry | None:
+        """Note a batch that is about to be sent; None when one of its requests is in an unfinished one already."""
         name = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
         entry = Entry(name, provider, origin, model, None, time.time(), tuple(keys))
         values = (name, provider, origin, model, None, INTENDED, int(entry.at * 1000), json.dumps(entry.keys))
-        with self._cache.writing():
+        with self._cache.writing():  # Looked up and noted at once: other processes send batches too.
+            if not all(entry.keys_set.isdisjoint(other.keys) for other in self.unfinished()):
+                return None
             self._cache.db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
         return entry
+
+    def id_of(self, name: str) -> str | None:
+        """The provider's id of a batch, None until some process has noted it."""
+        row = self._cache.db.execute("SELECT batch_id FROM batches WHERE name = ?", (name,)).fetchone()
+        return row and row[0]
 
     def sent(self, entry: Entry, batch_id: str) -> Entry:
         """The provider has it, under this id."""

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from rlhf_jax.annotation.batches import BatchPolicy
 from rlhf_jax.annotation.fields import closest
 from rlhf_jax.annotation.rates import PerMinute
 from rlhf_jax.annotation.retries import RetryPolicy
+from rlhf_jax.annotation.shards import BatchPolicy
 from rlhf_jax.errors import UserError
 
 TRANSPORTS = ("online", "batch", "replay")

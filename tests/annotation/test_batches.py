@@ -14,12 +14,12 @@ from annotation_fake_server import FakeServer, anthropic_payload, openai_payload
 from annotation_helpers import ENVIRONMENT, QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.batches import BatchPolicy
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.cancel import cancel_batches
 from rlhf_jax.annotation.costs import Price
 from rlhf_jax.annotation.ledger import Ledger
 from rlhf_jax.annotation.limits import Limits
+from rlhf_jax.annotation.shards import BatchPolicy
 from rlhf_jax.annotation.specs import JudgeSpec
 from rlhf_jax.errors import UserError
 
@@ -173,8 +173,8 @@ PROGRAM = """
 import sys
 from annotation_helpers import judge_spec, make_rows, pool_of
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.batches import BatchPolicy
 from rlhf_jax.annotation.limits import Limits
+from rlhf_jax.annotation.shards import BatchPolicy
 url, cache, provider = sys.argv[1:]
 policy = BatchPolicy(most_requests=10, first_poll_s=0.01, longest_poll_s=0.02)
 annotate_pairs(make_rows(40), pool_of(judge_spec(provider=provider)), base_urls={"local": url}, cache_path=cache,
@@ -207,6 +207,17 @@ def test_a_killed_run_finds_its_batches_again(tmp_path: Path, provider: str) -> 
     assert summary["asked"] == 40 and summary["unsettled"] == 0
     with AnswerCache(tmp_path / "c") as cache:
         assert Ledger(cache).unfinished() == []
+
+
+def test_two_processes_on_one_cache_send_every_request_once(tmp_path: Path) -> None:
+    env = ENVIRONMENT | {"PYTHONPATH": ENVIRONMENT["PYTHONPATH"] + os.pathsep + str(Path(__file__).parent)}
+    with BatchServer(looks=20) as server:
+        command = [sys.executable, "-c", PROGRAM, server.url, str(tmp_path / "c"), "openai"]
+        both = [subprocess.Popen(command, env=env) for _ in range(2)]
+        assert [process.wait(timeout=120) for process in both] == [0, 0]
+    assert len(server.made()) == 4 and set(server.sent.values()) == {1} and len(server.sent) == 40
+    with AnswerCache(tmp_path / "c") as cache:
+        assert cache.count() == 40 and Ledger(cache).unfinished() == []
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

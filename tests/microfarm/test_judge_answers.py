@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from rlhf_jax.microfarm.judge_answers import answer, count_tokens
+from rlhf_jax.microfarm.judge_answers import answer, count_tokens, write
 from rlhf_jax.microfarm.judges import JUDGES, POOL, perceived_probability_b, uniform
 
 CLEAN, VERBOSE, ODD = JUDGES["micro-judge-clean"], JUDGES["micro-judge-11"], JUDGES["micro-judge-13"]
@@ -136,3 +136,22 @@ def test_tokens_cover_any_text():
         said = dataclasses.replace(answer(CLEAN, "?"), text=text)
         assert "".join(token for token, _ in said.tokens()) == text
     assert count_tokens("Output (a)") == 4
+
+
+def test_an_order_puts_the_better_outputs_first_and_names_each_once():
+    outputs = ("no idea", "1. apple\n2. pear\n3. plum", "apple, pear")
+    first = 0
+    for i in range(20):
+        blocks = "\n".join(f"<output_{k + 1}>\n{text}\n</output_{k + 1}>" for k, text in enumerate(outputs))
+        text = f"<instruction>\nList 3 fruits. ({i})\n</instruction>\n{blocks}\nAnswer with the numbers of all 3."
+        said = answer(JUDGES["micro-judge-clean"], text).text.split(" > ")
+        assert sorted(said) == ["1", "2", "3"]
+        first += said[0] == "2"
+    assert first >= 16
+
+
+def test_the_writer_follows_instructions_of_its_world_alike_for_the_same_stamp():
+    assert write("What is 2 plus 3?", "x") == write("What is 2 plus 3?", "x")
+    said = {write("What is 2 plus 3?", str(k)).text for k in range(30)}
+    assert len(said) > 5 and any("5" in text for text in said)
+    assert write("Who are you?", "x").text == "I do not know."

@@ -108,3 +108,13 @@ Sort the numbers.
 )
 def test_what_is_missing_is_named(text, missing):
     assert read(text) == missing
+
+
+def test_several_outputs_to_rank_are_read_by_their_numbers():
+    outputs = [f"out {k}" for k in range(11)]
+    blocks = "\n".join(f"<output_{k + 1}>\n{text}\n</output_{k + 1}>" for k, text in enumerate(outputs))
+    wish = "Answer with the numbers of all 11 outputs, best first."
+    task = read(f"<instruction>\nDo.\n</instruction>\n{blocks}\n{wish}")
+    assert task == Task((Example("Do.", tuple(outputs)),), "order")
+    assert read(f"<instruction>\nDo.\n</instruction>\n{blocks}\n{CHOICE}") == "two outputs to compare"
+    assert read(tagged("Do.", "x") + wish) == "several outputs to rank"
