@@ -17,7 +17,7 @@ from rlhf_jax.annotation.clients import Endpoint
 from rlhf_jax.annotation.costs import most_usd
 from rlhf_jax.annotation.judges import Job
 from rlhf_jax.annotation.ledger import Entry, Ledger
-from rlhf_jax.annotation.retries import Fault, Rejected, Retryable
+from rlhf_jax.annotation.retries import EndpointError, Fault, Rejected, Retryable
 from rlhf_jax.annotation.shards import Shared, next_shard
 from rlhf_jax.errors import UserError
 
@@ -45,7 +45,7 @@ class Track:
         while self._queue or self._open:
             moved = await self._send_what_fits()
             for entry, _ in list(self._open.values()):
-                moved |= await self._look(entry)
+                moved |= await self._look_unless_gone(entry)
             wait_s = policy.first_poll_s if moved else min(policy.longest_poll_s, wait_s * 1.5)
             if self._open or self._queue:
                 self._shared.waiting()
@@ -121,6 +121,17 @@ class Track:
             if found:
                 return found
         raise UserError(f"{self._shown}: {reason}; the batch could not be sent, run again later")
+
+    async def _look_unless_gone(self, entry: Entry) -> bool:
+        """Look at a batch; the requests of one the provider does not know any more are sent again."""
+        try:
+            return await self._look(entry)
+        except EndpointError as error:
+            if error.status != _NOT_FOUND:
+                raise
+        self._queue.extend(self._jobs[key] for key in entry.keys if key in self._jobs)
+        self._close(entry)
+        return True
 
     async def _look(self, entry: Entry) -> bool:
         """Whether anything happened to a batch; one that has ended is taken in."""
@@ -223,6 +234,7 @@ class Track:
         return self._endpoint.address.shown
 
 
+_NOT_FOUND = 404
 _LOST = Retryable("the batch has no result for it")
 _STOPPED = Cancelled("the batch was cancelled")
 

@@ -16,8 +16,7 @@ from urllib.parse import urlsplit
 from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.judges import Address
 from rlhf_jax.annotation.readers import read_answer
-from rlhf_jax.annotation.retries import Headers, Rejected, Retryable, retry_after
-from rlhf_jax.errors import UserError
+from rlhf_jax.annotation.retries import EndpointError, Headers, Rejected, Retryable, retry_after
 
 # By the protocol a judge speaks (`JudgeSpec.api`): below the address of the SDK's client.
 PATHS = {
@@ -114,14 +113,14 @@ class Endpoint:
         return self.fault(error.status_code, error.body, error.response.headers)
 
     def fault(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
-        """What an error status means: UserError for the whole endpoint, Retryable or Rejected for a request."""
+        """What an error status means: EndpointError for the whole endpoint, Retryable or Rejected for a request."""
         code, message = _error_fields(body)
         said = self.clean(f"{status} {code} {message}" if code else f"{status} {message}")
         no_quota = status == 429 and "insufficient_quota" in (code, message)
         if status in _FATAL or no_quota:
             mend = _FATAL[402] if no_quota else _FATAL[status]
             key = f" (key from {self.address.api_key_env})" if self.address.api_key_env else ""
-            return UserError(f"{self.address.shown}{key}: {said}; {mend}")
+            return EndpointError(f"{self.address.shown}{key}: {said}; {mend}", status)
         if status in _RETRY_STATUS or status >= 500:
             wait_s, crowded = retry_after(headers), status in _CROWDED
             return Retryable(said, wait_s=wait_s, rate_limit=status == 429, crowded=crowded)

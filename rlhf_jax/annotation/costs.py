@@ -40,6 +40,11 @@ class Price:
     cache_write: float | None = None
     batch: float = 0.5
 
+    @property
+    def free(self) -> bool:
+        """Whether no token costs anything, so that nobody has to count them."""
+        return not any((self.input, self.output, self.cached_input, self.cache_write))
+
     def usd(
         self,
         tokens_in: int | None,
@@ -50,6 +55,8 @@ class Price:
         in_batch: bool = False,
     ) -> float | None:
         """The price of a call in dollars, None when the provider did not say how many tokens it used."""
+        if self.free:
+            return 0.0
         if tokens_in is None or tokens_out is None:
             return None
         cached, written = cached or 0, written or 0
@@ -173,7 +180,7 @@ def _check_bounded(judge: "Judge") -> None:
             f"max_usd: the price of judge {judge.spec.name} (model {judge.spec.model}) is unknown; "
             "give its YAML a price, or leave max_usd at 0"
         )
-    if judge.spec.max_tokens is None:
+    if judge.spec.max_tokens is None and not price_of(judge).free:
         raise UserError(
             f"max_usd: judge {judge.spec.name} has no max_tokens, so nothing bounds what an answer costs; "
             "give it one, or leave max_usd at 0"

@@ -60,6 +60,14 @@ class Rejected(Fault):
     """The endpoint will never answer this request (too long, not allowed)."""
 
 
+class EndpointError(UserError):
+    """No request to this endpoint will work; `status` is the HTTP status that says so."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """Bounds on trying again.

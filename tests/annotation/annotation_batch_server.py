@@ -71,6 +71,8 @@ class BatchServer:
         if name is None:
             made = [self._shown(batch) for batch in reversed(self.made()) if batch["anthropic"] == anthropic]
             return {"object": "list", "data": made, "has_more": False, "first_id": None, "last_id": None}
+        if name not in self.batches:
+            return 404, {"error": {"message": f"No batch found with id '{name}'."}}
         batch = self.batches[name]
         if what == "/cancel":
             batch["cancelled"], batch["looks"] = True, 0

@@ -250,6 +250,19 @@ def test_the_key_is_in_no_ledger_and_no_batch(tmp_path: Path, monkeypatch: pytes
     assert any("very-secret" in header for header in server.headers)
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_the_requests_of_a_batch_nobody_knows_any_more_are_sent_again(tmp_path: Path, provider: str) -> None:
+    judge = judge_spec(provider=provider)
+    with FakeServer() as server:
+        keys = [row["request_hash"] for row in annotate(server, 6, judge, limits=None)[0]]
+    with AnswerCache(tmp_path / "c") as cache:
+        ledger = Ledger(cache)
+        ledger.sent(ledger.intend(provider, "local", judge.model, keys), "gone")
+    with BatchServer() as server:
+        rows, _ = annotate(server, 6, judge, cache_path=tmp_path / "c")
+    assert {row["status"] for row in rows} == {"ok"} and set(server.sent.values()) == {1}
+
+
 def test_cancelling_forgets_what_was_never_sent_and_needs_the_judges(tmp_path: Path) -> None:
     judge = judge_spec()
     with AnswerCache(tmp_path / "c") as cache:

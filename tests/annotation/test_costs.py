@@ -40,7 +40,8 @@ def test_every_kind_of_token_has_its_price() -> None:
     assert Price(10.0, 50.0).of(answer) == pytest.approx((1000 * 10.0 + 200 * 50.0) / 1e6)
     assert Price(10.0, 10.0).usd(900, 26) == pytest.approx(926 * 1e-5, rel=1e-12)
     assert PRICE.usd(None, 5) is None and PRICE.usd(5, None) is None
-    assert Price(0.0, 0.0).of(answer) == 0.0
+    assert Price(0.0, 0.0).of(answer) == Price(0.0, 0.0).usd(None, None) == 0.0
+    assert Price(0.0, 0.0, cached_input=1.0).usd(None, None) is None
 
 
 def test_the_table_is_read_and_serves_the_providers_own_addresses_only() -> None:
@@ -129,13 +130,19 @@ def test_the_budget_is_never_overspent_and_the_answers_stay(tmp_path: Path, conc
     ("judge", "words"),
     [
         (judge_spec("dear", price=None), ["max_usd", "dear", "test-model", "unknown"]),
-        (judge_spec("long", max_tokens=None), ["max_usd", "long", "max_tokens"]),
+        (judge_spec("long", price=PRICE, max_tokens=None), ["max_usd", "long", "max_tokens"]),
     ],
 )
 def test_a_budget_needs_what_bounds_a_cost(judge: JudgeSpec, words: list[str]) -> None:
     with FakeServer() as server, pytest.raises(UserError) as caught:
         annotate(server, 3, Limits(max_usd=1.0), judge=judge)
     assert all(word in str(caught.value) for word in words) and server.bodies == []
+
+
+def test_what_is_free_needs_no_bound_and_no_count() -> None:
+    with FakeServer(lambda body, nth: openai_payload("a") | {"usage": None}) as server:
+        _, summary = annotate(server, 3, Limits(max_usd=0.001), judge=judge_spec(max_tokens=None))
+    assert summary["cost_usd"] == 0.0 and summary["price_unknown"] == 0
 
 
 def test_settings_of_asking_are_checked() -> None:
