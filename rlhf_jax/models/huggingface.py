@@ -9,25 +9,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shutil
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
-from safetensors.numpy import save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import tensor_files
+from rlhf_jax.models import tensor_files, tensor_shards
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.config_json import Fields
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.families import FAMILIES
 from rlhf_jax.models.name_map import Place, check, file_name, parameter_shapes, places, stored_names
 from rlhf_jax.models.placement import param_shardings
-from rlhf_jax.models.tensor_files import SAFETENSORS, Tensors
+from rlhf_jax.models.tensor_files import Tensors
 
 _TOKENIZER_FILES = ("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json", "spiece.model")
 _GENERATION = "generation_config.json"
@@ -118,19 +115,23 @@ def save(
       dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
       shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
     """
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _copy_tokenizer(Path(tokenizer_from), partial)
-    if not (partial / _GENERATION).is_file():
-        _write_json(
-            partial / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
+    family = FAMILIES[config.family]
+    named = {file_name(family, place.name): place for place in places(config, scalar="score" in params)}
+    with tensor_shards.replacing(Path(folder)) as new:
+        _copy_tokenizer(Path(tokenizer_from), new)
+        if not (new / _GENERATION).is_file():
+            _write_json(
+                new / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
+            )
+        shapes = {name: place.shape for name, place in named.items()}
+        tensor_shards.write(
+            new,
+            shapes,
+            lambda name: _joined(config, params, named[name]),
+            dtype=dtype,
+            shard_bytes=shard_bytes,
         )
-    _write_weights(partial, config, params, dtype, shard_bytes)
-    _write_json(partial / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+        _write_json(new / "config.json", _raw_config(config, params, token_ids, reward_mean, dtype))
 
 
 def _assemble(
@@ -184,38 +185,9 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
             shutil.copytree(file, target / file.name)
 
 
-def _write_weights(folder: Path, config: ModelConfig, params: Params, dtype: str, shard_bytes: int) -> None:
-    family = FAMILIES[config.family]
-    size = jnp.dtype(dtype).itemsize
-    shards, filled = [[]], 0
-    for place in places(config, scalar="score" in params):
-        nbytes = size * math.prod(place.shape)
-        if shards[-1] and filled + nbytes > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(place)
-        filled += nbytes
-    names = [SAFETENSORS]
-    if len(shards) > 1:
-        names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        tensors = {file_name(family, place.name): _joined(config, params, place, dtype) for place in shard}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {
-            file_name(family, place.name): name
-            for name, shard in zip(names, shards, strict=True)
-            for place in shard
-        }
-        total = sum(size * math.prod(place.shape) for shard in shards for place in shard)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        _write_json(folder / f"{SAFETENSORS}.index.json", index)
-
-
-def _joined(config: ModelConfig, params: Params, place: Place, dtype: str) -> np.ndarray:
+def _joined(config: ModelConfig, params: Params, place: Place) -> np.ndarray:
     parts = tuple(np.asarray(_at(params, leaf)[place.index]) for leaf in place.leaves)
-    joined = place.layout.join(parts, config.head_dim)
-    return np.ascontiguousarray(joined.astype(jnp.dtype(dtype)))
+    return place.layout.join(parts, config.head_dim)
 
 
 def _raw_config(
