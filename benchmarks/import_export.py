@@ -44,7 +44,6 @@ def write(folder: Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from rlhf_jax.models import huggingface
     from rlhf_jax.models.name_map import parameter_shapes
 
     rng, params = np.random.default_rng(0), {}
@@ -54,7 +53,7 @@ def write(folder: Path) -> None:
             group = group.setdefault(name, {})
         group[path[-1]] = rng.random(size, np.float32).astype(jnp.bfloat16)
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
-    _save(huggingface, folder / "made", folder, params)
+    _save(folder / "made", folder, params)
 
 
 def read_and_write(folder: Path) -> None:
@@ -80,14 +79,16 @@ def read_and_write(folder: Path) -> None:
         flush=True,
     )
     began = time.perf_counter()
-    _save(huggingface, folder / "again", folder, params)
+    _save(folder / "again", folder, params)
     seconds, risen = time.perf_counter() - began, _peak() - before - peak
     print(f"export: {seconds:.1f} s; the host's peak rose by {risen / MIB:.0f} MiB", flush=True)
 
 
-def _save(huggingface, target: Path, folder: Path, params: dict) -> None:
+def _save(target: Path, folder: Path, params: dict) -> None:
+    from rlhf_jax.models import huggingface_export
+
     options = {"token_ids": IDS, "tokenizer_from": folder / "tokenizer", "dtype": "bfloat16"}
-    huggingface.save(target, shape(), params, shard_bytes=SHARD, **options)
+    huggingface_export.save(target, shape(), params, shard_bytes=SHARD, **options)
 
 
 def _peak() -> int:

@@ -17,15 +17,8 @@
 set -euo pipefail
 
 usage() { sed -n '2,18s/^# \{0,1\}//p' "$0"; }
-fail() { echo "error: $1" >&2; exit 2; }
-print() { # a command, quoted so that a shell takes it
-  local word line='' quote="'\\''"
-  for word; do
-    case $word in '' | *[!A-Za-z0-9_@%+=:,./-]*) word="'${word//\'/$quote}'" ;; esac
-    line+="$word "
-  done
-  echo "${line% }"
-}
+# shellcheck source=/dev/null
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 case ${1:-} in
   '') usage >&2; exit 2 ;;
@@ -76,7 +69,7 @@ else
   # xpk packs a whole folder: without the environment, the runs and the history.
   run rm -rf "$staged"
   run mkdir -p "$staged"
-  run tar -czf "$staged.tar.gz" --exclude=./.git '--exclude=./.venv*' --exclude=./runs --exclude=__pycache__ .
+  run tar -czf "$staged.tar.gz" --exclude=./.git '--exclude=./.venv*' --exclude=./benchmarks/.peers --exclude=./runs --exclude=__pycache__ .
   run tar -xzf "$staged.tar.gz" -C "$staged"
 fi
 # Three minutes to save. "User code" here is also what ends because another pod was taken away.

@@ -11,15 +11,8 @@
 set -euo pipefail
 
 usage() { sed -n '2,10s/^# \{0,1\}//p' "$0"; }
-fail() { echo "error: $1" >&2; exit 2; }
-print() { # a command, quoted so that a shell takes it
-  local word line='' quote="'\\''"
-  for word; do
-    case $word in '' | *[!A-Za-z0-9_@%+=:,./-]*) word="'${word//\'/$quote}'" ;; esac
-    line+="$word "
-  done
-  echo "${line% }"
-}
+# shellcheck source=/dev/null
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 case ${1:-} in
   '') usage >&2; exit 2 ;;

@@ -21,15 +21,8 @@
 set -euo pipefail
 
 usage() { sed -n '2,23s/^# \{0,1\}//p' "$0"; }
-fail() { echo "error: $1" >&2; exit 2; }
-print() { # a command, quoted so that a shell takes it
-  local word line='' quote="'\\''"
-  for word; do
-    case $word in '' | *[!A-Za-z0-9_@%+=:,./-]*) word="'${word//\'/$quote}'" ;; esac
-    line+="$word "
-  done
-  echo "${line% }"
-}
+# shellcheck source=/dev/null
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 case ${1:-} in
   run | logs | stop | delete) action=$1; shift ;;
@@ -117,7 +110,7 @@ case $action in
   run)
     create_or_reuse
     archive=${TMPDIR:-/tmp}/rlhf_jax-$name.tar.gz
-    run tar -czf "$archive" --exclude=./.git '--exclude=./.venv*' --exclude=./runs --exclude=__pycache__ .
+    run tar -czf "$archive" --exclude=./.git '--exclude=./.venv*' --exclude=./benchmarks/.peers --exclude=./runs --exclude=__pycache__ .
     tpu scp "$archive" "$name:rlhf_jax.tar.gz" --worker=all
     on all "$unpack"
     on all "bash $worker_script install"

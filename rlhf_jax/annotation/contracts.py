@@ -11,6 +11,11 @@ from rlhf_jax.annotation.answers import OK, PARSE_ERROR
 
 PAIRWISE, RATING, RANKING, COMPLETION = KINDS = ("pairwise", "rating", "ranking", "completion")
 
+# How the two orders of a pair are used; configs/judges/README.md says what each does.
+ORDERS = SEEDED, BOTH_AVERAGE, BOTH_AGREE, BOTH_TWO_GAMES = (
+    *("seeded", "both_average", "both_agree", "both_two_games"),
+)
+
 # Longer answers are searched in their last part only: a verdict stands at the end, and parsing stays cheap.
 TAIL_CHARS = 20_000
 

@@ -1,9 +1,9 @@
 """The answer cache as a parquet file and back: answers travel between machines, or are kept with a paper."""
 
-import os
 from pathlib import Path
 
 from rlhf_jax.annotation.cache import ALL_COLUMNS, VERSION, AnswerCache
+from rlhf_jax.annotation.whole_files import whole_file
 from rlhf_jax.errors import UserError
 
 _META = b"rlhf_jax.answers.version"
@@ -30,25 +30,14 @@ def export_answers(cache: AnswerCache, path: str | Path) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path, schema, n = Path(path), _schema(), 0
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-                rows = cache.db.execute(f"SELECT {', '.join(ALL_COLUMNS)} FROM answers ORDER BY request_hash")
-                while chunk := rows.fetchmany(_ROWS):
-                    columns = zip(*chunk, strict=True)
-                    arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
-                    writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-                    n += len(chunk)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
-        ) from None
+    schema, n = _schema(), 0
+    with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        rows = cache.db.execute(f"SELECT {', '.join(ALL_COLUMNS)} FROM answers ORDER BY request_hash")
+        while chunk := rows.fetchmany(_ROWS):
+            columns = zip(*chunk, strict=True)
+            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            n += len(chunk)
     return n
 
 

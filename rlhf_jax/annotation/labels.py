@@ -2,12 +2,12 @@
 
 import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_jax.annotation.rows import status_counts
+from rlhf_jax.annotation.whole_files import whole_file
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -113,18 +113,8 @@ def write_labels(path: str | Path, rows: Sequence[Mapping], config: Mapping) -> 
         fields.append(pa.field(name, array.type))
     metadata = {_META_VERSION: str(SCHEMA_VERSION).encode(), _META_CONFIG: json.dumps(config).encode()}
     table = pa.Table.from_arrays(arrays, schema=pa.schema(fields, metadata=metadata))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
-        ) from None
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd", row_group_size=_ROW_GROUP)
 
 
 def read_labels(path: str | Path) -> Labels:

@@ -11,8 +11,7 @@ from dataclasses import replace
 from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.answers import OK
 from rlhf_jax.annotation.asking import Reply
-from rlhf_jax.annotation.contracts import Parsed
-from rlhf_jax.annotation.specs import BOTH_AGREE, SEEDED
+from rlhf_jax.annotation.contracts import BOTH_AGREE, SEEDED, Parsed
 
 # The outputs of a row in the order they are shown in.
 SHOWN = {"12": ("output_1", "output_2"), "21": ("output_2", "output_1")}

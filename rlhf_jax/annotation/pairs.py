@@ -8,10 +8,10 @@ from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.annotating import Annotations, annotate
 from rlhf_jax.annotation.answers import NOISE, TIE_IDENTICAL
 from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
-from rlhf_jax.annotation.contracts import PAIRWISE, Parsed
+from rlhf_jax.annotation.contracts import BOTH_TWO_GAMES, PAIRWISE, Parsed
 from rlhf_jax.annotation.orders import SHOWN, judged, orders_of
 from rlhf_jax.annotation.rows import pair_row
-from rlhf_jax.annotation.specs import BOTH_TWO_GAMES, PoolSpec
+from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
 
 __all__ = ["Annotations", "annotate_pairs"]

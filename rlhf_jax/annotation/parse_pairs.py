@@ -4,7 +4,7 @@ import functools
 import math
 import re
 
-from rlhf_jax.annotation.answers import LOW_MASS, OK, Answer
+from rlhf_jax.annotation.answers import CUT_OFF, LOW_MASS, OK, Answer
 from rlhf_jax.annotation.contracts import (
     TAIL_CHARS,
     Parsed,
@@ -38,7 +38,9 @@ def choice(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
 
 def sentence(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """ "Output (a)" anywhere, repeated or not, as long as the other is not named as well; of several examples
-    exactly one each."""
+    exactly one each. An answer that was cut off might yet have named the other: it must be the bare verdict."""
+    if n == 1 and answer.finish_reason in CUT_OFF:
+        return choice(answer, spec, n, k)
     found = matches(answer.text[-TAIL_CHARS:], spec, r"\b(?i:output)\s*\(NAME\)")
     return verdicts(found, spec, n, '"Output (...)"')
 

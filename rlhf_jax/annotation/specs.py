@@ -11,21 +11,17 @@ from pathlib import Path
 
 import yaml
 
-from rlhf_jax.annotation.contracts import KINDS, PAIRWISE
+from rlhf_jax.annotation.contracts import KINDS, ORDERS, PAIRWISE, SEEDED
 from rlhf_jax.annotation.costs import Price, read_price
 from rlhf_jax.annotation.fields import Fields
 from rlhf_jax.annotation.parser_fields import read_parser
-from rlhf_jax.annotation.parsing import ONE_EXAMPLE, PARSER_VERSION, ParserSpec
+from rlhf_jax.annotation.parsing import PARSER_VERSION, ParserSpec
 from rlhf_jax.annotation.prompts import PromptTemplate, read_template
+from rlhf_jax.annotation.spec_checks import check_together
 from rlhf_jax.errors import UserError
 
 PROVIDERS = ("openai", "anthropic")
 APIS = {"openai": ("chat", "responses", "decisions"), "anthropic": ("messages",)}  # The first is the default.
-# How the two orders of a pair are used; configs/judges/README.md says what each does.
-ORDERS = SEEDED, BOTH_AVERAGE, BOTH_AGREE, BOTH_TWO_GAMES = (
-    *("seeded", "both_average", "both_agree", "both_two_games"),
-)
-
 _KINDS_OF_SAMPLING = {
     "temperature": (int, float),
     "top_p": (int, float),
@@ -211,45 +207,13 @@ def _judge(fields: Fields, folder: Path) -> JudgeSpec:
         question=fields.text("question", default="", empty=True),
     )
     fields.done()
-    _check_together(spec, fields.where)
+    check_together(spec, fields.where)
     return spec
 
 
 def _offered(parser: ParserSpec) -> dict:
     """What a template may say about the answer wanted, so that prompt and parser cannot disagree."""
     return {"low": f"{parser.low:g}", "high": f"{parser.high:g}", "aspects": list(parser.aspects)}
-
-
-def _check_together(spec: JudgeSpec, where: str) -> None:
-    """What a field may be only because of another."""
-    decides = spec.api == "decisions"
-    if decides != (spec.parser.name == "decision"):
-        raise UserError(f"{where}: parser: the api decisions and the parser decision go together only")
-    if decides != bool(spec.question):
-        raise UserError(
-            f"{where}: question: the api decisions needs it, e.g. Which output is better?; no other takes it"
-        )
-    if decides and (spec.max_tokens is not None or spec.top_logprobs is not None or spec.output_schema):
-        raise UserError(
-            f"{where}: api: decisions takes no max_tokens, top_logprobs or output_schema; remove them"
-        )
-    if spec.order != SEEDED and spec.kind != PAIRWISE:
-        raise UserError(f"{where}: order: found {spec.order!r}; only pairwise judges are shown two orders")
-    if spec.batch_size > 1 and not spec.prompt.takes_many:
-        raise UserError(
-            f"{where}: batch_size: found {spec.batch_size}, but template {spec.prompt.name} shows one example; "
-            "give one that loops over `examples`"
-        )
-    if spec.batch_size > 1 and spec.parser.name in ONE_EXAMPLE:
-        raise UserError(
-            f"{where}: batch_size: found {spec.batch_size}, but the parser {spec.parser.name} reads one example; set 1"
-        )
-    if spec.provider == "anthropic" and spec.top_logprobs is not None:
-        raise UserError(f"{where}: top_logprobs: Claude's API gives no log-probabilities; remove the field")
-    if spec.provider == "anthropic" and spec.max_tokens is None:
-        raise UserError(f"{where}: max_tokens: not given; Claude's API requires it, e.g. 1024")
-    if spec.parser.name == "logprob" and spec.top_logprobs is None:
-        raise UserError(f"{where}: top_logprobs: not given; the logprob parser needs it, e.g. 5")
 
 
 def _sampling(fields: Fields, api: str) -> dict:

@@ -22,11 +22,11 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from rlhf_jax.data.messages import ChatMessage, RowError
+from rlhf_jax.data.tokenizer_calls import tokenized
 from rlhf_jax.errors import UserError
 
 CHAT = "chat"  # The name that says so among the templates.
 
-_CHUNK = 1024  # Conversations per tokenizer call.
 _START, _END = (
     "\ufdd0",
     "\ufdd1",
@@ -181,23 +181,14 @@ def _spans(pieces: list[str], turn: Turn) -> list[Span]:
 
 def _tokenize(texts: Sequence[str], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ids [T], character offsets [T, 2]) of each text; special tokens are read as such, and none is added."""
-    unique = list(dict.fromkeys(texts))
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for start in range(0, len(unique), _CHUNK):
-        chunk = unique[start : start + _CHUNK]
-        encoded = tokenizer(
-            chunk,
-            add_special_tokens=False,
-            split_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
+    options = {"split_special_tokens": False, "return_offsets_mapping": True}
+    found = {
+        text: (
+            np.array(row["input_ids"], np.int32),
+            np.array(row["offset_mapping"], np.int64).reshape(-1, 2),
         )
-        for text, ids, offsets in zip(chunk, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            found[text] = np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2)
+        for text, row in tokenized(texts, tokenizer, **options)
+    }
     return [found[text] for text in texts]
 
 

@@ -22,6 +22,7 @@ from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.records import describe
 from rlhf_jax.data.tables import is_hub_name
 from rlhf_jax.data.templates import render
+from rlhf_jax.data.tokenizer_calls import tokenized
 from rlhf_jax.errors import UserError
 
 Row = Mapping[str, Any]
@@ -32,7 +33,6 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "spiece.model",
 )
-_CHUNK = 1024  # texts per tokenizer call: bounds the memory of its intermediate lists
 
 
 @dataclass(frozen=True)
@@ -287,23 +287,10 @@ def _encode_responses(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.nda
 def _encode(
     texts: Sequence[str], tokenizer: Any, before: tuple[int, ...] = (), after: tuple[int, ...] = ()
 ) -> list[Int32[np.ndarray, "T"]]:
-    # Preference sets repeat their prompts and answers hundreds of times: each text is encoded and kept once.
-    unique = list(dict.fromkeys(texts))
-    ids_of: dict[str, np.ndarray] = {}
-    for start in range(0, len(unique), _CHUNK):
-        chunk = unique[start : start + _CHUNK]
-        encoded = tokenizer(
-            chunk,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-        for text, ids in zip(chunk, encoded, strict=True):
-            ids_of[text] = np.array([*before, *ids, *after], np.int32)
+    ids_of = {
+        text: np.array([*before, *found["input_ids"], *after], np.int32)
+        for text, found in tokenized(texts, tokenizer, split_special_tokens=True)
+    }
     return [ids_of[text] for text in texts]
 
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import __version__
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters
-from rlhf_jax.models import huggingface, lora, peft
+from rlhf_jax.models import huggingface, huggingface_export, lora, peft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, trunk
 from rlhf_jax.models.embeddings import grow
@@ -166,7 +166,7 @@ def describe(
     """
     if startup.is_main():
         with _folder(workdir, "model") as folder:
-            huggingface.save_shape(
+            huggingface_export.save_shape(
                 folder, config, scalar=scalar, token_ids=token_ids(tokenizer), tokenizer_from=tokenizer_from
             )
             if adapter.rank:
@@ -221,7 +221,7 @@ def export(
             with _folder(workdir, "adapter") as folder:
                 peft.save(folder, config, host, base=base)
     with _folder(workdir, "export") as folder:
-        huggingface.save(
+        huggingface_export.save(
             folder,
             config,
             params,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -38,16 +37,12 @@ def run(config: ConfigDict, workdir: str) -> None:
         base.shapes, other.shapes, where=str(other_folder), base_where=str(base_folder)
     )
     out = Path(workdir) / ("export" if config.diff else "diff")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _copy_others(other_folder, partial)
-    if config.diff:
-        _recover(config, base, other, matches, partial)
-    else:
-        _make(config, base, other, matches, partial)
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
+    with tensor_shards.replacing(out) as new:
+        _copy_others(other_folder, new)
+        if config.diff:
+            _recover(config, base, other, matches, new)
+        else:
+            _make(config, base, other, matches, new)
     print(f"wrote {out}", flush=True)
 
 

@@ -83,6 +83,9 @@ def test_unreadable_is_a_status_and_never_a_number(parser: str, text: str) -> No
 def test_cut_off(finish: str) -> None:
     cut = Answer('{"concise_explanation": "Output (a) is', finish_reason=finish)
     assert parse(cut, ParserSpec("cot_json")).status == "truncated"
+    half = Answer("Output (a) is longer, but", finish_reason=finish)
+    assert parse(half, ParserSpec("sentence")).status == "truncated"
+    assert parse(Answer("Output (a)", finish_reason=finish), ParserSpec("sentence")).preference == 1.0
     # One token was all that was asked for: it is complete although the limit ended it.
     assert parse(Answer("b", finish_reason=finish), ParserSpec("choice")).preference == 2.0
 

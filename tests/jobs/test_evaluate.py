@@ -251,7 +251,7 @@ def test_files_agree_and_the_report_shows_all_parts(done, farm):
         assert f'<section id="{section}">' in html
     assert html.count('<article class="sample">') == 12
     assert json.loads((folder / "config.json").read_text())["judges"].endswith("micro_pool.yaml")
-    assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"2"
+    assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"1"
 
 
 def test_runs_without_metrics_are_noted_and_the_others_drawn(done, farm):

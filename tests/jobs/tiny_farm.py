@@ -21,7 +21,7 @@ from rlhf_jax.data.records import read_table, write_parquet
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.microfarm import world
 from rlhf_jax.microfarm.utility import utility
-from rlhf_jax.models import decoder, huggingface
+from rlhf_jax.models import decoder, huggingface_export
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.settings import load_page
 
@@ -152,7 +152,7 @@ def _models(folder: Path) -> None:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     for name, scalar in (("sft", False), ("reward_model", True)):
         params = random_params(scalar=scalar, eos_id=tokenizer.eos_token_id, seed=int(scalar))
-        huggingface.save(
+        huggingface_export.save(
             folder / name / "export",
             model_config(),
             params,

@@ -11,7 +11,7 @@ from fake_programs import ROOT
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("launch/*", "scripts/*.sh", "benchmarks/**/*.sh", ".ci/*")
+    for pattern in ("launch/*", "scripts/*.sh", "benchmarks/*.sh", ".ci/*")
     for path in ROOT.glob(pattern)
 )
 LAUNCHERS = ("launch/local.sh", "launch/slurm.sbatch", "launch/tpu_vm.sh", "launch/gke_xpk.sh")

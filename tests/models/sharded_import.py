@@ -10,7 +10,7 @@ import numpy as np
 import running
 from tiny_families import CONFIGS, IDS, assert_same_tree, left_padded, write_folder
 
-from rlhf_jax.models import fused, huggingface
+from rlhf_jax.models import fused, huggingface, huggingface_export
 from rlhf_jax.models.attention import attend
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.name_map import parameter_shapes
@@ -60,7 +60,7 @@ def export(folder):
         _, params = huggingface.load(source, mesh)
         options = {"token_ids": IDS, "tokenizer_from": source, "dtype": "bfloat16", "shard_bytes": 20_000}
         for kind, arrays in (("host", host), ("mesh", params)):
-            huggingface.save(folder / name / kind, found.config, arrays, **options)
+            huggingface_export.save(folder / name / kind, found.config, arrays, **options)
         files = sorted(path.name for path in (folder / name / "host").iterdir())
         assert len([file for file in files if file.endswith(".safetensors")]) > 1, files
         assert files == sorted(path.name for path in (folder / name / "mesh").iterdir())
@@ -68,7 +68,7 @@ def export(folder):
             assert (folder / name / "host" / file).read_bytes() == (
                 folder / name / "mesh" / file
             ).read_bytes()
-        huggingface.save(folder / name / "nothing", found.config, params, write=False, **options)
+        huggingface_export.save(folder / name / "nothing", found.config, params, write=False, **options)
         assert not (folder / name / "nothing").exists()
 
 
@@ -86,7 +86,7 @@ def write_half(folder):
             group = group.setdefault(name, {})
         group[path[-1]] = rng.random(shape, np.float32).astype(jnp.bfloat16)
     (folder / "tokenizer").mkdir()
-    huggingface.save(
+    huggingface_export.save(
         folder / "half",
         CONFIG,
         params,

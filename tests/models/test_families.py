@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_families import CONFIGS, IDS, assert_same_tree, left_padded, right_padded, write_folder
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface, responses
+from rlhf_jax.models import huggingface, huggingface_export, responses
 from rlhf_jax.models.families import FAMILIES
 
 RECORDED = np.load(Path(__file__).with_name("recorded_outputs.npz"))  # written by record_outputs.py
@@ -68,7 +68,7 @@ def test_the_way_out_and_back_changes_no_bit(tmp_path, name, scalar):
     folder = write_folder(tmp_path / name, name, scalar=scalar)
     found, params = huggingface.load(folder)
     out = tmp_path / "export"
-    huggingface.save(
+    huggingface_export.save(
         out, found.config, params, token_ids=IDS, tokenizer_from=folder, reward_mean=0.5, shard_bytes=20_000
     )
     assert (out / "model.safetensors.index.json").is_file() and not (out / "model.safetensors").exists()
@@ -83,10 +83,10 @@ def test_half_precision_files_come_back_bit_equal(tmp_path, dtype):
     folder = write_folder(tmp_path / "llama", "llama")
     found, params = huggingface.load(folder)
     options = {"token_ids": IDS, "tokenizer_from": folder, "dtype": dtype}
-    huggingface.save(tmp_path / "half", found.config, params, **options)
+    huggingface_export.save(tmp_path / "half", found.config, params, **options)
     _, rounded = huggingface.load(tmp_path / "half")
     assert_same_tree(rounded, params, lambda x: x.astype(jnp.dtype(dtype)).astype(np.float32))
-    huggingface.save(tmp_path / "again", found.config, rounded, **options)
+    huggingface_export.save(tmp_path / "again", found.config, rounded, **options)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (
         tmp_path / "half/model.safetensors"
     ).read_bytes()

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import decoder, huggingface
+from rlhf_jax.models import decoder, huggingface, huggingface_export
 from rlhf_jax.models.config import ModelConfig
 
 CONFIG = ModelConfig(
@@ -27,7 +27,9 @@ def write(tmp_path, config=CONFIG, scalar=False, reward_mean=None):
     (tokenizer / "secrets.txt").write_text("not a tokenizer file")
     params = jax.tree.map(np.asarray, nn.unbox(decoder.init(config, jax.random.key(1), scalar=scalar)))
     folder = tmp_path / "export"
-    huggingface.save(folder, config, params, token_ids=IDS, tokenizer_from=tokenizer, reward_mean=reward_mean)
+    huggingface_export.save(
+        folder, config, params, token_ids=IDS, tokenizer_from=tokenizer, reward_mean=reward_mean
+    )
     return folder, params
 
 
@@ -87,7 +89,7 @@ def test_the_tokenizer_its_templates_and_generation_settings_are_copied_unchange
     }
     for name, text in copied.items():
         (source / name).write_text(text)
-    huggingface.save(folder, CONFIG, params, token_ids=IDS, tokenizer_from=source)
+    huggingface_export.save(folder, CONFIG, params, token_ids=IDS, tokenizer_from=source)
     assert {name: (folder / name).read_text() for name in copied} == copied
 
 

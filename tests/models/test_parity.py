@@ -6,7 +6,7 @@ import running
 import tiny_families
 from tiny_families import CONFIGS, left_padded, right_padded, write_folder
 
-from rlhf_jax.models import huggingface
+from rlhf_jax.models import huggingface, huggingface_export
 
 torch = pytest.importorskip("torch")
 import theirs  # noqa: E402
@@ -58,7 +58,7 @@ def test_folders_go_both_ways_without_a_changed_bit(tmp_path, name, scalar):
     """Ours is read by transformers; what it saves is read by us, with the same parameters and settings."""
     folder = write_folder(tmp_path / name, name, scalar=scalar)
     found, params = huggingface.load(folder)
-    huggingface.save(
+    huggingface_export.save(
         tmp_path / "export", found.config, params, token_ids=tiny_families.IDS, tokenizer_from=folder
     )
     model = theirs.load(tmp_path / "export", scalar=scalar)

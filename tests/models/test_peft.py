@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from test_lora import grown, model
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface, lora, peft
+from rlhf_jax.models import huggingface_export, lora, peft
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.training.state import joined
 
@@ -55,7 +55,7 @@ def test_merged_weights_are_those_of_the_files(name, tmp_path):
     config, params = written(tmp_path / "adapter", name, tmp_path)
     merged = lora.merged(config, params)
     ids = tiny_families.IDS
-    huggingface.save(tmp_path / "out", config, merged, token_ids=ids, tokenizer_from=tmp_path / name)
+    huggingface_export.save(tmp_path / "out", config, merged, token_ids=ids, tokenizer_from=tmp_path / name)
     old, new = (load_file(tmp_path / x / "model.safetensors") for x in (name, "out"))
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     modules = {name.rsplit(".lora_", 1)[0] for name in tensors}

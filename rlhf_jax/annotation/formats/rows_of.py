@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.answers import LABELLED, OK, PARSE_ERROR, TIE_IDENTICAL
 from rlhf_jax.annotation.contracts import PAIRWISE, RATING
+from rlhf_jax.annotation.whole_files import whole_file
 from rlhf_jax.errors import UserError
 
 
@@ -85,19 +85,8 @@ def prompt_of(row: Mapping) -> str:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a file whole or not at all. Errors: UserError when the place cannot be written."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(text.encode("utf-8", "surrogatepass"))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
-        ) from None
+    with whole_file(path) as partial:
+        partial.write_bytes(text.encode("utf-8", "surrogatepass"))
 
 
 def write_json(path: str | Path, rows: Sequence[Mapping]) -> int:
