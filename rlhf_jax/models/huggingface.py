@@ -149,3 +149,9 @@ def _room(shape: tuple[int, ...]) -> np.ndarray:
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     return tuple(cut.indices(size)[:2] for cut, size in zip(index, shape, strict=True))
+
+
+def _at(tree: dict, path: tuple[str, ...]) -> NamedSharding:
+    for name in path:
+        tree = tree[name]
+    return tree
