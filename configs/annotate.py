@@ -47,13 +47,10 @@ def microfarm() -> ConfigDict:
     c.rankings = ""
     c.instructions = ""
     c.feedback = ""
-    c.feedback_format = (
-        ""  # alpaca_farm, alpaca_eval, trl, ultrafeedback, rrhf, sparse_ratings or sparse_rankings.
-    )
+    # alpaca_farm, alpaca_eval, trl, ultrafeedback, rrhf, sparse_ratings or sparse_rankings.
+    c.feedback_format = ""
 
-    c.ordered = (
-        False  # With `outputs_1`: both files are in the same order, row by row; False joins by prompt.
-    )
+    c.ordered = False  # With `outputs_1`: both files are in the same order; False joins by prompt.
     c.one_pair_per_prompt = True  # With `samples`: False compares every sample once, n pairs of n samples.
 
     # With `instructions`: answers to each, and the length from which on prompts are left out.

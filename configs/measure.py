@@ -37,9 +37,7 @@ def microfarm() -> ConfigDict:
     # several people labelled it: AlpacaEval's table of evaluators.
     c.annotators = ""
     c.gold = ""
-    c.min_per_generator = (
-        100  # Correlations of win rates are over generators with more gold labels than this.
-    )
+    c.min_per_generator = 100  # Correlations are over generators with more gold labels than this.
 
     # Comma-separated NAME=FILE of rated outputs, and a file of the baseline's: win rates by ratings. And a file
     # of ranked pairs, by preference or by ranking "(a)", "(b)", "equal": its win rate, and its consistency with

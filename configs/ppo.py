@@ -37,9 +37,7 @@ def microfarm() -> ConfigDict:
     c.model.adapter = ""  # A PEFT folder that is laid over the policy.
     c.model.dtype = "float32"
     c.model.remat = "none"
-    c.model.attention = (
-        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
-    )
+    c.model.attention = "auto"  # Or xla, cudnn (NVIDIA), splash (TPU).
 
     c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
     c.lora.rank = 0  # 0: all parameters are trained.
@@ -80,9 +78,7 @@ def microfarm() -> ConfigDict:
     c.optimizer.b2 = 0.95
     c.optimizer.eps = 1e-5
     c.optimizer.max_grad_norm = 1.0
-    c.optimizer.ema = (
-        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
-    )
+    c.optimizer.ema = 0.0  # Decay of an average of the parameters, evaluated and exported; 0: none.
     c.value_learning_rate = 3e-4  # The value model has its own optimizer with this rate.
 
     c.best_metric = "eval/rlhf_reward"  # Chooses the checkpoint that is exported.

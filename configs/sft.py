@@ -44,9 +44,7 @@ def microfarm() -> ConfigDict:
     c.model = ConfigDict()
     c.model.init = ""  # A Hugging Face folder to start from; "" starts from scratch with the shape below.
     c.model.tokenizer = "runs/farm/data/tokenizer"  # Not read with init, which has its own.
-    c.model.pad_token = (
-        ""  # Added to init's tokenizer if it has no PAD, e.g. [PAD]; its embedding is the mean row.
-    )
+    c.model.pad_token = ""  # Added if init's tokenizer has no PAD, e.g. [PAD]; starts as the mean row.
     c.model.vocab_size = 4096  # Of the tokenizer that is trained when none is named.
     c.model.width = 128
     c.model.layers = 3
@@ -57,9 +55,7 @@ def microfarm() -> ConfigDict:
     c.model.adapter = ""  # A PEFT folder that is laid over init.
     c.model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
     c.model.remat = "none"  # none, dots or full.
-    c.model.attention = (
-        "auto"  # xla, cudnn (NVIDIA), splash (TPU), or auto: what fits the device and the model.
-    )
+    c.model.attention = "auto"  # Or xla, cudnn (NVIDIA), splash (TPU).
 
     c.lora = ConfigDict()  # Trains a low-rank adapter beside the model, which stays as it is.
     c.lora.rank = 0  # 0: all parameters are trained.
@@ -80,9 +76,7 @@ def microfarm() -> ConfigDict:
     c.optimizer.b2 = 0.98
     c.optimizer.eps = 1e-8
     c.optimizer.max_grad_norm = 1.0
-    c.optimizer.ema = (
-        0.0  # Decay of an average of the parameters, which is then evaluated and exported; 0: none.
-    )
+    c.optimizer.ema = 0.0  # Decay of an average of the parameters, evaluated and exported; 0: none.
 
     c.logprob_chunk = 128  # Positions whose logits exist at one time.
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # One -1 takes what is left.

@@ -28,17 +28,19 @@ def attend(
       mask_BTS: True where the query may look. None means causal, S == T: enough for right-padded
         batches, whose pads come after every real token.
       softcap: scores become cap * tanh(score / cap); 0 is off.
-      implementation: one of config.IMPLEMENTATIONS, used where there is no mask, softcap or segment.
+      implementation: one of config.IMPLEMENTATIONS, used where there is no mask or softcap.
       segments_BT: without a mask, a query looks at its own segment only (packed rows).
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    if mask_BTS is None and segments_BT is None and not softcap:
+    if mask_BTS is None and not softcap:
         platform, capability = fused.here()
-        dtype = q_BTHK.dtype.name
-        kind = fused.choose(implementation, T=T, K=K, dtype=dtype, platform=platform, capability=capability)
-        if kind != "xla":
-            return {"cudnn": fused.cudnn, "splash": fused.splash}[kind](q_BTHK, k_BSGK, v_BSGK)
+        about = {"dtype": q_BTHK.dtype.name, "platform": platform, "capability": capability}
+        kind = fused.choose(implementation, T=T, K=K, packed=segments_BT is not None, **about)
+        if kind == "cudnn":
+            return fused.cudnn(q_BTHK, k_BSGK, v_BSGK)
+        if kind == "splash":
+            return fused.splash(q_BTHK, k_BSGK, v_BSGK, segments_BT)
     if mask_BTS is None and softcap:
         mask_BTS = causal_mask(B, T, segments_BT)
     if mask_BTS is None:

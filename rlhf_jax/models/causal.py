@@ -27,8 +27,7 @@ def causal_attention(
     """softmax(q k / sqrt(K)) v where each token sees itself and what came before; scores in float32.
 
     Right-padded rows need no mask: their pads come after every real token. With segments, a token sees its own
-    only. G divides H; `block` is the number of
-    queries (and, backward, of keys) that are worked on together.
+    only. G divides H; `block` is the number of queries (and, backward, of keys) that are worked on together.
     """
     B, T, H, K = q_BTHK.shape
     G = k_BTGK.shape[2]

@@ -1,7 +1,7 @@
 """Causal attention by the accelerators' own kernels: cuDNN's on NVIDIA, splash attention (Pallas) on TPU.
 
-Both never hold the square of scores. They take right-padded rows without any mask, as training does; whatever has a
-mask, a soft cap or segments (packed rows) is computed by `attention`.
+Both never hold the square of scores. They take right-padded rows without any mask, as training does, and splash takes
+packed rows, too; whatever has a mask or a soft cap is computed by `attention`.
 """
 
 from __future__ import annotations
@@ -9,40 +9,49 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.sharding import ACTIVATION_AXES
 
 _MULTIPLE = 128  # of the rows' length, which is padded to it: kernels have had bugs at other lengths
 _SPLASH_FROM = 1024  # below, XLA is as fast
-_Kernel = Callable[[Array, Array, Array], Array]
+_Kernel = Callable[..., Array]  # (q, k, v) or (q, k, v, segments)
 
 
 def choose(
-    wanted: str, *, T: int, K: int, dtype: str, platform: str, capability: tuple[int, int] = (0, 0)
+    wanted: str,
+    *,
+    T: int,
+    K: int,
+    dtype: str,
+    platform: str,
+    capability: tuple[int, int] = (0, 0),
+    packed: bool = False,
 ) -> str:
     """Which of xla, cudnn and splash computes causal attention of T tokens with heads of size K.
 
     wanted: one of config.IMPLEMENTATIONS; auto takes the kernel of the platform where it fits, and else xla.
+    packed: whether rows hold several documents, which cudnn cannot tell apart.
     platform: "cpu", "gpu" (or "cuda") or "tpu". capability: of an NVIDIA GPU, as (9, 0).
     Raises UserError when the kernel that is asked for does not fit, with what would.
     """
+    about = (K, dtype, platform, capability, packed)
     if wanted == "auto":
-        if not _misfit("cudnn", K, dtype, platform, capability):
+        if not _misfit("cudnn", *about):
             return "cudnn"
-        fits = T >= _SPLASH_FROM and not _misfit("splash", K, dtype, platform, capability)
-        return "splash" if fits else "xla"
-    if wanted != "xla" and (misfit := _misfit(wanted, K, dtype, platform, capability)):
+        return "splash" if T >= _SPLASH_FROM and not _misfit("splash", *about) else "xla"
+    if wanted != "xla" and (misfit := _misfit(wanted, *about)):
         raise UserError(f"model.attention: {wanted} {misfit}; use auto or xla")
     return wanted
 
 
-def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[int, int]) -> str:
+def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[int, int], packed: bool) -> str:
     """Why a kernel cannot be used; "" when it can."""
     if kernel == "splash":
         if platform != "tpu":
@@ -54,9 +63,10 @@ def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[in
         return f"is for NVIDIA GPUs from compute capability 8.0, and this is {where}"
     if dtype not in ("bfloat16", "float16"):
         return f"takes bfloat16, and model.dtype is {dtype}"
-    return (
-        "" if K % 8 == 0 and most >= K else f"takes heads of a multiple of 8 up to {most}, and these have {K}"
-    )
+    if packed:
+        return "does not tell the documents of a row apart, and data.packing is true"
+    fits = K % 8 == 0 and most >= K
+    return "" if fits else f"takes heads of a multiple of 8 up to {most}, and these have {K}"
 
 
 def here() -> tuple[str, tuple[int, int]]:
@@ -79,18 +89,29 @@ def splash(
     q_BTHK: Float[Array, "B T H K"],
     k_BTGK: Float[Array, "B T G K"],
     v_BTGK: Float[Array, "B T G K"],
+    segments_BT: Int[Array, "B T"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B T H K"]:
-    """Splash attention. interpret: runs the kernel step by step on any platform, for tests."""
+    """Splash attention; with segments, a query looks at its own only.
 
-    def attention(q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) -> Array:
+    interpret: runs the kernel step by step on any platform, for tests.
+    """
+
+    def attention(q_BTHK: Array, k_BTGK: Array, v_BTGK: Array, *segments_BT: Array) -> Array:
         _, T, H, K = q_BTHK.shape
         kernel = _splash_kernel(T, H, interpret)
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (q_BTHK * K**-0.5, k_BTGK, v_BTGK))
-        return jnp.swapaxes(jax.vmap(kernel)(*heads_first), 1, 2).astype(q_BTHK.dtype)
+        ids = (_segment_ids(x_BT) for x_BT in segments_BT)
+        return jnp.swapaxes(jax.vmap(kernel)(*heads_first, *ids), 1, 2).astype(q_BTHK.dtype)
 
-    return _on_mesh(attention, q_BTHK, k_BTGK, v_BTGK)
+    return _on_mesh(attention, q_BTHK, k_BTGK, v_BTGK, *([] if segments_BT is None else [segments_BT]))
+
+
+def _segment_ids(segments_BT: Array) -> Any:
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    return library.SegmentIds(q=segments_BT, kv=segments_BT)
 
 
 @lru_cache
@@ -110,11 +131,12 @@ def _splash_kernel(T: int, H: int, interpret: bool) -> _Kernel:
         )
 
 
-def _on_mesh(attention: _Kernel, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) -> Array:
+def _on_mesh(attention: _Kernel, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array, *segments_BT: Array) -> Array:
     """Runs a kernel, which knows of one device only, on each device's rows and heads."""
     T = q_BTHK.shape[1]
     pad = ((0, 0), (0, -T % _MULTIPLE), (0, 0), (0, 0))  # later tokens: no real one sees them
     q_BTHK, k_BTGK, v_BTGK = (jnp.pad(x, pad) for x in (q_BTHK, k_BTGK, v_BTGK))
+    segments_BT = tuple(jnp.pad(x, pad[:2]) for x in segments_BT)  # 0: of no document
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and mesh.size > 1:
         rows, heads = (
@@ -124,10 +146,9 @@ def _on_mesh(attention: _Kernel, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array) ->
             # Fewer key-value heads than devices: each query head gets its own.
             k_BTGK, v_BTGK = (jnp.repeat(x, q_BTHK.shape[2] // x.shape[2], axis=2) for x in (k_BTGK, v_BTGK))
         spec = PartitionSpec(rows, None, heads, None)
-        attention = jax.shard_map(
-            attention, mesh=mesh, in_specs=(spec, spec, spec), out_specs=spec, check_vma=False
-        )
-    return attention(q_BTHK, k_BTGK, v_BTGK)[:, :T]
+        specs = (spec, spec, spec, *(PartitionSpec(rows, None) for _ in segments_BT))
+        attention = jax.shard_map(attention, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)
+    return attention(q_BTHK, k_BTGK, v_BTGK, *segments_BT)[:, :T]
 
 
 def _axes(mesh: jax.sharding.AbstractMesh, name: str, size: int) -> tuple[str, ...] | None:

@@ -53,6 +53,17 @@ def test_a_kernel_that_does_not_fit_says_why(wanted, where, K, dtype, words):
     assert words in str(error.value)
 
 
+def test_packed_rows_are_for_splash():
+    about = {"T": 1024, "K": 128, "dtype": "bfloat16", "packed": True}
+    assert [fused.choose("auto", **about, **where) for where in (CPU, HOPPER, TPU)] == [
+        "xla",
+        "xla",
+        "splash",
+    ]
+    with pytest.raises(UserError, match="cudnn does not tell the documents of a row apart"):
+        fused.choose("cudnn", **about, **HOPPER)
+
+
 def test_the_config_takes_these_names_only():
     assert IMPLEMENTATIONS == ("auto", "xla", "cudnn", "splash")
     config = ModelConfig(vocab_size=8, width=8, layers=1, heads=1, kv_heads=1, head_dim=8, ff=8)
@@ -94,6 +105,30 @@ def test_splash_attention_and_its_gradient(T, dtype, tolerance):
     for a, b in zip(found, out_and_gradient(lambda *qkv: attend(*qkv, None)), strict=True):
         assert a.dtype == b.dtype == dtype
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=4 * tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("T", [256, 200])
+def test_splash_attention_on_packed_rows(T):
+    """Documents of many lengths, some of which span blocks, and padding; output and gradient of real tokens."""
+    *qkv, dy = draw(2, T, 4, 2, 128, "float32")
+    ends = np.array([[1, 40, 150, 190], [100, 101, 160, T]])
+    segments_BT = jnp.asarray(
+        [[next((i + 1 for i, e in enumerate(row) if t < e), 0) for t in range(T)] for row in ends], jnp.int32
+    )
+    dy = dy * (segments_BT > 0)[..., None, None]
+
+    def out_and_gradient(attention):
+        def real(*qkv):
+            return attention(*qkv) * (segments_BT > 0)[..., None, None]
+
+        return jax.jit(lambda *qkv: (lambda y, pull: (y, *pull(dy)))(*jax.vjp(real, *qkv)))(*qkv)
+
+    found = out_and_gradient(lambda *qkv: fused.splash(*qkv, segments_BT, interpret=True))
+    wanted = out_and_gradient(lambda *qkv: attend(*qkv, None, segments_BT=segments_BT))
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
+    alone = written_out(*(x[:1, 40:150] for x in qkv))
+    np.testing.assert_allclose(found[0][:1, 40:150], alone, atol=2e-5, rtol=2e-5)
 
 
 def test_what_cudnn_is_asked_for(monkeypatch):
