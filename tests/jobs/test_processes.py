@@ -21,7 +21,11 @@ pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
 SCRIPT = HERE / "run_jobs.py"
 QUICK = "--xla_backend_optimization_level=0"  # halves the time of compiling
-EIGHT = f"{QUICK} --xla_force_host_platform_device_count=8"
+# Eight devices on a few cores reach a collective seconds apart; XLA gives up on those that take 40.
+EIGHT = (
+    f"{QUICK} --xla_force_host_platform_device_count=8 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600"
+)
 WIDE = os.environ.get("RLHF_JAX_WIDE") == "1"
 wide = pytest.mark.skipif(not WIDE, reason="many minutes; RLHF_JAX_WIDE=1 runs it")
 ELSEWHERE = ["two processes"] + [
