@@ -54,6 +54,7 @@ def microfarm() -> ConfigDict:
     c.lora.rank = 0  # 0: all parameters are trained.
     c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
     c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
+    c.lora.base_dtype = "float32"  # Of the frozen weights; with dtype bfloat16, bfloat16 is as good.
 
     c.beta = 0.05  # Strength of the pull towards the reference.
     c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.

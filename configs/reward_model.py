@@ -42,6 +42,7 @@ def microfarm() -> ConfigDict:
     c.lora.rank = 0  # 0: all parameters are trained.
     c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
     c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
+    c.lora.base_dtype = "float32"  # Of the frozen weights; with dtype bfloat16, bfloat16 is as good.
 
     # After training, the mean score of these demonstrations is subtracted from every score (rule M8).
     c.center_on = "runs/farm/data/val.parquet"  # Instruction records; "" leaves scores as they are.

@@ -16,6 +16,7 @@ from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.huggingface import Checkpoint
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.placement import planned as planned_params
+from rlhf_jax.models.tensor_shards import DTYPES
 from rlhf_jax.training.state import joined
 
 
@@ -52,7 +53,9 @@ def settings(group: ConfigDict) -> Lora:
     for name in targets or ("",):
         if name not in lora.TARGETS and targets != (lora.ALL,):
             raise UserError(f"lora.targets: {name!r}; use all, or some of {','.join(lora.TARGETS)}")
-    return found._replace(targets=targets)
+    if found.base_dtype not in DTYPES:
+        raise UserError(f"lora.base_dtype: {found.base_dtype!r}; use one of {', '.join(DTYPES)}")
+    return found._replace(targets=targets, base_dtype=found.base_dtype if found.rank else "float32")
 
 
 def model_of(checkpoint: Checkpoint, found: Lora) -> ModelConfig:
@@ -67,17 +70,20 @@ def model_of(checkpoint: Checkpoint, found: Lora) -> ModelConfig:
 def planned(config: ModelConfig, found: Lora, mesh: Mesh, *, scalar: bool = False) -> Start:
     """What `start` will make, as shapes with shardings."""
     base = planned_params(config, mesh, scalar=scalar)
-    return _divided(base, lora.planned(config, found, mesh)) if found.rank else Start({}, base)
+    if not found.rank:
+        return Start({}, base)
+    return _divided(lora.stored(base, found.base_dtype), lora.planned(config, found, mesh))
 
 
 def start(config: ModelConfig, params: Params, found: Lora, mesh: Mesh, seed: int) -> Start:
     """Divides a model, with or without an adapter already, into what is frozen and what is trained.
 
-    config: of `model_of`.
+    config: of `model_of`. params: loaded with the adapter's base_dtype, or made so here.
     """
     base, adapter = lora.split(params)
     if not found.rank:
         return Start({}, plain(config, params))
+    base = lora.stored(base, found.base_dtype)
     return _divided(base, adapter or lora.init_sharded(config, found, mesh, seed))
 
 

@@ -49,9 +49,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     enrich: list[Callable[[dict], dict]] = []
 
     def load() -> adapters.Start:
-        _, params = setup.load_model(
-            init, config.model, mesh, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
-        )
+        about = {"adapter": config.model.adapter, "base_dtype": lora.base_dtype}
+        _, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=len(tokenizer), **about)
         start = adapters.start(model, params, lora, mesh, config.seed)
         if config.reference == "step":
             enrich.append(reference.with_every_step(config, mesh, model, start, train.pairs, R))

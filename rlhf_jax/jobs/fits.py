@@ -112,7 +112,7 @@ def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDic
         "rollout.dtype": "bfloat16",
         "model.dtype": "bfloat16",
         field: ways,
-    }
+    } | ({"lora.base_dtype": "bfloat16"} if config.lora.rank else {})
     page = config.to_dict()
     flat = {name: _at(page, name) for name in wanted}
     for name, value in wanted.items():

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.jobs import adapters, losses
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.lora import stored
 from rlhf_jax.models.placement import planned as planned_params
 from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.parallel.rules import ROLLOUT_RULES
@@ -151,7 +152,7 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
     policy, value = (adapters.planned(model, lora, mesh, scalar=s) for s in (False, True))
     state = planned({"policy": policy.trained, "value": value.trained}, tx)
     frozen = {"policy": policy.frozen, "value": value.frozen}
-    reward = planned_params(model, mesh, scalar=True)
+    reward = stored(planned_params(model, mesh, scalar=True), lora.base_dtype)
     # Reference and reward model: what is frozen of policy and value model is theirs, and only the rest is beside it.
     beside = bytes_per_device(state.params)
     R, N = config.rollout.max_new_tokens, config.rollout.batch_size

@@ -18,6 +18,7 @@ from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, setup
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
+from rlhf_jax.models.lora import stored
 from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
@@ -75,10 +76,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
     plan = fits.prepare(partial(planning.ppo, model, P, tokenizer.pad_token_id), config, mesh)
     policy_params, reward_params = (
-        setup.load_model(folder, config.model, mesh, made_by, tokens=tokens, adapter=laid)[1]
+        setup.load_model(
+            folder, config.model, mesh, made_by, tokens=tokens, adapter=laid, base_dtype=lora.base_dtype
+        )[1]
         for folder, made_by, laid in sources
     )
-    reward_params = adapters.plain(reward.config, reward_params)
+    reward_params = stored(adapters.plain(reward.config, reward_params), lora.base_dtype)
     starts = {
         "policy": adapters.start(model, policy_params, lora, mesh, config.seed),
         "value": adapters.start(model, value_from_reward(reward_params), lora, mesh, config.seed + 1),

@@ -17,6 +17,7 @@ from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
 from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
+from rlhf_jax.models.lora import Lora
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import model_scores
@@ -47,7 +48,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         mesh,
         model,
         lambda shape, _: losses.reward_model(shape),
-        lambda: adapters.start(model, _params(config, mesh, init, model.vocab_size), lora, mesh, config.seed),
+        lambda: adapters.start(
+            model, _params(config, mesh, init, model.vocab_size, lora), lora, mesh, config.seed
+        ),
         scalar=True,
         rows=train.count,
         make_batch=train.make,
@@ -63,10 +66,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
 
 
-def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int) -> Params:
-    checkpoint, params = setup.load_model(
-        init, config.model, mesh, hints.SFT, tokens=tokens, adapter=config.model.adapter
-    )
+def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int, lora: Lora) -> Params:
+    about = {"adapter": config.model.adapter, "base_dtype": lora.base_dtype}
+    checkpoint, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=tokens, **about)
     if checkpoint.is_scalar:
         return params
     return reward_from_language(checkpoint.config, params, jax.random.key(config.seed))

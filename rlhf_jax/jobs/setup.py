@@ -69,7 +69,14 @@ def sources(folder: str, adapter: str = "") -> tuple[str, ...]:
 
 
 def load_model(
-    folder: str, model: ConfigDict, mesh: Mesh, made_by: str, *, tokens: int, adapter: str = ""
+    folder: str,
+    model: ConfigDict,
+    mesh: Mesh,
+    made_by: str,
+    *,
+    tokens: int,
+    adapter: str = "",
+    base_dtype: str = "float32",
 ) -> tuple[huggingface.Checkpoint, Params]:
     """A model folder, or a trainer's checkpoint, onto the mesh: (what it is; the sharded parameters).
 
@@ -79,10 +86,11 @@ def load_model(
     tokens: of the tokenizer. A model with fewer gets embeddings for the others (see `models.embeddings`).
     adapter: a folder in PEFT's format that is laid over the model, or "". One with a score head makes a reward
         model of a language model.
+    base_dtype: of a model that stays as it is while an adapter is trained, see `lora.stored`.
     """
     found = describe_model(folder, model, made_by, tokens=tokens, adapter=adapter)
     own = _own_shape(folder, model, made_by)
-    params = _read(folder, own, model, mesh)
+    params = _read(folder, own, model, mesh, base_dtype)
     had = own.config.vocab_size
     if tokens > had:
         if startup.is_main():
@@ -133,14 +141,15 @@ def _own_shape(folder: str, model: ConfigDict, made_by: str) -> huggingface.Chec
     return huggingface.Checkpoint(config, is_scalar=scalar, reward_mean=0.0, adapter=settings)
 
 
-def _read(folder: str, own: huggingface.Checkpoint, model: ConfigDict, mesh: Mesh) -> Params:
+def _read(folder: str, own: huggingface.Checkpoint, model: ConfigDict, mesh: Mesh, base_dtype: str) -> Params:
     """The parameters of a folder with as many embeddings as it has."""
     if _described_in(folder) is None:
-        return huggingface.load(folder, mesh, **_computed_as(model))[1]
+        return huggingface.load(folder, mesh, base_dtype=base_dtype, **_computed_as(model))[1]
     if own.adapter is None:
-        return _restored(folder, planned(own.config, mesh, scalar=own.is_scalar))
+        return _restored(folder, lora.stored(planned(own.config, mesh, scalar=own.is_scalar), base_dtype))
     trained = adapters.planned(own.config, own.adapter, mesh, scalar=own.is_scalar).trained
-    base = load_model(base_of(folder), model, mesh, "", tokens=own.config.vocab_size)[1]
+    tokens = own.config.vocab_size
+    base = load_model(base_of(folder), model, mesh, "", tokens=tokens, base_dtype=base_dtype)[1]
     return joined(trunk(base) if own.is_scalar else base, _restored(folder, trained))
 
 

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         mesh,
         model,
         lambda shape, c: losses.sft(shape, R, c.logprob_chunk),
-        lambda: adapters.start(model, _params(config, mesh, model, init), lora, mesh, config.seed),
+        lambda: adapters.start(model, _params(config, mesh, model, init, lora), lora, mesh, config.seed),
         rows=train.count,
         make_batch=train.make,
         tokens_of=train.tokens,
@@ -84,10 +84,10 @@ def _model(config: ConfigDict, tokenizer: Any, init: str, lora: Lora) -> ModelCo
     )
 
 
-def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig, init: str) -> Params:
-    m = config.model
+def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig, init: str, lora: Lora) -> Params:
     if init:
-        return setup.load_model(init, m, mesh, hints.SFT, tokens=model.vocab_size, adapter=m.adapter)[1]
+        about = {"adapter": config.model.adapter, "base_dtype": lora.base_dtype}
+        return setup.load_model(init, config.model, mesh, hints.SFT, tokens=model.vocab_size, **about)[1]
     return init_sharded(model, mesh, config.seed)
 
 

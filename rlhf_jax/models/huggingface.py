@@ -67,13 +67,16 @@ def describe(folder: str | Path, **overrides: object) -> Checkpoint:
     return _open(Path(folder), overrides)[0]
 
 
-def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> tuple[Checkpoint, Params]:
+def load(
+    folder: str | Path, mesh: Mesh | None = None, *, base_dtype: str = "float32", **overrides: object
+) -> tuple[Checkpoint, Params]:
     """Reads a folder written by `huggingface_export` or by transformers, one tensor at a time.
 
     Args:
-      mesh: parameters become float32 arrays sharded over it, one after the other, so beside the devices' own
-        memory there is one parameter (all layers, this process's part) and one tensor of the file. Without a
-        mesh they stay in host memory.
+      mesh: parameters become arrays sharded over it, one after the other, so beside the devices' own memory
+        there is one parameter (all layers, this process's part) and one tensor of the file. Without a mesh they
+        stay in host memory.
+      base_dtype: of parameters that will not be trained, see `lora.base_dtype`.
       overrides: ModelConfig fields that do not change parameters (dtype, remat).
 
     Raises:
@@ -91,7 +94,14 @@ def load(folder: str | Path, mesh: Mesh | None = None, **overrides: object) -> t
         group = params
         for name in path[:-1]:
             group = group.setdefault(name, {})
-        group[path[-1]] = _assemble(config, path, shape, sharding, holding, tensors)
+        group[path[-1]] = _assemble(
+            config,
+            path,
+            jax.ShapeDtypeStruct(shape, lora.base_dtype(path, base_dtype)),
+            sharding,
+            holding,
+            tensors,
+        )
     return checkpoint, params
 
 
@@ -109,12 +119,13 @@ def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tenso
 def _assemble(
     config: ModelConfig,
     path: tuple[str, ...],
-    shape: tuple[int, ...],
+    like: jax.ShapeDtypeStruct,
     sharding: NamedSharding | None,
     holding: list[Place],
     tensors: Tensors,
 ) -> jax.Array | np.ndarray:
     """One parameter from its tensors. Each tensor is read once and cut to the parts of this process's devices."""
+    shape = like.shape
     everything = (slice(None),) * len(shape)
     indices = [everything]
     if sharding is not None:
@@ -123,7 +134,7 @@ def _assemble(
     for index in indices:
         index = tuple(slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True))
         sizes = tuple(cut.stop - cut.start for cut in index)
-        parts[_bounds(index, shape)] = (index, _room(sizes))
+        parts[_bounds(index, shape)] = (index, _room(sizes, like.dtype))
     stored = stored_names(FAMILIES[config.family], tensors.shapes)
     for place in holding:
         whole = place.layout.split(tensors.read(stored[place.name]), config.head_dim)[
@@ -139,12 +150,12 @@ def _assemble(
     return jax.make_array_from_callback(shape, sharding, lambda index: parts[_bounds(index, shape)][1])
 
 
-def _room(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of float32 that begins at a multiple of 64 bytes: CPU devices take such memory as it is, uncopied."""
-    size = 4 * math.prod(shape)
+def _room(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that begins at a multiple of 64 bytes: CPU devices take such memory as it is, uncopied."""
+    size = dtype.itemsize * math.prod(shape)
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(np.float32).reshape(shape)
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _bounds(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:

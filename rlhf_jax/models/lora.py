@@ -34,11 +34,13 @@ class Lora(NamedTuple):
     rank: r; 0 is no adapter.
     alpha: the adapter is multiplied with alpha / rank.
     targets: the kernels that have one, of TARGETS.
+    base_dtype: in which the frozen model is kept while the adapter is trained, see `stored`.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
+    base_dtype: str = "float32"
 
     @property
     def scale(self) -> float:
@@ -143,6 +145,29 @@ def place(config: ModelConfig, lora: Lora, adapter: decoder.Params, mesh: Mesh) 
         adapter,
         planned(config, lora, mesh),
     )
+
+
+def base_dtype(path: tuple[str, ...], dtype: str) -> str:
+    """Dtype of one frozen parameter: `dtype`, but float32 for norms and score heads, which compute in it."""
+    return "float32" if any(name == "score" or name.endswith("norm") for name in path) else dtype
+
+
+def stored(params: decoder.Params, dtype: str) -> decoder.Params:
+    """Frozen parameters, arrays or shapes, in the dtype in which they are kept.
+
+    All that is rounded here is rounded at every use where model.dtype is the same, so training does not change;
+    what an adapter is merged into is then a rounded base.
+    """
+
+    def cast(path: tuple, x: Any) -> Any:
+        wanted = jnp.dtype(base_dtype(tuple(key.key for key in path), dtype))
+        if x.dtype == wanted:
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, wanted, sharding=x.sharding)
+        return x.astype(wanted)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 def split(params: decoder.Params) -> tuple[decoder.Params, decoder.Params]:

@@ -247,3 +247,38 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     assert bytes_per_device(adapted.frozen) < bytes_per_device(whole.state.params)
     assert adapted.beside == trained < whole.beside == bytes_per_device(whole.state.params)
     assert fits.needed(adapted) < fits.needed(whole)
+
+
+@pytest.mark.parametrize("job", ["reward_model", "ppo"])
+def test_a_base_kept_in_the_dtype_of_computing_is_the_same_run(farm, tmp_path, job, monkeypatch):
+    """Half the bytes and the same numbers; norms, score heads and what is trained stay float32."""
+    plans, prepare = [], fits.prepare
+
+    def watched(*args):
+        plans.append(prepare(*args))
+        return plans[-1]
+
+    monkeypatch.setattr(fits, "prepare", watched)
+    short = {"model.dtype": "bfloat16"} | ({"steps": 2, "eval_every": 2} if job == "ppo" else {"epochs": 0.5})
+    for dtype in ("float32", "bfloat16"):
+        run(job, config(job, farm, **short, **{"lora.base_dtype": dtype}), tmp_path / dtype)
+    wanted, found = (tiny_farm.rows(tmp_path / dtype) for dtype in ("float32", "bfloat16"))
+    if job == "ppo":  # whose sampling merges the adapter into the base, which then is rounded before, too
+        wanted, found = ([row for row in rows if row["step"] < 2] for rows in (wanted, found))
+    else:
+        assert exports(tmp_path / "float32")[1] == exports(tmp_path / "bfloat16")[1]
+    assert wanted == found
+    assert any({"reward_model": "grad_norm", "ppo": "objective/scores"}[job] in row for row in found)
+    whole, half = (
+        {
+            jax.tree_util.keystr(path): (x.dtype.name, bytes_per_device(x))
+            for path, x in jax.tree_util.tree_leaves_with_path(plan.frozen)
+        }
+        for plan in plans
+    )
+    assert {dtype for dtype, _ in whole.values()} == {"float32"}
+    for name, (dtype, size) in half.items():
+        assert (dtype, size) == (
+            ("float32", whole[name][1]) if "norm" in name else ("bfloat16", whole[name][1] // 2)
+        )
+    assert plans[0].beside >= plans[1].beside
