@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import eval_batches
 from rlhf_jax.data.tokenization import Pairs
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import losses
+from rlhf_jax.jobs import adapters, losses
 from rlhf_jax.jobs.adapters import Start
 from rlhf_jax.jobs.rows import Rows
 from rlhf_jax.models.config import ModelConfig
@@ -61,7 +61,8 @@ def logprobs(
     ids, which holds tokenizer, template and lengths, and the rows that they are packed into.
     """
     folder = Path(config.reference_cache or _default_folder())
-    path = folder / f"{_fingerprint(read_from, model, bool(start.frozen), pairs, found)}.npz"
+    frozen = adapters.settings(config.lora).base_dtype if start.frozen else ""
+    path = folder / f"{_fingerprint(read_from, model, frozen, pairs, found)}.npz"
     kept = _read(path, zeros(found))
     if _everywhere(kept is not None):
         if startup.is_main():
@@ -114,14 +115,14 @@ def _of_a_row(pairs: int) -> tuple[int, ...]:
 
 
 def _fingerprint(
-    read_from: tuple[str, ...], model: ModelConfig, adapted: bool, pairs: Pairs, rows: Rows
+    read_from: tuple[str, ...], model: ModelConfig, frozen: str, pairs: Pairs, rows: Rows
 ) -> str:
-    """adapted: an adapter that the model is read with is not merged, which rounds otherwise."""
+    """frozen: dtype of the weights beside an adapter, which is not merged and so rounds otherwise; or ""."""
     total = hashlib.sha256()
     about = {
         "version": _VERSION,
         "models": [digest(folder) for folder in read_from],
-        "adapted": adapted,
+        "frozen": frozen,
         "dtype": model.dtype,
     }
     total.update(json.dumps(about, sort_keys=True).encode())

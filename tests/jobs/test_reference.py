@@ -98,6 +98,15 @@ def test_whatever_it_depends_on_makes_it_anew(change, farm, model, tmp_path):
     assert computed and {path.name for path in cache.iterdir()} > before
 
 
+def test_how_an_adapter_and_its_base_are_kept_makes_it_anew(farm, tmp_path):
+    adapter = {"lora.rank": 2}
+    half = adapter | {"lora.base_dtype": "bfloat16"}
+    found = [
+        run(farm, tmp_path / str(i), tmp_path / "cache", **x)[1] for i, x in enumerate((adapter, half, half))
+    ]
+    assert found == [True, True, False]
+
+
 def test_an_unknown_way_is_named(farm, tmp_path):
     with pytest.raises(UserError, match="reference: 'never'; use one of cached, step"):
         run(farm, tmp_path, tmp_path, reference="never")
