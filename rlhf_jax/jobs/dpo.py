@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, reference, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, reference, setup
 from rlhf_jax.jobs.rows import Rows, rows_of
 from rlhf_jax.parallel.arrays import check_batch
 from rlhf_jax.training.workdir import prepare
@@ -22,21 +22,21 @@ def run(config: ConfigDict, workdir: str) -> None:
     check_batch(config.batch_size, mesh)
     reference.check(config)
     lora = adapters.settings(config.lora)
-    init = setup.resolve(config.model.init)
-    tokenizer_from = setup.tokenizer_folder(init)
+    init = loading.resolve(config.model.init)
+    tokenizer_from = loading.tokenizer_folder(init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
-    checkpoint = setup.describe_model(
+    checkpoint = loading.describe_model(
         init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
     )
     if checkpoint.is_scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
         )
-    model, base = adapters.model_of(checkpoint, lora), setup.base_of(init)
+    model, base = adapters.model_of(checkpoint, lora), loading.base_of(init)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
     train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
-    sources = setup.sources(init, config.model.adapter)
+    sources = loading.sources(init, config.model.adapter)
 
     def batches_of(found: Rows, known: dict[str, np.ndarray]) -> fit.MakeBatch:
         def make(index_B: np.ndarray, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
@@ -50,7 +50,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
     def load() -> adapters.Start:
         about = {"adapter": config.model.adapter, "base_dtype": lora.base_dtype}
-        _, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=len(tokenizer), **about)
+        _, params = loading.load_model(init, config.model, mesh, hints.SFT, tokens=len(tokenizer), **about)
         start = adapters.start(model, params, lora, mesh, config.seed)
         if config.reference == "step":
             enrich.append(reference.with_every_step(config, mesh, model, start, train.pairs, R))

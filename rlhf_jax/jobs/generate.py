@@ -15,7 +15,7 @@ from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_prompts, write_parquet
 from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, setup
+from rlhf_jax.jobs import hints, loading, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.generator import DecodeGenerator
@@ -51,7 +51,7 @@ def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
-    checkpoint, params = setup.load_model(
+    checkpoint, params = loading.load_model(
         config.model.path,
         config.model,
         mesh,

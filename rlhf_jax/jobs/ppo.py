@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import bucket, pad_prompts, row_indices
 from rlhf_jax.data.tokenization import Prompts, decode, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, setup
+from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, loading, setup
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
@@ -60,23 +60,23 @@ def run(config: ConfigDict, workdir: str) -> None:
     prepare(workdir, config.to_dict())
     _check(config, mesh)
     lora = adapters.settings(config.lora)
-    started_from, rewarded_by = setup.resolve(config.model.policy), setup.resolve(config.model.reward)
-    tokenizer_from = setup.tokenizer_folder(started_from)
+    started_from, rewarded_by = loading.resolve(config.model.policy), loading.resolve(config.model.reward)
+    tokenizer_from = loading.tokenizer_folder(started_from)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
     adapter, tokens = config.model.adapter, len(tokenizer)
     sources = (started_from, hints.SFT, adapter), (rewarded_by, hints.REWARD_MODEL, "")
     policy, reward = (
-        setup.describe_model(folder, config.model, made_by, tokens=tokens, adapter=laid)
+        loading.describe_model(folder, config.model, made_by, tokens=tokens, adapter=laid)
         for folder, made_by, laid in sources
     )
     _check_models(config, policy, reward)
-    model, base = adapters.model_of(policy, lora), setup.base_of(started_from)
+    model, base = adapters.model_of(policy, lora), loading.base_of(started_from)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
     plan = fits.prepare(partial(planning.ppo, model, P, tokenizer.pad_token_id), config, mesh)
     policy_params, reward_params = (
-        setup.load_model(
+        loading.load_model(
             folder, config.model, mesh, made_by, tokens=tokens, adapter=laid, base_dtype=lora.base_dtype
         )[1]
         for folder, made_by, laid in sources
@@ -117,8 +117,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         inputs=inputs.digests(
             config.data.train,
             config.data.eval,
-            *setup.sources(started_from, adapter),
-            *setup.sources(rewarded_by),
+            *loading.sources(started_from, adapter),
+            *loading.sources(rewarded_by),
         ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         best_metric=config.best_metric,

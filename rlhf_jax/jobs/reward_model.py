@@ -13,7 +13,7 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
-from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
 from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
@@ -29,16 +29,16 @@ def run(config: ConfigDict, workdir: str) -> None:
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     lora = adapters.settings(config.lora)
-    init = setup.resolve(config.model.init)
-    tokenizer_from = setup.tokenizer_folder(init)
+    init = loading.resolve(config.model.init)
+    tokenizer_from = loading.tokenizer_folder(init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     _longer_wins(split.eval)
     demonstrations = _demonstrations(config, tokenizer)
-    found = setup.describe_model(
+    found = loading.describe_model(
         init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
     )
-    model, base = adapters.model_of(found, lora), setup.base_of(init)
+    model, base = adapters.model_of(found, lora), loading.base_of(init)
     setup.describe(workdir, model, tokenizer, tokenizer_from, scalar=True, adapter=lora, base=base)
     pad_id = tokenizer.pad_token_id
     train, held, _ = rows_of(split, config.data, pad_id, config.seed)
@@ -58,7 +58,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         eval_rows=held.count,
         make_eval_batch=held.make,
         inputs=inputs.digests(
-            config.data.train, config.data.eval, *setup.sources(init, config.model.adapter)
+            config.data.train, config.data.eval, *loading.sources(init, config.model.adapter)
         ),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int, lora: Lora) -> Params:
     about = {"adapter": config.model.adapter, "base_dtype": lora.base_dtype}
-    checkpoint, params = setup.load_model(init, config.model, mesh, hints.SFT, tokens=tokens, **about)
+    checkpoint, params = loading.load_model(init, config.model, mesh, hints.SFT, tokens=tokens, **about)
     if checkpoint.is_scalar:
         return params
     return reward_from_language(checkpoint.config, params, jax.random.key(config.seed))

@@ -14,7 +14,7 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.records import describe, read_table, write_parquet
 from rlhf_jax.data.tokenization import Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, setup
+from rlhf_jax.jobs import hints, loading, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import model_scores
@@ -54,7 +54,7 @@ def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, tokenizer: Any) ->
     """The reward of every sequence [n]."""
     B = config.batch_size
     check_batch(B, mesh)
-    checkpoint, params = setup.load_model(
+    checkpoint, params = loading.load_model(
         config.model.path,
         config.model,
         mesh,

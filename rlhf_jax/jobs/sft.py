@@ -13,7 +13,7 @@ from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import add_pad, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, hints, inputs, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
 from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.microfarm import tokenizer as tokenizers
 from rlhf_jax.models.config import ModelConfig
@@ -31,12 +31,12 @@ def run(config: ConfigDict, workdir: str) -> None:
     prepare(workdir, config.to_dict())
     lora = adapters.settings(config.lora)
     _check(config)
-    init = setup.resolve(config.model.init) if config.model.init else ""
+    init = loading.resolve(config.model.init) if config.model.init else ""
     tokenizer_from = _tokenizer_folder(config, workdir, init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
     model = _model(config, tokenizer, init, lora)
-    setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=setup.base_of(init))
+    setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=loading.base_of(init))
     train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
     state = fit.offline(
         config,
@@ -51,11 +51,11 @@ def run(config: ConfigDict, workdir: str) -> None:
         eval_rows=held.count,
         make_eval_batch=held.make,
         inputs=inputs.digests(
-            config.data.train, config.data.eval, *setup.sources(init, config.model.adapter)
+            config.data.train, config.data.eval, *loading.sources(init, config.model.adapter)
         ),
         show=("loss", "eval/loss"),
     )
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=setup.base_of(init))
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=loading.base_of(init))
 
 
 def _check(config: ConfigDict) -> None:
@@ -67,7 +67,7 @@ def _check(config: ConfigDict) -> None:
 def _model(config: ConfigDict, tokenizer: Any, init: str, lora: Lora) -> ModelConfig:
     m = config.model
     if init:
-        found = setup.describe_model(init, m, hints.SFT, tokens=len(tokenizer), adapter=m.adapter)
+        found = loading.describe_model(init, m, hints.SFT, tokens=len(tokenizer), adapter=m.adapter)
         return adapters.model_of(found, lora)
     return ModelConfig(
         vocab_size=len(tokenizer),
@@ -87,7 +87,7 @@ def _model(config: ConfigDict, tokenizer: Any, init: str, lora: Lora) -> ModelCo
 def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig, init: str, lora: Lora) -> Params:
     if init:
         about = {"adapter": config.model.adapter, "base_dtype": lora.base_dtype}
-        return setup.load_model(init, config.model, mesh, hints.SFT, tokens=model.vocab_size, **about)[1]
+        return loading.load_model(init, config.model, mesh, hints.SFT, tokens=model.vocab_size, **about)[1]
     return init_sharded(model, mesh, config.seed)
 
 
@@ -95,7 +95,7 @@ def _tokenizer_folder(config: ConfigDict, workdir: str, init: str = "") -> str:
     """The folder of the tokenizer: the model's, with a PAD token where it had none; the one named; or a new one."""
     if not init and config.model.tokenizer:
         return config.model.tokenizer
-    own = setup.tokenizer_folder(init) if init else ""
+    own = loading.tokenizer_folder(init) if init else ""
     if own and not config.model.pad_token:
         return own
     if is_remote(workdir):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -68,7 +69,12 @@ def describe(folder: str | Path, **overrides: object) -> Checkpoint:
 
 
 def load(
-    folder: str | Path, mesh: Mesh | None = None, *, base_dtype: str = "float32", **overrides: object
+    folder: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    base_dtype: str = "float32",
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    **overrides: object,
 ) -> tuple[Checkpoint, Params]:
     """Reads a folder written by `huggingface_export` or by transformers, one tensor at a time.
 
@@ -77,6 +83,7 @@ def load(
         there is one parameter (all layers, this process's part) and one tensor of the file. Without a mesh they
         stay in host memory.
       base_dtype: of parameters that will not be trained, see `lora.base_dtype`.
+      tell: called after every tensor with (parameters read, of how many).
       overrides: ModelConfig fields that do not change parameters (dtype, remat).
 
     Raises:
@@ -88,6 +95,19 @@ def load(
     params: Params = {}
     # The largest first: what is held twice for a moment then always fits where smaller ones are still to come.
     shapes = parameter_shapes(config, scalar=is_scalar)
+    stored, total, done = (
+        stored_names(FAMILIES[config.family], tensors.shapes),
+        sum(map(math.prod, shapes.values())),
+        0,
+    )
+
+    def read(place: Place) -> np.ndarray:
+        nonlocal done
+        found = tensors.read(stored[place.name])
+        done += found.size // len(place.leaves)  # one that holds several parameters is read for each
+        tell(done, total)
+        return found
+
     for path, shape in sorted(shapes.items(), key=lambda item: -math.prod(item[1])):
         holding = [place for place in expected if path in place.leaves]
         sharding = None if where is None else _at(where, path)
@@ -100,7 +120,7 @@ def load(
             jax.ShapeDtypeStruct(shape, lora.base_dtype(path, base_dtype)),
             sharding,
             holding,
-            tensors,
+            read,
         )
     return checkpoint, params
 
@@ -122,7 +142,7 @@ def _assemble(
     like: jax.ShapeDtypeStruct,
     sharding: NamedSharding | None,
     holding: list[Place],
-    tensors: Tensors,
+    read: Callable[[Place], np.ndarray],
 ) -> jax.Array | np.ndarray:
     """One parameter from its tensors. Each tensor is read once and cut to the parts of this process's devices."""
     shape = like.shape
@@ -135,11 +155,8 @@ def _assemble(
         index = tuple(slice(*cut.indices(size)) for cut, size in zip(index, shape, strict=True))
         sizes = tuple(cut.stop - cut.start for cut in index)
         parts[_bounds(index, shape)] = (index, _room(sizes, like.dtype))
-    stored = stored_names(FAMILIES[config.family], tensors.shapes)
     for place in holding:
-        whole = place.layout.split(tensors.read(stored[place.name]), config.head_dim)[
-            place.leaves.index(path)
-        ]
+        whole = place.layout.split(read(place), config.head_dim)[place.leaves.index(path)]
         n = len(place.index)
         for index, part in parts.values():
             if all(cut.start <= i < cut.stop for i, cut in zip(place.index, index[:n], strict=True)):

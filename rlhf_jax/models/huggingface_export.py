@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +35,7 @@ def save(
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
     write: bool = True,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Writes a folder that `huggingface.load` and `transformers` read, replacing an older one whole.
 
@@ -47,12 +50,18 @@ def save(
       dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
       shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
       write: whether this process writes; one that does not only hands over its part of the arrays.
+      tell: called after every tensor with (parameters fetched, of how many).
     """
     family, scalar = FAMILIES[config.family], "score" in params
     named = {file_name(family, place.name): place for place in places(config, scalar=scalar)}
+    total, done = sum(math.prod(place.shape) for place in named.values()), 0
 
     def read(name: str) -> np.ndarray:
-        return _joined(config, params, named[name], dtype)
+        nonlocal done
+        found = _joined(config, params, named[name], dtype)
+        done += found.size
+        tell(done, total)
+        return found
 
     if not write:
         for name in named:  # in the writer's order: fetching is a step that processes take together

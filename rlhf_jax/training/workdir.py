@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,10 +18,11 @@ from etils import epath
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.storage import at, check_reachable, is_remote, write_text
 
-_WHOLE_FILE = 64 << 20  # Larger files are told apart by their size, first and last MiB.
 _MIB = 1 << 20
+_LARGE = 1 << 30  # bytes, from which on hashing takes long enough to be watched
 
 
 def prepare(workdir: str | PurePath, config: Mapping[str, Any]) -> Path | epath.Path:
@@ -93,18 +95,30 @@ def digest(path: str | Path) -> str:
     root = Path(path)
     if not root.exists():
         raise UserError(f"{root}: not found")
-    total = hashlib.sha256()
-    for file in [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file()):
-        size = file.stat().st_size
-        total.update(f"{file.relative_to(root)}\0{size}\0".encode())
-        with file.open("rb") as f:
-            if size <= _WHOLE_FILE:
-                total.update(f.read())
-            else:
-                total.update(f.read(_MIB))
-                f.seek(-_MIB, os.SEEK_END)
-                total.update(f.read(_MIB))
+    files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
+    stats = [file.stat() for file in files]
+    return _digest(
+        root, tuple((file, s.st_size, s.st_mtime_ns) for file, s in zip(files, stats, strict=True))
+    )
+
+
+@lru_cache  # a run asks for the same model several times, and each time is a second per GB
+def _digest(root: Path, files: tuple[tuple[Path, int, int], ...]) -> str:
+    """files: (path, bytes, time of the last change in ns)."""
+    total, sizes = hashlib.sha256(), [size for _, size, _ in files]
+    progress = Progress(sum(sizes) // _MIB, unit=f"hashing {root}, MiB")
+    with ThreadPoolExecutor() as pool:
+        for i, found in enumerate(pool.map(_hash, [file for file, _, _ in files])):
+            total.update(f"{files[i][0].relative_to(root)}\0{sizes[i]}\0".encode() + found)
+            if sum(sizes) > _LARGE:
+                progress.update(sum(sizes[: i + 1]) // _MIB)
+    progress.close()
     return total.hexdigest()[:32]
+
+
+def _hash(file: Path) -> bytes:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()
 
 
 def _as_json(value: Any) -> Any:

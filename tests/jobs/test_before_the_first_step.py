@@ -8,7 +8,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fits, setup
+from rlhf_jax.jobs import fits, loading
 
 
 @pytest.mark.parametrize("job", tiny_farm.TRAINERS)
@@ -20,7 +20,7 @@ def test_a_run_that_cannot_fit_ends_before_weights_are_read(job, farm, tmp_path,
     few = {"sft": 4, "ppo": 2}.get(job, 1)  # each is compiled
     monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), few))
     monkeypatch.setattr(fits, "available", lambda: 0)
-    monkeypatch.setattr(setup, "load_model", never)
+    monkeypatch.setattr(loading, "load_model", never)
     config = tiny_farm.settings(job, farm, **{"model.init": str(farm / "sft/export")} if job == "sft" else {})
     with pytest.raises(UserError) as error:
         importlib.import_module(f"rlhf_jax.jobs.{job}").run(config, str(tmp_path))
@@ -67,3 +67,12 @@ def test_what_a_run_says(farm, tmp_path, capsys):
     assert re.search(
         r"memory per device: \d+\.\d\d GiB needed \(train step: arguments .*\), \d+\.\d\d GiB there", said
     )
+
+
+def test_reading_and_writing_a_large_model_are_watched(farm, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "_LARGE", 1)
+    config = tiny_farm.settings("sft", farm, epochs=0.04, **{"model.init": str(farm / "sft/export")})
+    importlib.import_module("rlhf_jax.jobs.sft").run(config, str(tmp_path))
+    said = capsys.readouterr().out
+    for what in (f"reading {farm}/sft/export", f"writing {tmp_path}/export"):
+        assert f"{what}, million parameters 0/0" in said

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, fits, plan, ppo, score, setup
+from rlhf_jax.jobs import adapters, fit, fits, loading, plan, ppo, score
 from rlhf_jax.models import huggingface, lora, peft
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.ahead import bytes_per_device
@@ -226,8 +226,10 @@ def test_a_checkpoint_of_an_adapter_is_taken_with_the_model_that_it_lies_over(fa
     run("reward_model", config("reward_model", farm, center_on=""), tmp_path / "reward")
     scores = []
     for name in ("reward", "reward/export"):
-        folder = setup.resolve(str(tmp_path / name))
-        found, params = setup.load_model(folder, config("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0)
+        folder = loading.resolve(str(tmp_path / name))
+        found, params = loading.load_model(
+            folder, config("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0
+        )
         assert found.is_scalar and ("head" not in params)
         scores.append(adapters.plain(found.config, params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *scores)

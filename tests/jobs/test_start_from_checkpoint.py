@@ -8,7 +8,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import setup
+from rlhf_jax.jobs import loading
 from rlhf_jax.models import huggingface
 from rlhf_jax.parallel.mesh import make_mesh
 
@@ -37,12 +37,12 @@ def trained(farm, tmp_path_factory):
 
 def loaded(folder, farm):
     config = tiny_farm.settings("dpo", farm).model
-    return setup.load_model(setup.resolve(str(folder)), config, make_mesh(1, 1, 1), "a command", tokens=0)
+    return loading.load_model(loading.resolve(str(folder)), config, make_mesh(1, 1, 1), "a command", tokens=0)
 
 
 @pytest.mark.parametrize("job", ["sft", "reward_model"])
 def test_a_workdir_means_its_last_checkpoint_and_holds_what_its_export_does(trained, farm, job):
-    source = setup.resolve(str(trained / job))
+    source = loading.resolve(str(trained / job))
     steps = [int(path.name) for path in (trained / job / "checkpoints").iterdir()]
     assert len(steps) > 1 and source == str(trained / job / f"checkpoints/{max(steps)}")
     found, params = loaded(trained / job, farm)
@@ -50,7 +50,7 @@ def test_a_workdir_means_its_last_checkpoint_and_holds_what_its_export_does(trai
     assert (found.config, found.is_scalar) == (exported.config, exported.is_scalar)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
     before = str(trained / job / f"checkpoints/{min(steps)}")
-    _, earlier = setup.load_model(
+    _, earlier = loading.load_model(
         before, tiny_farm.settings("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0
     )
     assert any(

@@ -178,3 +178,16 @@ def test_remat_changes_no_gradient_of_any_shape_of_block(tmp_path, name):
     plain, recomputed = (gradient(params, x.config) for x in (found, again))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, recomputed)
     assert all(bool(np.abs(x).max() > 0) for x in jax.tree.leaves(plain))  # every parameter has an effect
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "mixtral", "gemma2"])
+def test_what_is_read_and_written_adds_up(family, tmp_path):
+    """Fused tensors are read once for each parameter they hold."""
+    told = []
+    found, params = huggingface.load(write_folder(tmp_path / "in", family), tell=lambda *x: told.append(x))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    assert told[-1] == (count, count) and told == sorted(told)
+    told.clear()
+    options = {"token_ids": {}, "tokenizer_from": tmp_path / "in", "tell": lambda *x: told.append(x)}
+    huggingface_export.save(tmp_path / "out", found.config, params, **options)
+    assert told[-1] == (count, count) and told == sorted(told)
