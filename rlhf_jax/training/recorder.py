@@ -43,6 +43,7 @@ class Recorder:
         self._steps, self._log_every, self._show = steps, log_every, show
         self._pending: tuple[int, Mapping[str, Any], PyTree] | None = None
         self._ended: float | None = None  # when that iteration ended, if it had when it was handed over
+        self._pushed = time.perf_counter()  # when it was handed over
         self._seen: dict[str, float] = {}  # the newest value of every metric, for the progress line
         self._mark = time.perf_counter()  # when the time of the current row began
         self._iterations, self._tokens = 0, 0.0  # of the current row
@@ -62,9 +63,13 @@ class Recorder:
 
     def push(self, step: int, metrics: Mapping[str, Any], batch: PyTree) -> None:
         """Takes the metrics of iteration number `step` (from 1), and writes those of the one before."""
-        ended = time.perf_counter() if all(map(_is_ready, metrics.values())) else None
+        now = time.perf_counter()
+        ended = now if all(map(_is_ready, metrics.values())) else None
+        if ended is not None and self._ended is None:
+            # Nobody waited for the one before, which must have ended soon after: this one came after it.
+            self._ended = self._pushed
         self.flush()
-        self._pending, self._ended = (step, metrics, batch), ended
+        self._pending, self._ended, self._pushed = (step, metrics, batch), ended, now
 
     def flush(self) -> None:
         """Waits for the metrics held back, and writes them. UserError when they tell of a divergence."""
