@@ -81,6 +81,10 @@ def microfarm() -> ConfigDict:
     c.log_every = 10
     c.eval_every = 150
     c.save_every = 150
+    c.keep_checkpoints = 2  # The last so many stay,
+    c.keep_best = 1  # and, with best_metric, so many of the best.
+    c.best_metric = ""  # Chooses the checkpoint that is exported, such as eval/loss; "": the last.
+    c.best_mode = "min"  # min or max.
     c.tensorboard = False
     c.wandb_project = ""
     return c

@@ -82,13 +82,16 @@ def microfarm() -> ConfigDict:
     c.optimizer.ema = 0.0  # Decay of an average of the parameters, evaluated and exported; 0: none.
     c.value_learning_rate = 3e-4  # The value model has its own optimizer with this rate.
 
-    c.best_metric = "eval/rlhf_reward"  # Chooses the checkpoint that is exported.
+    c.best_metric = "eval/rlhf_reward"  # Chooses the checkpoint that is exported; "": the last.
+    c.best_mode = "max"  # max or min.
     c.logprob_chunk = 128
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     c.distributed = "auto"
     c.log_every = 1
     c.eval_every = 20
     c.save_every = 25
+    c.keep_checkpoints = 2  # The last so many stay,
+    c.keep_best = 1  # and, with best_metric, so many of the best.
     c.tensorboard = False
     c.wandb_project = ""
     return c

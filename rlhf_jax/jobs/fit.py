@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -56,7 +57,7 @@ def offline(
     inputs: dict[str, str],
     show: tuple[str, ...],
 ) -> TrainState:
-    """Trains on a fixed set of rows and returns the last state, with the parameters to export.
+    """Trains on a fixed set of rows and returns the last or best state, with the parameters to export.
 
     These are the average, when the optimizer keeps one; it is also what is evaluated. What is frozen is part of
     them, but neither of the loop's state nor of its checkpoints.
@@ -98,7 +99,7 @@ def offline(
     start = load()
     frozen = fits.placed(start.frozen, plan.frozen)
     state = create(fits.placed(start.trained, plan.state.params), plan.optimizer, config.seed)
-    state, _ = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
+    state = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
     return state.replace(params=joined(frozen, averaged(state.params, state.opt_state)))
 
 
@@ -112,12 +113,16 @@ def fit(
     steps: int,
     inputs: dict[str, str],
     show: tuple[str, ...],
-    best_metric: str = "",
     eval_first: bool = False,
-) -> tuple[TrainState, TrainState]:
-    """Runs the loop in a workdir; returns (last state, best state). Without best_metric both are the last."""
+) -> TrainState:
+    """Runs the loop in a workdir; returns the last state, or with `best_metric` the best one."""
     with Checkpoints(
-        workdir, config={**config.to_dict(), "inputs": inputs}, best_metric=best_metric
+        workdir,
+        config={**config.to_dict(), "inputs": inputs},
+        keep=config.keep_checkpoints,
+        best_metric=config.best_metric,
+        best_mode=config.best_mode,
+        keep_best=config.keep_best,
     ) as checkpoints:
         like = abstract(state)
         writer = make_writer(
@@ -143,10 +148,14 @@ def fit(
             )
         finally:
             writer.close()
-        best = checkpoints.restore_best(like) if best_metric else None
+        best = checkpoints.best_step() if config.best_metric else None
         if best is not None and startup.is_main():
-            print(f"best {best_metric}: step {best.step}", flush=True)
-    return state, state if best is None else best.state
+            print(f"best {config.best_metric}: step {best}", flush=True)
+        if best is not None and best != steps:
+            for x in jax.tree.leaves((state.params, state.opt_state)):  # two copies may not fit into memory
+                x.delete()
+            state = checkpoints.restore_best(like).state
+    return state
 
 
 def _eval_batches(rows: int, batch_size: int, make: MakeBatch, mesh: Mesh) -> Iterator[dict]:

@@ -107,7 +107,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         config.seed,
         extra={"kl_coef": float(config.kl_coef)},
     )
-    _, best = fit.fit(
+    best = fit.fit(
         config,
         workdir,
         state,
@@ -121,7 +121,6 @@ def run(config: ConfigDict, workdir: str) -> None:
             *loading.sources(rewarded_by),
         ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
-        best_metric=config.best_metric,
         eval_first=True,
     )
     exported = joined(world.frozen, averaged(best.params, best.opt_state))["policy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -14,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import __version__
+import rlhf_jax
 from rlhf_jax.jobs import loading
 from rlhf_jax.models import huggingface_export, lora, peft
 from rlhf_jax.models.config import ModelConfig
@@ -31,7 +32,7 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
     startup.start(config.distributed)
     startup.agree("workdir", named(workdir))
     startup.agree("config", config.to_json_best_effort(sort_keys=True))
-    startup.agree("rlhf_jax version", __version__)
+    startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {_code()}")
     _keep_compiled_programs()
     return make_mesh(**config.mesh.to_dict())
 
@@ -110,6 +111,14 @@ def _folder(workdir: str, name: str) -> Iterator[Path]:
         yield Path(local) / name
         if startup.is_main():
             publish(Path(local) / name, at(workdir) / name)
+
+
+def _code() -> str:
+    """A hash of the program: a checkout of one machine may be behind."""
+    root, total = Path(rlhf_jax.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        total.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return total.hexdigest()[:12]
 
 
 def _keep_compiled_programs() -> None:

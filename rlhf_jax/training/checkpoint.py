@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "eval_every",
     "save_every",
     "keep_checkpoints",
+    "keep_best",
     "mesh",
     "distributed",
     "tensorboard",
@@ -52,8 +53,9 @@ class Checkpoints:
         does not continue from a checkpoint whose config differs in a field outside `may_change`. An entry of
         `may_change` is a dotted name, or a group and so all fields in it.
     keep: how many of the last checkpoints stay. With 1, damage to the only one costs the run.
-    best_metric: name of an evaluation metric; the checkpoint where it is best stays too. "": none.
+    best_metric: name of an evaluation metric; checkpoints where it is best stay too. "": none.
     best_mode: "max" or "min".
+    keep_best: how many of the best stay.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Checkpoints:
         keep: int = 2,
         best_metric: str = "",
         best_mode: str = "max",
+        keep_best: int = 1,
     ) -> None:
-        if keep < 1:
-            raise UserError(f"keep_checkpoints: {keep}; use a number of at least 1")
+        for field, count in (("keep_checkpoints", keep), ("keep_best", keep_best)):
+            if count < 1:
+                raise UserError(f"{field}: {count}; use a number of at least 1")
         if best_mode not in ("max", "min"):
             raise UserError(f"best_mode: {best_mode!r}; use max or min")
-        self.best_metric = best_metric
+        self.best_metric, self._keep_best = best_metric, keep_best
         self._directory = epath.Path(named(workdir)) / "checkpoints"
         self._config = flatten(config)
         self._may_change = tuple(may_change)
@@ -103,10 +107,10 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The checkpoint where `best_metric` was best, the later one of equals; None if there is none."""
-        return self._best_of(self._manager.all_steps())
+        return next(iter(self._best_of(self._manager.all_steps())), None)
 
     def record(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Takes note of an evaluation. True when it is the best so far: then this step should be saved."""
+        """Takes note of an evaluation. True when it is among the best so far: then this step should be saved."""
         if not self.best_metric:
             return False
         if self.best_metric not in metrics:
@@ -114,7 +118,7 @@ class Checkpoints:
             hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(sorted(metrics))}"
             raise UserError(f"best_metric: {self.best_metric!r} is not measured; {hint}")
         self._scores[step] = float(metrics[self.best_metric])
-        return self._best_of(self._scores) == step
+        return step in self._best_of(self._scores)
 
     def save(self, step: int, state: PyTree, *, evaluated: bool = False) -> None:
         """Writes a checkpoint in the background, after the one before; does nothing when this step has one.
@@ -183,9 +187,11 @@ class Checkpoints:
     def _restore(self, step: int, **items: Any) -> Any:
         return self._manager.restore(step, args=ocp.args.Composite(**items))
 
-    def _best_of(self, steps: Iterable[int]) -> int | None:
+    def _best_of(self, steps: Iterable[int]) -> list[int]:
+        """The best `keep_best` of them, the best first."""
         scored = [s for s in steps if math.isfinite(self._scores.get(s, math.nan))]
-        return max(scored, key=lambda s: (self._sign * self._scores[s], s), default=None)
+        ranked = sorted(scored, key=lambda s: (self._sign * self._scores[s], s), reverse=True)
+        return ranked[: self._keep_best]
 
     def _check_config(self, step: int, saved: Mapping[str, Any]) -> None:
         def fixed(name: str) -> bool:
@@ -264,7 +270,7 @@ class _LastAndBest:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         del context
         steps = [info.step for info in checkpoints]
-        kept = {*sorted(steps)[-self._keep :], self._checkpoints._best_of(steps)}
+        kept = {*sorted(steps)[-self._keep :], *self._checkpoints._best_of(steps)}
         return [step in kept for step in steps]
 
 

@@ -121,6 +121,19 @@ def test_killed_on_one_and_resumed_on_others(alone, farm, tmp_path, job):
     assert_same_curve(tmp_path / job, alone / job)
 
 
+def test_machines_with_other_code_do_not_train_together(farm, tmp_path):
+    """The second machine's checkout has one line more. `-m` takes the package of the working folder."""
+    for name in ("rlhf_jax", "configs"):
+        shutil.copytree(tiny_farm.ROOT / name, tmp_path / "checkout" / name)
+    with (tmp_path / "checkout/rlhf_jax/training/step.py").open("a") as file:
+        file.write("# newer\n")
+    command = tiny_farm.arguments("sft", farm, tmp_path / "run")
+    runs = start_several(2, "-m", "rlhf_jax.main", *command, cwd=(tiny_farm.ROOT, tmp_path / "checkout"))
+    for run in runs:
+        said = tiny_farm.finish(run, status=2).splitlines()[-1]
+        assert said.startswith("error: rlhf_jax's code: process 0 has ") and "Traceback" not in said
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_nobody_waits_for_a_process_that_failed(farm, tmp_path, failing):
     """One of two machines lacks the data; the other has gone on and waits for it in a collective."""

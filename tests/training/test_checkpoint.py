@@ -121,6 +121,17 @@ def test_the_best_one_stays_too(tmp_path, mode, scores, best):
             assert toy.same(found.state, make_state(best))
 
 
+@pytest.mark.parametrize(("best", "kept"), [(1, [1, 4]), (2, [1, 3, 4]), (9, [0, 1, 2, 3, 4])])
+def test_several_of_the_best_stay(tmp_path, best, kept):
+    assert save(tmp_path, range(5), [1.0, 5.0, 2.0, 3.0, 0.0], keep=1, keep_best=best) == kept
+
+
+@pytest.mark.parametrize("field", ["keep", "keep_best"])
+def test_none_cannot_be_kept(tmp_path, field):
+    with pytest.raises(UserError, match=f"{field}\\w*: 0; use a number of at least 1"):
+        Checkpoints(tmp_path, config={}, **{field: 0})
+
+
 def test_record_tells_when_an_evaluation_is_the_best_so_far(tmp_path):
     with Checkpoints(tmp_path, config={}, best_metric="eval/x", best_mode="min") as checkpoints:
         said = [
