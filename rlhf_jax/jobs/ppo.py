@@ -4,54 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import bucket, pad_prompts, row_indices
-from rlhf_jax.data.tokenization import Prompts, decode, load_tokenizer
+from rlhf_jax.data.batches import bucket, row_indices
+from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, loading, setup
 from rlhf_jax.jobs import plan as planning
-from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params, value_from_reward
+from rlhf_jax.jobs.ppo_evaluation import make_evaluation
+from rlhf_jax.jobs.ppo_world import ORDER, ROLLOUT, World, generator_of, key_of, prompt_arrays
+from rlhf_jax.models.decoder import value_from_reward
 from rlhf_jax.models.lora import stored
 from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
-from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
+from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
-from rlhf_jax.rollout.experience import Models, rollout_metrics, score_responses
-from rlhf_jax.rollout.generator import DecodeGenerator
-from rlhf_jax.sampling.choose import Sampling
-from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
 from rlhf_jax.training.state import TrainState, create, joined
 from rlhf_jax.training.step import TrainStep, check_microbatches
-from rlhf_jax.training.workdir import prepare, write_samples
-
-ROLLOUT, ORDER, EVALUATION = 0, 1, 2  # What a key is folded with first: the streams of randomness of a run.
-
-
-class World(NamedTuple):
-    """All that stays the same during a run."""
-
-    config: ConfigDict
-    mesh: Mesh
-    model: ModelConfig
-    tokenizer: Any
-    frozen: dict[str, Params]
-    reference: Params
-    reward: Params
-    reward_mean: float
-    generator: DecodeGenerator
-    prompts: Prompts
-    P: int
-
-    def models(self, trained: dict[str, Params]) -> Models:
-        params = joined(self.frozen, trained)
-        return Models(params["policy"], params["value"], self.reference, self.reward)
+from rlhf_jax.training.workdir import prepare
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -95,7 +69,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         reference=starts["policy"].whole,
         reward=reward_params,
         reward_mean=reward.reward_mean,
-        generator=_generator(config, model, mesh, tokenizer, config.rollout.temperature),
+        generator=generator_of(config, model, mesh, tokenizer),
         prompts=split.train,
         P=P,
     )
@@ -141,10 +115,10 @@ def make_iteration(
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
         index_B = row_indices(i, c.rollout.batch_size, len(world.prompts), c.seed)
-        batch = to_global(_prompt_arrays(world, world.prompts, index_B, mine), world.mesh)
+        batch = to_global(prompt_arrays(world, world.prompts, index_B, mine), world.mesh)
         models = world.models(state.params)
         world.generator.load(models.policy)
-        key = _stream(state.key, ROLLOUT, i)
+        key = key_of(state.key, ROLLOUT, i)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         experience, metrics = experience_of(
@@ -157,7 +131,7 @@ def make_iteration(
         )
         found = []
         for epoch in range(c.epochs):
-            order_key = _stream(state.key, ORDER, i * c.epochs + epoch)
+            order_key = key_of(state.key, ORDER, i * c.epochs + epoch)
             for minibatch in shuffled(order_key, experience, c.rollout.batch_size // c.minibatch_size):
                 state, update = step(state, minibatch, world.frozen)
                 found.append(update)
@@ -170,60 +144,6 @@ def make_iteration(
         return state, metrics, experience
 
     return iterate
-
-
-def make_evaluation(
-    world: World, workdir: str, prompts: Prompts, rows: list[dict]
-) -> Callable[[TrainState, int], dict[str, float]]:
-    """`evaluate(state, step)`: the same prompts with the same randomness every time; writes the sample table."""
-    c = world.config
-    ways = world.mesh.shape["data"] * world.mesh.shape["fsdp"]
-    B = -(-len(prompts) // ways) * ways  # the last row is repeated until the mesh divides the batch
-    index_B = np.minimum(np.arange(B), len(prompts) - 1)
-    batch = to_global(_prompt_arrays(world, prompts, index_B, host_rows(B, world.mesh)), world.mesh)
-
-    @jax.jit
-    def score(models: Models, batch: dict, sampled: Generation) -> tuple[dict, dict]:
-        # Arguments, not captured: what a compiled function captures becomes part of the program, and arrays
-        # that lie on several processes cannot.
-        tokens_BP, lengths_B, pad_id = batch["tokens"], batch["lengths"], world.tokenizer.pad_token_id
-        s = score_responses(
-            world.model,
-            models,
-            tokens_BP,
-            lengths_B,
-            sampled,
-            planning.ppo_settings(world.config),
-            world.reward_mean,
-            pad_id,
-        )
-        s, sampled = jax.tree.map(lambda x: x[: len(prompts)] if x.ndim else x, (s, sampled))
-        return s, rollout_metrics(s, sampled, planning.ppo_settings(world.config))
-
-    def evaluate(state: TrainState, step: int) -> dict[str, float]:
-        models = world.models(averaged(state.params, state.opt_state))
-        world.generator.load(models.policy)
-        key = _stream(jax.random.key(c.seed), EVALUATION, 0)
-        sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
-        world.generator.close()
-        scored, metrics = score(models, batch, sampled)
-        tokens_BR, lengths_B, scores_B = gather((sampled.tokens_BR, sampled.lengths_B, scored["scores_B"]))
-        write_samples(
-            workdir,
-            step,
-            (
-                {
-                    **row,
-                    "output": decode(world.tokenizer, tokens_BR[b, : lengths_B[b]]),
-                    "score": float(scores_B[b]),
-                }
-                for b, row in enumerate(rows)
-            ),
-        )
-        found = {name.removeprefix("objective/"): float(x) for name, x in metrics.items()}
-        return found | {"rlhf_reward": found["scores"] - float(state.extra["kl_coef"]) * found["kl"]}
-
-    return evaluate
 
 
 def _shuffled(key: jax.Array, experience: Any, count: int) -> list[Any]:
@@ -239,29 +159,6 @@ def _overall(name: str, found: list[dict]) -> Any:
     if name == "nonfinite":
         return sum(values)
     return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
-
-
-def _prompt_arrays(world: World, prompts: Prompts, index_B: np.ndarray, mine: slice | np.ndarray) -> dict:
-    arrays = pad_prompts(prompts, index_B, world.P, world.tokenizer.pad_token_id, rows=mine)
-    return arrays | {"rows": np.arange(len(index_B), dtype=np.int32)[mine]}
-
-
-def _stream(key: jax.Array, stream: int, number: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(key, stream), number)
-
-
-def _generator(
-    config: ConfigDict, model: ModelConfig, mesh: Mesh, tokenizer: Any, temperature: float
-) -> DecodeGenerator:
-    return DecodeGenerator(
-        model,
-        mesh,
-        max_new_tokens=config.rollout.max_new_tokens,
-        sampling=Sampling(temperature),
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
-        dtype=config.rollout.dtype,
-    )
 
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
