@@ -116,6 +116,7 @@ def fit(
     eval_first: bool = False,
 ) -> TrainState:
     """Runs the loop in a workdir; returns the last state, or with `best_metric` the best one."""
+    startup.barrier("ready to train", startup.SLOW_S)
     with Checkpoints(
         workdir,
         config={**config.to_dict(), "inputs": inputs},

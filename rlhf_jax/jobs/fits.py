@@ -43,6 +43,7 @@ def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
             f"memory: {most} needs {_gib(total)} on each device, {_gib(there)} are there; "
             f"{_advice(plan_of, config, mesh, total)}"
         )
+    startup.barrier("train step compiled", startup.SLOW_S)
     return plan
 
 

@@ -76,6 +76,7 @@ def load_model(
     found = describe_model(folder, model, made_by, tokens=tokens, adapter=adapter)
     own = _own_shape(folder, model, made_by)
     params = _read(folder, own, model, mesh, base_dtype)
+    startup.barrier("model read", startup.SLOW_S)
     had = own.config.vocab_size
     if tokens > had:
         if startup.is_main():

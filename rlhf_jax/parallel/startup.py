@@ -25,6 +25,10 @@ _OURS = ("RLHF_JAX_COORDINATOR", "RLHF_JAX_NUM_PROCESSES", "RLHF_JAX_PROCESS_ID"
 # SLURM_STEP_NODELIST exists only inside srun: a batch script run by sbatch alone is one process.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
+# Waits after work that takes machines differently long: compiling, reading weights. They stand before collectives,
+# which do not wait that long for each other (30 s to connect, on CPU).
+SLOW_S = 3600
+
 _FAILED = "rlhf_jax/failed"  # The key under which a process says that it has failed.
 _WATCH_S = 1.0  # How often the others look.
 _leaving = threading.Event()  # set when this process ends by itself

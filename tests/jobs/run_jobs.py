@@ -1,6 +1,7 @@
 """Run by test_processes.py: several jobs one after the other in this process, or in this process of several.
 
-run_jobs.py FARM OUT [DATA,FSDP,TENSOR [JOB ...]]: each job, or each that is named, writes to OUT/<job>.
+run_jobs.py FARM OUT [DATA,FSDP,TENSOR [JOB ...]]: each job, or each that is named, writes to OUT/<job>. A job may be
+run in a second way, JOB-WAY.
 """
 
 import importlib
@@ -18,6 +19,9 @@ CHANGES = {
     "sft": OFTEN | {"epochs": STEPS * 16 / 200, "batch_size": 16, "microbatches": 2},
     "reward_model": OFTEN | {"epochs": STEPS * 8 / 78},
     "dpo": OFTEN | {"epochs": STEPS * 8 / 78},
+    "dpo-adapter": OFTEN
+    | {"epochs": STEPS * 8 / 38, "data.packing": True, "data.max_length": 200, "reference": "step"}
+    | {"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 0.05, "optimizer.warmup_steps": 0},
     "ppo": OFTEN
     | {"steps": STEPS, "adaptive_kl": True, "data.eval_rows": 5}  # which two devices do not divide
     | {"rollout.batch_size": 16, "minibatch_size": 8},
@@ -30,8 +34,9 @@ def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
     sizes = (
         zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), map(int, mesh.split(",")), strict=True) if mesh else ()
     )
-    config = tiny_farm.settings(job, farm, **CHANGES[job] | dict(sizes) | changes)
-    importlib.import_module(f"rlhf_jax.jobs.{job}").run(config, str(out / job))
+    page = job.split("-")[0]
+    config = tiny_farm.settings(page, farm, **CHANGES[job] | dict(sizes) | changes)
+    importlib.import_module(f"rlhf_jax.jobs.{page}").run(config, str(out / job))
 
 
 if __name__ == "__main__":
