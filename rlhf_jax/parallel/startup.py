@@ -27,7 +27,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 
 # Waits after work that takes machines differently long: compiling, reading weights. They stand before collectives,
 # which do not wait that long for each other (30 s to connect, on CPU).
-SLOW_S = 3600
+SLOW_S = 3600.0
 
 _FAILED = "rlhf_jax/failed"  # The key under which a process says that it has failed.
 _WATCH_S = 1.0  # How often the others look.
