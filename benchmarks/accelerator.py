@@ -24,16 +24,6 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ("ours", "transformers")
 WARM_UP = 2
-# FLOP/s in bfloat16 and bytes/s of a card, by part of its name; the first that fits.
-PEAKS = {
-    "H200": (989e12, 4.8e12),
-    "H100": (989e12, 3.35e12),
-    "A100": (312e12, 2.04e12),
-    "TPU v6": (918e12, 1.64e12),
-    "TPU v5 lite": (197e12, 0.82e12),
-    "TPU v5": (459e12, 2.77e12),
-    "TPU v4": (275e12, 1.23e12),
-}
 
 
 class Shape(NamedTuple):
@@ -196,6 +186,9 @@ def timed(work: Callable[[], None], times: int) -> float:
 
 def line(side: str, found: dict[str, Any], shape: Shape, args: argparse.Namespace) -> str:
     """A row of the table."""
+    sys.path.insert(0, str(ROOT))
+    from rlhf_jax.training.ahead import PEAKS  # what the run's own perf/mfu is measured against
+
     flops, bandwidth = next((x for name, x in PEAKS.items() if name in found["device"]), (None, None))
     mfu = shape.training_flops(args.batch, args.length) / found["train_s"] / flops if flops else None
     middle = args.prompt + args.response / 2

@@ -99,7 +99,9 @@ def offline(
     start = load()
     frozen = fits.placed(start.frozen, plan.frozen)
     state = create(fits.placed(start.trained, plan.state.params), plan.optimizer, config.seed)
-    state = fit(config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show)
+    state = fit(
+        config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show, flops=plan.flops
+    )
     return state.replace(params=joined(frozen, averaged(state.params, state.opt_state)))
 
 
@@ -114,6 +116,7 @@ def fit(
     inputs: dict[str, str],
     show: tuple[str, ...],
     eval_first: bool = False,
+    flops: float = 0.0,
 ) -> TrainState:
     """Runs the loop in a workdir; returns the last state, or with `best_metric` the best one."""
     startup.barrier("ready to train", startup.SLOW_S)
@@ -146,6 +149,7 @@ def fit(
                 eval_first=eval_first,
                 save_every=config.save_every,
                 show=show,
+                flops=flops,
             )
         finally:
             writer.close()

@@ -44,7 +44,7 @@ def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
             f"{_advice(plan_of, config, mesh, total)}"
         )
     startup.barrier("train step compiled", startup.SLOW_S)
-    return plan
+    return plan._replace(flops=_model_flops(plan_of, config, mesh))
 
 
 def placed(params: Any, planned: Any) -> Any:
@@ -69,6 +69,15 @@ def _others(plan: Plan) -> dict[str, Needs]:
 
 def _traced(plan: Plan) -> jax.stages.Traced:
     return plan.step.trace(plan.state, plan.batch, plan.frozen)
+
+
+def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> int:
+    """FLOPs of a train step as MFU counts them: without what remat computes again, whatever computes attention.
+
+    Fused attention is one opaque operation to a count of matrix products, so XLA's is traced in its place.
+    """
+    plain = _changed(config.to_dict(), {"model.remat": "none", "model.attention": "xla"})
+    return matrix_flops(_traced(plan_of(plain, mesh)).jaxpr)
 
 
 def _parameters(plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,10 +171,11 @@ def _computed_as(model: ConfigDict) -> dict[str, str]:
 def told(what: str) -> Iterator[Callable[[int, int], None]]:
     """A function (parameters done, of how many) that shows how far reading or writing a large model is."""
     lines: list[Progress] = []
+    began = time.monotonic()  # The first word comes when a part, often the largest, is done already.
 
     def tell(done: int, total: int) -> None:
         if total >= _LARGE and not lines:
-            lines.append(Progress(total // 10**6, unit=f"{what}, million parameters"))
+            lines.append(Progress(total // 10**6, unit=f"{what}, million parameters", began=began))
         for line in lines:
             line.update(done // 10**6)
 

@@ -56,6 +56,7 @@ class Plan(NamedTuple):
       state, batch, frozen: as the step will see them.
       beside: bytes per device of other models, alive while the step runs.
       others: the other programs of an iteration.
+      flops: of one step over all devices, as MFU counts them; `fits.prepare` fills it in.
     """
 
     loss_fn: losses.LossFn
@@ -66,6 +67,7 @@ class Plan(NamedTuple):
     frozen: Shapes
     beside: int = 0
     others: tuple[Phase, ...] = ()
+    flops: int = 0
 
 
 PlanOf = Callable[[ConfigDict, Mesh], Plan]
@@ -108,7 +110,7 @@ def offline(
 
 def ppo_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Policy and value model each have their own."""
-    updates = config.epochs * (config.rollout.batch_size // config.minibatch_size)
+    updates = updates_per_iteration(config)
     rates = {"policy": config.optimizer.learning_rate, "value": config.value_learning_rate}
     return partitioned(
         {
@@ -116,6 +118,11 @@ def ppo_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             for name, rate in rates.items()
         }
     )
+
+
+def updates_per_iteration(config: ConfigDict) -> int:
+    """Optimizer updates on one rollout."""
+    return config.epochs * (config.rollout.batch_size // config.minibatch_size)
 
 
 def ppo_settings(config: ConfigDict) -> Settings:

@@ -23,6 +23,7 @@ from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.training.average import averaged
+from rlhf_jax.training.clock import done_at
 from rlhf_jax.training.state import TrainState, create, joined
 from rlhf_jax.training.step import TrainStep, check_microbatches
 from rlhf_jax.training.workdir import prepare
@@ -96,6 +97,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         eval_first=True,
+        flops=plan.flops * planning.updates_per_iteration(config),
     )
     exported = joined(world.frozen, averaged(best.params, best.opt_state))["policy"]
     setup.export(workdir, model, exported, tokenizer, tokenizer_from, base=base)
@@ -121,6 +123,7 @@ def make_iteration(
         key = key_of(state.key, ROLLOUT, i)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
+        rolled_out = done_at(sampled.lengths_B)
         experience, metrics = experience_of(
             models=models,
             prompts_BP=batch["tokens"],
@@ -129,6 +132,7 @@ def make_iteration(
             kl_coef=state.extra["kl_coef"],
             reward_mean=world.reward_mean,
         )
+        scored = done_at(metrics)
         found = []
         for epoch in range(c.epochs):
             order_key = key_of(state.key, ORDER, i * c.epochs + epoch)
@@ -136,6 +140,12 @@ def make_iteration(
                 state, update = step(state, minibatch, world.frozen)
                 found.append(update)
         metrics |= {name: _overall(name, found) for name in found[0]}
+        updated = done_at(found[-1])
+        metrics |= {
+            "timing_s/rollout": rolled_out,
+            "timing_s/score": scored,
+            "timing_s/update": updated,
+        }
         if c.adaptive_kl:
             kl_coef = adaptive_kl_coef(
                 state.extra["kl_coef"], metrics["objective/kl"], target=c.target_kl, k_beta=c.kl_horizon

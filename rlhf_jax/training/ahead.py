@@ -9,6 +9,16 @@ from typing import Any, NamedTuple
 import jax
 
 GIB = 2**30
+# The vendors' FLOP/s in dense bfloat16 and bytes/s of memory, by part of the device's name; the first that fits.
+PEAKS = {
+    "H200": (989e12, 4.8e12),
+    "H100": (989e12, 3.35e12),
+    "A100": (312e12, 2.04e12),
+    "TPU v6": (918e12, 1.64e12),
+    "TPU v5 lite": (197e12, 0.82e12),
+    "TPU v5": (459e12, 2.77e12),
+    "TPU v4": (275e12, 1.23e12),
+}
 
 
 class Needs(NamedTuple):
@@ -51,6 +61,12 @@ def available(device: Any = None) -> int:
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+
+
+def peak_flops(device: Any = None) -> float | None:
+    """FLOP/s of a device in dense bfloat16; None where that is not known, as of CPUs."""
+    kind = (jax.local_devices()[0] if device is None else device).device_kind
+    return next((flops for name, (flops, _) in PEAKS.items() if name in kind), None)
 
 
 def matrix_flops(jaxpr: Any) -> int:

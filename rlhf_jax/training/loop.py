@@ -36,6 +36,7 @@ def run(
     eval_first: bool = False,
     save_every: int = 0,
     show: tuple[str, ...] = ("loss",),
+    flops: float = 0.0,
 ) -> TrainState:
     """Runs iterations 0 .. steps - 1, or those an earlier run in this workdir left; returns the state.
 
@@ -43,7 +44,9 @@ def run(
         params and opt_state are donated by the first step, or deleted when there is a checkpoint.
     iterate(state, i): one iteration -> (state, metrics, batch). metrics: scalars, on the device or not; the
         loop fetches them while the next iteration already runs. "num_tokens" becomes perf/tokens_per_s;
-        "nonfinite" above 0, or a loss that is not finite, stops the run. batch: what to look at then.
+        "nonfinite" above 0, or a loss that is not finite, stops the run. A "timing_s/PHASE" is the moment at which
+        that phase of the iteration was done (see `clock.done_at`), phases in order; written is what each took.
+        batch: what to look at when a step is not finite.
     evaluate(state, step): metrics of the state after `step` iterations; equal on all processes. Written with
         "eval/" before their names. Called every eval_every iterations (0: never), at the end, and with
         `eval_first` before the first one.
@@ -51,6 +54,7 @@ def run(
         that is the best so far when `checkpoints` has a best_metric.
     log_every: metrics of every so many iterations are written, and of the last one.
     show: the metrics on the progress line.
+    flops: of the train steps of one iteration, without what is computed twice; becomes perf/mfu.
 
     Exits with status 0 after SIGTERM, having saved. Raises UserError when training diverges, when the config
     changed, or when a file cannot be written.
@@ -64,7 +68,7 @@ def run(
         progress.note(f"continuing {workdir} at step {start}")
     with (
         preemption.Preemption() as told,
-        Recorder(writer, progress, workdir, steps, log_every, show) as recorder,
+        Recorder(writer, progress, workdir, steps, log_every, show, flops) as recorder,
     ):
         pauses = _Pauses(steps, save_every, eval_every, eval_first, evaluate, checkpoints, writer, recorder)
         for step in range(start, steps + 1):  # the number of iterations done

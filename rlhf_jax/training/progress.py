@@ -22,14 +22,21 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, unit: str = "step", done: int = 0, stream: TextIOBase | None = None
+        self,
+        total: int,
+        *,
+        unit: str = "step",
+        done: int = 0,
+        began: float | None = None,
+        stream: TextIOBase | None = None,
     ) -> None:
+        """began: when the work did (`time.monotonic`), if that was before now, so that the first rate is a true one."""
         self.total, self.done = total, done
         self._unit = unit
         self._stream = sys.stdout if stream is None else stream
         self._on = startup.is_main()
         self._terminal = self._stream.isatty()
-        self._ticks = deque([(time.monotonic(), done)])
+        self._ticks = deque([(time.monotonic() if began is None else began, done)])
         self._shown_at = 0.0
         self._line = self._last_shown = ""
         self._closed = False

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any
@@ -17,17 +19,45 @@ from jaxtyping import PyTree
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather
+from rlhf_jax.training.ahead import peak_flops
+from rlhf_jax.training.clock import CompileWatch, done_at
 from rlhf_jax.training.metrics import Writer
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.storage import at
 
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+@dataclass
+class _Row:
+    """What is known of the time of the next row to be written; seconds, over all its iterations."""
+
+    iterations: int = 0
+    tokens: float = 0.0
+    seconds: float = 0.0  # without compiling
+    compiling: float = 0.0
+    compiles: int = 0
+    phases: dict[str, float] = field(default_factory=dict)
+    pauses: dict[str, float] = field(default_factory=dict)
+
+    def timings(self, flops: float) -> dict[str, float]:
+        """flops: of the train steps of an iteration over all devices; 0 where that is not known."""
+        found = {"timing_s/step": self.seconds / self.iterations}
+        found |= {name: seconds / self.iterations for name, seconds in self.phases.items()}
+        found |= {f"timing_s/{name}": seconds for name, seconds in self.pauses.items()}
+        if self.tokens and self.seconds > 0:
+            found["perf/tokens_per_s"] = self.tokens / self.seconds
+        training, peak = self.phases.get("timing_s/update", self.seconds), peak_flops()
+        if flops and peak and training > 0:
+            found["perf/mfu"] = flops * self.iterations / training / (peak * jax.device_count())
+        if self.compiles:
+            found |= {"timing_s/compile": self.compiling, "perf/compiles": float(self.compiles)}
+        return found
 
 
 class Recorder:
     """Holds back the metrics of the last iteration until the next one has been given to the device.
 
-    Fetching them at once would leave the device idle while the host prepares the next batch.
+    Fetching them at once would leave the device idle while the host prepares the next batch. An iteration took the
+    time from when the devices were done with the one before (or from the end of a pause) until they were done with it.
     """
 
     def __init__(
@@ -38,50 +68,48 @@ class Recorder:
         steps: int,
         log_every: int,
         show: tuple[str, ...],
+        flops: float = 0.0,
     ) -> None:
         self._writer, self._progress, self._workdir = writer, progress, at(workdir)
         self._steps, self._log_every, self._show = steps, log_every, show
-        self._pending: tuple[int, Mapping[str, Any], PyTree] | None = None
-        self._ended: float | None = None  # when that iteration ended, if it had when it was handed over
-        self._pushed = time.perf_counter()  # when it was handed over
+        self._flops = flops
+        self._pending: tuple[int, Mapping[str, Any], PyTree, Future[float]] | None = None
         self._seen: dict[str, float] = {}  # the newest value of every metric, for the progress line
-        self._mark = time.perf_counter()  # when the time of the current row began
-        self._iterations, self._tokens = 0, 0.0  # of the current row
-        self._compile_s = 0.0
-        self._extra: dict[str, float] = {}  # timings that go into the next row
+        self._mark = time.perf_counter()  # until when all time has been counted
+        self._row = _Row()
+        self._compiling = CompileWatch()
 
     def __enter__(self) -> Recorder:
-        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        self._compiling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._on_duration)
+        self._compiling.__exit__()
         self._writer.flush()
         self._progress.close()
 
     def push(self, step: int, metrics: Mapping[str, Any], batch: PyTree) -> None:
         """Takes the metrics of iteration number `step` (from 1), and writes those of the one before."""
-        now = time.perf_counter()
-        ended = now if all(map(_is_ready, metrics.values())) else None
-        if ended is not None and self._ended is None:
-            # Nobody waited for the one before, which must have ended soon after: this one came after it.
-            self._ended = self._pushed
+        done = done_at([x for x in metrics.values() if isinstance(x, jax.Array)])
         self.flush()
-        self._pending, self._ended, self._pushed = (step, metrics, batch), ended, now
+        self._pending = (step, metrics, batch, done)
 
     def flush(self) -> None:
         """Waits for the metrics held back, and writes them. UserError when they tell of a divergence."""
         if self._pending is None:
             return
-        (step, metrics, batch), self._pending = self._pending, None
-        values = {name: float(x) for name, x in jax.device_get(dict(metrics)).items()}
-        self._iterations += 1
-        self._tokens += values.get("num_tokens", 0.0)
+        (step, metrics, batch, done), self._pending = self._pending, None
+        phases = {name: x for name, x in metrics.items() if isinstance(x, Future)}
+        found = jax.device_get({name: x for name, x in metrics.items() if name not in phases})
+        values = {name: float(x) for name, x in found.items()}
+        self._count(phases, done.result())
+        self._row.iterations += 1
+        self._row.tokens += values.get("num_tokens", 0.0)
         diverged = values.get("nonfinite", 0.0) > 0 or not math.isfinite(values.get("loss", 0.0))
         if diverged or step % self._log_every == 0 or step == self._steps:
-            timings = self._timings()
+            timings, self._row = self._row.timings(self._flops), _Row()
             self._writer.write(step, values | timings)
             values |= timings
         self._seen |= values
@@ -94,43 +122,37 @@ class Recorder:
         """The time spent inside counts as timing_s/NAME of the next row, not as time of the iterations."""
         began = time.perf_counter()
         yield
-        spent = time.perf_counter() - began
-        self._mark += spent
-        self._extra[f"timing_s/{name}"] = self._extra.get(f"timing_s/{name}", 0.0) + spent
+        self._mark = time.perf_counter()
+        self._row.pauses[name] = self._row.pauses.get(name, 0.0) + self._mark - began
 
     @contextmanager
     def evaluation(self, step: int) -> Iterator[dict[str, float]]:
         """Yields a dict to fill with metrics; writes them as a row of their own."""
         found: dict[str, float] = {}
-        compiled, began = self._compile_s, time.perf_counter()
+        began = time.perf_counter()
         yield found
-        spent = time.perf_counter() - began
-        self._mark += spent
-        self._compile_s = compiled  # what the evaluation compiled is in its own time
-        self._writer.write(step, found | {"timing_s/eval": spent})
+        self._mark = time.perf_counter()
+        self._writer.write(step, found | {"timing_s/eval": self._mark - began})
         self._seen |= found
 
     def _line(self) -> tuple[str, ...]:
-        return (
-            (*self._show, "perf/tokens_per_s")
-            if self._tokens or "perf/tokens_per_s" in self._seen
-            else self._show
-        )
+        rate = "perf/tokens_per_s"
+        return (*self._show, rate) if self._row.tokens or rate in self._seen else self._show
 
-    def _timings(self) -> dict[str, float]:
-        now = time.perf_counter() if self._ended is None else max(self._ended, self._mark)
-        seconds = max(now - self._mark - self._compile_s, 1e-9)
-        timings = {"timing_s/step": seconds / self._iterations, **self._extra}
-        if self._tokens:
-            timings["perf/tokens_per_s"] = self._tokens / seconds
-        if self._compile_s:
-            timings["timing_s/compile"] = self._compile_s
-        self._mark, self._iterations, self._tokens, self._compile_s, self._extra = now, 0, 0.0, 0.0, {}
-        return timings
-
-    def _on_duration(self, event: str, duration: float, **_: Any) -> None:
-        if event == _COMPILE_EVENT:
-            self._compile_s += duration
+    def _count(self, phases: Mapping[str, Future[float]], done: float) -> None:
+        """The time since the mark goes into the row: to the phases of the iteration in turn, and to the iteration."""
+        row, end = self._row, max(done, self._mark)
+        moment = self._mark
+        for name, found in phases.items():
+            until = min(max(found.result(), moment), end)
+            spent = until - moment - self._compiling.within(moment, until)
+            row.phases[name] = row.phases.get(name, 0.0) + spent
+            moment = until
+        compiling = self._compiling.within(self._mark, end)
+        row.seconds += end - self._mark - compiling
+        row.compiling += compiling
+        row.compiles += self._compiling.count(self._mark, end)
+        self._mark = end
 
     def _stop(self, step: int, values: Mapping[str, float], batch: PyTree) -> None:
         path = self._workdir / "nonfinite" / f"step_{step}.npz"
@@ -145,10 +167,6 @@ class Recorder:
             "the checkpoints are of finite steps before it; look for broken rows in that batch, "
             "or lower learning_rate or max_grad_norm"
         )
-
-
-def _is_ready(x: Any) -> bool:
-    return not isinstance(x, jax.Array) or x.is_ready()
 
 
 def _plain(batch: PyTree) -> PyTree:

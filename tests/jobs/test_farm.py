@@ -1,6 +1,7 @@
 """The whole loop through the front door, a few steps each; a second run reuses it; two processes run it too."""
 
 import csv
+import json
 
 import pytest
 import tiny_farm
@@ -36,6 +37,19 @@ def test_one_command_ends_with_the_leaderboard_and_the_report(first):
     report = (folder / "report.html").read_text()
     assert "http://" not in report and "https://" not in report  # one file, no request to anywhere
     assert all(method in report for method in METHODS)
+
+
+def test_ppo_says_where_an_iteration_spends_its_time(first):
+    rows = [json.loads(line) for line in (first[0] / "ppo" / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "timing_s/step" in row]
+    assert len(rows) > 1
+    for row in rows:
+        phases = [row[f"timing_s/{name}"] for name in ("rollout", "score", "update")]
+        assert min(phases) > 0
+        # What is left is the host's, between the last update and the next prompts.
+        assert 0.7 * row["timing_s/step"] < sum(phases) <= 1.001 * row["timing_s/step"]
+        assert row["perf/tokens_per_s"] * row["timing_s/step"] == pytest.approx(row["num_tokens"], rel=1e-6)
+    assert rows[0]["perf/compiles"] > 0
 
 
 def test_a_second_run_reuses_every_stage(first):

@@ -3,7 +3,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,9 @@ import pytest
 import toy_training as toy
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import loop, recorder, state
+from rlhf_jax.training import loop, state
 from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.metrics import JsonlWriter, MultiWriter, make_writer
-from rlhf_jax.training.progress import Progress
+from rlhf_jax.training.metrics import MultiWriter, make_writer
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path):
@@ -86,22 +84,6 @@ def test_every_row_has_the_time_of_its_own_iteration(tmp_path):
     toy.train(tmp_path, steps=5, log_every=1, pauses=[0.2, 0.1, 0.4, 0.1, 0.3])
     lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [line["timing_s/step"] for line in lines][1:] == pytest.approx([0.1, 0.4, 0.1, 0.3], abs=0.05)
-
-
-def test_an_iteration_that_nobody_waited_for_leaves_the_next_its_time(tmp_path, monkeypatch):
-    """The second one's metrics are still on their way when it is handed over, the others' are there."""
-    there = iter([True, False, True, True])
-    monkeypatch.setattr(recorder, "_is_ready", lambda _: next(there))
-    writer = JsonlWriter(tmp_path / "metrics.jsonl")
-    writer.start(None)
-    with recorder.Recorder(writer, Progress(4), tmp_path, 4, 1, ()) as found:
-        for step in range(1, 5):
-            time.sleep(0.1)
-            found.push(step, {"num_tokens": 10.0}, None)
-        found.flush()
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["timing_s/step"] for line in lines] == pytest.approx([0.1] * 4, abs=0.05)
-    assert [line["perf/tokens_per_s"] for line in lines] == pytest.approx([100] * 4, rel=0.5)
 
 
 def test_a_finished_run_does_nothing_more(tmp_path):

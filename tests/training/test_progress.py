@@ -36,6 +36,14 @@ def test_rate_and_time_left(clock):
     assert line.done == 20
 
 
+def test_work_that_began_before_its_first_word_has_a_true_rate(clock):
+    """A model's largest tensor is read when the number of parameters is first heard."""
+    out = Terminal()
+    began, clock.now = clock.now, clock.now + 4.0
+    Progress(100, stream=out, began=began).update(50)
+    assert "50/100  12.5/s  left 0:04" in out.getvalue()
+
+
 def test_the_rate_forgets_a_slow_start(clock):
     out = Terminal()
     line = Progress(1000, stream=out)
