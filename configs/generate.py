@@ -24,7 +24,7 @@ def microfarm() -> ConfigDict:
     c.seed = 0
 
     c.model = ConfigDict()
-    c.model.path = "runs/farm/sft/export"
+    c.model.path = "runs/farm/sft/export"  # A Hugging Face folder, a .gguf file or a trainer's workdir.
     c.model.adapter = ""  # A PEFT folder that is laid over it.
     c.model.name = "sft"  # The `generator` column.
     c.model.dtype = "float32"

@@ -42,7 +42,9 @@ def microfarm() -> ConfigDict:
     c.data.packing = False  # As many rows as fit in one of max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()
-    c.model.init = ""  # A Hugging Face folder to start from; "" starts from scratch with the shape below.
+    c.model.init = (
+        ""  # A Hugging Face folder or .gguf file to start from; "": from scratch with the shape below.
+    )
     c.model.tokenizer = "runs/farm/data/tokenizer"  # Not read with init, which has its own.
     c.model.pad_token = ""  # Added if init's tokenizer has no PAD, e.g. [PAD]; starts as the mean row.
     c.model.vocab_size = 4096  # Of the tokenizer that is trained when none is named.

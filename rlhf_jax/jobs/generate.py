@@ -28,16 +28,17 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, generator."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
+    path = loading.resolve(config.model.path)
     chat = config.data.template == CHAT
     rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM, chat=chat)
     rows = rows[: config.data.rows or None]
-    tokenizer = load_tokenizer(config.model.path, made_by=hints.SFT)
+    tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.SFT)
     prompts, dropped, kept = encode_prompts(
         rows, tokenizer, config.data.template, config.data.max_prompt_length
     )
     if startup.is_main() and skipped + dropped:
         print(f"prompts: {len(prompts)} kept; left out: {describe(skipped + dropped)}", flush=True)
-    texts = _sample(config, mesh, prompts, tokenizer)
+    texts = _sample(config, path, mesh, prompts, tokenizer)
     if startup.is_main():
         write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], texts))
         print(
@@ -46,13 +47,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
 
 
-def _sample(config: ConfigDict, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[str]]:
+def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[str]]:
     """`samples` response texts per prompt, on every process."""
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
     checkpoint, params = loading.load_model(
-        config.model.path,
+        path,
         config.model,
         mesh,
         hints.SFT,

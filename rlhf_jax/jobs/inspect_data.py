@@ -29,6 +29,7 @@ from rlhf_jax.data.tokenization import (
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs
 from rlhf_jax.jobs.rows import describe as describe_packs
+from rlhf_jax.models import gguf_files
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.workdir import prepare
 
@@ -71,7 +72,7 @@ def _join(lines: list[str | Example], marks: tuple[str, str]) -> str:
 
 def _report(config: ConfigDict) -> Iterator[str | Example]:
     data = config.data
-    tokenizer = load_tokenizer(config.tokenizer, made_by=hints.FARM)
+    tokenizer = load_tokenizer(gguf_files.as_folder(config.tokenizer), made_by=hints.FARM)
     kind = _kind(data) if data.kind == "auto" else data.kind
     rows, skipped = READERS[kind](data.path, made_by=hints.FARM, chat=data.template == CHAT)
     yield f"{data.path}: {len(rows)} {kind} records; {describe(skipped)}"

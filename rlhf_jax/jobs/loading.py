@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters
-from rlhf_jax.models import huggingface, lora, peft
+from rlhf_jax.models import gguf_files, huggingface, lora, peft
 from rlhf_jax.models.decoder import Params, trunk
 from rlhf_jax.models.embeddings import grow
 from rlhf_jax.models.lora import Lora
@@ -31,7 +31,9 @@ _LARGE = 10**8  # parameters, from which on reading takes long enough to be watc
 
 
 def resolve(folder: str) -> str:
-    """A trainer's workdir -> its last checkpoint; any other model folder as it is."""
+    """A trainer's workdir -> its last checkpoint; a GGUF file -> the folder made of it; any other as it is."""
+    with told(f"writing {folder} as a Hugging Face folder") as tell:
+        folder = gguf_files.as_folder(folder, tell)
     path = Path(folder)
     step = newest(path) if (path / "model" / "config.json").is_file() else None
     return folder if step is None else str(step)

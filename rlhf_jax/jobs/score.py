@@ -26,16 +26,17 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/scores.parquet: the prompt's columns, responses and scores."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
+    path = loading.resolve(config.model.path)
     rows = read_table(config.data.responses, made_by=hints.PAIRS)
     responses = [_responses(row, i, config.data.responses) for i, row in enumerate(rows)]
-    tokenizer = load_tokenizer(config.model.path, made_by=hints.REWARD_MODEL)
+    tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.REWARD_MODEL)
     flat = [{**row, "output": text} for row, texts in zip(rows, responses, strict=True) for text in texts]
     found, counts = encode_sft(flat, tokenizer, config.data.template, config.data.max_length)
     if len(found) < len(flat):
         raise UserError(f"data.max_length: {describe(counts)}; raise it above {config.data.max_length}")
     if counts and startup.is_main():
         print(f"responses: {describe(counts)}", flush=True)
-    scores = iter(_scores(config, mesh, found, tokenizer).tolist())
+    scores = iter(_scores(config, path, mesh, found, tokenizer).tolist())
     keep = ("instruction", "input", "prompt", "messages", "generator")
     records = [
         {name: row[name] for name in keep if name in row}
@@ -50,12 +51,12 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
 
 
-def _scores(config: ConfigDict, mesh: Mesh, found: Sequences, tokenizer: Any) -> np.ndarray:
+def _scores(config: ConfigDict, path: str, mesh: Mesh, found: Sequences, tokenizer: Any) -> np.ndarray:
     """The reward of every sequence [n]."""
     B = config.batch_size
     check_batch(B, mesh)
     checkpoint, params = loading.load_model(
-        config.model.path,
+        path,
         config.model,
         mesh,
         hints.REWARD_MODEL,

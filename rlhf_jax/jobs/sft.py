@@ -94,7 +94,7 @@ def _params(config: ConfigDict, mesh: Mesh, model: ModelConfig, init: str, lora:
 def _tokenizer_folder(config: ConfigDict, workdir: str, init: str = "") -> str:
     """The folder of the tokenizer: the model's, with a PAD token where it had none; the one named; or a new one."""
     if not init and config.model.tokenizer:
-        return config.model.tokenizer
+        return loading.resolve(config.model.tokenizer)
     own = loading.tokenizer_folder(init) if init else ""
     if own and not config.model.pad_token:
         return own

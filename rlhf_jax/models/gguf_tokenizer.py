@@ -1,0 +1,188 @@
+"""The tokenizer in a GGUF file -> tokenizer.json, tokenizer_config.json and generation_config.json.
+
+A file names the rule by which text is cut before byte-pair merging (`tokenizer.ggml.pre`), and does not hold it. The
+rules that are known stand here, as the makers' own tokenizer.json has them; a file with another is refused.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.gguf_config import token_ids
+
+if TYPE_CHECKING:
+    from rlhf_jax.models.gguf_files import Contents
+
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # Kinds of tokens.
+_ENDS = ("eos", "eot", "eom")  # End of text, of a turn, of a message: sampling stops at each.
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_OTHERS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+class Cutting(NamedTuple):
+    """How text is cut before merging.
+
+    Attributes:
+      steps: pre-tokenizers of tokenizer.json.
+      normalizer: its normalizer.
+      whole_words: a piece that is a token stays whole, whatever the merges say.
+      begins: texts begin with BOS unless the file says otherwise.
+    """
+
+    steps: list[dict[str, Any]]
+    normalizer: dict[str, Any] | None = None
+    whole_words: bool = False
+    begins: bool = False
+
+
+def _bytes(use_regex: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def _split(pattern: str) -> list[dict[str, Any]]:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return [split, _bytes(use_regex=False)]
+
+
+_GPT2 = Cutting([_bytes(use_regex=True)])
+_SMOLLM = Cutting([{"type": "Digits", "individual_digits": True}, _bytes(use_regex=True)])
+_LLAMA3 = Cutting(_split(_WORDS + r"\p{N}{1,3}" + _OTHERS), whole_words=True, begins=True)
+_QWEN2 = Cutting(_split(_WORDS + r"\p{N}" + _OTHERS), normalizer={"type": "NFC"})
+_CUTTINGS = {
+    "gpt-2": _GPT2,
+    "smollm": _SMOLLM,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "llama-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+}
+
+
+def files(found: Contents) -> dict[str, dict[str, Any]]:
+    """The tokenizer's files by name; UserError for a tokenizer of another kind, or one that cannot be complete."""
+    get = found.fields.get
+    kind = get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise UserError(
+            f"{found.path}: tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level BPE) is supported; "
+            "take the model as a Hugging Face folder"
+        )
+    pre = get("tokenizer.ggml.pre")
+    if pre not in _CUTTINGS:
+        raise UserError(
+            f"{found.path}: tokenizer.ggml.pre is {pre!r}; use a file with one of {', '.join(_CUTTINGS)}, "
+            "or take the model as a Hugging Face folder"
+        )
+    for name in ("tokens", "token_type", "merges"):
+        if not get(f"tokenizer.ggml.{name}"):
+            raise UserError(f"{found.path}: no tokenizer.ggml.{name}; its tokenizer is not whole")
+    return {
+        "tokenizer.json": _tokenizer_json(found, _CUTTINGS[pre]),
+        "tokenizer_config.json": _tokenizer_config(found),
+        "generation_config.json": _generation_config(found),
+    }
+
+
+def _tokenizer_json(found: Contents, cutting: Cutting) -> dict[str, Any]:
+    fields = found.fields
+    kinds = list(zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True))
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = [
+        {"id": i, "content": text, **plain, "special": kind == _CONTROL}
+        for i, (text, kind) in enumerate(kinds)
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": cutting.normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cutting.steps},
+        "post_processor": _post_processor(found, cutting),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": cutting.whole_words,
+            "vocab": {text: i for i, (text, kind) in enumerate(kinds) if kind != _UNUSED},
+            "merges": [merge.split(" ", 1) for merge in fields["tokenizer.ggml.merges"]],
+        },
+    }
+
+
+def _post_processor(found: Contents, cutting: Cutting) -> dict[str, Any] | None:
+    """Puts BOS and EOS around a text, where the file says so."""
+    fields, around = found.fields, {}
+    for name, default in (("bos", cutting.begins), ("eos", False)):
+        token = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if fields.get(f"tokenizer.ggml.add_{name}_token", default) and token is not None:
+            around[name] = token
+    if not around:
+        return None
+    texts = {name: fields["tokenizer.ggml.tokens"][i] for name, i in around.items()}
+    single = [{"Sequence": {"id": "A", "type_id": 0}}]
+    if "bos" in texts:
+        single.insert(0, {"SpecialToken": {"id": texts["bos"], "type_id": 0}})
+    if "eos" in texts:
+        single.append({"SpecialToken": {"id": texts["eos"], "type_id": 0}})
+    second = [{kind: {**what, "type_id": 1}} for piece in single for kind, what in piece.items()]
+    second = [x if "SpecialToken" in x else {"Sequence": {"id": "B", "type_id": 1}} for x in second]
+    specials = {text: {"id": text, "ids": [around[name]], "tokens": [text]} for name, text in texts.items()}
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single + second,
+        "special_tokens": specials,
+    }
+
+
+def _tokenizer_config(found: Contents) -> dict[str, Any]:
+    fields = found.fields
+    tokens = fields["tokenizer.ggml.tokens"]
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": fields.get(f"{fields['general.architecture']}.context_length"),
+    }
+    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding", "unk_token": "unknown"}
+    for name, theirs in names.items():
+        i = fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        if i is None:
+            continue
+        if not 0 <= i < len(tokens):
+            raise UserError(
+                f"{found.path}: tokenizer.ggml.{theirs}_token_id is {i}, but there are {len(tokens)} tokens"
+            )
+        config[name] = tokens[i]
+    return config | _templates(fields)
+
+
+def _templates(fields: dict[str, Any]) -> dict[str, Any]:
+    """The chat template, or all of them by name where the file has several (one for tools, one for retrieval)."""
+    key = "tokenizer.chat_template"
+    named = [
+        {"name": name.removeprefix(f"{key}."), "template": text}
+        for name, text in fields.items()
+        if name.startswith(f"{key}.")
+    ]
+    if key not in fields:
+        return {"chat_template": named} if named else {}
+    default = fields[key]
+    return {"chat_template": [{"name": "default", "template": default}, *named] if named else default}
+
+
+def _generation_config(found: Contents) -> dict[str, Any]:
+    ends = [found.fields.get(f"tokenizer.ggml.{name}_token_id") for name in _ENDS]
+    ends = list(dict.fromkeys(i for i in ends if i is not None))
+    ids = token_ids(found)
+    return {**ids, "eos_token_id": ends if len(ends) > 1 else ids["eos_token_id"]}
