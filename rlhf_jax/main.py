@@ -15,6 +15,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rlhf_jax import ranges
 from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import UserError
 from rlhf_jax.settings import check_overrides, explain
@@ -52,6 +53,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
         if WORKDIR.value is None:
             raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
+        ranges.check(CONFIG.value.to_dict())
         return rest
     except UserError as error:
         fail(str(error))

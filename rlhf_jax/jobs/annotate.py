@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.annotation.completions import annotate_completions, model_outputs
 from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE
 from rlhf_jax.annotation.expansion import pairs_of
@@ -40,6 +41,7 @@ _OF_PAIRS = ("alpaca_farm", "alpaca_eval", "trl", "trl_conversational", "sparse_
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/labels.parquet; answers are kept in WORKDIR/answers.sqlite as they come."""
+    ranges.check(config.to_dict())
     folder = Path(workdir)
     write_files(folder, {"config.json": as_json(config.to_dict())})
     source = _source(config)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.annotation.head2head import annotate_head2head
 from rlhf_jax.annotation.labels import write_labels
 from rlhf_jax.annotation.pairs import Annotations
@@ -63,6 +64,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     WORKDIR/answers.sqlite as they come, so that the same command continues. Raises UserError for inputs that
     are missing or do not fit together, a judge that cannot be reached, and one that fails on too many rows.
     """
+    ranges.check(config.to_dict())
     folder, started = Path(workdir), time.monotonic()
     results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
     pool = load_pool(config.judges)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.microfarm import world
 from rlhf_jax.parallel import startup
 from rlhf_jax.training import workdir as folders
@@ -32,6 +33,7 @@ class Stage(NamedTuple):
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Runs what is not finished yet, then prints the leaderboard and where the report is."""
+    ranges.check(config.to_dict())
     startup.start(config.distributed)
     root = Path(workdir)
     folders.prepare(workdir, config.to_dict())

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.data import inspection
 from rlhf_jax.data.batches import bucket
 from rlhf_jax.data.chat import CHAT
@@ -48,6 +49,7 @@ class Lengths(NamedTuple):
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Prints the report, and writes it to WORKDIR/inspection.txt."""
+    ranges.check(config.to_dict())
     prepare(workdir, config.to_dict())
     _check(config)
     lines = list(_report(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.annotation.formats import read_feedback
 from rlhf_jax.data.tables import read_table, require_columns, write_parquet
 from rlhf_jax.errors import UserError
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     Raises UserError when nothing is named, for files that are missing or lack a column, and for a number over
     a smaller share of its rows than config.min_coverage.
     """
+    ranges.check(config.to_dict())
     folder = Path(workdir)
     write_files(folder, {"config.json": as_json(config.to_dict())})
     found = Found()

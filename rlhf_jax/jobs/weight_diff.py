@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
 from rlhf_jax.models import tensor_shards, weight_diff
@@ -23,6 +24,7 @@ _NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.js
 
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/export (the recovered model) or WORKDIR/diff, with model_sum.txt."""
+    ranges.check(config.to_dict())
     if bool(config.diff) == bool(config.target):
         raise UserError(
             "diff, target: set exactly one; diff recovers a model, target makes a difference from it"

@@ -1,0 +1,249 @@
+"""What every field of every config page may be: one row a field, checked before anything else is done.
+
+A new field needs a row in `RANGES`. A row's name is the end of a field's dotted name, in front of which the job may
+stand: `temperature` is that of any job, `rollout.temperature` that of a rollout, `ppo.epochs` that of one job. The
+longest that fits decides.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.range_kinds import Range, is_text, number, one_of, some_of, whole
+
+TEXT = Range(is_text, "text in UTF-8")  # A name, a title, or a path.
+FLAG = Range(lambda value: isinstance(value, bool), "true or false")
+SHARE = number(0, 1)
+COUNT = whole(1)
+ALL_OR_COUNT = whole(0, says="how many, or 0 for all")
+NEVER_OR_EVERY = whole(0, says="every how many steps, or 0 for never")
+PER_MINUTE = number(0, says="how many in a minute, or 0 for no limit of your own")
+DTYPE = one_of("float32", "bfloat16")
+AXIS = Range(
+    lambda value: whole(1).fits(value) or (whole(-1, -1).fits(value)),
+    "a whole number of at least 1, or -1 for the devices that are left",
+)
+# From 1e-6 on, because logits are divided by it.
+TEMPERATURE = Range(
+    lambda value: number(1e-6, 100).fits(value) or (number(0, 0).fits(value)),
+    "0 for greedy, or a number of at least 1e-06 and at most 100",
+)
+
+_FORMATS = (
+    "alpaca_farm",
+    "alpaca_eval",
+    "trl",
+    "trl_conversational",
+    "ultrafeedback",
+    "rrhf",
+    "sparse_ratings",
+    "sparse_rankings",
+)
+
+RANGES: dict[str, Range] = {
+    "job": TEXT,
+    "seed": whole(0, 2**32 - 1),
+    "distributed": one_of("auto", "on", "off"),
+    "mesh.data": AXIS,
+    "mesh.fsdp": AXIS,
+    "mesh.tensor": AXIS,
+    # Data.
+    "data.train": TEXT,
+    "data.eval": TEXT,
+    "data.path": TEXT,
+    "data.prompts": TEXT,
+    "data.responses": TEXT,
+    "data.kind": one_of("auto", "instruction", "pair", "prompt"),
+    "data.template": one_of("alpaca", "brief", "human_assistant", "chat"),
+    "data.rows": ALL_OR_COUNT,
+    "data.train_rows": ALL_OR_COUNT,
+    "data.eval_rows": COUNT,
+    "data.max_length": COUNT,
+    "data.max_prompt_length": COUNT,
+    "data.packing": FLAG,
+    "tokenizer": TEXT,
+    "examples": whole(0),
+    "bins": COUNT,
+    # Models.
+    "model.init": TEXT,
+    "model.path": TEXT,
+    "model.policy": TEXT,
+    "model.reward": TEXT,
+    "model.adapter": TEXT,
+    "model.name": TEXT,
+    "model.tokenizer": TEXT,
+    "model.pad_token": TEXT,
+    "model.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
+    "world.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
+    "world.scale": number(0, 2, above=True),
+    "model.width": COUNT,
+    "model.layers": COUNT,
+    "model.heads": COUNT,
+    "model.kv_heads": COUNT,
+    "model.ff": COUNT,
+    "model.tie_embeddings": FLAG,
+    "model.dtype": DTYPE,
+    "model.remat": one_of("none", "dots", "full"),
+    "model.attention": one_of("auto", "xla", "cudnn", "splash"),
+    "lora.rank": whole(0, says="a small whole number such as 16, or 0 to train all parameters"),
+    "lora.alpha": number(0, above=True, says="a positive number, such as twice the rank"),
+    "lora.targets": some_of("q", "k", "v", "o", "gate", "up", "down", all_named="all"),
+    "lora.base_dtype": one_of("float32", "bfloat16", "float16"),
+    "logprob_chunk": COUNT,
+    # Training.
+    "batch_size": COUNT,
+    "microbatches": COUNT,
+    "minibatch_size": COUNT,
+    "steps": COUNT,
+    "epochs": number(0, above=True),
+    "ppo.epochs": COUNT,
+    "optimizer.name": one_of("adamw", "adamw_tf", "adafactor", "rmsprop", "lion", "sgd"),
+    "optimizer.schedule": one_of("constant", "linear", "cosine", "inverse_sqrt"),
+    "optimizer.learning_rate": number(0, 10),
+    "value_learning_rate": number(0, 10),
+    "optimizer.warmup_steps": whole(0),
+    "optimizer.weight_decay": number(0, 100),
+    "optimizer.b1": number(0, 1, below=True),
+    "optimizer.b2": number(0, 1, below=True),
+    "optimizer.eps": number(0, 1, above=True),
+    "optimizer.max_grad_norm": number(0, says="a positive number, or 0 for no clipping"),
+    "optimizer.ema": number(0, 1, below=True, says="a decay below 1, such as 0.999, or 0 for no average"),
+    "log_every": COUNT,
+    "eval_every": NEVER_OR_EVERY,
+    "save_every": NEVER_OR_EVERY,
+    "keep_checkpoints": COUNT,
+    "keep_best": COUNT,
+    "best_metric": TEXT,
+    "best_mode": one_of("min", "max"),
+    "tensorboard": FLAG,
+    "wandb_project": TEXT,
+    "center_on": TEXT,
+    "center_rows": COUNT,
+    # DPO.
+    "beta": number(0, above=True),
+    "label_smoothing": number(0, 0.5, below=True),  # Half of the labels flipped would say nothing.
+    "reference": one_of("cached", "step"),
+    "reference_cache": TEXT,
+    # PPO.
+    "kl_coef": number(0),
+    "kl_estimator": one_of("k1", "k2", "k3"),
+    "adaptive_kl": FLAG,
+    "target_kl": number(0, above=True),
+    "kl_horizon": number(0, above=True),
+    "missing_eos_penalty": number(most=0, says="0 or a negative number: it takes the place of a score"),
+    "gamma": SHARE,
+    "lam": SHARE,
+    "clip": number(0, above=True),
+    "value_clip": number(0, above=True),
+    "value_coef": number(0),
+    "whiten_rewards": FLAG,
+    # Sampling.
+    "temperature": TEMPERATURE,
+    "rollout.temperature": number(0.01, 100),  # PPO samples, and takes log-probs at this temperature.
+    "rollout.dtype": DTYPE,
+    "top_p": number(0, 1, above=True),
+    "top_k": whole(0, says="how many tokens, or 0 for all"),
+    "samples": COUNT,
+    "max_new_tokens": COUNT,
+    # Judges.
+    "annotate.samples": TEXT,
+    "pairs": TEXT,
+    "outputs": TEXT,
+    "outputs_1": TEXT,
+    "outputs_2": TEXT,
+    "ordered": FLAG,
+    "one_pair_per_prompt": FLAG,
+    "ratings": TEXT,
+    "rankings": TEXT,
+    "instructions": TEXT,
+    "feedback": TEXT,
+    "feedback_format": one_of(*_FORMATS, or_none=True),
+    "formats": some_of(*_FORMATS),
+    "n_samples": COUNT,
+    "max_prompt_words": COUNT,
+    "max_prompt_chars": COUNT,
+    "judges": TEXT,
+    "reparse": FLAG,
+    "p_label_flip": SHARE,
+    "max_concurrency": COUNT,
+    "cache": TEXT,
+    "transport": one_of("online", "batch", "replay", "cancel"),
+    "max_usd": number(0, says="dollars, or 0 for no limit"),
+    "dry_run": FLAG,
+    "requests_per_minute": PER_MINUTE,
+    "tokens_per_minute": PER_MINUTE,
+    "timeout_s": number(0, above=True),
+    "import_answers": TEXT,
+    "export_answers": TEXT,
+    # Evaluation.
+    "baseline": TEXT,
+    "baseline_name": TEXT,
+    "length_control": FLAG,
+    "utility": FLAG,
+    "max_instructions": ALL_OR_COUNT,
+    "min_coverage": SHARE,
+    "difficulty": TEXT,
+    "regulariser": TEXT,
+    "published": TEXT,
+    "reference_method": TEXT,
+    "labels": TEXT,
+    "scored": TEXT,
+    "clear_margin": number(0),
+    "runs": TEXT,
+    "title": TEXT,
+    "games": TEXT,
+    "anchor": TEXT,
+    "n_bootstrap": whole(0),
+    "annotators": TEXT,
+    "gold": TEXT,
+    "min_per_generator": whole(0),
+    # Weight differences.
+    "base": TEXT,
+    "target": TEXT,
+    "diff": TEXT,
+    "new_rows": one_of("mean", "zero"),
+    "weight_diff.dtype": one_of("float32", "float16", "bfloat16"),
+}
+
+
+def range_of(job: str, field: str) -> Range | None:
+    """The row of a field of a job's page; None when it has none."""
+    parts = [job, *field.split(".")]
+    names = (".".join(parts[i:]) for i in range(len(parts)))
+    return next((RANGES[name] for name in names if name in RANGES), None)
+
+
+def check(page: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises UserError for the first field that cannot be right, as it is written on the page.
+
+    page: nested, as `ConfigDict.to_dict` gives it. A group with a job of its own (a stage of the farm) is a page.
+    """
+    stages = {}
+    for field, value in _fields(page):
+        if isinstance(value, Mapping):
+            stages[field] = value  # After the page's own fields: what they share is named as the page's.
+            continue
+        row = range_of(str(page.get("job", "")), field)
+        if row is None:
+            raise UserError(f"{prefix}{field}: no job has such a field{_closest(field, RANGES)}")
+        if not row.fits(value):
+            raise UserError(f"{prefix}{field}: {value!r}; use {row.says}{_closest(value, row.words)}")
+    for name, stage in stages.items():
+        check(stage, f"{prefix}{name}.")
+
+
+def _fields(page: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every field; a page within the page is one value."""
+    for name, value in page.items():
+        if isinstance(value, Mapping) and "job" not in value:
+            yield from _fields(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _closest(value: Any, known: Any) -> str:
+    found = difflib.get_close_matches(str(value), list(known), n=1)
+    return f"; did you mean {found[0]}?" if found else ""

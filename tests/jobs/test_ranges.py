@@ -1,0 +1,213 @@
+"""Settings that cannot be right are refused where the page is read: the field as written, its value, its range."""
+
+import importlib
+import math
+
+import pytest
+import tiny_farm
+from test_config_pages import PAGES, variants
+
+from rlhf_jax import ranges
+from rlhf_jax.annotation.formats import FORMATS
+from rlhf_jax.annotation.limits import TRANSPORTS
+from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.templates import TEMPLATES
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import reference
+from rlhf_jax.models import lora, tensor_shards, weight_diff
+from rlhf_jax.models.config import IMPLEMENTATIONS, REMAT_POLICIES
+from rlhf_jax.objectives.kl import ESTIMATORS
+from rlhf_jax.parallel import startup
+from rlhf_jax.settings import load_page
+from rlhf_jax.training import optimizer
+
+ALL = [(page, variant) for page in PAGES for variant in variants(page)]
+
+
+def page_of(page, variant=""):
+    return load_page(f"{tiny_farm.ROOT}/configs/{page}.py" + (f":{variant}" if variant else ""))
+
+
+@pytest.mark.parametrize(("page", "variant"), ALL)
+def test_every_field_has_a_range_and_every_page_keeps_to_it(page, variant):
+    built = page_of(page, variant)
+    for field in tiny_farm.flat(built):
+        stage = built.get(field.split(".")[0])
+        job, name = (stage.job, field.split(".", 1)[1]) if hasattr(stage, "job") else (page, field)
+        assert ranges.range_of(job, name) is not None, f"{field}: give it a row in rlhf_jax/ranges.py"
+    ranges.check(built.to_dict())
+
+
+def test_no_row_is_left_over():
+    used = set()
+    for page in PAGES:
+        for field in tiny_farm.flat(page_of(page)):
+            used.add(id(ranges.range_of(page, field)))
+    fields = {f"{page}.{field}" for page in PAGES for field in tiny_farm.flat(page_of(page))}
+    for row in ranges.RANGES:
+        assert any(field == row or field.endswith(f".{row}") for field in fields), row
+
+
+@pytest.mark.parametrize(
+    ("job", "field", "known"),
+    [
+        ("sft", "optimizer.name", optimizer._OPTIMIZERS),
+        ("sft", "optimizer.schedule", optimizer._SHAPES),
+        ("sft", "model.remat", REMAT_POLICIES),
+        ("sft", "model.attention", IMPLEMENTATIONS),
+        ("sft", "lora.base_dtype", tensor_shards.DTYPES),
+        ("weight_diff", "dtype", tensor_shards.DTYPES),
+        ("weight_diff", "new_rows", weight_diff.NEW_ROWS),
+        ("ppo", "kl_estimator", ESTIMATORS),
+        ("dpo", "reference", reference.WAYS),
+        ("sft", "distributed", startup.MODES),
+        ("sft", "data.template", {*TEMPLATES, CHAT}),
+        ("annotate", "transport", {*TRANSPORTS, "cancel"}),
+        ("annotate", "feedback_format", FORMATS),
+        ("annotate", "formats", FORMATS),
+        ("sft", "lora.targets", lora.TARGETS),
+    ],
+)
+def test_words_are_those_that_the_code_knows(job, field, known):
+    assert set(ranges.range_of(job, field).words) == set(known)
+
+
+def test_words_of_lists():
+    fits = ranges.range_of("sft", "lora.targets").fits
+    assert fits("all") and fits("q, v") and not fits("") and not fits("q_proj") and not fits("all,q")
+
+
+WRONG = {
+    "generate": {
+        "temperature": (-1.0, math.nan, math.inf, 1e-9),
+        "top_p": (0.0, -0.5, 1.5, math.nan),
+        "top_k": (-1,),
+        "max_new_tokens": (0, -3),
+        "samples": (0,),
+        "batch_size": (0, -8),
+        "data.rows": (-1,),
+        "data.max_prompt_length": (0,),
+        "seed": (-1, 2**32, 2**64),
+        "mesh.fsdp": (0, -2),
+        "model.dtype": ("fp32", "float16", "float32 "),
+    },
+    "sft": {
+        "optimizer.learning_rate": (-1e-3, math.nan, 1e5),
+        "optimizer.warmup_steps": (-5,),
+        "optimizer.max_grad_norm": (-1.0, math.nan),
+        "optimizer.b1": (1.0, -0.1),
+        "optimizer.b2": (1.5, 1.0),
+        "optimizer.eps": (0.0, -1e-8),
+        "optimizer.weight_decay": (-1.0, math.inf),
+        "optimizer.ema": (1.0, -0.1),
+        "optimizer.name": ("adam", "", "AdamW"),
+        "optimizer.schedule": ("cosin",),
+        "epochs": (0.0, -1.0, math.inf, math.nan),
+        "lora.alpha": (math.nan, 0.0),
+        "lora.rank": (-1,),
+        "lora.targets": ("q_proj,v_proj",),
+        "data.max_length": (0,),
+        "data.train_rows": (-1,),
+        "data.eval_rows": (0, -1),
+        "data.template": ("brif",),
+        "logprob_chunk": (0,),
+        "microbatches": (0,),
+        "model.width": (0, -4),
+        "model.vocab_size": (100,),
+        "log_every": (0,),
+        "eval_every": (-1,),
+        "save_every": (-1,),
+        "keep_checkpoints": (0,),
+        "keep_best": (0,),
+        "best_mode": ("lowest",),
+    },
+    "dpo": {"beta": (0.0, -0.1, math.nan), "label_smoothing": (0.5, 1.5, -0.1), "reference": ("none",)},
+    "reward_model": {"center_rows": (0,)},
+    "ppo": {
+        "clip": (-0.2, 0.0),
+        "value_clip": (-1.0,),
+        "gamma": (1.5, -1.0),
+        "lam": (2.0, -0.5),
+        "kl_coef": (-0.1, math.nan),
+        "target_kl": (0.0,),
+        "kl_horizon": (-1.0, 0.0),
+        "value_coef": (-1.0,),
+        "missing_eos_penalty": (math.nan, 1.0),
+        "value_learning_rate": (-1.0,),
+        "rollout.temperature": (0.0, -1.0),
+        "rollout.max_new_tokens": (0,),
+        "rollout.batch_size": (0,),
+        "minibatch_size": (0,),
+        "steps": (0, 2**31),
+        "epochs": (0,),
+    },
+    "annotate": {
+        "p_label_flip": (-0.1, 1.5, math.nan),
+        "max_concurrency": (0,),
+        "max_usd": (-1.0, math.nan, math.inf),
+        "requests_per_minute": (-1.0,),
+        "tokens_per_minute": (-1.0,),
+        "timeout_s": (0.0, -1.0),
+        "n_samples": (0,),
+        "transport": ("onlin",),
+        "formats": (("trll",),),
+    },
+    "evaluate": {"min_coverage": (80.0, -0.1), "clear_margin": (-0.1,), "max_instructions": (-1,)},
+    "measure": {"n_bootstrap": (-1,), "min_per_generator": (-1,)},
+    "inspect_data": {"examples": (-1,), "bins": (0,), "data.kind": ("pairs",)},
+    "weight_diff": {"dtype": ("fp16",), "new_rows": ("random",)},
+    "farm": {
+        "world.scale": (0.0, 3.0),
+        "ppo.clip": (-0.2,),
+        "labels.p_label_flip": (2.0,),
+        "sft.optimizer.b1": (1.0,),
+        "pairs.temperature": (-1.0,),
+        "seed": (-1,),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("job", "field"), [(job, field) for job, fields in WRONG.items() for field in fields]
+)
+def test_what_cannot_be_right_is_refused(job, field, tmp_path):
+    """By the job itself, so also when it is called from Python, and before it makes its folder."""
+    run = importlib.import_module(f"rlhf_jax.jobs.{job}").run
+    for value in WRONG[job][field]:
+        page = page_of(job)
+        page.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError) as error:
+            run(page, str(tmp_path / "run"))
+        assert str(error.value).startswith(f"{field}: {value!r}; use "), error.value
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_of_the_farm_is_named_as_it_is_written(tmp_path):
+    page = page_of("farm")
+    page.ppo.value_learning_rate = -1.0
+    with pytest.raises(
+        UserError, match=r"^ppo.value_learning_rate: -1.0; use a number of at least 0 and at most 10$"
+    ):
+        importlib.import_module("rlhf_jax.jobs.farm").run(page, str(tmp_path / "run"))
+
+
+def test_words_that_are_nearly_right():
+    page = page_of("sft").to_dict()
+    page["optimizer"]["schedule"] = "cosin"
+    with pytest.raises(UserError, match=r"'cosin'; use one of .*; did you mean cosine\?$"):
+        ranges.check(page)
+
+
+KINDS = [("steps", 1.5), ("steps", "3"), ("steps", True), ("adaptive_kl", "maybe")]
+
+
+@pytest.mark.parametrize(("field", "value"), KINDS)
+def test_values_of_another_kind(field, value):
+    with pytest.raises(UserError, match=f"^{field}: {value!r}; use "):
+        ranges.check(page_of("ppo").to_dict() | {field: value})
+
+
+def test_a_field_that_no_job_has():
+    with pytest.raises(UserError, match=r"^kl_coeff: no job has such a field; did you mean kl_coef\?$"):
+        ranges.check(page_of("ppo").to_dict() | {"kl_coeff": 0.1})
