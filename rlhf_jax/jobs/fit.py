@@ -100,7 +100,15 @@ def offline(
     frozen = fits.placed(start.frozen, plan.frozen)
     state = create(fits.placed(start.trained, plan.state.params), plan.optimizer, config.seed)
     state = fit(
-        config, workdir, state, iterate, evaluate, steps=steps, inputs=inputs, show=show, flops=plan.flops
+        config,
+        workdir,
+        state,
+        iterate,
+        evaluate,
+        steps=steps,
+        inputs=inputs,
+        show=show,
+        flops=float(plan.flops),
     )
     return state.replace(params=joined(frozen, averaged(state.params, state.opt_state)))
 

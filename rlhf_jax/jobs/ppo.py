@@ -97,7 +97,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         eval_first=True,
-        flops=plan.flops * planning.updates_per_iteration(config),
+        flops=float(plan.flops) * planning.updates_per_iteration(config),
     )
     exported = joined(world.frozen, averaged(best.params, best.opt_state))["policy"]
     setup.export(workdir, model, exported, tokenizer, tokenizer_from, base=base)
