@@ -38,6 +38,7 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 300
     c.data.template = "brief"
     c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
+    c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
     c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()

@@ -27,6 +27,7 @@ def microfarm() -> ConfigDict:
     c.data.rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
     c.data.max_length = 56  # What a trainer's limit would cut or drop is counted.
+    c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
     c.tokenizer = "runs/farm/data/tokenizer"
 
     c.examples = 3  # Rows that are shown.

@@ -39,6 +39,7 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 256  # At most this many.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
     c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
+    c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
     c.data.packing = False  # As many rows as fit in one of max_length tokens; batch_size counts those.
 
     c.model = ConfigDict()

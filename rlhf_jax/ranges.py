@@ -64,6 +64,7 @@ RANGES: dict[str, Range] = {
     "data.max_length": COUNT,
     "data.max_prompt_length": COUNT,
     "data.packing": FLAG,
+    "data.not_ended": one_of("keep", "drop"),
     "tokenizer": TEXT,
     "examples": whole(0),
     "bins": COUNT,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.annotation.answers import LABELLED
 from rlhf_jax.annotation.contracts import PAIRWISE, RANKING, RATING
+from rlhf_jax.annotation.samples import ended_sides
 from rlhf_jax.errors import UserError
 
 _SOURCE = ("dataset", "split", "annotator", "judge_id", "pool")
@@ -19,7 +20,7 @@ def pairs_of(rows: Sequence[Mapping]) -> list[dict]:
     """
     made = [dict(row) for row in rows if row["kind"] == PAIRWISE and row["status"] in LABELLED]
     for row, scored in _scored_groups(rows):
-        for (one, a, name_1), (two, b, name_2) in itertools.combinations(scored, 2):
+        for (one, a, name_1, ended_1), (two, b, name_2, ended_2) in itertools.combinations(scored, 2):
             made.append(
                 {
                     **row,
@@ -31,6 +32,7 @@ def pairs_of(rows: Sequence[Mapping]) -> list[dict]:
                     "preference": 1.5 if a == b else 1.0 if a > b else 2.0,
                     "tie": a == b,
                     "status": "ok",
+                    **ended_sides(ended_1, ended_2),
                 }
             )
     return made
@@ -48,14 +50,14 @@ def scored_of(rows: Sequence[Mapping]) -> list[dict]:
         {
             "instruction": row["instruction"],
             "input": row["input"],
-            "responses": [output for output, _, _ in scored],
-            "scores": [float(score) for _, score, _ in scored],
+            "responses": [one[0] for one in scored],
+            "scores": [float(one[1]) for one in scored],
         }
         for row, scored in groups
     ]
 
 
-Scored = list[tuple[str, float, str | None]]  # (output, score, generator)
+Scored = list[tuple[str, float, str | None, bool | None]]  # (output, score, generator, ended by itself)
 
 
 def _scored_groups(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
@@ -71,7 +73,7 @@ def _scored_groups(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
         elif row["kind"] == RATING:
             key = (row["instruction"], row["input"], row.get("judge_id"))
             source.setdefault(key, _prompt(row))
-            rated[key].setdefault(row["output"], (row["output"], row["rating"], row.get("generator")))
+            rated[key].setdefault(row["output"], _rated(row))
         elif row["kind"] != PAIRWISE:
             raise UserError(f"rows: kind: found {row['kind']!r}; ratings, rankings and pairs can be expanded")
     return groups + [(source[key], list(outputs.values())) for key, outputs in rated.items()]
@@ -84,6 +86,10 @@ def _prompt(row: Mapping) -> dict:
     }
 
 
+def _rated(row: Mapping) -> tuple[str, float, str | None, bool | None]:
+    return row["output"], row["rating"], row.get("generator"), row.get("ended")
+
+
 def _ranked(completions: Sequence[Mapping]) -> Scored:
     """A rank as the share of the other outputs beaten, a tie counting half."""
     ranks = [one["rank"] for one in completions]
@@ -91,8 +97,14 @@ def _ranked(completions: Sequence[Mapping]) -> Scored:
     scored = []
     for one in completions:
         beaten = sum(rank > one["rank"] for rank in ranks) + 0.5 * (ranks.count(one["rank"]) - 1)
-        scored.append((one["output"], beaten / others, one.get("generator")))
+        scored.append((one["output"], beaten / others, one.get("generator"), one.get("ended")))
     return scored
+
+
+def _share(got: list[tuple[float, Mapping, str]]) -> tuple[float, str | None, bool | None]:
+    _, row, side = got[0]
+    share = sum(points for points, _, _ in got) / len(got)
+    return share, row.get(f"generator{side}"), row.get(f"ended{side}")
 
 
 def _shares_of_pairs(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
@@ -101,12 +113,12 @@ def _shares_of_pairs(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
     for row in rows:
         key = (row["instruction"], row["input"])
         source.setdefault(key, _prompt(row))
-        points[key][row["output_1"]].append((2.0 - row["preference"], row.get("generator_1")))
-        points[key][row["output_2"]].append((row["preference"] - 1.0, row.get("generator_2")))
+        points[key][row["output_1"]].append((2.0 - row["preference"], row, "_1"))
+        points[key][row["output_2"]].append((row["preference"] - 1.0, row, "_2"))
     return [
         (
             source[key],
-            [(out, sum(p for p, _ in got) / len(got), got[0][1]) for out, got in outputs.items()],
+            [(out, *_share(got)) for out, got in outputs.items()],
         )
         for key, outputs in points.items()
         if len(outputs) > 1

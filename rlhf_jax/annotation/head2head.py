@@ -17,7 +17,7 @@ def join_outputs(
     Rows are dicts with `instruction`, `output` and optionally `input` and `generator`. The n-th row of a
     repeated prompt meets the n-th of the other side. ordered: both lists are in the same order, row by row;
     one that is not is an error instead of a smaller join. Columns of both sides that agree are kept once, others
-    get _1 and _2 (always so for output and generator).
+    get _1 and _2 (always so for output, generator and ended).
 
     Returns the pairs and {"rows_1", "rows_2", "dropped_1", "dropped_2"}: what had no partner.
     Errors: UserError naming the row and the column, or when nothing at all can be joined.
@@ -74,7 +74,7 @@ def _joined(row_1: Mapping, row_2: Mapping) -> dict:
         if column in joined:
             continue
         in_both = column in row_1 and column in row_2
-        if column in ("output", "generator") or (in_both and row_1[column] != row_2[column]):
+        if column in ("output", "generator", "ended") or (in_both and row_1[column] != row_2[column]):
             joined[f"{column}_1"], joined[f"{column}_2"] = row_1.get(column), row_2.get(column)
         else:
             joined[column] = row_1[column] if column in row_1 else row_2[column]

@@ -76,6 +76,7 @@ def schema() -> "pa.Schema":
                 [
                     ("output", pa.string()),
                     ("generator", pa.string()),
+                    ("ended", pa.bool_()),
                     ("rating", pa.float32()),
                     ("rank", pa.int16()),
                     ("p", pa.float32()),

@@ -15,7 +15,7 @@ from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
 from rlhf_jax.annotation.contracts import PAIRWISE, RANKING
 from rlhf_jax.annotation.pairs import annotate_pairs
 from rlhf_jax.annotation.rows import ranking_row
-from rlhf_jax.annotation.samples import outputs_of
+from rlhf_jax.annotation.samples import beside, ended_of, ended_sides, outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
 
@@ -53,13 +53,10 @@ def all_pairs(rows: Sequence[Mapping]) -> list[dict]:
     pairs = []
     for i, row in enumerate(rows):
         outputs, generators = _several(row, i)
-        rest = {name: value for name, value in row.items() if name not in ("output", "outputs", "generators")}
+        rest, ended = beside(row), ended_of(row, len(outputs), i)
         for one, two in itertools.combinations(range(len(outputs)), 2):
-            pair = rest | {
-                "input": row.get("input") or "",
-                "output_1": outputs[one],
-                "output_2": outputs[two],
-            }
+            pair = rest | {"output_1": outputs[one], "output_2": outputs[two]}
+            pair |= ended_sides(ended[one], ended[two])
             if generators:
                 pair |= {"generator_1": generators[one], "generator_2": generators[two]}
             pairs.append(pair | {"sample_1": one, "sample_2": two})
@@ -76,7 +73,7 @@ def _several(row: Mapping, i: int) -> tuple[list[str], list]:
 def _plan(row: Mapping, i: int, pool: PoolSpec, seed: int) -> tuple[dict, list[str], list[int], Ask]:
     """The row, its outputs, which of them is shown at each place, and the question."""
     outputs, _ = _several(row, i)
-    row = dict(row) | {"input": row.get("input") or ""}
+    row = dict(row) | {"input": row.get("input") or "", "ended": ended_of(row, len(outputs), i)}
     merged = seeding.merged_instruction(row["instruction"], row["input"])
     shown = seeding.permutation(len(outputs), merged, seed)
     index = seeding.pool_index(seeding.seed_text(row["instruction"], row["input"]), pool.weights, seed)

@@ -8,7 +8,7 @@ from rlhf_jax.annotation.annotating import Annotations, annotate
 from rlhf_jax.annotation.asking import Ask, Options, Reply, pool_of_kind
 from rlhf_jax.annotation.contracts import RATING
 from rlhf_jax.annotation.rows import rating_row
-from rlhf_jax.annotation.samples import outputs_of
+from rlhf_jax.annotation.samples import beside, ended_of, outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
 
 
@@ -45,11 +45,11 @@ def annotate_ratings(
 def _exploded(row: Mapping, i: int) -> list[dict]:
     """One row per output, in order."""
     outputs, generators = outputs_of(row, i)
-    rest = {name: value for name, value in row.items() if name not in ("output", "outputs", "generators")}
-    rest["input"] = row.get("input") or ""
+    rest, ended = beside(row), ended_of(row, len(outputs), i)
+    said = [{} if x is None else {"ended": x} for x in ended]
     if len(outputs) == 1 and not generators:
-        return [rest | {"output": outputs[0]}]
-    made = [rest | {"output": output, "sample_id": k} for k, output in enumerate(outputs)]
+        return [rest | {"output": outputs[0]} | said[0]]
+    made = [rest | {"output": output, "sample_id": k} | said[k] for k, output in enumerate(outputs)]
     return (
         [one | {"generator": name} for one, name in zip(made, generators, strict=True)]
         if generators

@@ -56,11 +56,14 @@ def ranking_row(
     """`row` with `completions`: its outputs with their ranks. shown: which output stood at each place."""
     rank_of = dict(zip(shown, parsed.ranks, strict=True)) if parsed.ranks else {}
     generators = row.get("generators") or [None] * len(outputs)
+    ended = row.get("ended") or [None] * len(outputs)
     completions = [
-        {"output": output, "generator": generator, "rating": None, "rank": rank_of.get(i), "p": None}
-        for i, (output, generator) in enumerate(zip(outputs, generators, strict=True))
+        {"output": output, "generator": generator, "ended": whole}
+        | {"rating": None, "rank": rank_of.get(i), "p": None}
+        for i, (output, generator, whole) in enumerate(zip(outputs, generators, ended, strict=True))
     ]
-    rest = {name: value for name, value in row.items() if name not in ("output", "outputs", "generators")}
+    of_outputs = ("output", "outputs", "generators", "ended")
+    rest = {name: value for name, value in row.items() if name not in of_outputs}
     shown_order = " ".join(str(i + 1) for i in shown)
     made = _row(rest, RANKING, parsed, [reply], outputs)
     return made | {"completions": completions, "order": shown_order}

@@ -15,7 +15,8 @@ def pair_samples(
     """Pairs of different outputs to the same prompt.
 
     rows: dicts with `instruction`, optionally `input`, and `output` or `outputs`: a text or a list of texts. Rows
-        with the same prompt belong together. Repeated outputs of a prompt count once.
+        with the same prompt belong together. Repeated outputs of a prompt count once. `ended`, whether each
+        output ended by itself, becomes `ended_1` and `ended_2`.
     Each output is `output_1` once, with another of the same prompt as `output_2` (a seeded derangement);
     `one_pair_per_prompt` keeps the first of these (AlpacaFarm's default). `sample_id` is the place of output_1
     among the prompt's distinct outputs.
@@ -28,10 +29,11 @@ def pair_samples(
     for i, row in enumerate(rows):
         outputs, _ = outputs_of(row, i)
         samples += len(outputs)
-        kept = {name: value for name, value in row.items() if name not in ("output", "outputs", "generators")}
-        rest = kept | {"input": row.get("input") or ""}
+        rest = beside(row)
         prompt = prompts.setdefault((row["instruction"], rest["input"]), {"rest": rest, "outputs": {}})
-        prompt["outputs"].update(dict.fromkeys(outputs))
+        for output, ended in zip(outputs, ended_of(row, len(outputs), i), strict=True):
+            # Of equal texts one that ended is kept: the text is whole.
+            prompt["outputs"][output] = ended or prompt["outputs"].get(output, ended)
     pairs, without = [], 0
     for (instruction, input_text), prompt in prompts.items():
         outputs = list(prompt["outputs"])
@@ -42,6 +44,7 @@ def pair_samples(
         kept = zip(outputs, partners, strict=True)
         made = [
             {"sample_id": k, **prompt["rest"], "output_1": output, "output_2": outputs[j]}
+            | ended_sides(prompt["outputs"][output], prompt["outputs"][outputs[j]])
             for k, (output, j) in enumerate(kept)
         ]
         pairs += made[:1] if one_pair_per_prompt else made
@@ -53,6 +56,35 @@ def pair_samples(
         "prompts_without_pair": without,
     }
     return pairs, counts
+
+
+_OF_OUTPUTS = ("output", "outputs", "generators", "ended")
+
+
+def beside(row: Mapping) -> dict:
+    """The columns of a row that are not about its single outputs; `input` is text."""
+    return {name: value for name, value in row.items() if name not in _OF_OUTPUTS} | {
+        "input": row.get("input") or ""
+    }
+
+
+def ended_of(row: Mapping, count: int, i: int) -> list[bool | None]:
+    """Whether each of the `count` outputs of `rows[i]` ended by itself; None where the row does not say.
+
+    Errors: UserError naming the row.
+    """
+    found = row.get("ended")
+    if found is None:
+        return [None] * count
+    ended = [found] if isinstance(found, bool) else list(found) if isinstance(found, Sequence) else [found]
+    if len(ended) != count or not all(x is None or isinstance(x, bool) for x in ended):
+        raise UserError(f"rows[{i}]: ended: found {found!r}; give true or false for each of {count} outputs")
+    return ended
+
+
+def ended_sides(one: bool | None, two: bool | None) -> dict[str, bool | None]:
+    """The columns that say of a pair's outputs whether they ended; none where nothing is known."""
+    return {} if one is None and two is None else {"ended_1": one, "ended_2": two}
 
 
 def outputs_of(row: Mapping, i: int) -> tuple[list[str], list]:

@@ -55,25 +55,32 @@ class Turn(NamedTuple):
     end: str
 
 
-def encode_chats(chats: Sequence[Chat], tokenizer: Any, *, all_turns: bool = True) -> list[Encoded | str]:
+def encode_chats(
+    chats: Sequence[Chat], tokenizer: Any, *, all_turns: bool = True, ended: Sequence[bool] | None = None
+) -> list[Encoded | str]:
     """Conversations that end with the assistant -> their tokens, or the reason why a row cannot be used.
 
     all_turns: train every turn of the assistant; otherwise the last one alone.
+    ended: whether each conversation's last turn ended by itself; one that did not has no end. None: all did.
     Raises UserError when the tokenizer has no chat template, or one that cannot be trained with.
     """
     turn = _turn(tokenizer)
     specials = _special_tokens(tokenizer)
     rendered: list[tuple[str, list[Span]] | str] = []
-    for chat in chats:
+    ended = [True] * len(chats) if ended is None else ended
+    for chat, whole in zip(chats, ended, strict=True):
         try:
             _check_text(chat, specials)
-            rendered.append(_render_with_spans(chat, tokenizer, turn, all_turns))
+            rendered.append(_render_with_spans(chat, tokenizer, turn, all_turns, whole))
         except RowError as reason:
             rendered.append(str(reason))
     texts = [found[0] for found in rendered if not isinstance(found, str)]
     tokens = iter(_tokenize(texts, tokenizer))
     after = () if turn.end else (tokenizer.eos_token_id,)
-    return [x if isinstance(x, str) else _encoded(*next(tokens), x[1], tokenizer, after) for x in rendered]
+    return [
+        x if isinstance(x, str) else _encoded(*next(tokens), x[1], tokenizer, after if whole else ())
+        for x, whole in zip(rendered, ended, strict=True)
+    ]
 
 
 def encode_chat_prompts(chats: Sequence[Chat], tokenizer: Any) -> list[Int32[np.ndarray, "P"] | str]:
@@ -151,8 +158,13 @@ def _render(chat: Chat, tokenizer: Any, **options: Any) -> str:
         raise RowError(f"chat template: {' '.join(str(e).split())[:80]}") from e
 
 
-def _render_with_spans(chat: Chat, tokenizer: Any, turn: Turn, all_turns: bool) -> tuple[str, list[Span]]:
-    """The text of a conversation, and where in it the trained turns lie, their ends included."""
+def _render_with_spans(
+    chat: Chat, tokenizer: Any, turn: Turn, all_turns: bool, ended: bool
+) -> tuple[str, list[Span]]:
+    """The text of a conversation, and where in it the trained turns lie, their ends included.
+
+    ended: whether the last turn has an end; one that its sampler cut has none.
+    """
     turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
     chosen = set(turns if all_turns else turns[-1:])
     text = _render(chat, tokenizer)
@@ -163,7 +175,10 @@ def _render_with_spans(chat: Chat, tokenizer: Any, turn: Turn, all_turns: bool) 
         ]
         pieces = _MARKS.split(_render(marked, tokenizer))
         if len(pieces) == 2 * len(chosen) + 1 and "".join(pieces) == text:
-            return text, _spans(pieces, turn)
+            spans = _spans(pieces, turn)
+            if not ended:
+                spans[-1] = spans[-1][0], len("".join(pieces[:-1]))
+            return text, spans
     raise RowError("chat template rewrites a response")
 
 

@@ -63,7 +63,7 @@ def read_instructions(
     """Demonstrations: rows with `output` and a prompt.
 
     Layouts: instruction, input (optional), output; prompt with output, completion or response; messages or
-    conversations whose last turn is the assistant's.
+    conversations whose last turn is the assistant's. `ended` False of a response that did not end stays.
     """
     rows, name = _load(source, mapping, where, made_by)
     found = columns_of(rows)
@@ -72,13 +72,13 @@ def read_instructions(
     if ("instruction" in found or "prompt" in found) and response:
 
         def convert(row: Row) -> Row:
-            return _prompt(row) | {"output": _completion(row.get(response))}
+            return _prompt(row) | {"output": _completion(row.get(response))} | _ended(row, "ended", "ended")
 
     elif conversation:
 
         def convert(row: Row) -> Row:
             before, output = split_last(parse_messages(row.get(conversation)))
-            return _columns(before) | {"output": _text(output, "response")}
+            return _columns(before) | {"output": _text(output, "response")} | _ended(row, "ended", "ended")
 
     else:
         raise _unknown_layout(rows, name, "instruction", "output", "messages, or prompt and completion")
@@ -130,6 +130,8 @@ def read_pairs(
     column or as their common beginning; or output_1, output_2 and preference in [1, 2] (1: output_1 is
     better, 2: output_2, 1.5: a tie). With a `status` column only usable labels stay. Also dropped: ties,
     missing or out-of-range preferences, empty or identical responses, exact duplicates.
+    A side that did not end by itself (`chosen_ended`, `ended_1`, ... is False) has `chosen_ended` or
+    `rejected_ended` False.
     """
     rows, name = _load(source, mapping, where, made_by)
     found = columns_of(rows)
@@ -149,6 +151,8 @@ def read_pairs(
         if "status" in found and row.get("status") not in USABLE_STATUS:
             raise RowError(f"status={row.get('status') or 'missing'}")
         pair = oriented(row)
+        for column in ("chosen_ended", "rejected_ended"):
+            pair |= _ended(row, column, column)
         if not pair["chosen"].strip() or not pair["rejected"].strip():
             raise RowError("empty response")
         if pair["chosen"] == pair["rejected"]:
@@ -281,8 +285,20 @@ def _labelled_pair(row: Row) -> Row:
     if preference == 1.5:
         raise RowError("tie")
     prompt, first, second = _prompt(row), _answer(row["output_1"]), _answer(row["output_2"])
-    chosen, rejected = (first, second) if preference < 1.5 else (second, first)
-    return prompt | {"chosen": chosen, "rejected": rejected}
+    sides = [(first, "ended_1"), (second, "ended_2")]
+    (chosen, one), (rejected, two) = sides if preference < 1.5 else sides[::-1]
+    ended = _ended(row, one, "chosen_ended") | _ended(row, two, "rejected_ended")
+    return prompt | {"chosen": chosen, "rejected": rejected} | ended
+
+
+def _ended(row: Row, column: str, name: str) -> dict[str, bool]:
+    """{name: False} of a response that did not end by itself; nothing of one that did, or that nobody speaks of."""
+    value = row.get(column)
+    if _missing(value) or value is True:
+        return {}
+    if value is not False:
+        raise RowError(f"{column} is neither true nor false")
+    return {name: False}
 
 
 def _answer(value: Any) -> str:

@@ -3,6 +3,7 @@
 Prompt and response are tokenised apart and joined: [BOS] prompt | response EOS. So the prompt's ids are the
 same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
 tokens are added here by id, exactly once; text that merely looks like one ("</s>") is encoded as plain text.
+A response that its record says did not end (its sampler ran out of tokens) gets no end token.
 
 With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see `chat`).
 """
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
 from rlhf_jax.data.chat import CHAT, Encoded, encode_chat_prompts, encode_chats
+from rlhf_jax.data.handling import Handling
 from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.records import describe
 from rlhf_jax.data.tables import is_hub_name
@@ -26,6 +28,8 @@ from rlhf_jax.data.tokenizer_calls import tokenized
 from rlhf_jax.errors import UserError
 
 Row = Mapping[str, Any]
+SIDES = ("chosen", "rejected")
+_DEFAULTS = Handling()
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -139,22 +143,26 @@ def _check_special_tokens(tokenizer: Any, path: str | Path) -> None:
 
 
 def encode_sft(
-    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
+    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Sequences, Counter[str]]:
     """Rows with `output` -> [BOS] prompt, response, EOS of at most `max_length` tokens each.
 
     A prompt that leaves no room for a response is dropped. A response that is too long is cut, and then has
-    no EOS: the model must not learn to stop in mid-sentence. Both are counted in the second result.
+    no EOS: the model must not learn to stop in mid-sentence; nor has one whose row says `ended` False.
+    All are counted in the second result.
     With the template `chat` every turn of the assistant is trained, and a row is dropped when no trained token
     is left within `max_length`. Raises UserError when no row is left.
     """
     if template == CHAT:
-        return _encode_sft_chats(rows, tokenizer, max_length)
+        return _encode_sft_chats(rows, tokenizer, max_length, how)
     counts: Counter[str] = Counter()
     prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
-    responses = _encode_responses([row["output"] for row in rows], tokenizer)
+    ended = [_ended(row) for row in rows]
+    responses = _encode_responses([row["output"] for row in rows], ended, tokenizer)
     kept = []
-    for prompt, response in zip(prompts, responses, strict=True):
+    for prompt, response, whole in zip(prompts, responses, ended, strict=True):
+        if not _wanted(whole, counts, how):
+            continue
         if len(prompt) >= max_length:
             counts["prompt too long"] += 1
             continue
@@ -166,9 +174,9 @@ def encode_sft(
 
 
 def encode_pairs(
-    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int
+    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Pairs, Counter[str]]:
-    """Rows with `chosen` and `rejected` -> two aligned Sequences, both ending with EOS.
+    """Rows with `chosen` and `rejected` -> two aligned Sequences, both ending with EOS if the response ended.
 
     A pair is dropped when either side is longer than `max_length`: cutting would compare unequal things, as
     would keeping one side. Pairs that differ only in what the tokenizer cannot see are dropped too. Dropped
@@ -177,7 +185,9 @@ def encode_pairs(
     counts: Counter[str] = Counter()
     sides = _chat_sides(rows, tokenizer) if template == CHAT else _sides(rows, tokenizer, template)
     kept = []
-    for chosen, rejected in zip(*sides, strict=True):
+    for row, chosen, rejected in zip(rows, *sides, strict=True):
+        if not _wanted(all(_ended(row, side) for side in SIDES), counts, how):
+            continue
         if isinstance(chosen, str) or isinstance(rejected, str):
             counts[chosen if isinstance(chosen, str) else rejected] += 1
             continue
@@ -195,7 +205,7 @@ def encode_pairs(
 
 
 def encode_prompts(
-    rows: Sequence[Row], tokenizer: Any, template: str, max_prompt_length: int
+    rows: Sequence[Row], tokenizer: Any, template: str, max_prompt_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Prompts, Counter[str], Int64[np.ndarray, "n"]]:
     """Rows -> prompts of at most `max_prompt_length` tokens, the counted drops, and the indices of kept rows.
 
@@ -233,10 +243,30 @@ def decode(tokenizer: Any, ids: Sequence[int] | Integer[np.ndarray, "R"]) -> str
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def _encode_sft_chats(rows: Sequence[Row], tokenizer: Any, max_length: int) -> tuple[Sequences, Counter[str]]:
+def _ended(row: Row, side: str = "") -> bool:
+    """Whether the response ended by itself; one of which nothing is said did."""
+    return row.get(f"{side}_ended" if side else "ended") is not False
+
+
+def _wanted(ended: bool, counts: Counter[str], how: Handling) -> bool:
+    """Whether a row is kept, as far as the ends of its responses go; one that did not end is counted."""
+    if ended:
+        return True
+    keep = how.not_ended == "keep"
+    counts[f"response did not end{' (row kept, no end token)' if keep else ''}"] += 1
+    return keep
+
+
+def _encode_sft_chats(
+    rows: Sequence[Row], tokenizer: Any, max_length: int, how: Handling
+) -> tuple[Sequences, Counter[str]]:
     counts: Counter[str] = Counter()
     kept: list[Encoded] = []
-    for found in encode_chats([_answered(row, row["output"]) for row in rows], tokenizer):
+    ended = [_ended(row) for row in rows]
+    chats = [_answered(row, row["output"]) for row in rows]
+    for found, whole in zip(encode_chats(chats, tokenizer, ended=ended), ended, strict=True):
+        if not _wanted(whole, counts, how):
+            continue
         if isinstance(found, str):
             counts[found] += 1
             continue
@@ -259,8 +289,9 @@ def _sides(rows: Sequence[Row], tokenizer: Any, template: str) -> list[list[tupl
     """(prompt, response) of every chosen and of every rejected side."""
     prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
     # In one call: an answer that wins one pair and loses another is encoded once.
-    texts = [row[side] for side in ("chosen", "rejected") for row in rows]
-    responses = _encode_responses(texts, tokenizer)
+    texts = [row[side] for side in SIDES for row in rows]
+    ended = [_ended(row, side) for side in SIDES for row in rows]
+    responses = _encode_responses(texts, ended, tokenizer)
     sides = responses[: len(rows)], responses[len(rows) :]
     return [list(zip(prompts, side, strict=True)) for side in sides]
 
@@ -271,8 +302,9 @@ def _chat_sides(rows: Sequence[Row], tokenizer: Any) -> list[list[tuple[np.ndarr
     def halves(found: Encoded | str) -> tuple[np.ndarray, np.ndarray] | str:
         return found if isinstance(found, str) else tuple(np.split(found.ids, [found.trained.argmax()]))
 
-    chats = [_answered(row, row[side]) for side in ("chosen", "rejected") for row in rows]
-    found = [halves(x) for x in encode_chats(chats, tokenizer, all_turns=False)]
+    chats = [_answered(row, row[side]) for side in SIDES for row in rows]
+    ended = [_ended(row, side) for side in SIDES for row in rows]
+    found = [halves(x) for x in encode_chats(chats, tokenizer, all_turns=False, ended=ended)]
     return [found[: len(rows)], found[len(rows) :]]
 
 
@@ -280,8 +312,12 @@ def _answered(row: Row, response: str) -> list[dict[str, str]]:
     return [*messages_of(row), {"role": "assistant", "content": response}]
 
 
-def _encode_responses(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "R"]]:
-    return _encode(texts, tokenizer, after=(tokenizer.eos_token_id,))  # an id of 0 is as good as any
+def _encode_responses(
+    texts: Sequence[str], ended: Sequence[bool], tokenizer: Any
+) -> list[Int32[np.ndarray, "R"]]:
+    """Texts -> ids, with EOS behind those that ended."""
+    found = _encode(texts, tokenizer, after=(tokenizer.eos_token_id,))  # an id of 0 is as good as any
+    return [ids if whole else ids[:-1] for ids, whole in zip(found, ended, strict=True)]
 
 
 def _encode(

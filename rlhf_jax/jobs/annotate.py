@@ -21,6 +21,7 @@ from rlhf_jax.annotation.ratings import annotate_ratings
 from rlhf_jax.annotation.samples import annotate_samples
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.data.records import read_table
+from rlhf_jax.data.tables import require_columns
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
 from rlhf_jax.jobs.evaluation_results import as_json, write_files
@@ -89,7 +90,10 @@ def _annotate(
     if source == "pairs":
         return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **noise, **options)
     if source == "samples":
-        rows = read_table(config.samples, ["instruction", "input", "outputs"], made_by=hints.PAIRS)
+        rows = read_table(config.samples, made_by=hints.PAIRS)
+        needed = ("instruction", "input", "outputs")
+        require_columns(rows, needed, config.samples)
+        rows = [{name: row.get(name) for name in (*needed, "ended")} for row in rows]
         one_each = config.one_pair_per_prompt
         return annotate_samples(rows, pool, one_pair_per_prompt=one_each, **noise, **options)
     if source == "outputs_2":

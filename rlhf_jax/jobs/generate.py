@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +26,7 @@ from rlhf_jax.training.workdir import prepare
 
 
 def run(config: ConfigDict, workdir: str) -> None:
-    """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, generator."""
+    """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, whether each ended, generator."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     path = loading.resolve(config.model.path)
@@ -38,17 +39,26 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     if startup.is_main() and skipped + dropped:
         print(f"prompts: {len(prompts)} kept; left out: {describe(skipped + dropped)}", flush=True)
-    texts = _sample(config, path, mesh, prompts, tokenizer)
+    samples = _sample(config, path, mesh, prompts, tokenizer)
     if startup.is_main():
-        write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], texts))
+        write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], samples))
+        cut = sum(not sample.ended for group in samples for sample in group)
         print(
-            f"wrote {Path(workdir) / 'outputs.parquet'}: {len(prompts)} prompts x {config.samples}",
+            f"wrote {Path(workdir) / 'outputs.parquet'}: {len(prompts)} prompts x {config.samples}; "
+            f"{cut} responses did not end within max_new_tokens={config.max_new_tokens}",
             flush=True,
         )
 
 
-def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[str]]:
-    """`samples` response texts per prompt, on every process."""
+class Sample(NamedTuple):
+    """A response: its text, and whether the model ended it (or max_new_tokens did)."""
+
+    text: str
+    ended: bool
+
+
+def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[Sample]]:
+    """`samples` responses per prompt, on every process."""
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
@@ -75,18 +85,18 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
     )
     generator.load(params)
     key = jax.random.key(config.seed)
-    texts: list[list[str]] = [[] for _ in range(len(prompts))]
+    samples: list[list[Sample]] = [[] for _ in range(len(prompts))]
     total = len(prompts) * config.samples
     progress = Progress(total, unit="responses")
     for index_B, batch in _batches(prompts, config, mesh, tokenizer.pad_token_id):
         sampled = generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
-        tokens_BR, lengths_B = gather((sampled.tokens_BR, sampled.lengths_B))
-        for row, tokens_R, length in zip(index_B, tokens_BR, lengths_B, strict=False):
-            texts[row // config.samples].append(decode(tokenizer, tokens_R[:length]))
+        found = gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B))
+        for row, tokens_R, length, ended in zip(index_B, *found, strict=False):
+            samples[row // config.samples].append(Sample(decode(tokenizer, tokens_R[:length]), bool(ended)))
         progress.update(min(len(index_B) + progress.done, total))
     progress.close()
     generator.close()
-    return texts
+    return samples
 
 
 def _batches(
@@ -102,8 +112,13 @@ def _batches(
         yield np.unique(index_B), to_global(arrays, mesh)
 
 
-def _records(config: ConfigDict, rows: list[dict], texts: list[list[str]]) -> list[dict]:
-    answers = [{"output": t[0]} if config.samples == 1 else {"outputs": t} for t in texts]
+def _records(config: ConfigDict, rows: list[dict], samples: list[list[Sample]]) -> list[dict]:
+    answers = [
+        {"output": s[0].text, "ended": s[0].ended}
+        if config.samples == 1
+        else {"outputs": [x.text for x in s], "ended": [x.ended for x in s]}
+        for s in samples
+    ]
     keep = ("instruction", "input", "prompt", "messages")
     return [
         {k: row[k] for k in keep if k in row} | answer | {"generator": config.model.name}

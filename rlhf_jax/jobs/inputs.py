@@ -11,13 +11,12 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, pad
 from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.templates import render
-from rlhf_jax.data.tokenization import Pairs, Sequences, encode_pairs, encode_prompts, encode_sft
+from rlhf_jax.data.tokenization import SIDES, Pairs, Sequences, encode_pairs, encode_prompts, encode_sft
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
-
-SIDES = ("chosen", "rejected")
 
 
 class Split(NamedTuple):
@@ -138,7 +137,7 @@ def _draw(rows: list, count: int, rng: np.random.Generator) -> list:
 
 
 def _encoded(encode: Any, rows: list[dict], tokenizer: Any, data: ConfigDict, name: str) -> Any:
-    found, dropped = encode(rows, tokenizer, data.template, data.max_length)
+    found, dropped = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))
     _say(f"data.{name}: {len(found)} rows", dropped)
     return found
 

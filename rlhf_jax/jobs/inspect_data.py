@@ -15,6 +15,7 @@ from rlhf_jax import ranges
 from rlhf_jax.data import inspection
 from rlhf_jax.data.batches import bucket
 from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.messages import RowError, parse_messages
 from rlhf_jax.data.packing import pack
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts, read_table
@@ -82,7 +83,7 @@ def _report(config: ConfigDict) -> Iterator[str | Example]:
     if 0 < data.rows < len(rows):
         rows = [rows[i] for i in sorted(rng.choice(len(rows), data.rows, replace=False))]
         yield f"looking at {len(rows)} of them"
-    found, dropped = ENCODERS[kind](rows, tokenizer, data.template, NO_LIMIT)[:2]
+    found, dropped = ENCODERS[kind](rows, tokenizer, data.template, NO_LIMIT, handling_of(data))[:2]
     if dropped:
         yield f"template {data.template}: {len(found)} rows; {describe(dropped)}"
     lengths = _lengths(found)
@@ -101,7 +102,7 @@ def _report(config: ConfigDict) -> Iterator[str | Example]:
 def _within(kind: str, rows: list[dict], tokenizer: Any, data: ConfigDict, seed: int) -> str:
     """What a trainer with this max_length would say of the rows."""
     try:
-        found, counts = ENCODERS[kind](rows, tokenizer, data.template, data.max_length)[:2]
+        found, counts = ENCODERS[kind](rows, tokenizer, data.template, data.max_length, handling_of(data))[:2]
     except UserError as nothing_left:
         return str(nothing_left)
     said = f"max_length {data.max_length}: {len(found)} rows; {describe(counts)}"

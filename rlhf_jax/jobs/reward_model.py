@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
@@ -81,7 +83,8 @@ def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:
     chat = config.data.template == CHAT
     rows, _ = read_instructions(config.center_on, made_by=hints.FARM, chat=chat)
     rows = rows[: config.center_rows]
-    found, counts = encode_sft(rows, tokenizer, config.data.template, config.data.max_length)
+    whole = dataclasses.replace(handling_of(config.data), not_ended="drop")  # what is cut is no demonstration
+    found, counts = encode_sft(rows, tokenizer, config.data.template, config.data.max_length, whole)
     if startup.is_main():
         print(f"center_on: {len(found)} demonstrations; {describe(counts)}", flush=True)
     return found

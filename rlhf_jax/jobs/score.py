@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhf_jax.annotation.samples import ended_of
 from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.records import describe, read_table, write_parquet
 from rlhf_jax.data.tokenization import Sequences, encode_sft, load_tokenizer
@@ -30,14 +31,18 @@ def run(config: ConfigDict, workdir: str) -> None:
     rows = read_table(config.data.responses, made_by=hints.PAIRS)
     responses = [_responses(row, i, config.data.responses) for i, row in enumerate(rows)]
     tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.REWARD_MODEL)
-    flat = [{**row, "output": text} for row, texts in zip(rows, responses, strict=True) for text in texts]
+    flat = [
+        {**row, "output": text, "ended": ended}
+        for i, (row, texts) in enumerate(zip(rows, responses, strict=True))
+        for text, ended in zip(texts, ended_of(row, len(texts), i), strict=True)
+    ]
     found, counts = encode_sft(flat, tokenizer, config.data.template, config.data.max_length)
     if len(found) < len(flat):
         raise UserError(f"data.max_length: {describe(counts)}; raise it above {config.data.max_length}")
     if counts and startup.is_main():
         print(f"responses: {describe(counts)}", flush=True)
     scores = iter(_scores(config, path, mesh, found, tokenizer).tolist())
-    keep = ("instruction", "input", "prompt", "messages", "generator")
+    keep = ("instruction", "input", "prompt", "messages", "ended", "generator")
     records = [
         {name: row[name] for name in keep if name in row}
         | {"responses": texts, "scores": [next(scores) for _ in texts]}

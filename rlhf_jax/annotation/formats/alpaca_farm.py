@@ -28,4 +28,5 @@ def _farm_row(row: Mapping) -> dict:
     preference = row["preference"]
     whole = int(preference) if preference == int(preference) else preference
     kept = {name: row[name] for name in ("instruction", "input", "output_1", "output_2")}
+    kept |= {name: row[name] for name in ("ended_1", "ended_2") if row.get(name) is not None}
     return kept | {"annotator": row.get("annotator"), "preference": whole}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rlhf_jax.annotation.contracts import PAIRWISE
 from rlhf_jax.annotation.formats.rows_of import labelled, pair, prompt_of, write_lines
+from rlhf_jax.annotation.samples import ended_sides
 from rlhf_jax.data.records import read_pairs
 from rlhf_jax.errors import UserError
 
@@ -19,24 +20,28 @@ def read(path: str | Path) -> list[dict]:
     rows = []
     for one in pairs:
         instruction = one["instruction"] if "instruction" in one else one["prompt"]
-        rows.append(pair(instruction, one.get("input", ""), (one["chosen"], one["rejected"]), 1.0))
+        made = pair(instruction, one.get("input", ""), (one["chosen"], one["rejected"]), 1.0)
+        rows.append(made | ended_sides(one.get("chosen_ended"), one.get("rejected_ended")))
     return rows
 
 
 def write(path: str | Path, rows: Sequence[Mapping]) -> int:
     """prompt, chosen, rejected as texts, and margin, how far the preference is from a tie (0 to 1).
 
-    Ties and rows without a label are left out.
+    Ties and rows without a label are left out. chosen_ended, rejected_ended: where the labels know whether the
+    outputs ended by themselves (TRL does not read them; a reader here does).
     """
-    return write_lines(path, [dict(zip(_NAMES, one, strict=True)) for one in _decided(rows, path)])
+    return write_lines(
+        path, [dict(zip(_NAMES, one, strict=True)) | ended for *one, ended in _decided(rows, path)]
+    )
 
 
 def write_conversational(path: str | Path, rows: Sequence[Mapping]) -> int:
     """As `write`, each of prompt, chosen and rejected a list of one chat message."""
     lines = []
-    for prompt, chosen, rejected, margin in _decided(rows, path):
+    for prompt, chosen, rejected, margin, ended in _decided(rows, path):
         sides = (_message("user", prompt), _message("assistant", chosen), _message("assistant", rejected))
-        lines.append(dict(zip(_NAMES, (*sides, margin), strict=True)))
+        lines.append(dict(zip(_NAMES, (*sides, margin), strict=True)) | ended)
     return write_lines(path, lines)
 
 
@@ -47,13 +52,16 @@ def _message(role: str, content: str) -> list[dict]:
     return [{"role": role, "content": content}]
 
 
-def _decided(rows: Sequence[Mapping], path: str | Path) -> list[tuple[str, str, str, float]]:
+def _decided(rows: Sequence[Mapping], path: str | Path) -> list[tuple[str, str, str, float, dict[str, bool]]]:
     made = []
     for row in labelled(rows, PAIRWISE, path):
         one, two, p_2 = row["output_1"], row["output_2"], row["preference"] - 1.0
         if p_2 != 0.5:
             chosen, rejected = (two, one) if p_2 > 0.5 else (one, two)
-            made.append((prompt_of(row), chosen, rejected, abs(2.0 * p_2 - 1.0)))
+            names = ("rejected_ended", "chosen_ended") if p_2 > 0.5 else ("chosen_ended", "rejected_ended")
+            found = zip(names, (row.get("ended_1"), row.get("ended_2")), strict=True)
+            ended = {name: value for name, value in found if value is not None}
+            made.append((prompt_of(row), chosen, rejected, abs(2.0 * p_2 - 1.0), ended))
     if not made:
         raise UserError(f"{path}: all labelled pairs are ties; nothing is chosen over anything")
     return made

@@ -1,0 +1,19 @@
+"""What is done with rows where there is a choice: the settings of a page's `data` that say so."""
+
+from dataclasses import dataclass, fields
+
+from ml_collections import ConfigDict
+
+
+@dataclass(frozen=True)
+class Handling:
+    """Attributes:
+    not_ended: responses that their sampler cut, as their records say: keep (without an end token) or drop.
+    """
+
+    not_ended: str = "keep"
+
+
+def handling_of(data: ConfigDict) -> Handling:
+    """The settings that a page has; what it does not have stays at its default."""
+    return Handling(**{field.name: data[field.name] for field in fields(Handling) if field.name in data})
