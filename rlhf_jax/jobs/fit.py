@@ -157,7 +157,7 @@ def fit(
                 eval_first=eval_first,
                 save_every=config.save_every,
                 show=show,
-                flops=flops,
+                flops=float(flops),
             )
         finally:
             writer.close()
