@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 
 from rlhf_jax.annotation.answers import OK, PARSE_ERROR
@@ -128,19 +129,25 @@ def logsumexp(values: list[float]) -> float:
     return top + math.log(sum(math.exp(value - top) for value in values))
 
 
-def json_objects(text: str) -> list[dict]:
-    """Every outermost JSON object in `text`. At most one failed attempt per "{", and at most 200 of them."""
+def json_spans(text: str) -> list[tuple[int, int, dict]]:
+    """Start, end and value of every outermost JSON object in `text`. At most one failed attempt per "{", and at
+    most 200 of them."""
     decoder, found, place = json.JSONDecoder(), [], text.find("{")
     for _ in range(200):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
-            found.append(value)
+            found.append((place, end, value))
         except (ValueError, RecursionError):
             end = place + 1
         place = text.find("{", end)
     return found
+
+
+def json_objects(text: str) -> list[dict]:
+    """Every outermost JSON object in `text`."""
+    return [value for _, _, value in json_spans(text)]
 
 
 def literal(text: str) -> object:
@@ -152,5 +159,7 @@ def literal(text: str) -> object:
 
 
 def is_number(value: object) -> bool:
-    """A finite number that is no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite number that is no bool; whole numbers may have any size that a float has."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) <= sys.float_info.max

@@ -4,53 +4,46 @@ import functools
 import math
 import re
 
-from rlhf_jax.annotation.answers import CUT_OFF, LOW_MASS, OK, Answer
+from rlhf_jax.annotation.answers import CUT_OFF, LOW_MASS, OK, PARSE_ERROR, TRUNCATED, Answer
 from rlhf_jax.annotation.contracts import (
-    TAIL_CHARS,
     Parsed,
     ParserSpec,
     failed,
     is_number,
-    json_objects,
+    json_spans,
     literal,
     logsumexp,
     matches,
     verdicts,
     wrong_count,
 )
+from rlhf_jax.annotation.numbered import in_order, split_number
+from rlhf_jax.annotation.parse_ratings import denied
+from rlhf_jax.annotation.shares import known_logprobs
 
 _BARE_CHARS = 100
 _DRESSED = r"[\s\"'`*(\[]*(?i:output\s*)?[(\[]?NAME[\s\"'`*)\].!]*"
-_NUMBERED = r"(?i:\s*(?:example\s*)?\d+\s*[:.)])?" + _DRESSED
+_LIST = re.compile(r"\[[^\[\]]{0,500}\]")
 
 
 def choice(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """The whole answer is one name, perhaps dressed as "(a)", "**b**." or "Output (a)"; of several examples
     each has a line, perhaps numbered as "Example 2: a" or "2. a"."""
     if n > 1:
-        lines = [line for line in answer.text[-TAIL_CHARS:].splitlines() if line.strip()]
-        named = [matches(line[:_BARE_CHARS], spec, _NUMBERED, whole=True) for line in lines]
-        sides = [names[0] for names in named if names] if all(named) else []
+        lines = [split_number(line) for line in answer.text.splitlines() if line.strip()]
+        named = [(i, matches(rest[:_BARE_CHARS], spec, _DRESSED, whole=True)) for i, rest in lines]
+        sides = in_order([(i, names[0]) for i, names in named], n) if all(names for _, names in named) else []
         return verdicts(sides, spec, n, "bare choice")
-    text = answer.text if len(answer.text) <= _BARE_CHARS else ""
+    text = answer.text.strip() if len(answer.text.strip()) <= _BARE_CHARS else ""
     return verdicts(matches(text, spec, _DRESSED, whole=True), spec, n, "bare choice")
-
-
-def sentence(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
-    """ "Output (a)" anywhere, repeated or not, as long as the other is not named as well; of several examples
-    exactly one each. An answer that was cut off might yet have named the other: it must be the bare verdict."""
-    if n == 1 and answer.finish_reason in CUT_OFF:
-        return choice(answer, spec, n, k)
-    found = matches(answer.text[-TAIL_CHARS:], spec, r"\b(?i:output)\s*\(NAME\)")
-    return verdicts(found, spec, n, '"Output (...)"')
 
 
 def cot_json(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """JSON objects with the outputs best first under `key`: names, or {"model": name, "rank": 1 or 2}."""
     firsts, explanations = [], []
-    for found in json_objects(answer.text[-TAIL_CHARS:]):
+    for start, _, found in json_spans(answer.text):
         first = _best(found.get(spec.key), spec)
-        if first is not None:
+        if first is not None and not denied(answer.text, start, 0):
             firsts.append(first)
             said = found.get("concise_explanation", found.get("explanation"))
             explanations.append(said if isinstance(said, str) else None)
@@ -75,8 +68,8 @@ def _best(ordered: object, spec: ParserSpec) -> str | None:
 def ranking(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """A Python list of {'model': name, 'rank': 1 or 2} that ranks each output once."""
     firsts = []
-    for text in re.findall(r"\[[^\[\]]{0,500}\]", answer.text[-TAIL_CHARS:]):
-        ranked = literal(text)
+    for match in _LIST.finditer(answer.text):
+        ranked = None if denied(answer.text, match.start(), 0) else literal(match.group())
         if isinstance(ranked, list) and all(isinstance(entry, dict) for entry in ranked):
             first = _best(ranked, spec)
             if first is not None:
@@ -93,16 +86,18 @@ def logprob(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     if not answer.top_logprobs:
         return [failed("the answer carries no log-probabilities; does the endpoint return them?")]
     try:
-        alternatives = dict(answer.top_logprobs[spec.position])
+        known, problem = known_logprobs(answer.top_logprobs[spec.position], spec.first + spec.second)
     except IndexError:
-        return [failed(f"the answer has no token at position {spec.position}")]
+        status = TRUNCATED if answer.finish_reason in CUT_OFF else PARSE_ERROR
+        return [failed(f"the answer has no token at position {spec.position}", status)]
+    if problem:
+        return [failed(problem)]
     first, second = (
-        logsumexp([alternatives[name] for name in names if name in alternatives])
-        for names in (spec.first, spec.second)
+        logsumexp([known[name] for name in names if name in known]) for names in (spec.first, spec.second)
     )
     total = logsumexp([first, second])
     mass = math.exp(min(total, 0.0))
-    if total == -math.inf or mass < spec.min_mass:
+    if mass <= 0.0 or mass < spec.min_mass:
         return [failed(f"only {mass:.3g} of the probability is on the two names", LOW_MASS, mass)]
     # 2 - P(first), as the published judges compute it: the same floating-point numbers come out.
     return [Parsed(2.0 - math.exp(first - total), OK, mass=mass)]
@@ -113,7 +108,7 @@ def regex(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
 
     AlpacaFarm's and AlpacaEval's reading, so a single example with two matches is unreadable here too.
     """
-    text, values = answer.text[-TAIL_CHARS:], []
+    text, values = answer.text, []
     compiled = _compiled(spec.patterns)
     while len(values) <= n:
         found = [(match.start(), i, match.end()) for i, p in enumerate(compiled) if (match := p.search(text))]
@@ -136,9 +131,12 @@ def two_scores(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]
     """The first line holds a score of each output, within the scale; equal scores are a tie (FastChat)."""
     line = next((line for line in answer.text.splitlines() if line.strip()), "")
     scores = re.findall(r"-?\d+(?:\.\d+)?", line[:_BARE_CHARS])
-    if len(scores) != 2 or re.sub(r"-?\d+(?:\.\d+)?|[\s,;/]", "", line):
+    if len(line) > _BARE_CHARS or len(scores) != 2 or re.sub(r"-?\d+(?:\.\d+)?|[\s,;/]", "", line):
         return [failed("no line with two scores at the start of the answer")]
     one, two = map(float, scores)
+    last = answer.finish_reason in CUT_OFF and answer.text.endswith(scores[1])
+    if last and 0 < two * 10 <= spec.high:
+        return [failed(f"the answer was cut off ({answer.finish_reason}) at its second score", TRUNCATED)]
     if not all(spec.low <= score <= spec.high for score in (one, two)):
         return [failed(f"scores {one:g} and {two:g} are not within {spec.low:g} and {spec.high:g}")]
     return [Parsed(1.0 if one > two else 2.0 if two > one else 1.5, OK)]

@@ -1,16 +1,19 @@
 """Parsers: pure functions from a raw answer to what it says about the examples it was asked about.
 
 A parser never guesses. What it cannot read is a status, never a number; an answer that names both sides as
-the verdict is unreadable, and so are all examples of a request whose answers are not as many as they. Parsing
+the verdict is unreadable, and so are all examples of a request whose answers are not as many as they. What a
+judge thinks, quotes or reports is not its verdict (`own_words`), and one that declines to judge has refused. Parsing
 works on cached answers, so reading them anew asks nobody.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from rlhf_jax.annotation import parse_pairs, parse_scales
+from rlhf_jax.annotation import parse_criteria, parse_pairs, parse_ratings, parse_scales, parse_sentence
 from rlhf_jax.annotation.answers import (
     CUT_OFF,
     FILTERED,
+    LOW_MASS,
     PARSE_ERROR,
     REFUSED,
     REMOVED,
@@ -28,24 +31,25 @@ from rlhf_jax.annotation.contracts import (
     ParserSpec,
     failed,
 )
+from rlhf_jax.annotation.own_words import own_words, refusal_in, split_thoughts
 
 __all__ = ["KINDS", "PARSERS", "PARSER_VERSION", "Parsed", "ParserSpec", "parse", "parse_all", "parsers_of"]
 
 # Raised when the reading of a cached answer can change; it is part of a judge's identity.
-PARSER_VERSION = 2
+PARSER_VERSION = 3
 
 Reader = Callable[[Answer, ParserSpec, int, int], list[Parsed]]
 
 PARSERS: dict[str, Reader] = {
     "choice": parse_pairs.choice,
-    "sentence": parse_pairs.sentence,
+    "sentence": parse_sentence.sentence,
     "cot_json": parse_pairs.cot_json,
     "ranking": parse_pairs.ranking,
     "logprob": parse_pairs.logprob,
     "regex": parse_pairs.regex,
     "two_scores": parse_pairs.two_scores,
-    "rating": parse_scales.rating,
-    "ratings": parse_scales.ratings,
+    "rating": parse_ratings.rating,
+    "ratings": parse_criteria.ratings,
     "order": parse_scales.order,
     "text": parse_scales.text,
     "decision": parse_scales.decision,
@@ -58,6 +62,9 @@ _OF_KIND = {
 }
 # Parsers that cannot tell several examples of one request apart.
 ONE_EXAMPLE = ("logprob", "two_scores", "order", "text")
+# Parsers whose answer is no verdict in words: a completion is the text, probabilities stand beside it.
+_COMPLETIONS = ("text",)
+_PROBABILITIES = ("logprob", "decision")
 
 
 def parsers_of(kind: str) -> tuple[str, ...]:
@@ -75,10 +82,31 @@ def parse_all(answer: Answer, spec: ParserSpec, n: int = 1, k: int = 2) -> list[
         return [failed(answer.refusal or answer.finish_reason, REFUSED)] * n
     if answer.finish_reason in REMOVED:
         return [failed(answer.finish_reason, FILTERED)] * n
-    parsed = PARSERS[spec.name](answer, spec, n, k)
-    if answer.finish_reason in CUT_OFF:
+    parsed = (
+        PARSERS[spec.name](answer, spec, n, k) if spec.name in _COMPLETIONS else _said(answer, spec, n, k)
+    )
+    if answer.finish_reason in CUT_OFF and spec.name not in _PROBABILITIES:
         return [_cut_off(one, answer) if one.status == PARSE_ERROR else one for one in parsed]
     return parsed
+
+
+def _said(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """What the judge says in its own words. After a sentence that declines to judge only what follows counts."""
+    text = split_thoughts(answer.text)[1]
+    own = own_words(text)
+    rest = refusal_in(own)
+    read = answer if spec.name in _PROBABILITIES else replace(answer, text=own if rest is None else rest)
+    parsed = PARSERS[spec.name](read, spec, n, k)
+    unread = all(one.status in (PARSE_ERROR, LOW_MASS) for one in parsed)
+    if unread and (rest is not None or refusal_in(own_words(text, reports=True)) is not None):
+        return [failed(_shown(answer.text), REFUSED)] * n
+    return parsed
+
+
+def _shown(text: str) -> str:
+    """The answer as a detail may show it: the judge declined, and this is how."""
+    line = " ".join(text.split())
+    return f"the judge declines to judge: {line[:200]}"
 
 
 def _cut_off(parsed: Parsed, answer: Answer) -> Parsed:

@@ -74,7 +74,7 @@ def test_one_order_without_an_answer_leaves_no_label_and_keeps_the_other() -> No
     with FakeServer(respond) as server:
         rows, summary = annotate(server, make_rows(4), judge_spec(order="both_agree"))
     assert {(r["preference"], r["status"], r["position_consistent"]) for r in rows} == {
-        (None, "parse_error", None)
+        (None, "refused", None)
     }
     assert {(r["preference_first_order"], r["preference_swapped"]) for r in rows} == {(1.0, None)}
     assert summary["flips"] is None and summary["labelled"] == 0

@@ -1,0 +1,74 @@
+"""Reader of a rating made of several criteria, each with a number of its own."""
+
+import functools
+import re
+
+from rlhf_jax.annotation.answers import OK, Answer
+from rlhf_jax.annotation.contracts import Parsed, ParserSpec, failed, is_number, json_spans, wrong_count
+from rlhf_jax.annotation.numbers import NUMBER, Found, number_at
+from rlhf_jax.annotation.parse_ratings import all_or_none, denied, of_json, off_scale, without_scale
+
+_DRESS = r"[\s*_`\"'\[\](){}]{0,10}"
+
+
+def ratings(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """A rating per criterion, as JSON objects or as lines "Relevance: 4"; their sum or mean is the rating."""
+    wanted = [aspect.casefold() for aspect in spec.aspects]
+    found = _objects(answer.text, wanted, spec) or _lines(answer.text, wanted, spec)
+    if n == 1 and len({_values(one) for one in found}) == 1:
+        found = found[:1]
+    if len(found) != n:
+        return wrong_count(len(found), n, "rating of every criterion")
+    return all_or_none([_combined([one[aspect] for aspect in wanted], spec) for one in found])
+
+
+def _values(found: dict[str, Found]) -> tuple:
+    return tuple((aspect, one.value) for aspect, one in sorted(found.items()))
+
+
+def _objects(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, Found]]:
+    """The criteria of every JSON object that has all of them, as numbers or as text that is one."""
+    made = []
+    for start, _, value in json_spans(text):
+        folded = {str(name).casefold(): one for name, one in value.items()}
+        if all(_could_be(folded.get(aspect)) for aspect in wanted) and not denied(text, start, 0):
+            made.append({aspect: of_json(folded[aspect], spec) for aspect in wanted})
+    return made
+
+
+def _could_be(value: object) -> bool:
+    return is_number(value) or isinstance(value, str)
+
+
+def _lines(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, Found]]:
+    """Criteria rated in lines: the i-th rating of each criterion belongs to the i-th example."""
+    text = without_scale(text, spec)
+    columns = []
+    for aspect in wanted:
+        found = []
+        for label in _label(aspect).finditer(text):
+            if match := NUMBER.match(text, label.end()):
+                found.append(number_at(text, match, spec.high))
+        columns.append(found)
+    if len({len(column) for column in columns}) != 1:
+        return []
+    return [dict(zip(wanted, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+@functools.lru_cache(maxsize=64)
+def _label(aspect: str) -> re.Pattern:
+    aside = r"(?:\([^()\n]{0,80}\))?"
+    return re.compile(
+        rf"(?<!\w){re.escape(aspect)}(?!\w){_DRESS}{aside}{_DRESS}(?:rating|score)?{_DRESS}(?:[:=|]|->|→|[-–—]\s)"
+        rf"{_DRESS}[-−]?(?=[\dA-Za-z])",
+        re.IGNORECASE,
+    )
+
+
+def _combined(found: list[Found], spec: ParserSpec) -> Parsed:
+    for aspect, one in zip(spec.aspects, found, strict=True):
+        if problem := one.problem or off_scale(one.value, spec):
+            return failed(f"{aspect} {problem}")
+    values = [one.value for one in found]
+    total = sum(values) / (len(values) if spec.reduce == "mean" else 1)
+    return Parsed(None, OK, rating=total, aspects=tuple(zip(spec.aspects, values, strict=True)))

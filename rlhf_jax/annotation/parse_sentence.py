@@ -1,0 +1,60 @@
+"""Reader of verdicts in sentences: "Output (a)"."""
+
+import re
+
+from rlhf_jax.annotation.answers import CUT_OFF, OK, Answer
+from rlhf_jax.annotation.contracts import Parsed, ParserSpec, failed, matches, verdicts
+from rlhf_jax.annotation.numbered import in_order, split_number
+from rlhf_jax.annotation.parse_pairs import choice
+
+_LINE_CHARS = 200
+_OUTPUT = r"outputs?\s{0,5}[*_]{0,2}\("
+_NAMED = r"\b(?i:outputs?)\s{0,5}[*_]{0,2}\(NAME\)"
+# All that a line says: the name, perhaps after "My final verdict is".
+_CALLED = r"(?:verdict|answer|choice|preference|preferred|winner|best|better|decision|result)"
+_LABEL = (
+    rf"(?i:[\w ,*_]{{0,60}}\b{_CALLED}\b(?:\s(?:output|one))?(?:\s(?:is|would be))?[\s*_:=\"'`-]{{0,8}})?"
+)
+_VERDICT_LINE = rf"[\s\"'`*_(\[#-]{{0,12}}{_LABEL}{_NAMED[2:]}[\s\"'`*_)\].!]{{0,12}}"
+
+_ANY_OUTPUT = re.compile(rf"\b{_OUTPUT}", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s)|\n")
+# Words with which a sentence about an output may speak for the other one: anywhere in it, or before its name.
+_AGAINST = re.compile(
+    r"\b(?:not|never|neither|nor|cannot|worse|worst|weaker|inferior|poorer|loses|lost|fails?|failed|reject(?:s|ed)?"
+    r"|avoid|rather than|instead of|prefer(?:red|able)? to|superior to)\b|n[’']t\b"
+    r"|\b(?:is|was) (?:bad|wrong|incorrect|false|harmful|unhelpful|useless|poor|beaten|less)\b"
+    r"|\b(?:than|over|beats?|beaten by|outperforms?|unlike|except|without|but|although|though|if|unless|both|either"
+    rf"|less|least)\b.{{0,40}}\b{_OUTPUT}",
+    re.IGNORECASE,
+)
+
+
+def sentence(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """ "Output (a)" anywhere, as long as the other is not named as well and nothing says that it is not the better
+    one; or as all that the last line says. Of several examples exactly one each. An answer that was cut off might
+    yet have named the other: it must be the bare verdict."""
+    if n == 1 and answer.finish_reason in CUT_OFF:
+        return choice(answer, spec, n, k)
+    lines = [split_number(line) for line in answer.text.splitlines() if line.strip()]
+    named = [(i, matches(rest, spec, _NAMED)) for i, rest in lines]
+    named = [(i, names) for i, names in named if names]
+    what = '"Output (...)"'
+    if n > 1:
+        once = all(len(names) == 1 for _, names in named)
+        numbered = [(i if once else None, name) for i, names in named for name in names]
+        return verdicts(in_order(numbered, n), spec, n, what)
+    said = [matches(rest, spec, _VERDICT_LINE, whole=True) for _, rest in lines if len(rest) <= _LINE_CHARS]
+    bare = [names[0] for names in said if names]
+    if bare and len(lines[-1][1]) <= _LINE_CHARS and said[-1]:
+        return verdicts(bare, spec, n, what)
+    parsed = verdicts([name for _, names in named for name in names], spec, n, what)
+    if parsed[0].status == OK and _doubted(answer.text):
+        return [failed('"Output (...)" stands in a sentence that speaks against it')]
+    return parsed
+
+
+def _doubted(text: str) -> bool:
+    """Whether a sentence that names an output may mean that the other is better."""
+    sentences = [one for one in _SENTENCE_END.split(text) if _ANY_OUTPUT.search(one)]
+    return any(_AGAINST.search(one) for one in sentences)
