@@ -26,7 +26,7 @@ def microfarm() -> ConfigDict:
     c.data.train = "runs/farm/labels/labels.parquet"  # Pairwise labels.
     c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training rows, by prompt.
-    c.data.eval_rows = 300  # At most this many pairs.
+    c.data.eval_rows = 300  # At most this many pairs, drawn with the seed.
     c.data.template = "brief"
     c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
     c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
@@ -47,7 +47,9 @@ def microfarm() -> ConfigDict:
 
     # After training, the mean score of these demonstrations is subtracted from every score (rule M8).
     c.center_on = "runs/farm/data/val.parquet"  # Instruction records; "" leaves scores as they are.
-    c.center_rows = 256
+    c.center_rows = (
+        256  # So many of them, drawn with the seed; those longer than data.max_length are left out.
+    )
 
     c.batch_size = 64  # Pairs per step.
     c.microbatches = 1

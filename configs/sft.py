@@ -36,7 +36,7 @@ def microfarm() -> ConfigDict:
     c.data.train = "runs/farm/data/sft.parquet"  # Instruction records: instruction, input, output.
     c.data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.eval = "runs/farm/data/val.parquet"  # "" holds out eval_rows of the training rows instead.
-    c.data.eval_rows = 256  # At most this many.
+    c.data.eval_rows = 256  # At most this many, drawn with the seed.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
     c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
     c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.

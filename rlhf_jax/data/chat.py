@@ -166,7 +166,9 @@ def _render_with_spans(
     ended: whether the last turn has an end; one that its sampler cut has none.
     """
     turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-    chosen = set(turns if all_turns else turns[-1:])
+    chosen = {i for i in (turns if all_turns else turns[-1:]) if chat[i].get("train", True)}
+    if not chosen:
+        raise RowError("every turn has weight 0")
     text = _render(chat, tokenizer)
     for trim in _TRIMS:
         marked = [

@@ -1,8 +1,15 @@
-"""Chat messages and transcripts -> prompt columns and a response."""
+"""Chat messages and transcripts -> prompt columns and a response.
 
+A message is {role, content}, with what chat templates may read besides: `reasoning_content` or `thinking`, a model's
+thoughts before it speaks, and `train`: False on a turn of the assistant that is shown and not learnt.
+"""
+
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rlhf_jax.data.left_out import has_content
 
 # hh-rlhf's plain-text form of a conversation, also used here for any prompt of more than one turn.
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -14,10 +21,15 @@ _ROLES = {
     "gpt": "assistant",
     "model": "assistant",
     "system": "system",
+    "developer": "system",
 }
+_TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "function_response")
+_TOOL_FIELDS = ("tool_calls", "function_call", "tool_call_id", "tool_responses")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+THOUGHTS = ("reasoning_content", "thinking")
+_READ = {"role", "from", "content", "value", "weight", "train", *THOUGHTS, *_TOOL_FIELDS}
 
-Message = tuple[str, str]  # role (user, assistant, system), text
-ChatMessage = dict[str, str]  # role and content, as chat templates take them
+ChatMessage = dict[str, Any]  # role (user, assistant, system) and content, as chat templates take them
 
 
 class RowError(ValueError):
@@ -25,47 +37,118 @@ class RowError(ValueError):
 
 
 def is_messages(value: Any) -> bool:
-    """True for a list of objects: chat messages of any dialect."""
+    """True for a list of objects: chat messages of any dialect, or their columns in one object of lists."""
+    value = _rows_of(value)
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) for m in value)
 
 
-def parse_messages(value: Any) -> list[Message]:
-    """Messages as {role, content} or {from, value}; one message alone is a list of one."""
+def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessage]:
+    """Messages as {role, content} or {from, value}; one message alone is a list of one.
+
+    A list that a file keeps as JSON text or as an object of lists is read as that list. unused: gets the names
+    of fields that hold something and that nobody here knows.
+    """
+    value = _rows_of(_from_json(value))
     if isinstance(value, Mapping):
         value = [value]
     if not is_messages(value):
         raise RowError("unreadable messages")
-    parsed = []
-    for message in value:
-        role = _ROLES.get(message.get("role", message.get("from")))
-        content = message.get("content", message.get("value"))
-        if isinstance(content, list):  # parts, as in {"type": "text", "text": ...}
-            content = "".join(part.get("text") or "" for part in content if isinstance(part, Mapping))
-        if role is None or not isinstance(content, str):
-            raise RowError("unreadable messages")
-        parsed.append((role, content))
+    if unused is not None:
+        named = {name for m in value for name, x in m.items() if name not in _READ and has_content(x)}
+        unused.update(f"{name} of messages" for name in named)
+    return [_message(message) for message in value]
+
+
+def _rows_of(value: Any) -> Any:
+    """{"role": [...], "content": [...]}, as columnar files keep a list of messages, as that list."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(x, list) for x in value.values()):
+        return value
+    if not {"role", "from"} & set(value) or len({len(x) for x in value.values()}) != 1:
+        return value
+    return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as e:
+        raise RowError("unreadable messages") from e
+
+
+def _message(message: Mapping[str, Any]) -> ChatMessage:
+    role = message.get("role") if message.get("role") is not None else message.get("from")
+    if not isinstance(role, str):
+        raise RowError("message without a role" if role is None else "role is not text")
+    if role.lower() in _TOOL_ROLES or any(has_content(message.get(name)) for name in _TOOL_FIELDS):
+        raise RowError("tool calls")
+    if role.lower() not in _ROLES:
+        raise RowError(f"role {role[:40]!r}")
+    content = message.get("content") if message.get("content") is not None else message.get("value")
+    if isinstance(content, list):
+        content, thoughts = _joined(content)
+    else:
+        thoughts = {}
+    if not isinstance(content, str):
+        raise RowError("message without content" if content is None else "message content is not text")
+    parsed = {"role": _ROLES[role.lower()], "content": content} | thoughts
+    for name in THOUGHTS:
+        if has_content(message.get(name)):
+            if not isinstance(message[name], str):
+                raise RowError(f"{name} is not text")
+            parsed[name] = message[name]
+    if not _trained(message):
+        parsed["train"] = False
     return parsed
 
 
-def prompt_columns(messages: list[Message]) -> dict[str, str]:
+def _joined(parts: list[Any]) -> tuple[str, dict[str, str]]:
+    """The text of {"type": "text", "text": ...} parts, and thoughts that come as parts; other kinds cost the row."""
+    texts, thoughts = [], []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+            continue
+        if not isinstance(part, Mapping):
+            raise RowError("message content is not text")
+        kind = part.get("type") or next((k for k, x in part.items() if has_content(x)), "text")
+        text = part.get("thinking" if kind == "thinking" else "text")
+        if kind not in (*_TEXT_PARTS, "thinking") or not isinstance(text, str):
+            raise RowError(f"{str(kind)[:40]} part in a message")
+        (thoughts if kind == "thinking" else texts).append(text)
+    return "".join(texts), {"thinking": "".join(thoughts)} if thoughts else {}
+
+
+def _trained(message: Mapping[str, Any]) -> bool:
+    """What `weight` (0 or 1) and `train` say of a turn."""
+    weight, train = message.get("weight"), message.get("train")
+    if weight not in (None, 0, 1):
+        raise RowError(f"weight {weight!r} of a turn is neither 0 nor 1"[:60])
+    if not (train is None or isinstance(train, bool)):
+        raise RowError("train of a turn is neither true nor false")
+    return weight != 0 and train is not False
+
+
+def prompt_columns(messages: Sequence[ChatMessage]) -> dict[str, str]:
     """The prompt of a conversation whose next turn is the assistant's.
 
     A single user message is an instruction, so a template applies to it. Anything longer is a transcript:
     the system text, then "Human:" and "Assistant:" turns as in hh-rlhf, ending with "Assistant:".
     """
-    if not messages or messages[-1][0] != "user":
+    if not messages or messages[-1]["role"] != "user":
         raise RowError("conversation does not end with a user turn")
     if len(messages) == 1:
-        return {"instruction": messages[0][1], "input": ""}
+        return {"instruction": messages[0]["content"], "input": ""}
     marks = {"user": f"{_HUMAN} ", "assistant": f"{_ASSISTANT} ", "system": ""}
-    return {"prompt": "".join(marks[role] + text for role, text in messages) + _ASSISTANT}
+    return {"prompt": "".join(marks[m["role"]] + m["content"] for m in messages) + _ASSISTANT}
 
 
-def split_last(messages: list[Message]) -> tuple[list[Message], str]:
+def split_last(messages: list[ChatMessage]) -> tuple[list[ChatMessage], ChatMessage]:
     """A conversation -> what came before its last turn, and that turn, which must be the assistant's."""
-    if not messages or messages[-1][0] != "assistant":
+    if not messages or messages[-1]["role"] != "assistant":
         raise RowError("conversation does not end with an assistant turn")
-    return messages[:-1], messages[-1][1]
+    return messages[:-1], messages[-1]
 
 
 def split_transcript(text: Any) -> tuple[str, str]:
@@ -76,9 +159,9 @@ def split_transcript(text: Any) -> tuple[str, str]:
     return before + _ASSISTANT, response
 
 
-def chat_messages(messages: Sequence[Message]) -> list[ChatMessage]:
-    """Messages as chat templates take them."""
-    return [{"role": role, "content": text} for role, text in messages]
+def is_transcript(prompt: str) -> bool:
+    """Whether a prompt is an hh-rlhf transcript, which can be taken apart into its turns."""
+    return prompt.startswith(_HUMAN) and prompt.endswith(_ASSISTANT)
 
 
 def messages_of(row: Mapping[str, Any]) -> list[ChatMessage]:
@@ -88,13 +171,13 @@ def messages_of(row: Mapping[str, Any]) -> list[ChatMessage]:
     input with an empty line between; a prompt that is an hh-rlhf transcript is taken apart into its turns.
     """
     if row.get("messages") is not None:
-        return chat_messages(parse_messages(row["messages"]))
+        return parse_messages(row["messages"])
     prompt = row.get("prompt")
     if prompt is None:
         text = row["instruction"] + (f"\n\n{row['input']}" if row.get("input") else "")
         return [{"role": "user", "content": text}]
-    if prompt.startswith(_HUMAN) and prompt.endswith(_ASSISTANT):
+    if is_transcript(prompt):
         pieces = _TURN.split(prompt)[1:-2]
         roles = [_ROLES[name.lower()] for name in pieces[::2]]
-        return chat_messages([(r, text.strip()) for r, text in zip(roles, pieces[1::2], strict=True)])
+        return [{"role": r, "content": text.strip()} for r, text in zip(roles, pieces[1::2], strict=True)]
     return [{"role": "user", "content": prompt}]

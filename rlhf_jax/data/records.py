@@ -13,24 +13,29 @@ All raise UserError when the source cannot be read, its layout is unknown, or no
 Reading and writing of the files themselves is offered here too, from `tables`.
 """
 
-import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.messages import (
-    Message,
-    RowError,
-    chat_messages,
-    is_messages,
-    messages_of,
-    parse_messages,
-    prompt_columns,
-    split_last,
-    split_transcript,
+from rlhf_jax.data.left_out import Fields, LeftOut, describe
+from rlhf_jax.data.messages import THOUGHTS, RowError, messages_of
+from rlhf_jax.data.row_parts import (
+    CONVERSATIONS,
+    INSTRUCTIONS,
+    PROMPTS,
+    RESPONSES,
+    conversation,
+    ended,
+    explicit_pair,
+    implicit_pair,
+    labelled_pair,
+    last_turn,
+    of_messages,
+    prompt,
+    response,
 )
 from rlhf_jax.data.tables import columns_of, read_table, require_columns, write_jsonl, write_parquet
+from rlhf_jax.data.template_marks import mark_note
 from rlhf_jax.errors import UserError
 
 __all__ = [
@@ -48,8 +53,7 @@ Row = dict[str, Any]
 Source = str | Path | Sequence[Mapping[str, Any]]
 
 USABLE_STATUS = ("ok", "noise")  # of labels.parquet; "noise" is a label flipped on purpose
-_CONVERSATIONS = ("messages", "conversations")
-_RESPONSES = ("output", "completion", "response")
+FURTHER = ("output_fields", "chosen_fields", "rejected_fields")  # of a response's message, for chat templates
 
 
 def read_instructions(
@@ -59,30 +63,33 @@ def read_instructions(
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
     chat: bool = False,
-) -> tuple[list[Row], Counter[str]]:
+) -> tuple[list[Row], LeftOut]:
     """Demonstrations: rows with `output` and a prompt.
 
     Layouts: instruction, input (optional), output; prompt with output, completion or response; messages or
     conversations whose last turn is the assistant's. `ended` False of a response that did not end stays.
     """
-    rows, name = _load(source, mapping, where, made_by)
-    found = columns_of(rows)
-    conversation = next((column for column in _CONVERSATIONS if column in found), None)
-    response = next((column for column in _RESPONSES if column in found), None)
-    if ("instruction" in found or "prompt" in found) and response:
-
-        def convert(row: Row) -> Row:
-            return _prompt(row) | {"output": _completion(row.get(response))} | _ended(row, "ended", "ended")
-
-    elif conversation:
-
-        def convert(row: Row) -> Row:
-            before, output = split_last(parse_messages(row.get(conversation)))
-            return _columns(before) | {"output": _text(output, "response")} | _ended(row, "ended", "ended")
-
-    else:
+    rows, name, used = _load(source, mapping, where, made_by)
+    found = set(columns_of(rows))
+    if not (found & set(CONVERSATIONS) or (found & {"prompt", *INSTRUCTIONS} and found & set(RESPONSES))):
         raise _unknown_layout(rows, name, "instruction", "output", "messages, or prompt and completion")
-    return _convert_all(rows, convert, name, chat=chat)
+    liked = _has_labels(rows)
+
+    def convert(row: Fields) -> Row:
+        answered = row.first_with_content(*RESPONSES)
+        if answered is None and row.first_with_content(*CONVERSATIONS):
+            before, said, fields = last_turn(conversation(row))
+            columns = of_messages(before)
+        else:
+            columns = prompt(row)
+            named = answered or next((column for column in RESPONSES if column in row), "output")
+            said, fields = response(row.get(named), row)
+        if liked and row.get("label") is not True:
+            raise RowError(f"label={'missing' if row.get('label') is None else row['label']}")
+        beside = {"output_fields": fields} if fields else {}
+        return columns | {"output": said} | ended(row, "ended", "ended") | beside
+
+    return _convert_all(rows, convert, name, used, chat=chat)
 
 
 def read_prompts(
@@ -93,27 +100,24 @@ def read_prompts(
     made_by: str = "",
     unique: bool = True,
     chat: bool = False,
-) -> tuple[list[Row], Counter[str]]:
+) -> tuple[list[Row], LeftOut]:
     """Prompts alone, from any layout with instruction (and input), prompt, messages or conversations.
 
     A conversation's last assistant turns are left off. unique: drop and count repeated prompts.
     """
-    rows, name = _load(source, mapping, where, made_by)
-    found = columns_of(rows)
-    conversation = next((column for column in _CONVERSATIONS if column in found), None)
-    if "instruction" in found or "prompt" in found:
-        convert = _prompt
-    elif conversation:
-
-        def convert(row: Row) -> Row:
-            messages = parse_messages(row.get(conversation))
-            while messages and messages[-1][0] == "assistant":
-                messages.pop()
-            return _nonempty_prompt(_columns(messages))
-
-    else:
+    rows, name, used = _load(source, mapping, where, made_by)
+    if not set(columns_of(rows)) & set(PROMPTS):
         raise _unknown_layout(rows, name, "instruction", "prompt", "messages")
-    return _convert_all(rows, convert, name, unique=unique, chat=chat)
+
+    def convert(row: Fields) -> Row:
+        if row.first_with_content("prompt", *INSTRUCTIONS) or not row.first_with_content(*CONVERSATIONS):
+            return prompt(row)
+        messages = conversation(row)
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        return of_messages(messages)
+
+    return _convert_all(rows, convert, name, used, unique=unique, chat=chat)
 
 
 def read_pairs(
@@ -123,7 +127,7 @@ def read_pairs(
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
     chat: bool = False,
-) -> tuple[list[Row], Counter[str]]:
+) -> tuple[list[Row], LeftOut]:
     """Preference pairs: rows with `chosen`, `rejected` and a prompt.
 
     Layouts: chosen and rejected as texts, message lists or whole hh-rlhf transcripts, the prompt in its own
@@ -133,46 +137,53 @@ def read_pairs(
     A side that did not end by itself (`chosen_ended`, `ended_1`, ... is False) has `chosen_ended` or
     `rejected_ended` False.
     """
-    rows, name = _load(source, mapping, where, made_by)
-    found = columns_of(rows)
+    rows, name, used = _load(source, mapping, where, made_by)
+    found = set(columns_of(rows))
     if "chosen" in found or "rejected" in found:
         require_columns(rows, ("chosen", "rejected"), name)
-        explicit = bool({"prompt", "instruction", *_CONVERSATIONS} & set(found))
-        oriented = _explicit_pair if explicit else _implicit_pair
     elif "output_1" in found or "output_2" in found:
         require_columns(rows, ("output_1", "output_2", "preference"), name)
-        if "prompt" not in found:
+        if not found & set(PROMPTS):
             require_columns(rows, ("instruction",), name)
-        oriented = _labelled_pair
+    elif found & set(RESPONSES) and _has_labels(rows):
+        raise UserError(
+            f"{name}: one completion a row with a label is no pair; put a liked and a disliked completion of one "
+            "prompt into chosen and rejected, or train those that are liked with configs/sft.py"
+        )
     else:
         raise _unknown_layout(rows, name, "chosen", "rejected", "output_1, output_2 and preference")
 
-    def convert(row: Row) -> Row:
+    def convert(row: Fields) -> Row:
         if "status" in found and row.get("status") not in USABLE_STATUS:
             raise RowError(f"status={row.get('status') or 'missing'}")
-        pair = oriented(row)
+        pair = _pair_of(row)(row)
         for column in ("chosen_ended", "rejected_ended"):
-            pair |= _ended(row, column, column)
+            pair |= ended(row, column, column)
         if not pair["chosen"].strip() or not pair["rejected"].strip():
             raise RowError("empty response")
         if pair["chosen"] == pair["rejected"]:
             raise RowError("identical outputs")
         return pair
 
-    return _convert_all(rows, convert, name, unique=True, chat=chat)
+    return _convert_all(rows, convert, name, used, unique=True, chat=chat)
 
 
-def describe(skipped: Mapping[str, int], kept: int | None = None) -> str:
-    """Counted drops in one line, most frequent first: "kept 60; skipped 15: tie 12, duplicate 3"."""
-    total = sum(skipped.values())
-    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(skipped).most_common())
-    line = f"skipped {total}: {reasons}" if total else "skipped none"
-    return line if kept is None else f"kept {kept}; {line}"
+def _pair_of(row: Fields) -> Callable[[Fields], Row]:
+    if not ("chosen" in row or "rejected" in row):
+        return labelled_pair
+    return explicit_pair if row.first_with_content(*PROMPTS) else implicit_pair
+
+
+def _has_labels(rows: Sequence[Row]) -> bool:
+    """Whether rows say of one completion that it is liked or not, as KTO's do."""
+    labels = [row["label"] for row in rows if row.get("label") is not None]
+    return bool(labels) and all(isinstance(label, bool) for label in labels)
 
 
 def _load(
     source: Source, mapping: Mapping[str, str] | None, where: Mapping[str, Any] | None, made_by: str
-) -> tuple[list[Row], str]:
+) -> tuple[list[Row], str, frozenset[str]]:
+    """The rows, a name for messages, and the columns that are used up by `mapping` and `where`."""
     if isinstance(source, str | Path):
         rows, name = read_table(source, made_by=made_by), str(source)
     else:
@@ -189,164 +200,74 @@ def _load(
         if not rows:
             wanted = ", ".join(f"{column}={value!r}" for column, value in where.items())
             raise UserError(f"{name}: no row has {wanted}")
-    return rows, name
+    return rows, name, frozenset([*(mapping or {}).values(), *(where or {})])
 
 
 def _convert_all(
-    rows: Sequence[Row], convert: Callable[[Row], Row], name: str, *, unique: bool = False, chat: bool = False
-) -> tuple[list[Row], Counter[str]]:
+    rows: Sequence[Row],
+    convert: Callable[[Fields], Row],
+    name: str,
+    used: frozenset[str],
+    *,
+    unique: bool = False,
+    chat: bool = False,
+) -> tuple[list[Row], LeftOut]:
     kept: list[Row] = []
-    skipped: Counter[str] = Counter()
+    skipped = LeftOut()
     seen = set()
     for row in rows:
+        fields = Fields(row, used)
         try:
-            record = convert(row)
-            messages = messages_of(record) if chat else None
+            found = convert(fields)
+            record = usable(found, fields, chat)
         except RowError as e:
             skipped[str(e)] += 1
             continue
-        record.pop("messages", None)  # so that rows compare by their texts
         if unique:
-            key = tuple(record.items())
+            key = tuple(
+                x for x in record.items() if isinstance(x[1], str | bool)
+            )  # rows compare by their texts
             if key in seen:
                 skipped["duplicate"] += 1
                 continue
             seen.add(key)
-        kept.append(record | {"messages": messages} if chat else record)
+        skipped.count_kept(fields)
+        if note := mark_note(found, chat):
+            skipped.notes[note] += 1
+        kept.append(record)
     if not kept:
         raise UserError(f"{name}: none of its {len(rows)} rows can be used; {describe(skipped)}")
     return kept, skipped
 
 
-def _columns(messages: list[Message]) -> Row:
-    """The prompt columns of a conversation, with the conversation itself."""
-    return prompt_columns(messages) | {"messages": chat_messages(messages)}
+def usable(record: Row, row: Fields, chat: bool) -> Row:
+    """A record with what the kind of template takes, or RowError when it cannot be used.
+
+    The tokenizer's own takes messages with all their fields; the others take texts, so the fields are named as unused.
+    """
+    messages = messages_of(record)
+    said = [*messages, *(record[name] for name in FURTHER if name in record)]
+    for value in [
+        *(x for x in record.values() if isinstance(x, str)),
+        *(x for m in said for x in m.values()),
+    ]:
+        if isinstance(value, str) and not _is_unicode(value):
+            raise RowError("text that is not valid Unicode")
+    if chat:
+        return record | {"messages": messages}
+    if any(record.get(name, {}).get("train") is False for name in FURTHER):
+        raise RowError("response with weight 0")
+    row.dropped.update(f"{name} of messages" for m in said for name in m if name in THOUGHTS)
+    return {name: value for name, value in record.items() if name not in ("messages", *FURTHER)}
 
 
-def _prompt(row: Row) -> Row:
-    """The prompt columns of a row that has `prompt` or `instruction`."""
-    prompt = row.get("prompt")
-    if is_messages(prompt):
-        return _nonempty_prompt(_columns(parse_messages(prompt)))
-    if prompt is not None:
-        return {"prompt": _text(prompt, "prompt")} | _messages_beside(row)
-    extra = row.get("input")
-    if _missing(extra):
-        extra = ""
-    if not isinstance(extra, str):
-        raise RowError("input is not text")
-    columns = {"instruction": _text(row.get("instruction"), "instruction"), "input": extra}
-    return columns | _messages_beside(row)
-
-
-def _messages_beside(row: Row) -> Row:
-    """The conversation that `generate` writes beside a text prompt; one that ends with a response is no prompt."""
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can hold and no tokenizer reads."""
     try:
-        messages = parse_messages(row.get("messages"))
-    except RowError:
-        return {}
-    return {"messages": chat_messages(messages)} if messages[-1][0] == "user" else {}
-
-
-def _nonempty_prompt(columns: Row) -> Row:
-    for column in ("prompt", "instruction"):
-        if column in columns:
-            _text(columns[column], column)
-    return columns
-
-
-def _completion(value: Any) -> str:
-    """A response given as text or as a list with one assistant message."""
-    return _text(split_last(parse_messages(value))[1] if is_messages(value) else value, "response")
-
-
-def _text(value: Any, what: str) -> str:
-    if _missing(value):
-        raise RowError(f"missing {what}")
-    if not isinstance(value, str):
-        raise RowError(f"{what} is not text")
-    if not value.strip():
-        raise RowError(f"empty {what}")
-    return value
-
-
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _labelled_pair(row: Row) -> Row:
-    preference = row.get("preference")
-    if _missing(preference):
-        raise RowError("missing preference")
-    if isinstance(preference, bool) or not isinstance(preference, int | float):
-        raise RowError("preference is not a number")
-    if not 1 <= preference <= 2:
-        raise RowError("preference out of [1, 2]")
-    if preference == 1.5:
-        raise RowError("tie")
-    prompt, first, second = _prompt(row), _answer(row["output_1"]), _answer(row["output_2"])
-    sides = [(first, "ended_1"), (second, "ended_2")]
-    (chosen, one), (rejected, two) = sides if preference < 1.5 else sides[::-1]
-    ended = _ended(row, one, "chosen_ended") | _ended(row, two, "rejected_ended")
-    return prompt | {"chosen": chosen, "rejected": rejected} | ended
-
-
-def _ended(row: Row, column: str, name: str) -> dict[str, bool]:
-    """{name: False} of a response that did not end by itself; nothing of one that did, or that nobody speaks of."""
-    value = row.get(column)
-    if _missing(value) or value is True:
-        return {}
-    if value is not False:
-        raise RowError(f"{column} is neither true nor false")
-    return {name: False}
-
-
-def _answer(value: Any) -> str:
-    if _missing(value):
-        raise RowError("missing response")
-    if not isinstance(value, str):
-        raise RowError("response is not text")
-    return value
-
-
-def _explicit_pair(row: Row) -> Row:
-    conversation = next((row[column] for column in _CONVERSATIONS if row.get(column) is not None), None)
-    if conversation is not None and row.get("prompt") is None and row.get("instruction") is None:
-        prompt = _nonempty_prompt(_columns(parse_messages(conversation)))
-    else:
-        prompt = _prompt(row) | _turns_before(row)
-    return prompt | {side: _side(row.get(side)) for side in ("chosen", "rejected")}
-
-
-def _turns_before(row: Row) -> Row:
-    """The conversation as messages, where the prompt is a text and both sides repeat the turns before them."""
-    sides = [row.get("chosen"), row.get("rejected")]
-    if is_messages(row.get("prompt")) or not all(is_messages(side) for side in sides):
-        return {}
-    (before, _), (other, _) = (split_last(parse_messages(side)) for side in sides)
-    return {"messages": chat_messages(before)} if before and before == other else {}
-
-
-def _side(value: Any) -> str:
-    """A response as text, one message, or a conversation that ends with it."""
-    if isinstance(value, Mapping) or is_messages(value):
-        return split_last(parse_messages(value))[1]
-    return _answer(value)
-
-
-def _implicit_pair(row: Row) -> Row:
-    """Both sides are whole conversations; what comes before their last turn must be the same."""
-    if is_messages(row.get("chosen")):
-        (before, chosen), (other, rejected) = (
-            split_last(parse_messages(row.get(side))) for side in ("chosen", "rejected")
-        )
-        prompt = _nonempty_prompt(_columns(before))
-    else:
-        (before, chosen), (other, rejected) = (split_transcript(row.get(s)) for s in ("chosen", "rejected"))
-        prompt = {"prompt": before}
-    if before != other:
-        raise RowError("chosen and rejected have different prompts")
-    return prompt | {"chosen": chosen, "rejected": rejected}
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unknown_layout(rows: Sequence[Row], name: str, first: str, second: str, others: str) -> UserError:

@@ -27,6 +27,7 @@ from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenizer_calls import tokenized
 from rlhf_jax.errors import UserError
 
+NO_LIMIT = 2**31 - 1  # As max_length: nothing is cut or dropped for its length.
 Row = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
 _DEFAULTS = Handling()
@@ -68,6 +69,14 @@ class Sequences(Prompts):
 
     prompt_lengths: Int32[np.ndarray, "n"]
     trained: Bool[np.ndarray, "N"] | None = None
+
+    def select(self, rows: Int64[np.ndarray, "k"]) -> "Sequences":
+        """These rows alone, in this order."""
+        tokens, offsets = _flatten([self[i] for i in rows])
+        trained = self.trained
+        if trained is not None:
+            trained = np.concatenate([trained[self.offsets[i] : self.offsets[i + 1]] for i in rows])
+        return Sequences(tokens, offsets, self.prompt_lengths[rows], trained)
 
 
 class Pairs(NamedTuple):
@@ -263,7 +272,7 @@ def _encode_sft_chats(
     counts: Counter[str] = Counter()
     kept: list[Encoded] = []
     ended = [_ended(row) for row in rows]
-    chats = [_answered(row, row["output"]) for row in rows]
+    chats = [_answered(row, "output") for row in rows]
     for found, whole in zip(encode_chats(chats, tokenizer, ended=ended), ended, strict=True):
         if not _wanted(whole, counts, how):
             continue
@@ -302,14 +311,16 @@ def _chat_sides(rows: Sequence[Row], tokenizer: Any) -> list[list[tuple[np.ndarr
     def halves(found: Encoded | str) -> tuple[np.ndarray, np.ndarray] | str:
         return found if isinstance(found, str) else tuple(np.split(found.ids, [found.trained.argmax()]))
 
-    chats = [_answered(row, row[side]) for side in SIDES for row in rows]
+    chats = [_answered(row, side) for side in SIDES for row in rows]
     ended = [_ended(row, side) for side in SIDES for row in rows]
     found = [halves(x) for x in encode_chats(chats, tokenizer, all_turns=False, ended=ended)]
     return [found[: len(rows)], found[len(rows) :]]
 
 
-def _answered(row: Row, response: str) -> list[dict[str, str]]:
-    return [*messages_of(row), {"role": "assistant", "content": response}]
+def _answered(row: Row, side: str) -> list[dict[str, Any]]:
+    """The conversation of a row, its response with what the template may read besides the text."""
+    further = row.get(f"{side}_fields") or {}
+    return [*messages_of(row), {"role": "assistant", "content": row[side]} | further]
 
 
 def _encode_responses(

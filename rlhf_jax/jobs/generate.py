@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad_prompts
 from rlhf_jax.data.chat import CHAT
-from rlhf_jax.data.records import describe, read_prompts, write_parquet
+from rlhf_jax.data.records import read_prompts, write_parquet
 from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, loading, setup
+from rlhf_jax.jobs import hints, inputs, loading, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.generator import DecodeGenerator
@@ -32,13 +32,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     path = loading.resolve(config.model.path)
     chat = config.data.template == CHAT
     rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM, chat=chat)
+    inputs.say(f"data.prompts: {len(rows)} rows read from {config.data.prompts}", skipped)
     rows = rows[: config.data.rows or None]
     tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.SFT)
     prompts, dropped, kept = encode_prompts(
         rows, tokenizer, config.data.template, config.data.max_prompt_length
     )
-    if startup.is_main() and skipped + dropped:
-        print(f"prompts: {len(prompts)} kept; left out: {describe(skipped + dropped)}", flush=True)
+    if dropped:
+        inputs.say(f"data.prompts: {len(prompts)} prompts", dropped)
     samples = _sample(config, path, mesh, prompts, tokenizer)
     if startup.is_main():
         write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], samples))

@@ -53,7 +53,7 @@ def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     encoded = []
     for rows, name in ((train, "train"), (held, "eval")):
         found, dropped, kept = encode_prompts(rows, tokenizer, data.template, data.max_prompt_length)
-        _say(f"data.{name}: {len(found)} prompts", dropped)
+        say(f"data.{name}: {len(found)} prompts", dropped)
         encoded.append((found, [rows[i] for i in kept]))
     return Split(encoded[0][0], encoded[1][0], encoded[1][1])
 
@@ -98,7 +98,7 @@ def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], l
         raise UserError(
             f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval"
         )
-    kept = _draw(sorted(held), eval_rows, rng)
+    kept = draw(sorted(held), eval_rows, rng)
     left_out = Counter({"other row of a held-out prompt": len(held) - len(kept)})
     aside = set(held)
     return [row for i, row in enumerate(rows) if i not in aside], [rows[i] for i in kept], +left_out
@@ -118,18 +118,18 @@ def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[li
         raise UserError(f"data.train_rows: {data.train_rows}; use the number of rows to draw, or 0 for all")
     chat = data.template == CHAT
     rows, skipped = read(data.train, made_by=made_by, chat=chat)
-    _say(f"data.train: {len(rows)} rows read from {data.train}", skipped)
+    say(f"data.train: {len(rows)} rows read from {data.train}", skipped)
     if data.eval:
         held, skipped = read(data.eval, made_by=made_by, chat=chat)
-        _say(f"data.eval: {len(held)} rows read from {data.eval}", skipped)
-        held = held[: data.eval_rows]
+        say(f"data.eval: {len(held)} rows read from {data.eval}", skipped)
+        held = draw(held, data.eval_rows, np.random.default_rng(seed))
     else:
         rows, held, skipped = hold_out(rows, data.eval_rows, seed)
-        _say(f"data.eval: {len(held)} rows held out", skipped)
-    return _draw(rows, data.train_rows or len(rows), np.random.default_rng(seed)), held
+        say(f"data.eval: {len(held)} rows held out", skipped)
+    return draw(rows, data.train_rows or len(rows), np.random.default_rng(seed)), held
 
 
-def _draw(rows: list, count: int, rng: np.random.Generator) -> list:
+def draw(rows: list, count: int, rng: np.random.Generator) -> list:
     """`count` of the rows, or all when there are not more, in their order."""
     if len(rows) <= count:
         return rows
@@ -138,10 +138,11 @@ def _draw(rows: list, count: int, rng: np.random.Generator) -> list:
 
 def _encoded(encode: Any, rows: list[dict], tokenizer: Any, data: ConfigDict, name: str) -> Any:
     found, dropped = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))
-    _say(f"data.{name}: {len(found)} rows", dropped)
+    say(f"data.{name}: {len(found)} rows", dropped)
     return found
 
 
-def _say(text: str, skipped: Counter) -> None:
+def say(text: str, skipped: Counter) -> None:
+    """One line of the main process: what was read, what was left out of it and why."""
     if startup.is_main():
         print(f"{text}; {describe(skipped)}", flush=True)

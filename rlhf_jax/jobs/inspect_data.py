@@ -20,6 +20,7 @@ from rlhf_jax.data.messages import RowError, parse_messages
 from rlhf_jax.data.packing import pack
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts, read_table
 from rlhf_jax.data.tokenization import (
+    NO_LIMIT,
     Pairs,
     Prompts,
     Sequences,
@@ -35,7 +36,6 @@ from rlhf_jax.models import gguf_files
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.workdir import prepare
 
-NO_LIMIT = 2**31 - 1
 READERS = {"instruction": read_instructions, "pair": read_pairs, "prompt": read_prompts}
 ENCODERS = {"instruction": encode_sft, "pair": encode_pairs, "prompt": encode_prompts}
 
@@ -158,7 +158,7 @@ def _kind(data: ConfigDict) -> str:
 
 def _answered(messages: Any) -> bool:
     try:
-        return parse_messages(messages)[-1][0] == "assistant"
+        return parse_messages(messages)[-1]["role"] == "assistant"
     except RowError:
         return False
 

@@ -14,7 +14,8 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions
-from rlhf_jax.data.tokenization import Pairs, Sequences, encode_sft, load_tokenizer
+from rlhf_jax.data.tokenization import NO_LIMIT, Pairs, Sequences, encode_sft, load_tokenizer
+from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
 from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.config import ModelConfig
@@ -81,13 +82,21 @@ def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:
     if not config.center_on:
         return None
     chat = config.data.template == CHAT
-    rows, _ = read_instructions(config.center_on, made_by=hints.FARM, chat=chat)
-    rows = rows[: config.center_rows]
-    whole = dataclasses.replace(handling_of(config.data), not_ended="drop")  # what is cut is no demonstration
-    found, counts = encode_sft(rows, tokenizer, config.data.template, config.data.max_length, whole)
-    if startup.is_main():
-        print(f"center_on: {len(found)} demonstrations; {describe(counts)}", flush=True)
-    return found
+    rows, skipped = read_instructions(config.center_on, made_by=hints.FARM, chat=chat)
+    inputs.say(f"center_on: {len(rows)} rows read from {config.center_on}", skipped)
+    rows = inputs.draw(rows, config.center_rows, np.random.default_rng(config.seed))
+    how = dataclasses.replace(handling_of(config.data), not_ended="drop")
+    found, counts = encode_sft(rows, tokenizer, config.data.template, NO_LIMIT, how)
+    # What was cut would be scored in mid-sentence, which nobody who reads the mean expects.
+    whole = np.flatnonzero(found.lengths <= config.data.max_length)
+    counts["demonstration too long"] = len(found) - len(whole)
+    if not len(whole):
+        raise UserError(
+            f"center_on: none of {len(rows)} demonstrations fits data.max_length={config.data.max_length} "
+            f"({describe(+counts)}); raise it or set another file"
+        )
+    inputs.say(f"center_on: {len(whole)} demonstrations", +counts)
+    return found.select(whole)
 
 
 def _mean_score(

@@ -85,7 +85,7 @@ def test_instruction_layouts(row, expected):
         ({"messages": [USER]}, "conversation does not end with an assistant turn"),
         ({"messages": [BOT]}, "conversation does not end with a user turn"),
         ({"messages": []}, "unreadable messages"),
-        ({"messages": [{"role": "ghost", "content": "x"}, BOT]}, "unreadable messages"),
+        ({"messages": [{"role": "ghost", "content": "x"}, BOT]}, "role 'ghost'"),
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "empty response"),
     ],
 )
