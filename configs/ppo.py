@@ -60,8 +60,11 @@ def microfarm() -> ConfigDict:
     c.kl_estimator = "k1"  # k1, k2 or k3.
     c.adaptive_kl = False  # Steers kl_coef so that the KL of a sequence approaches target_kl.
     c.target_kl = 6.0
-    c.kl_horizon = 0.1  # How fast: kl_coef *= 1 + kl_horizon * clip(kl / target_kl - 1, -0.2, 0.2).
-    c.missing_eos_penalty = -3.0  # Replaces the score of a response that did not end.
+    # How slowly, in responses: kl_coef *= 1 + rollout.batch_size / kl_horizon * clip(kl / target_kl - 1, -0.2, 0.2).
+    c.kl_horizon = 640.0
+    # Takes the place of the score of a response that did not end, so it is 0 or negative. (TRL's setting of this name
+    # is subtracted from the score: its 1.0 is nearest to a -1.0 here.)
+    c.missing_eos_penalty = -3.0
     c.gamma = 1.0
     c.lam = 0.95
     c.clip = 0.2
@@ -106,6 +109,7 @@ def alpaca() -> ConfigDict:
     c.model.policy = "runs/alpaca/sft/export"
     c.model.reward = "runs/alpaca/reward_model/export"
     c.rollout.batch_size = 16
+    c.kl_horizon = 160.0
     c.rollout.max_new_tokens = 128
     c.minibatch_size = 8
     c.steps = 20
@@ -146,6 +150,7 @@ def alpaca_farm() -> ConfigDict:
     c.microbatches = 16  # Four rows per device at a time.
     c.kl_coef = 0.0067
     c.kl_estimator = "k1"  # AlpacaFarm sets a token's negative estimate to 0.
+    c.kl_horizon = 5120.0  # AlpacaFarm's k_beta of 0.1 per rollout; it does not adapt by default.
     c.missing_eos_penalty = -1.0  # AlpacaFarm's penalty_reward_value, which by default it does not apply.
     c.gamma = 1.0
     c.lam = 1.0

@@ -133,8 +133,11 @@ RANGES: dict[str, Range] = {
     "kl_estimator": one_of("k1", "k2", "k3"),
     "adaptive_kl": FLAG,
     "target_kl": number(0, above=True),
-    "kl_horizon": number(0, above=True),
-    "missing_eos_penalty": number(most=0, says="0 or a negative number: it takes the place of a score"),
+    "kl_horizon": number(1, says="a number of responses, such as ten times rollout.batch_size"),
+    "missing_eos_penalty": number(
+        most=0,
+        says="0 or a negative number: it takes the place of a score. TRL subtracts it, so for TRL's 1 write -1",
+    ),
     "gamma": SHARE,
     "lam": SHARE,
     "clip": number(0, above=True),

@@ -204,7 +204,7 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
         Phase("sampling", sampling, own + bytes_per_device(frozen) + beside),
         Phase("scoring", scoring, bytes_per_device(state.opt_state), shared=bytes_per_device(frozen)),
     )
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     return Plan(loss_fn, tx, step, state, rows(mesh, config.minibatch_size, one), frozen, beside, others)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from rlhf_jax.jobs.ppo_world import ORDER, ROLLOUT, World, generator_of, key_of,
 from rlhf_jax.models.decoder import value_from_reward
 from rlhf_jax.models.lora import stored
 from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
+from rlhf_jax.objectives.reduce import Mean, add, value
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.training.average import averaged
@@ -114,6 +115,7 @@ def make_iteration(
     # Cut as the step was compiled for; left to itself XLA may leave minibatches on every device whole.
     rows = NamedSharding(world.mesh, PartitionSpec(BATCH_AXES))
     shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
+    overall = jax.jit(_overall)
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
         index_B = row_indices(i, c.rollout.batch_size, len(world.prompts), c.seed)
@@ -139,7 +141,7 @@ def make_iteration(
             for minibatch in shuffled(order_key, experience, c.rollout.batch_size // c.minibatch_size):
                 state, update = step(state, minibatch, world.frozen)
                 found.append(update)
-        metrics |= {name: _overall(name, found) for name in found[0]}
+        metrics |= overall(found)
         updated = done_at(found[-1])
         metrics |= {
             "timing_s/rollout": rolled_out,
@@ -148,7 +150,11 @@ def make_iteration(
         }
         if c.adaptive_kl:
             kl_coef = adaptive_kl_coef(
-                state.extra["kl_coef"], metrics["objective/kl"], target=c.target_kl, k_beta=c.kl_horizon
+                state.extra["kl_coef"],
+                metrics["objective/kl"],
+                target=c.target_kl,
+                responses=c.rollout.batch_size,
+                horizon=c.kl_horizon,
             )
             state = state.replace(extra={"kl_coef": kl_coef})
         return state, metrics, experience
@@ -163,12 +169,22 @@ def _shuffled(key: jax.Array, experience: Any, count: int) -> list[Any]:
     return [jax.tree.map(lambda x, chosen=chosen: x[chosen], experience) for chosen in order]
 
 
-def _overall(name: str, found: list[dict]) -> Any:
-    """A metric of an iteration from those of its updates: the last rate, any non-finite, else the mean."""
-    values = [update[name] for update in found]
-    if name == "nonfinite":
-        return sum(values)
-    return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
+def _overall(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of an iteration from those of its updates.
+
+    Means are over all tokens or rows of the updates together, of which minibatches have unequal numbers. Of rates and
+    norms of parameters it is the last, of non-finite updates how many, of what else is one number an update the mean.
+    """
+
+    def one(name: str) -> Any:
+        values = [update[name] for update in found]
+        if isinstance(values[0], Mean):
+            return value(reduce(add, values))
+        if name == "nonfinite":
+            return sum(values)
+        return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
+
+    return {name: one(name) for name in found[0]}
 
 
 def _check(config: ConfigDict, mesh: Mesh) -> None:
@@ -184,6 +200,11 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(f"steps: {config.steps}; use 1 or more rollouts")
     if config.epochs < 1:
         raise UserError(f"epochs: {config.epochs}; use 1 or more passes over each rollout")
+    if config.adaptive_kl and config.kl_horizon < rollout:
+        raise UserError(
+            f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {rollout} of one rollout, so that kl_coef "
+            f"would swing; use ten rollouts ({10 * rollout}) or more"
+        )
     if config.kl_estimator not in ESTIMATORS:
         raise UserError(f"kl_estimator: {config.kl_estimator!r}; use one of {', '.join(ESTIMATORS)}")
     if config.rollout.temperature <= 0:

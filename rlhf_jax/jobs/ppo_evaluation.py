@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokenization import Prompts, decode
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.ppo_world import EVALUATION, World, key_of, prompt_arrays
+from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
 from rlhf_jax.rollout.experience import Models, rollout_metrics, score_responses
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
 from rlhf_jax.training.state import TrainState
 from rlhf_jax.training.workdir import write_samples
+
+_FAR = 0.05  # nats a token; rounding alone stays far below
 
 
 def make_evaluation(
@@ -27,6 +31,8 @@ def make_evaluation(
     B = -(-len(prompts) // ways) * ways  # the last row is repeated until the mesh divides the batch
     index_B = np.minimum(np.arange(B), len(prompts) - 1)
     batch = to_global(prompt_arrays(world, prompts, index_B, host_rows(B, world.mesh)), world.mesh)
+
+    told: set[str] = set()
 
     @jax.jit
     def score(models: Models, batch: dict, sampled: Generation) -> tuple[dict, dict]:
@@ -67,6 +73,30 @@ def make_evaluation(
             ),
         )
         found = {name.removeprefix("objective/"): float(x) for name, x in metrics.items()}
-        return found | {"rlhf_reward": found["scores"] - float(state.extra["kl_coef"]) * found["kl"]}
+        _alarm(c, found["sampling/logp_difference"], told)
+        # At one price for all checkpoints, also where an adaptive kl_coef has moved since: else the checkpoint at
+        # which the coefficient was lowest would be the best one.
+        return found | {"rlhf_reward": found["scores"] - c.kl_coef * found["kl"]}
 
     return evaluate
+
+
+def _alarm(config: ConfigDict, difference: float, told: set[str]) -> None:
+    """Says once how far the sampler's log-probs are from those that are trained on, where that is to be expected.
+
+    config: samples and trains in dtypes that may differ. difference: the mean over tokens, in nats.
+    """
+    unlike = config.rollout.dtype != config.model.dtype
+    if told or not (unlike or difference > _FAR) or not startup.is_main():
+        return
+    told.add("said")
+    why = (
+        f"rollout.dtype={config.rollout.dtype} is not model.dtype={config.model.dtype}"
+        if unlike
+        else "rounding"
+    )
+    print(
+        f"notice: sampling/logp_difference is {difference:.3g} nats a token ({why}): responses come from a policy that "
+        f"far from the one that is trained{'; set both alike if that is much' if unlike else ''}",
+        flush=True,
+    )

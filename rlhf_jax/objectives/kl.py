@@ -51,13 +51,18 @@ def sequence_kl(kl_BR: Float[Array, "B R"], mask_BR: Bool[Array, "B R"]) -> Mean
 
 
 def adaptive_kl_coef(
-    kl_coef: ScalarLike, sequence_kl: ScalarLike, *, target: ScalarLike, k_beta: ScalarLike
+    kl_coef: ScalarLike,
+    sequence_kl: ScalarLike,
+    *,
+    target: ScalarLike,
+    responses: ScalarLike,
+    horizon: ScalarLike,
 ) -> Float32[Array, ""]:
-    """kl_coef * (1 + k_beta * clip(sequence_kl / target - 1, -0.2, 0.2)): a proportional controller.
+    """kl_coef * (1 + responses / horizon * clip(sequence_kl / target - 1, -0.2, 0.2)): a proportional controller.
 
     `sequence_kl` is the mean per-response sum (`sequence_kl` above) of this rollout, not the per-token mean;
-    `target` is in nats per response. AlpacaFarm uses k_beta = 0.1 per rollout; Ziegler et al. (2019) write
-    k_beta = responses per rollout / horizon.
+    `target` is in nats per response. `responses` of this rollout over `horizon`, which is counted in responses too
+    (Ziegler et al. 2019, section 2.2, and TRL: 10,000), is AlpacaFarm's k_beta (0.1 at 512 responses: 5,120).
     """
     error = jnp.clip(jnp.asarray(sequence_kl, jnp.float32) / target - 1.0, -CLIP_ERROR, CLIP_ERROR)
-    return jnp.asarray(kl_coef, jnp.float32) * (1.0 + k_beta * error)
+    return jnp.asarray(kl_coef, jnp.float32) * (1.0 + responses / horizon * error)

@@ -18,7 +18,7 @@ from rlhf_jax.training.optimizer import learning_rates
 from rlhf_jax.training.state import TrainState, joined, shardings
 from rlhf_jax.training.vetoing import VetoingOptimizer, vetoing
 
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""] | Mean]
 LossFn = Callable[[PyTree, PyTree], dict[str, Mean]]
 
 
@@ -63,7 +63,7 @@ class TrainStep:
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, microbatches: int = 1
+    loss_fn: LossFn, optimizer: optax.GradientTransformation, *, microbatches: int = 1, divided: bool = True
 ) -> TrainStep:
     """Builds the train step of a method.
 
@@ -72,6 +72,7 @@ def make_train_step(
         the mesh changes it. Weights must not depend on params.
     batch: tree of arrays [B, ...]; zero-dimensional leaves go whole to every micro-batch.
     microbatches: the batch is worked through in this many parts, to save memory; see `check_microbatches`.
+    divided: without, Means come back as Means, for who adds those of several steps.
 
     Called as step(state, batch, frozen), the loss gets the state's params laid over `frozen`; neither gradients nor
     optimizer state exist for what is frozen.
@@ -82,7 +83,7 @@ def make_train_step(
     """
     if microbatches < 1:
         raise UserError(f"microbatches: {microbatches}; use a number of at least 1")
-    return TrainStep(partial(_train_step, loss_fn, vetoing(optimizer), microbatches))
+    return TrainStep(partial(_train_step, loss_fn, vetoing(optimizer), microbatches, divided))
 
 
 def check_microbatches(
@@ -106,17 +107,18 @@ def _train_step(
     loss_fn: LossFn,
     optimizer: VetoingOptimizer,
     microbatches: int,
+    divided: bool,
     state: TrainState,
     batch: PyTree,
     frozen: PyTree,
 ) -> tuple[TrainState, Metrics]:
     grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
     grads, means = grad_fn(lambda params, part: loss_fn(joined(frozen, params), part), state.params, batch)
-    metrics = {name: value(mean) for name, mean in means.items()}
+    metrics: dict[str, Any] = {name: value(mean) if divided else mean for name, mean in means.items()}
     # Infinite and NaN entries survive a sum of squares, so the norm tells whether all gradients are finite.
     # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.
     grad_norm = optax.tree.norm(grads)
-    ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    ok = jnp.isfinite(value(means["loss"])) & jnp.isfinite(grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
     moved = optax.apply_updates(state.params, updates)
     params = jax.tree.map(lambda new, old: jnp.where(ok, new, old), moved, state.params)

@@ -100,14 +100,16 @@ def test_sequence_kl_sums_tokens_and_averages_rows_that_have_any():
     ],
 )
 def test_adaptive_controller_is_alpaca_farms_formula(measured, factor):
-    got = kl.adaptive_kl_coef(0.2, measured, target=6.0, k_beta=0.1)
+    got = kl.adaptive_kl_coef(0.2, measured, target=6.0, responses=512, horizon=5120)
     assert float(got) == pytest.approx(0.2 * factor, rel=1e-6)
 
 
-def test_adaptive_controller_is_ziegler_with_k_beta_rows_over_horizon():
+def test_adaptive_controller_counts_its_horizon_in_responses_as_ziegler_and_trl_do():
     rows, horizon, coefficient = 512, 10_000, 0.15
     want = coefficient * (1 + np.clip(9.0 / 6.0 - 1, -0.2, 0.2) * rows / horizon)
-    got = kl.adaptive_kl_coef(jnp.float32(coefficient), jnp.float32(9.0), target=6.0, k_beta=rows / horizon)
+    got = kl.adaptive_kl_coef(
+        jnp.float32(coefficient), jnp.float32(9.0), target=6.0, responses=rows, horizon=horizon
+    )
     assert float(got) == pytest.approx(want, rel=1e-6)
 
 
@@ -115,5 +117,5 @@ def test_adaptive_controller_settles_on_its_target():
     """A policy whose KL falls as its price rises: the controller finds the price of the target."""
     coefficient, controller = jnp.float32(1.0), jax.jit(kl.adaptive_kl_coef)
     for _ in range(400):
-        coefficient = controller(coefficient, 2.0 / coefficient, target=6.0, k_beta=0.1)
+        coefficient = controller(coefficient, 2.0 / coefficient, target=6.0, responses=512, horizon=5120)
     assert 2.0 / float(coefficient) == pytest.approx(6.0, rel=1e-3)

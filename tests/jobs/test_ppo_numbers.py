@@ -1,0 +1,66 @@
+"""PPO's own numbers: metrics over unequal minibatches, the price of KL, and the alarm about the sampler's dtype."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_farm
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import ppo
+from rlhf_jax.objectives.reduce import Mean
+
+
+def test_a_metric_is_over_all_tokens_of_the_updates_and_not_a_mean_of_means():
+    rng = np.random.default_rng(0)
+    minibatches = [rng.normal(size=n) for n in (3, 50, 7)]
+    found = [
+        {
+            "loss": Mean(jnp.float32(x.sum()), jnp.float32(len(x))),
+            "nonfinite": jnp.float32(i == 1),
+            "learning_rate": jnp.float32(i),
+            "grad_norm": jnp.float32(i),
+        }
+        for i, x in enumerate(minibatches)
+    ]
+    got = jax.jit(ppo._overall)(found)
+    assert got["loss"] == pytest.approx(np.concatenate(minibatches).mean(), rel=1e-5)
+    assert (got["nonfinite"], got["learning_rate"], got["grad_norm"]) == (1, 2, 1)
+
+
+@pytest.fixture(scope="module")
+def adaptive(farm, tmp_path_factory):
+    """A run whose kl_coef moves, and whose sampler rounds: (rows of metrics, page)."""
+    folder = tmp_path_factory.mktemp("adaptive")
+    moving = {"adaptive_kl": True, "target_kl": 1e-3, "kl_horizon": 8.0, "optimizer.learning_rate": 0.01}
+    page = tiny_farm.settings("ppo", farm, steps=3, eval_every=1, **moving, **{"rollout.dtype": "bfloat16"})
+    ppo.run(page, str(folder))
+    return tiny_farm.rows(folder), page
+
+
+def test_checkpoints_are_ranked_at_one_price(adaptive):
+    rows, page = adaptive
+    coefficients = {row["objective/kl_coef"] for row in rows if "objective/kl_coef" in row}
+    assert len(coefficients) == 3 and max(abs(x / page.kl_coef - 1) for x in coefficients) > 0.1
+    evaluations = [row for row in rows if "eval/rlhf_reward" in row]
+    assert len(evaluations) == 4 and evaluations[-1]["eval/kl"] != 0
+    for row in evaluations:
+        assert row["eval/rlhf_reward"] == pytest.approx(
+            row["eval/scores"] - page.kl_coef * row["eval/kl"], abs=1e-6
+        )
+
+
+def test_a_sampler_of_another_dtype_is_said_with_how_far_it_is(farm, tmp_path, capsys):
+    """Once a run; and not where both are alike."""
+    for dtype, times in (("bfloat16", 1), ("float32", 0)):
+        ppo.run(tiny_farm.settings("ppo", farm, steps=1, **{"rollout.dtype": dtype}), str(tmp_path / dtype))
+        said = capsys.readouterr().out
+        assert said.count("notice: sampling/logp_difference is ") == times, said
+    first = tiny_farm.rows(tmp_path / "bfloat16")[0]["eval/sampling/logp_difference"]
+    assert first > 1e-4
+
+
+def test_a_horizon_shorter_than_a_rollout_is_refused(farm, tmp_path):
+    page = tiny_farm.settings("ppo", farm, adaptive_kl=True, kl_horizon=7.0)
+    with pytest.raises(UserError, match=r"^kl_horizon: 7 responses are fewer than the 8 of one rollout"):
+        ppo.run(page, str(tmp_path))
