@@ -12,7 +12,7 @@ from rlhf_jax.settings import choose_variant, sibling
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "smoke": smoke})
+    return choose_variant(variant, {"microfarm": microfarm, "smoke": smoke, "real_model": real_model})
 
 
 def microfarm() -> ConfigDict:
@@ -24,6 +24,9 @@ def microfarm() -> ConfigDict:
     c.world = ConfigDict()
     c.world.scale = 1.0  # 1 is AlpacaFarm's 10k/10k/20k/2k/805 instructions.
     c.world.vocab_size = 1024
+    # Your own instruction records (instruction, input, output), split among the stages; "" is the embedded world.
+    c.world.instructions = ""
+    c.world.rows = 0  # So many of them, drawn with the seed; 0 takes all.
 
     # One page per stage; paths below runs/farm are moved below this run's workdir.
     c.sft = sibling(__file__, "sft")
@@ -71,4 +74,60 @@ def smoke() -> ConfigDict:
     c.ppo.minibatch_size = 16
     c.ppo.data.eval_rows = 16
     c.evaluate.max_instructions = 32
+    return c
+
+
+def real_model() -> ConfigDict:
+    """A small chat model and a few hundred instructions of yours, with adapters, on two CPU cores.
+
+    bash scripts/real_model.sh INSTRUCTIONS    # fetches the model and fills in the next two
+
+    The judges are the embedded ones, which see whether an answer is on the subject, long enough and well set; other
+    ones are --config.labels.judges=FILE --config.evaluate.judges=FILE.
+    """
+    c = microfarm()
+    c.world.rows = 400
+    c.sft.model.init = ""  # The .gguf file or Hugging Face folder of a chat model; required.
+    for name in ("sft", "reward_model", "dpo", "ppo"):
+        c[name].lora.rank = 16
+        c[name].lora.alpha = 32.0
+        c[name].optimizer.warmup_steps = 2
+        c[name].log_every = 1
+        c[name].eval_every = 10
+    for name in ("sft", "pairs", "val_pairs", "reward_model", "scores", "dpo", "ppo", "outputs"):
+        c[name].data.template = "chat"
+    for name in ("sft", "reward_model", "scores", "dpo"):
+        c[name].data.max_length = 192
+    for name in ("pairs", "val_pairs", "outputs"):
+        c[name].data.max_prompt_length = 112
+        c[name].max_new_tokens = 80
+        c[name].batch_size = 32
+    c.sft.data.eval_rows = 20
+    c.sft.batch_size = 8
+    c.sft.epochs = 1.0
+    c.sft.optimizer.learning_rate = 3e-4
+    c.pairs.samples = 2
+    c.labels.p_label_flip = 0.0
+    c.reward_model.data.eval_rows = 10
+    c.reward_model.center_rows = 20
+    c.reward_model.batch_size = 8
+    c.reward_model.epochs = 1.0
+    c.scores.batch_size = 16
+    c.dpo.data.eval_rows = 10
+    c.dpo.batch_size = 8
+    c.dpo.beta = 0.1
+    c.ppo.data.max_prompt_length = 112
+    c.ppo.data.eval_rows = 16
+    c.ppo.rollout.batch_size = 16
+    c.ppo.rollout.max_new_tokens = 80
+    c.ppo.minibatch_size = 8
+    c.ppo.epochs = 1
+    c.ppo.steps = 4
+    c.ppo.eval_every = 2
+    c.ppo.save_every = 4
+    c.evaluate.utility = False  # Known only of the embedded world's instructions.
+    c.evaluate.labels = ""
+    c.evaluate.scored = ""
+    c.evaluate.baseline_name = "your outputs"
+    c.evaluate.title = "real model"
     return c

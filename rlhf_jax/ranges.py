@@ -79,6 +79,7 @@ RANGES: dict[str, Range] = {
     "model.pad_token": TEXT,
     "model.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
     "world.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
+    "world.rows": whole(0),
     "world.scale": number(0, 2, above=True),
     "model.width": COUNT,
     "model.layers": COUNT,

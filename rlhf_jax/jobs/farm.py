@@ -14,6 +14,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
+from rlhf_jax.jobs import own_data
 from rlhf_jax.microfarm import world
 from rlhf_jax.parallel import startup
 from rlhf_jax.training import workdir as folders
@@ -72,11 +73,17 @@ def plan(config: ConfigDict, workdir: str) -> Iterator[Stage]:
 
 def _build_world(config: ConfigDict, root: Path) -> str:
     """Writes the world unless it is there; returns the fingerprint that every stage builds on."""
-    fingerprint = _fingerprint("world", ConfigDict({"seed": config.seed, **config.world.to_dict()}))
     where, w = root / "data", config.world
+    about = {"seed": config.seed, **w.to_dict()}
+    if w.instructions:
+        about["content"] = folders.digest(w.instructions)
+    fingerprint = _fingerprint("world", ConfigDict(about))
     if not folders.is_finished(where, fingerprint):
-        _say(f"[0] data: {w.scale:g} x AlpacaFarm's splits")
-        if startup.is_main():
+        if not w.instructions:
+            _say(f"[0] data: {w.scale:g} x AlpacaFarm's splits")
+        if startup.is_main() and w.instructions:
+            _say("[0] data: " + own_data.split(w.instructions, where, rows=w.rows, seed=config.seed))
+        elif startup.is_main():
             world.build(where, seed=config.seed, scale=w.scale, vocab_size=w.vocab_size)
         startup.barrier("data")  # Nobody finishes it before all have seen that it was not finished.
         folders.finish(where, fingerprint)
