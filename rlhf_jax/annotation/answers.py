@@ -19,10 +19,51 @@ STATUSES = (OK, TIE_IDENTICAL, NOISE, PARSE_ERROR, REFUSED, TRUNCATED, FILTERED,
 STATUSES += (EXPIRED, NOT_RECORDED, NOT_ASKED)
 LABELLED = (OK, TIE_IDENTICAL, NOISE)
 
-# The providers' words for an answer that was cut off, one the model withheld and one a filter removed.
-CUT_OFF = frozenset({"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"})
-WITHHELD = frozenset({"refusal"})
-REMOVED = frozenset({"content_filter"})
+
+def _words(*words: str) -> frozenset[str]:
+    """Words as providers write them: small, in capitals, or with Google's prefix."""
+    forms = [(word, word.upper(), word.title(), f"FINISH_REASON_{word.upper()}") for word in words]
+    return frozenset(form for several in forms for form in several)
+
+
+# The providers' words for an answer that was cut off, one the model withheld, one a filter removed, and one whose
+# making failed.
+CUT_OFF = _words(
+    *("length", "max_tokens", "max_output_tokens", "max_length", "model_length", "token_limit", "incomplete"),
+    *("model_context_window_exceeded", "context_length_exceeded", "pause_turn"),
+)
+WITHHELD = _words("refusal", "refused")
+REMOVED = _words(
+    *(
+        "content_filter",
+        "content_filtered",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+    ),
+    *("image_safety", "guardrail_intervened", "sensitive", "moderation", "flagged", "error_toxic"),
+)
+BROKEN_OFF = _words(
+    *(
+        "error",
+        "abort",
+        "aborted",
+        "cancelled",
+        "canceled",
+        "timeout",
+        "failed",
+        "network_error",
+        "error_limit",
+    ),
+    *(
+        "insufficient_system_resource",
+        "malformed_function_call",
+        "malformed_response",
+        "unexpected_tool_call",
+    ),
+)
 
 # One entry per generated token: the alternatives (token, log-probability) the provider showed.
 TopLogprobs = tuple[tuple[tuple[str, float], ...], ...]

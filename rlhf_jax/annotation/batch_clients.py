@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.clients import PATHS, Endpoint
 from rlhf_jax.annotation.ledger import Entry
-from rlhf_jax.annotation.readers import read_answer
-from rlhf_jax.annotation.retries import Fault, Rejected, Retryable
+from rlhf_jax.annotation.retries import EndpointError, Fault, Rejected, Retryable
 from rlhf_jax.errors import UserError
 
 # Below the providers' limits, for what they add around.
@@ -223,9 +222,9 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 def _read(endpoint: Endpoint, api: str, payload: dict) -> Answer | Fault:
     try:
-        return endpoint.scrubbed(read_answer(api, payload))
-    except Retryable as fault:
-        return fault
+        return endpoint.read(api, payload, {})
+    except (Fault, EndpointError) as error:
+        return _as_fault(error)
 
 
 def _as_fault(error: Exception) -> Fault:

@@ -6,7 +6,7 @@ reads, which is half of a call's CPU time. Retrying is not done here; the client
 """
 
 import importlib
-import re
+import json
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -14,9 +14,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_jax.annotation.answers import Answer
+from rlhf_jax.annotation.courier import Courier, Elsewhere
+from rlhf_jax.annotation.environment import check_connections, hidden_from_clients, proxy_variable
+from rlhf_jax.annotation.faults import error_in, fault, meant_status
 from rlhf_jax.annotation.judges import Address
-from rlhf_jax.annotation.readers import read_answer
-from rlhf_jax.annotation.retries import EndpointError, Headers, Rejected, Retryable, retry_after
+from rlhf_jax.annotation.masking import Mask
+from rlhf_jax.annotation.readers import read_answer, usage_of
+from rlhf_jax.annotation.retries import EndpointError, Headers, Retryable
+from rlhf_jax.annotation.texts import valid_text
+from rlhf_jax.annotation.wording import said
+from rlhf_jax.errors import UserError
 
 # By the protocol a judge speaks (`JudgeSpec.api`): below the address of the SDK's client.
 PATHS = {
@@ -26,35 +33,53 @@ PATHS = {
     "messages": "/v1/messages",
 }
 _CONNECT_TIMEOUT_S = 10.0
-_SHORT_KEY = 6  # So short a "key" is a placeholder, and may be part of any word.
-_RETRY_STATUS = frozenset({408, 409, 425, 429})
-_CROWDED = frozenset({408, 503, 529})
-_FATAL = {
-    401: "the key was refused; set a valid one",
-    402: "the account cannot pay; add credit",
-    403: "the key may not do this; check its permissions",
-    404: "no such model or address; check model and base_url",
-}
 
 
 class Endpoint:
-    """One provider at one address with one key: an SDK client that keeps its connections open."""
+    """One provider at one address with one key: an SDK client that keeps its connections open.
+
+    Errors: UserError for a key that no header can carry, an address or an environment that cannot be used.
+    """
 
     def __init__(self, address: Address, *, max_connections: int, timeout_s: float) -> None:
         self.address = address
-        self._key = address.key()
-        self._sdk = importlib.import_module(address.provider)
-        self._httpx = importlib.import_module("httpx2")
-        client = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[address.provider]
+        self._mask = Mask(address.secrets())
+        self._sdk = _package(address.provider)
+        self._httpx = _package("httpx2")
+        # A proxy from the environment must not get between us and a server on this machine.
+        loopback = urlsplit(address.url).hostname in ("127.0.0.1", "localhost", "::1")
+        if not loopback:
+            check_connections()
+        self._proxy = "" if loopback else proxy_variable(address.url)
+        try:
+            with hidden_from_clients():
+                self.client = self._client(max_connections, timeout_s, trust_env=not loopback)
+        except (ImportError, ValueError, OSError, self._httpx.InvalidURL) as error:
+            reason = self.clean(str(error)) or type(error).__name__
+            raise UserError(
+                f"{address.shown}: no client can be made for it ({reason}); "
+                "correct base_url, or the proxies and certificates in the environment"
+            ) from None
+
+    def _client(self, max_connections: int, timeout_s: float, *, trust_env: bool) -> Any:
         timeout = self._httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
         limits = self._httpx.Limits(
             max_connections=max_connections, max_keepalive_connections=max_connections
         )
-        # A proxy from the environment must not get between us and a server on this machine.
-        loopback = urlsplit(address.url).hostname in ("127.0.0.1", "localhost", "::1")
-        http = self._sdk.DefaultAsyncHttpxClient(limits=limits, timeout=timeout, trust_env=not loopback)
-        self.client = getattr(self._sdk, client)(
-            api_key=self._key, base_url=address.url, max_retries=0, timeout=timeout, http_client=http
+        courier = Courier(self.address)
+        self._httpx.URL(self.address.root)  # Refuses here what it would refuse request by request.
+        http = self._sdk.DefaultAsyncHttpxClient(
+            limits=limits, timeout=timeout, trust_env=trust_env, event_hooks={"request": [courier.check]}
+        )
+        kind = {"openai": "AsyncOpenAI", "anthropic": "AsyncAnthropic"}[self.address.provider]
+        further = {"open_telemetry": False} if self.address.provider == "anthropic" else {}
+        return getattr(self._sdk, kind)(
+            api_key=self.address.key(),
+            base_url=self.address.root,
+            max_retries=0,
+            timeout=timeout,
+            http_client=http,
+            **further,
         )
 
     async def close(self) -> None:
@@ -76,12 +101,33 @@ class Endpoint:
             raise self._status_error(error) from None
         except sdk.APIConnectionError as error:
             raise self._connection_error(error.__cause__ or error) from None
+        except Elsewhere as error:
+            raise self._connection_error(error) from None
         except self._httpx.HTTPError as error:
             raise Retryable(self.clean(str(error)) or type(error).__name__, may_cost=True) from None
         on_headers(response.headers)
-        answer = self.scrubbed(read_answer(api, response))
+        answer = self.read(api, self._payload(response), response.headers)
         latency_ms = (time.monotonic() - started) * 1e3
         return replace(answer, latency_ms=latency_ms, created_at=int(time.time() * 1000))
+
+    def read(self, api: str, payload: object, headers: Mapping[str, str]) -> Answer:
+        """The Answer in a payload that came with status 200; raises what `ask` does for one that is an error."""
+        if error_in(payload):
+            failed = self.fault(meant_status(payload), payload, headers)
+            usage = usage_of(api, payload)
+            if isinstance(failed, Retryable):
+                failed.usage, failed.may_cost = usage, usage is None
+            raise failed
+        return self._scrubbed(read_answer(api, payload))
+
+    def _payload(self, response: Any) -> object:
+        """The JSON of a response; words for what is none: nothing at all, a web page, half a text."""
+        try:
+            return json.loads(response.content.decode("utf-8", "replace"))
+        except ValueError:
+            words = said(response.content[:2000])[1].strip()
+            what = f"no JSON: {words}" if words else "it is empty"
+            raise Retryable(self.clean(f"malformed answer ({what})"), may_cost=True, of_row=True) from None
 
     async def call(self, action: Awaitable[Any]) -> Any:
         """The result of a call of the SDK, its errors as those of `ask`."""
@@ -92,6 +138,8 @@ class Endpoint:
             raise self._status_error(error) from None
         except sdk.APIConnectionError as error:
             raise self._connection_error(error.__cause__ or error) from None
+        except Elsewhere as error:
+            raise self._connection_error(error) from None
         except self._httpx.HTTPError as error:
             raise Retryable(self.clean(str(error)) or type(error).__name__) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -103,49 +151,49 @@ class Endpoint:
         options = {"content": data, "options": {"headers": headers}, "cast_to": self._httpx.Response}
         return (await self.client.post(path, **options)).json()
 
-    def _connection_error(self, cause: BaseException) -> Retryable:
+    def _connection_error(self, cause: BaseException) -> Retryable | EndpointError:
         reason = self.clean(str(cause)) or type(cause).__name__
-        nobody = isinstance(cause, (self._httpx.ConnectError, self._httpx.ConnectTimeout))
+        if isinstance(cause, Elsewhere):
+            return EndpointError(f"{self.address.shown}: {reason}; set base_url to that address", 307)
+        nobody = isinstance(
+            cause, (self._httpx.ConnectError, self._httpx.ConnectTimeout, self._httpx.ProxyError)
+        )
         late = isinstance(cause, self._httpx.TimeoutException)
+        if nobody and self._proxy:
+            reason = f"through the proxy of {self._proxy}: {reason}"
         return Retryable(reason, unreachable=nobody, crowded=late, may_cost=not nobody)
 
     def _status_error(self, error: Any) -> Exception:
-        return self.fault(error.status_code, error.body, error.response.headers)
+        body = error.body
+        if isinstance(body, str) or not body:
+            body = error.response.content.decode("utf-8", "replace")
+        return self.fault(error.status_code, body, error.response.headers)
 
     def fault(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:
         """What an error status means: EndpointError for the whole endpoint, Retryable or Rejected for a request."""
-        code, message = _error_fields(body)
-        said = self.clean(f"{status} {code} {message}" if code else f"{status} {message}")
-        no_quota = status == 429 and "insufficient_quota" in (code, message)
-        if status in _FATAL or no_quota:
-            mend = _FATAL[402] if no_quota else _FATAL[status]
-            key = f" (key from {self.address.api_key_env})" if self.address.api_key_env else ""
-            return EndpointError(f"{self.address.shown}{key}: {said}; {mend}", status)
-        if status in _RETRY_STATUS or status >= 500:
-            wait_s, crowded = retry_after(headers), status in _CROWDED
-            return Retryable(said, wait_s=wait_s, rate_limit=status == 429, crowded=crowded)
-        return Rejected(said)
+        key = f" (key from {self.address.api_key_env})" if self.address.api_key_env else ""
+        return fault(self.address.shown + key, status, body, headers, self.clean)
 
-    def scrubbed(self, answer: Answer) -> Answer:
-        """The answer without the key, should a server repeat what it was sent."""
-        if len(self._key) <= _SHORT_KEY:
+    def _scrubbed(self, answer: Answer) -> Answer:
+        """The answer without the key, should a server repeat what it was sent, and with valid text only."""
+        names = ("text", "model", "request_id", "system_fingerprint", "finish_reason", "refusal")
+        given = {name: value for name in names if (value := getattr(answer, name))}
+        clean = {name: self._mask.text(valid_text(value)) for name, value in given.items()}
+        if clean == given:
             return answer
-        texts = ("text", "model", "request_id", "system_fingerprint", "finish_reason", "refusal")
-        found = {name: value for name in texts if self._key in (value := getattr(answer, name) or "")}
-        return replace(answer, **{name: value.replace(self._key, "***") for name, value in found.items()})
+        # The tokens may have the key in pieces.
+        tops = answer.top_logprobs if clean.get("text") == valid_text(answer.text) else None
+        return replace(answer, **clean, top_logprobs=tops)
 
     def clean(self, text: str) -> str:
         """One short line without the key, whole or abridged as providers quote it."""
-        text = " ".join(text.split())
-        text = text.replace(self._key, "***") if len(self._key) > _SHORT_KEY else text
-        return re.sub(r"\bsk-[\w*.-]{4,}", "***", text)[:300]
+        return self._mask.line(text)
 
 
-def _error_fields(body: object) -> tuple[str, str]:
-    """The provider's code and message: {"error": {...}} or the inner mapping, whichever the SDK gives."""
-    if isinstance(body, dict):
-        inner = body.get("error", body)
-        if isinstance(inner, dict):
-            return str(inner.get("code") or inner.get("type") or ""), str(inner.get("message") or "")
-        return "", str(inner)
-    return "", str(body or "")
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"judges: the package {error.name} is not installed; pip install -r requirements-annotation.txt"
+        ) from None

@@ -6,6 +6,7 @@ import math
 from rlhf_jax.errors import UserError
 
 _REQUIRED = object()
+_NOT_REPEATED = ("api_key_env", "base_url")
 _WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a mapping", list: "a list"}
 
 
@@ -43,7 +44,9 @@ class Fields:
         if not isinstance(value, kind) or isinstance(value, bool):
             kinds = kind if isinstance(kind, tuple) else (kind,)
             wanted = " or ".join(dict.fromkeys(_WORDS.get(k, "null") for k in kinds))
-            raise UserError(f"{self.where}: {name}: found {value!r}; it must be {wanted}")
+            # What stands where a key or an address should may be one.
+            shown = type(value).__name__ if name in _NOT_REPEATED else repr(value)
+            raise UserError(f"{self.where}: {name}: found {shown}; it must be {wanted}")
         return value
 
     def text(self, name: str, *, default: object = _REQUIRED, empty: bool = False) -> str:

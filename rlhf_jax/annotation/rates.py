@@ -216,13 +216,13 @@ def read_limit(headers: Mapping[str, str], provider: str, kind: str) -> tuple[fl
         return None
     if not limit > 0:
         return None
-    per_s, full_in = limit / 60.0, _seconds(reset)
+    per_s, full_in = limit / 60.0, span_s(reset)
     if full_in and full_in > 60.0 and remaining < limit:
         per_s = min(per_s, (limit - remaining) / full_in)
     return limit, max(0.0, min(remaining, limit)), per_s
 
 
-def _seconds(reset: str | None) -> float | None:
+def span_s(reset: str | None) -> float | None:
     """Seconds of "6m0s", "20ms", "1.5s" (OpenAI) or until an RFC 3339 time (Anthropic)."""
     if not reset:
         return None

@@ -1,62 +1,68 @@
-"""From what a provider sent to an `Answer`: one reader for each protocol a judge may speak (`JudgeSpec.api`)."""
+"""From what a provider sent to an `Answer`: one reader for each protocol a judge may speak (`JudgeSpec.api`).
+
+Endpoints that say they speak a protocol send what they like. What can be understood is read, a count or a word of
+another kind is unknown, and what holds no answer is a fault of this request.
+"""
 
 import json
 import math
-from dataclasses import fields
-from typing import Any
+from collections.abc import Iterable
 
-from rlhf_jax.annotation.answers import Answer, Usage
+from rlhf_jax.annotation.answers import BROKEN_OFF, Answer, Usage
 from rlhf_jax.annotation.retries import Retryable
+from rlhf_jax.annotation.usage import counts_of
+
+_TEXTS = ("text", "output_text")
+_REFUSALS = ("refusal",)
 
 
-def read_answer(api: str, response: Any) -> Answer:
-    """The Answer in a response with status 200: an HTTP response, or a payload out of a batch's results.
+def read_answer(api: str, payload: object) -> Answer:
+    """The Answer in the payload of a response with status 200, or out of a batch's results.
 
     Errors: Retryable with the usage, if the provider told it, for what cannot be understood.
     """
-    payload = None
+    usage = usage_of(api, payload)
     try:
-        payload = response if isinstance(response, dict) else response.json()
-        return Answer(**_READERS[api](payload))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        usage = _usage(api, payload)
-        said = f"malformed answer ({type(error).__name__})"
-        raise Retryable(said, usage=usage, may_cost=usage is None) from None
+        answer = Answer(**_READERS[api](payload))
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        reason = f"malformed answer ({type(error).__name__})"
+        raise Retryable(reason, usage=usage, may_cost=usage is None, of_row=True) from None
+    if answer.finish_reason in BROKEN_OFF:
+        reason = f"the answer broke off ({answer.finish_reason}){_words(payload)}"
+        raise Retryable(reason, usage=usage, may_cost=usage is None, of_row=True)
+    return answer
 
 
-def _usage(api: str, payload: object) -> Usage | None:
-    """The tokens of an answer that is otherwise of no use."""
-    try:
-        tokens = _TOKENS[api](payload["usage"])
-    except (KeyError, TypeError, AttributeError):
+def usage_of(api: str, payload: object) -> Usage | None:
+    """The tokens of an answer that is otherwise of no use, None unless both sides are told."""
+    told = counts_of(api, payload.get("usage") if isinstance(payload, dict) else None)
+    if told["tokens_in"] is None or told["tokens_out"] is None:
         return None
-    counts = [tokens[field.name] for field in fields(Usage)]
-    known = all(count is None or isinstance(count, int) for count in counts)
-    return Usage(*counts) if known and None not in (counts[0], counts[2]) else None
+    return Usage(told["tokens_in"], told["tokens_cached"], told["tokens_out"], told["tokens_cache_write"])
+
+
+def _words(payload: dict) -> str:
+    """What a choice says about its own end (`error` beside its message)."""
+    choices = payload.get("choices")
+    told = choices[0].get("error") if choices and isinstance(choices[0], dict) else None
+    words = told.get("message") if isinstance(told, dict) else told
+    return f": {words}" if words else ""
 
 
 def _read_chat(payload: dict) -> dict:
     choice = payload["choices"][0]
-    message = choice["message"]
-    content = (choice.get("logprobs") or {}).get("content")
-    return _chat_tokens(payload.get("usage") or {}) | {
-        "text": _text(message.get("content") or message.get("refusal") or ""),
-        "finish_reason": choice.get("finish_reason") or "stop",
-        "refusal": "refusal" if message.get("refusal") else None,
-        "top_logprobs": _top_logprobs(content),
-        "model": payload.get("model") or "",
-        "system_fingerprint": payload.get("system_fingerprint"),
-        "request_id": payload.get("id"),
-    }
-
-
-def _chat_tokens(usage: dict) -> dict:
-    return {
-        "tokens_in": usage.get("prompt_tokens"),
-        "tokens_cached": (usage.get("prompt_tokens_details") or {}).get("cached_tokens"),
-        "tokens_out": usage.get("completion_tokens"),
-        "tokens_reasoning": (usage.get("completion_tokens_details") or {}).get("reasoning_tokens"),
-        "tokens_cache_write": None,
+    message = choice.get("message") or {"content": choice["text"]}
+    logprobs = choice.get("logprobs")
+    refusal = _parts(message.get("refusal"), _TEXTS) or _parts(message.get("content"), _REFUSALS)
+    text = _parts(message.get("content"), _TEXTS)
+    return counts_of("chat", payload.get("usage")) | {
+        "text": text or refusal,
+        "finish_reason": _word(choice.get("finish_reason")) or "stop",
+        "refusal": "refusal" if refusal else None,
+        "top_logprobs": _top_logprobs(logprobs.get("content") if isinstance(logprobs, dict) else None),
+        "model": _word(payload.get("model")) or "",
+        "system_fingerprint": _word(payload.get("system_fingerprint")),
+        "request_id": _word(payload.get("id")),
     }
 
 
@@ -68,14 +74,16 @@ def _read_responses(payload: dict) -> dict:
     logprobs = [token for part in parts for token in part.get("logprobs") or ()]
     if payload.get("status") == "failed":
         raise ValueError("the response says that it failed")
-    stopped = (payload.get("incomplete_details") or {}).get("reason") or "stop"
-    return _io_tokens(payload.get("usage") or {}) | {
+    stopped = _word((payload.get("incomplete_details") or {}).get("reason")) or "stop"
+    if stopped == "stop" and payload.get("status") in ("incomplete", "cancelled"):
+        stopped = payload["status"]
+    return counts_of("responses", payload.get("usage")) | {
         "text": "".join(texts or refusals),
         "finish_reason": {"max_output_tokens": "length"}.get(stopped, stopped),
         "refusal": "refusal" if refusals else None,
         "top_logprobs": _top_logprobs(logprobs),
-        "model": payload.get("model") or "",
-        "request_id": payload.get("id"),
+        "model": _word(payload.get("model")) or "",
+        "request_id": _word(payload.get("id")),
     }
 
 
@@ -88,12 +96,12 @@ def _read_decisions(payload: dict) -> dict:
     verdicts = [None if a["type"] == "refusal" else a[_VERDICTS[a["type"]]] for a in answers]
     if not answers:
         raise ValueError("no answers")
-    return _io_tokens(payload.get("usage") or {}) | {
+    return counts_of("decisions", payload.get("usage")) | {
         "text": _decided(verdicts[0]) if len(verdicts) == 1 else json.dumps(verdicts),
         "refusal": "refusal" if all(verdict is None for verdict in verdicts) else None,
         "top_logprobs": tuple(_as_logprobs(answer) for answer in answers),
-        "model": payload.get("model") or "",
-        "request_id": payload.get("id"),
+        "model": _word(payload.get("model")) or "",
+        "request_id": _word(payload.get("id")),
     }
 
 
@@ -115,52 +123,69 @@ def _as_logprobs(answer: dict) -> tuple:
     return tuple((value, math.log(p)) for value, p in pairs if p > 0.0)
 
 
-def _io_tokens(usage: dict) -> dict:
-    return {
-        "tokens_in": usage.get("input_tokens"),
-        "tokens_cached": (usage.get("input_tokens_details") or {}).get("cached_tokens"),
-        "tokens_out": usage.get("output_tokens"),
-        "tokens_reasoning": (usage.get("output_tokens_details") or {}).get("reasoning_tokens"),
-        "tokens_cache_write": None,
-    }
-
-
-def _top_logprobs(content: list | None) -> tuple | None:
-    if not content:
-        return None
-    return tuple(
-        tuple((top["token"], float(top["logprob"])) for top in token.get("top_logprobs") or ())
-        for token in content
-    )
-
-
 def _read_messages(payload: dict) -> dict:
-    stopped = payload.get("stop_reason") or "end_turn"
-    details = payload.get("stop_details") or {}
-    return _messages_tokens(payload.get("usage") or {}) | {
-        "text": _text("".join(block["text"] for block in payload["content"] if block["type"] == "text")),
+    stopped = _word(payload.get("stop_reason")) or "end_turn"
+    details = payload.get("stop_details")
+    category = _word(details.get("category")) if isinstance(details, dict) else None
+    if payload["content"] is None:
+        raise ValueError("no content")
+    return counts_of("messages", payload.get("usage")) | {
+        "text": _parts(payload["content"], _TEXTS),
         "finish_reason": stopped,
-        "refusal": (details.get("category") or "refusal") if stopped == "refusal" else None,
-        "model": payload.get("model") or "",
-        "request_id": payload.get("id"),
+        "refusal": (category or "refusal") if stopped == "refusal" else None,
+        "model": _word(payload.get("model")) or "",
+        "request_id": _word(payload.get("id")),
     }
 
 
-def _messages_tokens(usage: dict) -> dict:
-    counts = [usage.get(f"{kind}input_tokens") for kind in ("", "cache_read_", "cache_creation_")]
-    return {
-        "tokens_in": None if counts[0] is None else sum(count or 0 for count in counts),
-        "tokens_cached": counts[1],
-        "tokens_out": usage.get("output_tokens"),
-        "tokens_reasoning": (usage.get("output_tokens_details") or {}).get("thinking_tokens"),
-        "tokens_cache_write": counts[2],
-    }
+def _parts(content: object, kinds: Iterable[str]) -> str:
+    """The text of a message: text itself, or the parts of these kinds (thoughts and tool calls are none) in a row."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content if kinds is _TEXTS else ""
+    parts = [content] if isinstance(content, dict) else content
+    if not isinstance(parts, list):
+        raise TypeError(f"the answer's text is {type(content).__name__}")
+    return "".join(_part(part, kinds) for part in parts)
+
+
+def _part(part: object, kinds: Iterable[str]) -> str:
+    if isinstance(part, str):
+        return part if kinds is _TEXTS else ""
+    kind = part.get("type") or "text"
+    if kind not in kinds:
+        return ""
+    return _text(part["refusal"] if kind == "refusal" else part["text"])
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict) and isinstance(value.get("value"), str):
+        return value["value"]
     if not isinstance(value, str):
         raise TypeError(f"the answer's text is {type(value).__name__}")
     return value
+
+
+def _word(value: object) -> str | None:
+    """A provider's word; what is no text is written as it stood, so that it is neither lost nor in the way."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)[:200]
+
+
+def _top_logprobs(content: object) -> tuple | None:
+    """One entry per token; alternatives that are no pair of a text and a number are left out."""
+    if not content or not isinstance(content, list):
+        return None
+    return tuple(tuple(_alternatives(token)) for token in content)
+
+
+def _alternatives(token: object) -> Iterable[tuple[str, float]]:
+    tops = token.get("top_logprobs") if isinstance(token, dict) else None
+    for top in tops if isinstance(tops, list) else ():
+        try:
+            yield _text(top["token"]), float(top["logprob"])
+        except (KeyError, TypeError, ValueError, OverflowError):
+            continue
 
 
 _READERS = {
@@ -168,10 +193,4 @@ _READERS = {
     "responses": _read_responses,
     "decisions": _read_decisions,
     "messages": _read_messages,
-}
-_TOKENS = {
-    "chat": _chat_tokens,
-    "responses": _io_tokens,
-    "decisions": _io_tokens,
-    "messages": _messages_tokens,
 }

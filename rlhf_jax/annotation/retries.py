@@ -10,11 +10,9 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Protocol
 
-from rlhf_jax.annotation.answers import Answer, Failure, Usage
+from rlhf_jax.annotation.answers import API_ERROR, FILTERED, Answer, Failure, Usage
 from rlhf_jax.annotation.rates import Lane
 from rlhf_jax.errors import UserError
 
@@ -23,12 +21,18 @@ class Fault(Exception):  # noqa: N818 - not an error yet
     """An attempt that brought no answer. `usage`: the tokens it used, where the provider told.
 
     may_cost: it may have been billed although nobody told how much (an answer that came garbled or not at all).
+    of_row: what was asked or answered is the reason, and says nothing against the endpoint.
+    row_status: what the row gets when no other attempt brings an answer.
     """
 
-    def __init__(self, reason: str, *, usage: Usage | None = None, may_cost: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, usage: Usage | None = None, may_cost: bool = False, of_row: bool = False
+    ) -> None:
         super().__init__(reason)
         self.usage = usage
         self.may_cost = may_cost
+        self.of_row = of_row
+        self.row_status = API_ERROR
 
 
 class Retryable(Fault):
@@ -48,8 +52,9 @@ class Retryable(Fault):
         unreachable: bool = False,
         usage: Usage | None = None,
         may_cost: bool = False,
+        of_row: bool = False,
     ) -> None:
-        super().__init__(reason, usage=usage, may_cost=may_cost)
+        super().__init__(reason, usage=usage, may_cost=may_cost, of_row=of_row)
         self.wait_s = wait_s
         self.rate_limit = rate_limit
         self.crowded = crowded or rate_limit
@@ -57,7 +62,11 @@ class Retryable(Fault):
 
 
 class Rejected(Fault):
-    """The endpoint will never answer this request (too long, not allowed)."""
+    """The endpoint will never answer this request (too long, not allowed); `status` is the HTTP status."""
+
+    def __init__(self, reason: str, *, status: int = 0, of_row: bool = False) -> None:
+        super().__init__(reason, of_row=of_row)
+        self.status = status
 
 
 class EndpointError(UserError):
@@ -77,6 +86,8 @@ class RetryPolicy:
     base_s, cap_s: attempt n waits a uniform time in [0, min(cap_s, base_s * 2**n)] seconds.
     longest_wait_s: a server that asks for more ends the run.
     failures_in_a_row: requests that may fail for good, with no success between them, before the run ends.
+        Filtered ones do not count, nor, where the endpoint has answered before, those that failed before or
+        are themselves the reason: a rerun of the few rows nobody answers comes to its end.
     """
 
     attempts: int = 7
@@ -92,19 +103,13 @@ class RetryPolicy:
         return random.uniform(0.0, min(self.cap_s, self.base_s * 2**attempt))
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds the server asks to wait: retry-after-ms, or Retry-After in seconds or as an HTTP date."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1e3)
-        value = headers.get("retry-after")
-        if value is None:
-            return None
-        if value.strip().replace(".", "", 1).isdigit():
-            return float(value)
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
+def _mend_of(reason: str) -> str:
+    """What to do about a connection that cannot be made."""
+    if "CERTIFICATE_VERIFY" in reason:
+        return "set SSL_CERT_FILE to the file of the authority that signed its certificate"
+    if "proxy" in reason.lower():
+        return "start the server, or correct the proxy in that environment variable or base_url"
+    return "start the server or correct base_url"
 
 
 Headers = Callable[[Mapping[str, str]], None]
@@ -118,24 +123,43 @@ class Asker(Protocol):
 
 
 class Patient:
-    """Asks an endpoint with retries and keeps its health. One per lane, for many tasks of one loop."""
+    """Asks an endpoint with retries and keeps its health. One per lane, for many tasks of one loop.
 
-    def __init__(self, endpoint: Asker, api: str, url: str, policy: RetryPolicy, lane: Lane) -> None:
+    worked: whether it has answered in an earlier run.
+    """
+
+    def __init__(
+        self,
+        endpoint: Asker,
+        api: str,
+        url: str,
+        policy: RetryPolicy,
+        lane: Lane,
+        *,
+        worked: bool = False,
+    ) -> None:
         self._endpoint = endpoint
         self._api = api
         self._url = url
         self._policy = policy
         self._lane = lane
         self._last_success = -1.0
+        self._worked = worked
         self._failed_in_a_row = 0
         self.retries = 0
 
     async def ask(
-        self, body: dict, on_failure: Callable[[Fault], None], tokens: tuple[float, float] = (0.0, 0.0)
+        self,
+        body: dict,
+        on_failure: Callable[[Fault], bool | None],
+        tokens: tuple[float, float] = (0.0, 0.0),
+        *,
+        failed_before: bool = False,
     ) -> Answer | Failure:
         """An answer, or a Failure after the last attempt; `on_failure` hears of every failed attempt.
 
-        tokens: about how many go in and come out. Errors: UserError when the endpoint as a whole does not work.
+        When it says False there is no further one. tokens: about how many go in and come out. failed_before: an
+        earlier run could not get an answer. Errors: UserError when the endpoint as a whole does not work.
         """
         began, attempt, limited = time.monotonic(), 0, 0
         while True:
@@ -144,17 +168,19 @@ class Patient:
                 answer = await self._attempt(body, tokens)
             except Rejected as error:
                 on_failure(error)
-                return self._give_up(str(error), attempt)
+                return self._give_up(error, attempt, failed_before)
             except Retryable as error:
-                on_failure(error)
+                go_on = on_failure(error)
                 reason = error
             else:
-                self._last_success, self._failed_in_a_row = time.monotonic(), 0
+                self._last_success, self._failed_in_a_row, self._worked = time.monotonic(), 0, True
                 return answer if attempt == 1 else replace(answer, n_attempts=attempt)
+            if go_on is False:
+                return Failure(str(reason), attempt)
             limited += reason.rate_limit
             self._check_reachable(reason, attempt, began)
             if attempt - limited >= self._policy.attempts or limited >= self._policy.rate_limited_attempts:
-                return self._give_up(str(reason), attempt)
+                return self._give_up(reason, attempt, failed_before)
             self.retries += 1
             await self._wait(reason, attempt - 1)
 
@@ -188,14 +214,20 @@ class Patient:
         if reason.unreachable and enough and self._last_success < began:
             raise UserError(
                 f"{self._url}: cannot be reached in {attempts} attempts ({reason}); "
-                "start the server or correct base_url, then run again"
+                f"{_mend_of(str(reason))}, then run again"
             )
 
-    def _give_up(self, reason: str, attempts: int) -> Failure:
-        self._failed_in_a_row += 1
+    def _give_up(self, fault: Fault, attempts: int, failed_before: bool) -> Failure:
+        self._failed_in_a_row += self._counts(fault, failed_before)
         if self._failed_in_a_row >= self._policy.failures_in_a_row:
             raise UserError(
-                f"{self._url}: {self._failed_in_a_row} requests in a row failed, the last with: {reason}; "
+                f"{self._url}: {self._failed_in_a_row} requests in a row failed, the last with: {fault}; "
                 "mend the judge's settings or wait, then run again"
             )
-        return Failure(reason, attempts)
+        return Failure(str(fault), attempts, fault.row_status)
+
+    def _counts(self, fault: Fault, failed_before: bool) -> bool:
+        """Whether a request that failed for good speaks against the endpoint or the judge's settings."""
+        if fault.row_status == FILTERED:
+            return False
+        return not (self._worked and (failed_before or fault.of_row))

@@ -1,7 +1,9 @@
-"""What a judge's fields may be only because of one another."""
+"""What a judge's fields may be because of one another, and because keys do not belong into its file."""
 
+import re
 from typing import TYPE_CHECKING
 
+from rlhf_jax.annotation.addresses import check_url, is_symbolic, shown_variable
 from rlhf_jax.annotation.contracts import PAIRWISE, SEEDED
 from rlhf_jax.annotation.parsing import ONE_EXAMPLE
 from rlhf_jax.errors import UserError
@@ -40,3 +42,44 @@ def check_together(spec: "JudgeSpec", where: str) -> None:
         raise UserError(f"{where}: max_tokens: not given; Claude's API requires it, e.g. 1024")
     if spec.parser.name == "logprob" and spec.top_logprobs is None:
         raise UserError(f"{where}: top_logprobs: not given; the logprob parser needs it, e.g. 5")
+
+
+# Fields of a request in which gateways take keys; the request's settings are kept with every label.
+_KEYS_IN_BODIES = re.compile(
+    r"(?i)(api[_-]?|access[_-]?|auth[_-]?)(key|token)|authorization|password|secret|bearer"
+)
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+def check_way(spec: "JudgeSpec", where: str) -> None:
+    """The address and the key. Errors: UserError that begins with `where` and repeats no key or password."""
+    if spec.base_url and not is_symbolic(spec.base_url):
+        check_url(f"{where}: base_url", spec.base_url)
+    if spec.api_key_env and not _NAME.fullmatch(spec.api_key_env):
+        raise UserError(
+            f"{where}: api_key_env: no environment variable can have the name {_masked(spec.api_key_env)}; "
+            "put the key into a variable, e.g. OPENAI_API_KEY, and write that name here"
+        )
+    found = _key_field(spec.extra_body)
+    if found:
+        raise UserError(
+            f"{where}: extra_body.{found}: a key here would be kept with every label; give it by api_key_env"
+        )
+
+
+def _masked(name: str) -> str:
+    return shown_variable(name).removeprefix("of that name ")
+
+
+def _key_field(body: object, path: str = "") -> str:
+    """The first field of a request that is named like a key, "" for none."""
+    if isinstance(body, list | tuple):
+        return next((found for item in body if (found := _key_field(item, path))), "")
+    if not hasattr(body, "items"):
+        return ""
+    for name, value in body.items():
+        if isinstance(value, str) and _KEYS_IN_BODIES.fullmatch(str(name)):
+            return f"{path}{name}"
+        if found := _key_field(value, f"{path}{name}."):
+            return found
+    return ""

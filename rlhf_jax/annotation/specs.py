@@ -11,13 +11,15 @@ from pathlib import Path
 
 import yaml
 
+from rlhf_jax.annotation.addresses import public
 from rlhf_jax.annotation.contracts import KINDS, ORDERS, PAIRWISE, SEEDED
 from rlhf_jax.annotation.costs import Price, read_price
 from rlhf_jax.annotation.fields import Fields
 from rlhf_jax.annotation.parser_fields import read_parser
 from rlhf_jax.annotation.parsing import PARSER_VERSION, ParserSpec
 from rlhf_jax.annotation.prompts import PromptTemplate, read_template
-from rlhf_jax.annotation.spec_checks import check_together
+from rlhf_jax.annotation.spec_checks import check_together, check_way
+from rlhf_jax.annotation.texts import valid_values
 from rlhf_jax.errors import UserError
 
 PROVIDERS = ("openai", "anthropic")
@@ -85,7 +87,9 @@ class JudgeSpec:
         """16 hex digits of a hash over all that can change a label; name, key and price cannot."""
         identity = {
             "provider": self.provider,
-            "base_url": self.base_url,
+            "base_url": public(self.base_url)
+            if "@" in self.base_url or "?" in self.base_url
+            else self.base_url,
             "model": self.model,
             "template": self.prompt.sha,
             "template_vars": dict(self.prompt.variables),
@@ -156,11 +160,22 @@ def _read_yaml(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a judge or pool file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML ({problem}); mend the line it names") from None
+        raise UserError(f"{path}: not valid YAML ({_problem(error)}); mend the line it names") from None
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds {type(loaded).__name__}, not fields; start with `name: ...`")
-    return loaded
+    return valid_values(loaded)
+
+
+def _problem(error: Exception) -> str:
+    """What is wrong and where; the line itself may hold a key and is not repeated."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return (
+            " ".join(str(error).split())[:200]
+            if isinstance(error, UnicodeDecodeError)
+            else "it cannot be read"
+        )
+    return f"{getattr(error, 'problem', None) or 'it cannot be read'}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def _entry(where: str, entry: object, defaults: dict, folder: Path) -> tuple[JudgeSpec, float]:
@@ -207,6 +222,7 @@ def _judge(fields: Fields, folder: Path) -> JudgeSpec:
         question=fields.text("question", default="", empty=True),
     )
     fields.done()
+    check_way(spec, fields.where)
     check_together(spec, fields.where)
     return spec
 

@@ -57,6 +57,7 @@ class FakeServer:
         self.asked: Counter = Counter()
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
+        self.paths: list[str] = []
         self.most_at_once = 0
         self._at_once = 0
         self._lock = threading.Lock()
@@ -94,6 +95,7 @@ class FakeServer:
             wbufsize = -1
 
             def do_POST(self) -> None:
+                fake.paths.append(self.path)
                 raw = self.rfile.read(int(self.headers["content-length"]))
                 said = fake._answer(raw, {name.lower(): value for name, value in self.headers.items()})
                 status, headers, payload = said if isinstance(said, tuple) else (200, {}, said)

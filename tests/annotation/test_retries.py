@@ -11,7 +11,8 @@ from annotation_helpers import QUICK
 
 from rlhf_jax.annotation.answers import Answer, Failure
 from rlhf_jax.annotation.rates import Concurrency, Lane
-from rlhf_jax.annotation.retries import Patient, Rejected, Retryable, RetryPolicy, retry_after
+from rlhf_jax.annotation.retries import Patient, Rejected, Retryable, RetryPolicy
+from rlhf_jax.annotation.waits import retry_after
 from rlhf_jax.errors import UserError
 
 

@@ -1,0 +1,65 @@
+"""What goes over the wire, checked request by request: keys and questions go to the judge's own address only."""
+
+import base64
+from typing import Any
+from urllib.parse import urlsplit
+
+from rlhf_jax.annotation.addresses import Address
+
+_FOR_ANYBODY = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
+_AZURE = ".azure.com"
+
+
+class Elsewhere(Exception):  # noqa: N818 - what a server wants, not a fault of ours
+    """A server would have a request sent to another host."""
+
+
+class Courier:
+    """A hook of the HTTP client. It sees every request, also those that follow a redirect or a link in an answer."""
+
+    def __init__(self, address: Address) -> None:
+        self._query = address.query
+        self._own = _origin(address.url)
+        self._headers = _credentials(address)
+
+    async def check(self, request: Any) -> None:
+        """Give a request to the own address its key and query, take all that is ours from one to another address.
+
+        Errors: Elsewhere for a request with content: neither key nor questions go to a host nobody named.
+        """
+        if _origin(str(request.url)) == self._own:
+            if self._query:
+                request.url = request.url.copy_merge_params(self._query)
+            for name, value in self._headers.items():
+                request.headers.pop(name, None)
+                if value:
+                    request.headers[name] = value
+            return
+        if request.method != "GET":
+            target = request.url
+            raise Elsewhere(
+                f"it sends requests on to {target.scheme}://{target.netloc.decode()}{target.path}"
+            )
+        for name in set(request.headers) - _FOR_ANYBODY:
+            del request.headers[name]
+
+
+def _credentials(address: Address) -> dict[str, str]:
+    """Headers that differ from what the client sends by itself; "" is one to leave out."""
+    if address.login is not None:
+        login = base64.b64encode(":".join(address.login).encode()).decode()
+        return {"authorization": f"Basic {login}"}
+    host, key = urlsplit(address.url).hostname or "", address.key()
+    if address.provider == "openai" and host.endswith(_AZURE) and key.count(".") != 2:
+        # Azure takes keys in a header of its own; only tokens, which have three parts, are bearers there.
+        return {"authorization": "", "api-key": key}
+    return {}
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parts = urlsplit(url)
+    return (
+        parts.scheme,
+        (parts.hostname or "").lower(),
+        parts.port or {"http": 80, "https": 443}.get(parts.scheme),
+    )

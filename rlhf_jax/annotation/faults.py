@@ -1,0 +1,177 @@
+"""What an endpoint's refusal means: for one request, for the whole endpoint, or only for now.
+
+Providers say the same thing in many forms, under other status codes, and some under status 200. Their words are
+kept, and what they mean is decided here, once for online requests and for the lines of a batch.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+
+from rlhf_jax.annotation.answers import FILTERED
+from rlhf_jax.annotation.retries import EndpointError, Rejected, Retryable
+from rlhf_jax.annotation.waits import retry_after
+from rlhf_jax.annotation.wording import said
+
+_RETRY_STATUS = frozenset({408, 409, 425, 429})
+_CROWDED = frozenset({408, 503, 529})
+_MEND = {
+    401: "the key was refused; set a valid one",
+    402: "the account cannot pay; add credit",
+    403: "the key may not do this; check its permissions",
+    404: "no such model or address; check model and base_url",
+    405: "nothing there answers this call; check base_url and api",
+    407: "the proxy wants a password; put it into the proxy's environment variable",
+    410: "it is gone; choose another model",
+    501: "nothing there answers this call; check base_url and api",
+}
+_REGION = "the provider does not serve this country or region"
+_REDIRECT = "it sends requests elsewhere; set base_url to the address it names"
+
+# Words of providers that say what happened whatever the status code is.
+_CODES = {
+    "insufficient_quota": 402,
+    "billing_hard_limit_reached": 402,
+    "billing_not_active": 402,
+    "billing_error": 402,
+    "insufficient_balance": 402,
+    "insufficient_credits": 402,
+    "payment_required": 402,
+    "invalid_api_key": 401,
+    "invalid_authentication": 401,
+    "authentication_error": 401,
+    "account_deactivated": 401,
+    "unauthenticated": 401,
+    "permission_error": 403,
+    "permission_denied": 403,
+    "unsupported_country_region_territory": 403,
+    "model_not_found": 404,
+    "not_found_error": 404,
+    "deploymentnotfound": 404,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "overloaded_error": 529,
+    "timeout_error": 504,
+    "api_error": 500,
+    "server_error": 500,
+    "internal_server_error": 500,
+    "invalid_request_error": 400,
+    "request_too_large": 413,
+}
+_FLAG_CODES = frozenset(
+    {
+        *("content_filter", "content_filtered", "content_policy_violation", "responsibleaipolicyviolation"),
+        *(
+            "moderation_blocked",
+            "content_blocked",
+            "content_moderation",
+            "input_moderation",
+            "invalid_prompt",
+        ),
+        *("data_inspection_failed", "datainspectionfailed", "guardrail_intervened", "prohibited_content"),
+    }
+)
+# The whole of a code, for as part of a sentence they say nothing.
+_SHORT_FLAG_CODES = frozenset({"safety", "flagged", "1301"})
+_FLAGGED = re.compile(
+    r"content[ _-]?(management )?(policy|filter)|\bflagged\b|requires moderation|safety (system|filter|polic)"
+    r"|responsible ai|prohibited content|content exists risk|inappropriate content|guardrail|sensitive (content|words)"
+    r"|violat\w* .{0,60}polic",
+    re.IGNORECASE,
+)
+_ACCOUNT = re.compile(
+    r"\b(account|organi[sz]ation|access|api[ _-]?key|project)\b.{0,80}"
+    r"\b(flagged|suspended|terminated|deactivated|disabled|banned|blocked|restricted)\b",
+    re.IGNORECASE,
+)
+_NO_CREDIT = re.compile(
+    r"credit balance is too low|(requires|need|add) more credits|out of credits|(insufficient|not enough) "
+    r"(credit|balance|fund)|billing (hard )?limit|payment required|account is (not active|in arrears)"
+    r"|key limit exceeded|spend(ing)? limit",
+    re.IGNORECASE,
+)
+_NO_MODEL = re.compile(
+    r"\bmodel\b.{0,80}(does not exist|not found|not exist|is not supported)|(no such|unknown) model|not a valid model",
+    re.IGNORECASE,
+)
+_REGIONS = re.compile(r"\b(country|countries|region|territory|location)\b.{0,40}\b(not|un)\s?(supported|available)"
+                      r"|not (supported|available) in your (country|region|location)", re.IGNORECASE)  # fmt: skip
+_TOO_LONG = re.compile(
+    r"context[ _](length|window)|prompt is too long|too many tokens|string_above_max_length|request too large"
+    r"|reduce the length|exceeds .{0,40}\b(tokens|context|length)",
+    re.IGNORECASE,
+)
+
+
+class Filtered(Rejected):
+    """The provider's filter took the request for something it does not answer: that row's own status."""
+
+    def __init__(self, reason: str, *, status: int = 0) -> None:
+        super().__init__(reason, status=status, of_row=True)
+        self.row_status = FILTERED
+
+
+def error_in(payload: object) -> bool:
+    """Whether what came with status 200 is an error all the same."""
+    if not isinstance(payload, dict) or not (payload.get("error") or payload.get("type") == "error"):
+        return payload.get("status") == "failed" if isinstance(payload, dict) else False
+    return not any(payload.get(name) for name in ("choices", "content", "output", "answers"))
+
+
+def meant_status(payload: dict) -> int:
+    """The status code that an error under status 200 stands for; 500, which passes, where it does not say."""
+    told = payload.get("error") if isinstance(payload.get("error"), dict) else payload
+    numbers = (told.get(name) for name in ("code", "status", "status_code", "http_code"))
+    found = next((int(n) for n in numbers if str(n).isdigit() and 400 <= int(n) < 600), None)
+    return found or _CODES.get(said(payload)[0].lower(), 500)
+
+
+def fault(
+    where: str, status: int, body: object, headers: Mapping[str, str], line: Callable[[str], str]
+) -> EndpointError | Retryable | Rejected:
+    """What an error status means. where: the address as it may be shown; line: makes words fit for a message.
+
+    EndpointError for the whole endpoint, Filtered and Rejected for this request, Retryable for now.
+    """
+    code, message = said(body)
+    words = line(
+        " ".join(part for part in (str(status), code if code != str(status) else "", message) if part)
+    )
+    about_account = bool(_ACCOUNT.search(message))
+    if status not in (401, 402, 404, 429) and not about_account and _is_flagged(status, code, message):
+        return Filtered(words, status=status)
+    meant = _meaning(status, code.lower(), message, about_account)
+    if meant is not None:
+        mend = _REGION if meant == 403 and _is_region(code, message) else _MEND.get(meant, _REDIRECT)
+        return EndpointError(f"{where}: {words}; {mend}", status)
+    if status in _RETRY_STATUS or status >= 500:
+        wait_s = retry_after(headers, message if status == 429 else "")
+        return Retryable(words, wait_s=wait_s, rate_limit=status == 429, crowded=status in _CROWDED)
+    return Rejected(words, status=status, of_row=status == 413 or bool(_TOO_LONG.search(f"{code} {message}")))
+
+
+def _meaning(status: int, code: str, message: str, about_account: bool) -> int | None:
+    """The status of `_MEND` that tells what is wrong with the endpoint as a whole; None for nothing."""
+    by_code = _CODES.get(code)
+    # With 429 a quota may be that of the minute; only the provider's own word for no money counts there.
+    if by_code == 402 or (status != 429 and _NO_CREDIT.search(message)):
+        return 402
+    if status in _MEND or 300 <= status < 400:
+        return status
+    if 400 <= status < 500 and status not in _RETRY_STATUS:
+        if by_code in (401, 403, 404):
+            return by_code
+        if about_account:
+            return 401
+        if _NO_MODEL.search(message):
+            return 404
+    return None
+
+
+def _is_flagged(status: int, code: str, message: str) -> bool:
+    words = {code.lower(), *re.findall(r"[\w]+", message.lower())} if status < 500 else {code.lower()}
+    strong = words & _FLAG_CODES or code.lower() in _SHORT_FLAG_CODES
+    return bool(strong) or (status in (400, 403, 422, 451) and bool(_FLAGGED.search(message)))
+
+
+def _is_region(code: str, message: str) -> bool:
+    return "country" in code or bool(_REGIONS.search(message))

@@ -1,0 +1,23 @@
+"""Text that every file, database and request can hold."""
+
+
+def valid_text(text: str) -> str:
+    """`text` with pairs of surrogates joined and each lone one as U+FFFD, which nothing that stores text refuses."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def valid_values(value: object) -> object:
+    """`value`, which may be nested as JSON is, with every text valid."""
+    if isinstance(value, str):
+        return valid_text(value)
+    if isinstance(value, dict):
+        return {valid_values(key): valid_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(valid_values(item) for item in value)
+    return value

@@ -1,0 +1,65 @@
+"""How many tokens a provider says it used, in the words of every protocol: what is billed, never what is guessed."""
+
+_MOST = 2**31 - 1  # More in one request is no count.
+
+
+def counts_of(api: str, usage: object) -> dict[str, int | None]:
+    """The token counts of an `Answer` by their names; None where the provider did not tell, or told nonsense."""
+    return _TOKENS[api](usage if isinstance(usage, dict) else {})
+
+
+def _chat(usage: dict) -> dict:
+    tokens_in, told = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    total = _count(usage.get("total_tokens"))
+    cached = _inner(usage, "prompt_tokens_details", "cached_tokens")
+    # Some leave the reasoning, which is billed as output, out of their completion tokens: the total has it.
+    rest = None if total is None or tokens_in is None else max(0, total - tokens_in)
+    return {
+        "tokens_in": tokens_in,
+        "tokens_cached": _count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached,
+        "tokens_out": told if rest is None else max(told or 0, rest),
+        "tokens_reasoning": _inner(usage, "completion_tokens_details", "reasoning_tokens"),
+        "tokens_cache_write": None,
+    }
+
+
+def _input_output(usage: dict) -> dict:
+    return {
+        "tokens_in": _count(usage.get("input_tokens")),
+        "tokens_cached": _inner(usage, "input_tokens_details", "cached_tokens"),
+        "tokens_out": _count(usage.get("output_tokens")),
+        "tokens_reasoning": _inner(usage, "output_tokens_details", "reasoning_tokens"),
+        "tokens_cache_write": None,
+    }
+
+
+def _messages(usage: dict) -> dict:
+    new, cached, written = (
+        _count(usage.get(f"{kind}input_tokens")) for kind in ("", "cache_read_", "cache_creation_")
+    )
+    return {
+        "tokens_in": None if new is None else new + (cached or 0) + (written or 0),
+        "tokens_cached": cached,
+        "tokens_out": _count(usage.get("output_tokens")),
+        "tokens_reasoning": _inner(usage, "output_tokens_details", "thinking_tokens"),
+        "tokens_cache_write": written,
+    }
+
+
+def _inner(usage: dict, group: str, name: str) -> int | None:
+    inner = usage.get(group)
+    return _count(inner.get(name)) if isinstance(inner, dict) else None
+
+
+def _count(value: object) -> int | None:
+    """A count of tokens: a whole number, also as text or with a point; None for anything else."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= _MOST else None
+
+
+_TOKENS = {"chat": _chat, "responses": _input_output, "decisions": _input_output, "messages": _messages}
