@@ -20,7 +20,7 @@ from rlhf_jax.models import gguf_config, gguf_tensors, gguf_tokenizer, tensor_sh
 from rlhf_jax.parallel import startup
 
 ENDING = ".gguf"
-_FORM = 1  # Of what is written: another number makes new folders.
+_FORM = 2  # Of what is written: another number makes new folders.
 
 
 class Contents(NamedTuple):

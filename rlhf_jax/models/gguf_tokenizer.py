@@ -9,12 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models import gguf_sentencepiece
 from rlhf_jax.models.gguf_config import token_ids
 
 if TYPE_CHECKING:
     from rlhf_jax.models.gguf_files import Contents
 
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # Kinds of tokens.
+_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # Kinds of tokens.
+_KINDS = {"gpt2": "merges", "llama": "scores"}  # Byte-level BPE and SentencePiece, and what each must have.
 _ENDS = ("eos", "eot", "eom")  # End of text, of a turn, of a message: sampling stops at each.
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -63,46 +65,63 @@ _CUTTINGS = {
 
 def files(found: Contents) -> dict[str, dict[str, Any]]:
     """The tokenizer's files by name; UserError for a tokenizer of another kind, or one that cannot be complete."""
-    get = found.fields.get
-    kind = get("tokenizer.ggml.model")
-    if kind != "gpt2":
+    kind = found.fields.get("tokenizer.ggml.model")
+    if kind not in _KINDS:
         raise UserError(
-            f"{found.path}: tokenizer.ggml.model is {kind!r}; only 'gpt2' (byte-level BPE) is supported; "
+            f"{found.path}: tokenizer.ggml.model is {kind!r}; only {' and '.join(map(repr, _KINDS))} are supported; "
             "take the model as a Hugging Face folder"
         )
-    pre = get("tokenizer.ggml.pre")
+    for name in ("tokens", "token_type", _KINDS[kind]):
+        if not found.fields.get(f"tokenizer.ggml.{name}"):
+            raise UserError(f"{found.path}: no tokenizer.ggml.{name}; its tokenizer is not whole")
+    settings = _tokenizer_config(found)
+    if kind == "gpt2":
+        cutting = _cutting(found)
+        parts, begins = _byte_level(found, cutting), cutting.begins
+    else:
+        parts, begins = gguf_sentencepiece.parts(found), True
+    return {
+        "tokenizer.json": {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": _added(found),
+            **parts,
+            "post_processor": _post_processor(found, begins),
+        },
+        "tokenizer_config.json": settings,
+        "generation_config.json": _generation_config(found),
+    }
+
+
+def _cutting(found: Contents) -> Cutting:
+    pre = found.fields.get("tokenizer.ggml.pre")
     if pre not in _CUTTINGS:
         raise UserError(
             f"{found.path}: tokenizer.ggml.pre is {pre!r}; use a file with one of {', '.join(_CUTTINGS)}, "
             "or take the model as a Hugging Face folder"
         )
-    for name in ("tokens", "token_type", "merges"):
-        if not get(f"tokenizer.ggml.{name}"):
-            raise UserError(f"{found.path}: no tokenizer.ggml.{name}; its tokenizer is not whole")
-    return {
-        "tokenizer.json": _tokenizer_json(found, _CUTTINGS[pre]),
-        "tokenizer_config.json": _tokenizer_config(found),
-        "generation_config.json": _generation_config(found),
-    }
+    return _CUTTINGS[pre]
 
 
-def _tokenizer_json(found: Contents, cutting: Cutting) -> dict[str, Any]:
+def _added(found: Contents) -> list[dict[str, Any]]:
+    """Tokens that are found in a text before it is cut."""
+    kinds = zip(found.fields["tokenizer.ggml.tokens"], found.fields["tokenizer.ggml.token_type"], strict=True)
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return [
+        {"id": i, "content": text, **plain, "special": kind != _USER_DEFINED}
+        for i, (text, kind) in enumerate(kinds)
+        if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    ]
+
+
+def _byte_level(found: Contents, cutting: Cutting) -> dict[str, Any]:
+    """The parts of a tokenizer.json of byte-level BPE, as GPT-2's."""
     fields = found.fields
     kinds = list(zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"], strict=True))
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    added = [
-        {"id": i, "content": text, **plain, "special": kind == _CONTROL}
-        for i, (text, kind) in enumerate(kinds)
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added,
         "normalizer": cutting.normalizer,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": cutting.steps},
-        "post_processor": _post_processor(found, cutting),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {
             "type": "BPE",
@@ -119,10 +138,10 @@ def _tokenizer_json(found: Contents, cutting: Cutting) -> dict[str, Any]:
     }
 
 
-def _post_processor(found: Contents, cutting: Cutting) -> dict[str, Any] | None:
-    """Puts BOS and EOS around a text, where the file says so."""
+def _post_processor(found: Contents, begins: bool) -> dict[str, Any] | None:
+    """Puts BOS and EOS around a text, where the file says so; `begins`: BOS where it says nothing."""
     fields, around = found.fields, {}
-    for name, default in (("bos", cutting.begins), ("eos", False)):
+    for name, default in (("bos", begins), ("eos", False)):
         token = fields.get(f"tokenizer.ggml.{name}_token_id")
         if fields.get(f"tokenizer.ggml.add_{name}_token", default) and token is not None:
             around[name] = token
