@@ -7,6 +7,11 @@ the folder of every run. Needs no jax. Judging 3 x 805 outputs with the embedded
 answers are kept. A real judge ranks outputs to any instructions:
 
     python -m rlhf_jax.main --config=configs/evaluate.py:outputs --workdir=runs/rank --config.outputs=a=a.json
+
+Labels that are there already rank methods without a judge or a key (output_1 the baseline's, output_2 the method's):
+
+    python -m rlhf_jax.main --config=configs/evaluate.py:labels --workdir=runs/rank \\
+        --config.judged=a=annotations_a.json,b=labels_b.parquet
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +20,9 @@ from rlhf_jax.settings import choose_variant
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "outputs": outputs, "alpaca": alpaca})
+    return choose_variant(
+        variant, {"microfarm": microfarm, "outputs": outputs, "alpaca": alpaca, "labels": labels}
+    )
 
 
 def microfarm() -> ConfigDict:
@@ -28,6 +35,11 @@ def microfarm() -> ConfigDict:
     c.baseline = "runs/farm/data/eval.parquet"  # Outputs every method is compared with.
     c.baseline_name = "reference"
     c.max_instructions = 0  # The first so many of the baseline's; 0 takes all.
+
+    # Comma-separated NAME=FILE of judged pairs, instead of outputs, baseline and judges: nobody is asked. The
+    # annotate job's labels.parquet, this job's annotations.parquet, AlpacaEval's annotations.json, or a .csv of
+    # sparse_feedback's rankings. Pairs labelled more than once count once, with the mean of their labels.
+    c.judged = ""
 
     c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool; no label is flipped here.
     c.max_concurrency = 32  # Requests under way at a time.
@@ -74,6 +86,16 @@ def outputs() -> ConfigDict:
     c.utility = False
     c.runs = ""
     c.title = "outputs"
+    return c
+
+
+def labels() -> ConfigDict:
+    c = outputs()
+    c.outputs = ""
+    c.baseline = ""  # Needed only where the regulariser is AlpacaEval's df_gamed.csv, which counts its rows.
+    c.judges = ""
+    c.judged = "mine=annotations.parquet"
+    c.title = "labels"
     return c
 
 

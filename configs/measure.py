@@ -8,7 +8,9 @@ measures.txt, summary.json, report.html and a CSV file per table. The variants m
     python -m rlhf_jax.main --config=configs/measure.py:annotators --workdir=runs/annotators \\
         --config.annotators=gpt4=gpt4.parquet,claude=claude.parquet --config.gold=humans.parquet
 
-and win rates by ratings, with their consistency with rankings (sparse_feedback): configs/measure.py:ratings.
+Without gold labels two or more annotators are compared with each other: agreement, Cohen's and Fleiss' kappa,
+Krippendorff's alpha. Win rates of label files, plain and length-controlled: configs/evaluate.py:labels. Here are also
+win rates by ratings, with their consistency with rankings (sparse_feedback): configs/measure.py:ratings.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +36,8 @@ def microfarm() -> ConfigDict:
     c.n_bootstrap = 200
 
     # Comma-separated NAME=FILE of labels, and a file of gold labels of the same pairs, several rows a pair where
-    # several people labelled it: AlpacaEval's table of evaluators.
+    # several people labelled it: AlpacaEval's table of evaluators. Without gold, two or more annotators of the
+    # same pairs are compared with each other only.
     c.annotators = ""
     c.gold = ""
     c.min_per_generator = 100  # Correlations are over generators with more gold labels than this.

@@ -186,6 +186,7 @@ RANGES: dict[str, Range] = {
     # Evaluation.
     "baseline": TEXT,
     "baseline_name": TEXT,
+    "judged": TEXT,
     "length_control": FLAG,
     "utility": FLAG,
     "max_instructions": ALL_OR_COUNT,

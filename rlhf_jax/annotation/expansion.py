@@ -4,8 +4,8 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from rlhf_jax.annotation.answers import LABELLED
 from rlhf_jax.annotation.contracts import PAIRWISE, RANKING, RATING
+from rlhf_jax.annotation.label_checks import is_labelled
 from rlhf_jax.annotation.samples import ended_sides
 from rlhf_jax.errors import UserError
 
@@ -18,7 +18,7 @@ def pairs_of(rows: Sequence[Mapping]) -> list[dict]:
     rows: labelled ratings, rankings or pairs (which stay as they are). A higher rating or a better rank wins,
     equal ones are a tie (1.5). Ratings are compared only when one judge gave both.
     """
-    made = [dict(row) for row in rows if row["kind"] == PAIRWISE and row["status"] in LABELLED]
+    made = [dict(row) for row in rows if row["kind"] == PAIRWISE and is_labelled(row)]
     for row, scored in _scored_groups(rows):
         for (one, a, name_1, ended_1), (two, b, name_2, ended_2) in itertools.combinations(scored, 2):
             made.append(
@@ -45,7 +45,7 @@ def scored_of(rows: Sequence[Mapping]) -> list[dict]:
     half. Of pairs, the same share over the comparisons an output was in; prompts with one output are left out.
     """
     groups = [(row, scored) for row, scored in _scored_groups(rows) if len(scored) > 1]
-    groups += _shares_of_pairs([r for r in rows if r["kind"] == PAIRWISE and r["status"] in LABELLED])
+    groups += _shares_of_pairs([r for r in rows if r["kind"] == PAIRWISE and is_labelled(r)])
     return [
         {
             "instruction": row["instruction"],
@@ -66,7 +66,7 @@ def _scored_groups(rows: Sequence[Mapping]) -> list[tuple[dict, Scored]]:
     groups: list[tuple[dict, Scored]] = []
     source: dict[tuple, dict] = {}
     for row in rows:
-        if row["status"] not in LABELLED:
+        if not is_labelled(row):
             continue
         if row["kind"] == RANKING:
             groups.append((_prompt(row), _ranked(row["completions"])))

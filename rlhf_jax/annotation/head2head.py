@@ -19,7 +19,8 @@ def join_outputs(
     one that is not is an error instead of a smaller join. Columns of both sides that agree are kept once, others
     get _1 and _2 (always so for output, generator and ended).
 
-    Returns the pairs and {"rows_1", "rows_2", "dropped_1", "dropped_2"}: what had no partner.
+    Returns the pairs and {"rows_1", "rows_2", "dropped_1", "dropped_2", "repeated"}: rows without a partner, and
+    pairs whose prompt had come before. `join_line` says them.
     Errors: UserError naming the row and the column, or when nothing at all can be joined.
     """
     keys_1, keys_2 = _keys(outputs_1, "outputs_1"), _keys(outputs_2, "outputs_2")
@@ -32,6 +33,7 @@ def join_outputs(
         "rows_2": len(outputs_2),
         "dropped_1": len(outputs_1) - len(pairs),
         "dropped_2": len(outputs_2) - len(pairs),
+        "repeated": sum(key[2] > 0 for key in keys_1 if key in partner),
     }
     if not pairs:
         raise UserError(
@@ -39,6 +41,27 @@ def join_outputs(
             f"{len(outputs_1)} of outputs_1; give outputs to the same prompts"
         )
     return pairs, counts
+
+
+def join_line(counts: Mapping[str, int]) -> str:
+    """How many pairs were made of which rows, and what to do about those that have no partner."""
+    pairs = counts["rows_1"] - counts["dropped_1"]
+    lost = [
+        f"{counts[f'dropped_{k}']} of outputs_{k}'s {counts[f'rows_{k}']} rows"
+        for k in (1, 2)
+        if counts[f"dropped_{k}"]
+    ]
+    said = [f"{pairs} pairs on the same instruction and input"]
+    if lost:
+        said.append(
+            f"no partner, so left out: {' and '.join(lost)} (instruction and input must be equal to the letter; "
+            "files in the same order are checked row by row with ordered)"
+        )
+    if counts["repeated"]:
+        said.append(
+            f"{counts['repeated']} pairs repeat a prompt; the n-th row met the n-th of the other file"
+        )
+    return "; ".join(said)
 
 
 def _check_order(keys_1: list[tuple], keys_2: list[tuple]) -> None:

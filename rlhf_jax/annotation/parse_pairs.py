@@ -19,6 +19,7 @@ from rlhf_jax.annotation.contracts import (
 )
 from rlhf_jax.annotation.numbered import in_order, split_number
 from rlhf_jax.annotation.parse_ratings import denied
+from rlhf_jax.annotation.pattern_cost import ENDLESS_CHARS, is_endless
 from rlhf_jax.annotation.shares import known_logprobs
 
 _BARE_CHARS = 100
@@ -108,8 +109,8 @@ def regex(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
 
     AlpacaFarm's and AlpacaEval's reading, so a single example with two matches is unreadable here too.
     """
-    text, values = answer.text, []
-    compiled = _compiled(spec.patterns)
+    compiled, values = _compiled(spec.patterns), []
+    text = answer.text[-ENDLESS_CHARS:] if _any_endless(spec.patterns) else answer.text
     while len(values) <= n:
         found = [(match.start(), i, match.end()) for i, p in enumerate(compiled) if (match := p.search(text))]
         if not found:
@@ -125,6 +126,11 @@ def regex(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
 @functools.lru_cache(maxsize=64)
 def _compiled(patterns: tuple[str, ...]) -> list[re.Pattern]:
     return [re.compile(pattern) for pattern in patterns]
+
+
+@functools.lru_cache(maxsize=64)
+def _any_endless(patterns: tuple[str, ...]) -> bool:
+    return any(is_endless(pattern) for pattern in patterns)
 
 
 def two_scores(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:

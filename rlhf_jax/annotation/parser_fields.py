@@ -6,6 +6,7 @@ from collections.abc import Callable
 from rlhf_jax.annotation.contracts import RATING, ParserSpec
 from rlhf_jax.annotation.fields import Fields
 from rlhf_jax.annotation.parsing import parsers_of
+from rlhf_jax.annotation.pattern_cost import cost_problem
 from rlhf_jax.errors import UserError
 
 _SIDES = (("first", "a"), ("second", "b"))
@@ -65,10 +66,15 @@ def _regex(inner: Fields) -> dict:
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except re.error as error:
+            problem = cost_problem(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{inner.where}: patterns: {pattern!r} is no regular expression ({error})"
             ) from None
+        if problem:
+            raise UserError(
+                f"{inner.where}: patterns: {pattern!r} could take minutes on an answer: {problem}"
+            )
     return {"patterns": patterns}
 
 

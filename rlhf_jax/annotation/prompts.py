@@ -35,7 +35,7 @@ Data = Sequence[str | Sequence[str]]  # One example: its values, in the order of
 _ROLES = ("system", "user", "assistant")
 
 # Also "</ Output_A >": a language model reads it as the tag it looks like.
-_TAG_AHEAD = r"(?=\s*/?\s*(?i:instruction|output(?:_\w+)?|example_\w+)\b)"
+_TAG_AHEAD = r"(?=\s*(?:/\s*)?(?i:instruction|output(?:_\w+)?|example_\w+)\b)"
 _OPEN_TAG = re.compile(rf"<{_TAG_AHEAD}")
 # A control character says nothing a reader could see, but may end a text for one that is not a reader.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")

@@ -226,7 +226,7 @@ def span_s(reset: str | None) -> float | None:
     """Seconds of "6m0s", "20ms", "1.5s" (OpenAI) or until an RFC 3339 time (Anthropic)."""
     if not reset:
         return None
-    parts = re.findall(r"([\d.]+)(ms|s|m|h|d)", reset)
+    parts = re.findall(r"([\d.]{1,20})(ms|s|m|h|d)", reset)
     try:
         if parts and "".join(number + unit for number, unit in parts) == reset.strip():
             return sum(float(number) * _UNIT_S[unit] for number, unit in parts)

@@ -13,7 +13,8 @@ from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE
 from rlhf_jax.annotation.expansion import pairs_of
 from rlhf_jax.annotation.formats import format_named, read_feedback
 from rlhf_jax.annotation.formats.rows_of import write_json
-from rlhf_jax.annotation.head2head import annotate_head2head
+from rlhf_jax.annotation.head2head import annotate_head2head, join_line, join_outputs
+from rlhf_jax.annotation.label_checks import NothingToWriteError
 from rlhf_jax.annotation.labels import write_labels
 from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
 from rlhf_jax.annotation.rankings import annotate_rankings
@@ -102,6 +103,8 @@ def _annotate(
                 "outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with"
             )
         one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))
+        _, counts = join_outputs(one, two, ordered=config.ordered)
+        print(f"outputs_1, outputs_2: {join_line(counts)}", flush=True)
         return annotate_head2head(one, two, pool, ordered=config.ordered, **noise, **options)
     rows = read_table(config[source], made_by=hints.FARM if source == "instructions" else hints.PAIRS)
     if source == "instructions":
@@ -123,5 +126,9 @@ def _write(folder: Path, config: ConfigDict, rows: list[dict], said: str) -> Non
         print(f"wrote {folder / 'outputs.json'}: {written} outputs", flush=True)
     for name in config.formats:
         path = folder / f"feedback.{name}{format_named(name).suffix}"
-        written = format_named(name).write(path, pairs_of(rows) if name in _OF_PAIRS else rows)
+        try:
+            written = format_named(name).write(path, pairs_of(rows) if name in _OF_PAIRS else rows)
+        except NothingToWriteError as error:
+            print(f"formats: {name}: not written: {error}", flush=True)
+            continue
         print(f"wrote {path}: {written} rows", flush=True)

@@ -21,17 +21,11 @@ from rlhf_jax.annotation.labels import write_labels
 from rlhf_jax.annotation.pairs import Annotations
 from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.alpaca_files import NO_WEIGHTS, weights_csv
-from rlhf_jax.evaluation.leaderboard import (
-    LeaderboardRow,
-    average_length,
-    leaderboard_csv,
-    leaderboard_markdown,
-)
+from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length
 from rlhf_jax.evaluation.plots import plot_curves
-from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
+from rlhf_jax.jobs import evaluate_labels
 from rlhf_jax.jobs import evaluation_measures as measures
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
@@ -67,6 +61,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     ranges.check(config.to_dict())
     folder, started = Path(workdir), time.monotonic()
     results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
+    if config.judged:
+        evaluate_labels.run(config, folder)
+        return
     pool = load_pool(config.judges)
     if config.transport == "cancel":
         cancel(config, pool, folder)
@@ -109,10 +106,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         notes=notes,
         **truth,
     )
-    _write(config, pool, found, folder)
-    for note in notes:
-        print(note)
-    print(f"\n{results.text(found)}\nreport: {(folder / 'report.html').resolve()}", flush=True)
+    results.write_results(found, config, _judged_by(pool), folder)
 
 
 def _truth(config: ConfigDict, outputs: Outputs) -> dict:
@@ -240,16 +234,7 @@ def _plots(config: ConfigDict, stages: list[Stage]) -> list[str]:
     return notes
 
 
-def _write(config: ConfigDict, pool: PoolSpec, found: results.Results, folder: Path) -> None:
-    weights = {name: one.weights for name, one in found.measured.controlled.items()}
-    results.write_files(
-        folder,
-        {
-            "length_weights.csv": weights_csv({found.outputs.baseline: NO_WEIGHTS} | weights),
-            "leaderboard.csv": leaderboard_csv(found.rows),
-            "leaderboard.md": leaderboard_markdown(found.rows),
-            "leaderboard.txt": results.text(found),
-            "summary.json": results.as_json(results.summary(found, config, pool)),
-        },
-    )
-    write_report(folder / "report.html", results.report(found, config, pool))
+def _judged_by(pool: PoolSpec) -> results.Judged:
+    ids = [judge.judge_id for judge in pool.judges]
+    one = f"{pool.name} (model {pool.judges[0].model}, id {ids[0]})"
+    return results.Judged(pool.name, ids, one if len(ids) == 1 else f"{pool.name} ({len(ids)} judges)")

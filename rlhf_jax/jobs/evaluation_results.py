@@ -15,14 +15,30 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__
-from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.leaderboard import LeaderboardRow, interval_text, leaderboard_text
+from rlhf_jax.evaluation.alpaca_files import NO_WEIGHTS, weights_csv
+from rlhf_jax.evaluation.leaderboard import (
+    LeaderboardRow,
+    interval_text,
+    leaderboard_csv,
+    leaderboard_markdown,
+    leaderboard_text,
+)
+from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.evaluation.report_data import JudgeResult, Report, Response, Sample, Stage
 from rlhf_jax.jobs.evaluation_inputs import Outputs
 from rlhf_jax.jobs.evaluation_measures import Measures, difference_lines
 
 N_DRAWN, N_DIFFERENT = 6, 6  # sample responses drawn by the seed, and those where the methods differ most
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """Who gave the labels: the name for tables, the ids of the judges, and how the report says it."""
+
+    name: str
+    ids: Sequence[str]
+    shown: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +95,7 @@ def reward_model_lines(model: object | None) -> list[str]:
     ]
 
 
-def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
+def summary(found: Results, config: ConfigDict, judge: Judged) -> dict:
     """Every number with its n, for machines; rates in percent, null where a value does not exist."""
     methods = {}
     for row in found.rows:
@@ -98,7 +114,7 @@ def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
         "title": config.title,
         "version": __version__,
         "seed": config.seed,
-        "judge": {"name": pool.name, "judge_ids": [judge.judge_id for judge in pool.judges]},
+        "judge": {"name": judge.name, "judge_ids": list(judge.ids)},
         "baseline": found.outputs.baseline,
         "reference_method": config.reference_method if found.utilities else None,
         "instructions": {"n": len(found.outputs.prompts), "left_out": found.outputs.left_out},
@@ -113,12 +129,11 @@ def summary(found: Results, config: ConfigDict, pool: PoolSpec) -> dict:
     }
 
 
-def report(found: Results, config: ConfigDict, pool: PoolSpec) -> Report:
+def report(found: Results, config: ConfigDict, judge: Judged) -> Report:
     """The page's content."""
     n, model = len(found.outputs.prompts), found.reward_model
-    who = f"{pool.name} ({len(pool.judges)} judges)" if len(pool.judges) > 1 else _one_judge(pool)
     facts = {
-        "judge": who,
+        "judge": judge.shown,
         "baseline": found.outputs.baseline,
         "instructions": f"{n}",
         "seed": f"{config.seed}",
@@ -142,6 +157,25 @@ def report(found: Results, config: ConfigDict, pool: PoolSpec) -> Report:
         against=found.measured.against,
         samples=samples(found, config.seed),
     )
+
+
+def write_results(found: Results, config: ConfigDict, judge: Judged, folder: Path) -> None:
+    """The leaderboard (.csv, .md, .txt), length_weights.csv, summary.json and report.html; and what is printed."""
+    weights = {name: one.weights for name, one in found.measured.controlled.items()}
+    write_files(
+        folder,
+        {
+            "length_weights.csv": weights_csv({found.outputs.baseline: NO_WEIGHTS} | weights),
+            "leaderboard.csv": leaderboard_csv(found.rows),
+            "leaderboard.md": leaderboard_markdown(found.rows),
+            "leaderboard.txt": text(found),
+            "summary.json": as_json(summary(found, config, judge)),
+        },
+    )
+    write_report(folder / "report.html", report(found, config, judge))
+    for note in found.notes:
+        print(note)
+    print(f"\n{text(found)}\nreport: {(folder / 'report.html').resolve()}", flush=True)
 
 
 def samples(found: Results, seed: int) -> list[Sample]:
@@ -206,11 +240,6 @@ def _varied(order: Sequence[int], count: int, kinds: Sequence[object]) -> list[i
         if len(new) == count:
             break
     return (new + again)[:count]
-
-
-def _one_judge(pool: PoolSpec) -> str:
-    judge = pool.judges[0]
-    return f"{pool.name} (model {judge.model}, id {judge.judge_id})"
 
 
 def _share(rate: object) -> str:

@@ -5,19 +5,17 @@ Asks nobody and needs no jax. Every part is measured whose files are named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
 from rlhf_jax.annotation.formats import read_feedback
-from rlhf_jax.data.tables import read_table, require_columns, write_parquet
+from rlhf_jax.data.tables import columns_of, read_table, require_columns, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import measure_tables as tables
-from rlhf_jax.evaluation.agreement import labels_from_scores
 from rlhf_jax.evaluation.difficulty import difficulty_rows
-from rlhf_jax.evaluation.evaluators import evaluator
+from rlhf_jax.evaluation.label_rows import usable_labels
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length, leaderboard_csv
 from rlhf_jax.evaluation.rankings import bradley_terry, elo
 from rlhf_jax.evaluation.ratings import (
@@ -25,16 +23,15 @@ from rlhf_jax.evaluation.ratings import (
     win_rate_from_rankings,
     win_rate_from_ratings,
 )
-from rlhf_jax.evaluation.reliability import cohen_kappa, fleiss_kappa, krippendorff_alpha
 from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.jobs import measure_results as results
 from rlhf_jax.jobs.evaluation_inputs import named
 from rlhf_jax.jobs.evaluation_results import as_json, write_files
+from rlhf_jax.jobs.measure_annotators import compare_annotators
 from rlhf_jax.jobs.measure_results import Found
 
 PAIR = ("instruction", "output_1", "output_2")
 DIFFICULTY = "difficulty.parquet"
-GOLD, LONGEST = "gold", "longer output wins"
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -51,7 +48,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.games:
         _rate(config, found)
     if config.annotators or config.gold:
-        _compare_annotators(config, found)
+        compare_annotators(config, found)
     if config.ratings or config.rankings:
         _ratings(config, found)
     if found == Found():
@@ -78,7 +75,10 @@ def _rate(config: ConfigDict, found: Found) -> None:
     for path in (part.strip() for part in config.games.split(",")):
         new = read_table(path)
         require_columns(new, ("instruction", "generator_1", "generator_2", "preference"), path)
-        rows += [row for row in new if row["generator_1"] != row["generator_2"]]
+        usable = usable_labels(new, path, ("generator_1", "generator_2"))
+        if line := usable.line(path):
+            print(line, flush=True)
+        rows += [row for row in usable.rows if row["generator_1"] != row["generator_2"]]
     games = [
         {
             "instruction": (row["instruction"], row.get("input") or ""),
@@ -101,35 +101,6 @@ def _rate(config: ConfigDict, found: Found) -> None:
     found.difficulty = difficulty_rows(rows)
 
 
-def _compare_annotators(config: ConfigDict, found: Found) -> None:
-    """The evaluator table, and chance-corrected agreement of every annotator with the first gold labels."""
-    if not (config.annotators and config.gold):
-        lacking = "gold" if config.annotators else "annotators"
-        raise UserError(f"{lacking}: names no file; annotators are measured against gold labels, name both")
-    gold = _labels(config.gold)
-    how = {"min_per_generator": config.min_per_generator, "min_coverage": config.min_coverage}
-    for name, path in named(config.annotators, "annotators").items():
-        rows = _labels(path)
-        found.evaluators.append(evaluator(name, rows, gold, **how))
-        mine, theirs = _first(rows), _first(gold)
-        shared = [pair for pair in mine if pair in theirs]
-        columns = [[labels[pair] for pair in shared] for labels in (mine, theirs)]
-        # By squared distance: labels of 1 and 2 alone give the plain kappa, graded ones are not all different.
-        found.reliability[f"Cohen's kappa, {name} and {GOLD}"] = cohen_kappa(*columns, level="interval")
-    found.evaluators.append(evaluator(GOLD, gold, gold, is_gold=True, **how))
-    by_length = labels_from_scores(*([len(row[f"output_{k}"]) for row in gold] for k in (1, 2)))
-    longest = [
-        {name: row.get(name) for name in (*PAIR, "input", "generator", "generator_2")} | {"preference": label}
-        for row, label in zip(gold, by_length, strict=True)
-    ]
-    found.evaluators.append(evaluator(LONGEST, longest, gold, **how))
-    found.evaluators.sort(key=lambda row: -row.human_agreement.value)
-    if (crowd := _crowd(gold)) is not None:
-        if all(label in (1, 2) for labels in crowd for label in labels):
-            found.reliability[f"Fleiss' kappa within {GOLD}"] = fleiss_kappa(crowd)
-        found.reliability[f"Krippendorff's alpha within {GOLD}"] = krippendorff_alpha(crowd, level="interval")
-
-
 def _ratings(config: ConfigDict, found: Found) -> None:
     """Win rates by ratings and by rankings, and whether the two agree."""
     rated = {name: _rated(path) for name, path in named(config.ratings, "ratings").items()}
@@ -144,6 +115,11 @@ def _ratings(config: ConfigDict, found: Found) -> None:
         sparse = config.rankings.endswith(".csv")  # sparse_feedback's
         rows = read_feedback(config.rankings, "sparse_rankings") if sparse else read_table(config.rankings)
         require_columns(rows, PAIR, config.rankings)
+        if "preference" in columns_of(rows):
+            usable = usable_labels(rows, config.rankings)
+            if line := usable.line(config.rankings):
+                print(line, flush=True)
+            rows = usable.rows
         rate = win_rate_from_rankings(rows, min_coverage=config.min_coverage)
         length = average_length([row["output_2"] for row in rows])
         found.board.append(LeaderboardRow("output_2", "rankings", "output_1", rate, length, len(rows)))
@@ -153,32 +129,8 @@ def _ratings(config: ConfigDict, found: Found) -> None:
         raise UserError("baseline: names no file; ratings are compared with a baseline's, or with rankings")
 
 
-def _labels(path: str) -> list[dict]:
-    rows = read_table(path)
-    require_columns(rows, (*PAIR, "preference"), path)
-    return rows
-
-
 def _rated(path: str) -> list[dict]:
     """Rated outputs; a CSV file is sparse_feedback's."""
     rows = read_feedback(path, "sparse_ratings") if path.endswith(".csv") else read_table(path)
     require_columns(rows, ("output", "rating"), path)
     return rows
-
-
-def _pair(row: Mapping) -> tuple[str, ...]:
-    return (row["instruction"], row.get("input") or "", row["output_1"], row["output_2"])
-
-
-def _first(rows: Sequence[Mapping]) -> dict[tuple[str, ...], object]:
-    """The first label of every pair."""
-    return {_pair(row): row["preference"] for row in reversed(rows)}
-
-
-def _crowd(rows: Sequence[Mapping]) -> list[list[object]] | None:
-    """Labels [annotation number][pair], None where missing; None for a crowd of one."""
-    by: dict[tuple[str, ...], list[object]] = {}
-    for row in rows:
-        by.setdefault(_pair(row), []).append(row["preference"])
-    width = max(map(len, by.values()))
-    return [[x[k] if k < len(x) else None for x in by.values()] for k in range(width)] if width > 1 else None

@@ -20,7 +20,7 @@ _BLOCK = re.compile(rf"<({_TAGS})>\n(.*?)\n?</\1>", re.DOTALL)
 _PART = re.compile(r"<(instruction|output_[ab]|output_\d+|output)>\n(.*?)\n?</\1>", re.DOTALL)
 _EXAMPLE = re.compile(r"<example_(\d+)>\n(.*?)\n</example_\1>", re.DOTALL)
 # Whoever writes the tags escapes whatever looks like one in the data, in any case and spacing.
-_ESCAPED_TAG = re.compile(r"&((?:amp;)*)lt;(?=\s*/?\s*(?i:instruction|output(?:_\w+)?|example_\w+)\b)")
+_ESCAPED_TAG = re.compile(r"&((?:amp;)*)lt;(?=\s*(?:/\s*)?(?i:instruction|output(?:_\w+)?|example_\w+)\b)")
 
 _HEADING = re.compile(
     r"^#{1,4} *(?:(?P<part>Instruction|Input|Output \((?P<side>[ab])\))|Example \d+|Task"

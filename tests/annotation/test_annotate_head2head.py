@@ -5,6 +5,7 @@ from annotation_fake_server import FakeServer, openai_payload
 from annotation_helpers import judge_spec, pool_of
 
 from rlhf_jax.annotation import annotate_head2head, join_outputs
+from rlhf_jax.annotation.head2head import join_line
 from rlhf_jax.errors import UserError
 
 
@@ -31,7 +32,7 @@ def test_the_join_is_on_instruction_and_input_and_counts_what_it_drops() -> None
         "note_1": "one",
         "note_2": "two",
     }
-    assert counts == {"rows_1": 4, "rows_2": 3, "dropped_1": 1, "dropped_2": 0}
+    assert counts == {"rows_1": 4, "rows_2": 3, "dropped_1": 1, "dropped_2": 0, "repeated": 0}
 
 
 def test_a_missing_input_is_an_empty_one_and_repeats_meet_in_order() -> None:
@@ -42,7 +43,16 @@ def test_a_missing_input_is_an_empty_one_and_repeats_meet_in_order() -> None:
     ]
     pairs, counts = join_outputs(base, [*model, model[0]])
     assert [(pair["output_1"], pair["output_2"]) for pair in pairs] == [("1", "3"), ("2", "4")]
-    assert counts["dropped_2"] == 1
+    assert (counts["dropped_2"], counts["repeated"]) == (1, 1)
+
+
+def test_what_has_no_partner_and_what_repeats_is_said() -> None:
+    counts = {"rows_1": 10, "rows_2": 4, "dropped_1": 7, "dropped_2": 1, "repeated": 2}
+    said = join_line(counts)
+    assert "3 pairs" in said and "7 of outputs_1's 10 rows" in said and "1 of outputs_2's 4 rows" in said
+    assert "2 pairs repeat a prompt" in said and "equal to the letter" in said
+    quiet = join_line(counts | {"dropped_1": 0, "dropped_2": 0, "repeated": 0})
+    assert "no partner" not in quiet and "repeat" not in quiet
 
 
 def test_two_means_the_second_model_is_better() -> None:

@@ -8,11 +8,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.answers import LABELLED
-from rlhf_jax.annotation.contracts import PAIRWISE
+from rlhf_jax.annotation.contracts import PAIRWISE, is_number
 from rlhf_jax.annotation.formats.rows_of import column, pair, preference_of, prompt_of, write_json
+from rlhf_jax.annotation.label_checks import NothingToWriteError, is_labelled
 from rlhf_jax.data.tables import read_table
-from rlhf_jax.errors import UserError
 
 
 def read(path: str | Path) -> list[dict]:
@@ -41,19 +40,30 @@ def _said(raw: object) -> dict:
             "raw_text": json.dumps(raw, ensure_ascii=False),
             "explanation": said if isinstance(said, str) else None,
         }
-    made = {"raw_text": raw["message"].get("content"), "finish_reason": raw.get("finish_reason")}
-    tokens = (raw.get("logprobs") or {}).get("content")
-    if tokens:
-        tops = tokens[0].get("top_logprobs") or []
-        made["top_logprobs"] = [{"token": top["token"], "logprob": float(top["logprob"])} for top in tops]
+    message = raw["message"] if isinstance(raw["message"], Mapping) else {}
+    made = {"raw_text": message.get("content"), "finish_reason": raw.get("finish_reason")}
+    if tops := _first_tops(raw.get("logprobs")):
+        made["top_logprobs"] = tops
     return made
+
+
+def _first_tops(logprobs: object) -> list[dict]:
+    """The alternatives of the first token; those without a token and a number are left out."""
+    tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
+    first = tokens[0] if isinstance(tokens, list) and tokens else None
+    tops = first.get("top_logprobs") if isinstance(first, Mapping) else None
+    return [
+        {"token": top["token"], "logprob": float(top["logprob"])}
+        for top in (tops if isinstance(tops, list) else [])
+        if isinstance(top, Mapping) and isinstance(top.get("token"), str) and is_number(top.get("logprob"))
+    ]
 
 
 def write(path: str | Path, rows: Sequence[Mapping]) -> int:
     """All judged pairs, failed ones with a null preference: AlpacaEval counts them. Raw answers as text."""
     pairs = [row for row in rows if row["kind"] == PAIRWISE]
     if not pairs:
-        raise UserError(f"{path}: none of {len(rows)} rows is a pair; this format needs them")
+        raise NothingToWriteError(f"{path}: none of {len(rows)} rows is a pair; this format needs them")
     return write_json(path, [_annotation(row) for row in pairs])
 
 
@@ -67,7 +77,7 @@ def _annotation(row: Mapping) -> dict:
         "output_2": row["output_2"],
         "generator_2": row.get("generator_2"),
         "annotator": row.get("annotator"),
-        "preference": row["preference"] if row["status"] in LABELLED else None,
+        "preference": row["preference"] if is_labelled(row) else None,
         "price_per_example": row.get("price_usd"),
         "time_per_example": row.get("time_per_example", None if latency is None else latency / 1e3),
         "raw_completion": row.get("raw_text"),

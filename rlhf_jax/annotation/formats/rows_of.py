@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_jax.annotation import seeding
-from rlhf_jax.annotation.answers import LABELLED, OK, PARSE_ERROR, TIE_IDENTICAL
-from rlhf_jax.annotation.contracts import PAIRWISE, RATING
+from rlhf_jax.annotation.answers import OK, PARSE_ERROR, TIE_IDENTICAL
+from rlhf_jax.annotation.contracts import PAIRWISE, RATING, is_number
+from rlhf_jax.annotation.label_checks import NothingToWriteError, is_labelled
 from rlhf_jax.annotation.whole_files import whole_file
 from rlhf_jax.errors import UserError
 
@@ -42,7 +43,8 @@ def pair(instruction: str, input_text: str, outputs: tuple[str, str], preference
 
 
 def rated(instruction: str, input_text: str, output: str, rating: float | None) -> dict:
-    """A rated output; without a rating one whose rating could not be read."""
+    """A rated output; without a rating, or with one that is no finite number, one whose rating could not be read."""
+    rating = rating if is_number(rating) else None
     status = PARSE_ERROR if rating is None else OK
     return {
         "kind": RATING,
@@ -71,10 +73,12 @@ def preference_of(value: object, where: str) -> float | None:
 
 
 def labelled(rows: Sequence[Mapping], kind: str, path: str | Path) -> list[Mapping]:
-    """The rows of a kind that carry a label. Errors: UserError when there are none."""
-    kept = [row for row in rows if row["kind"] == kind and row["status"] in LABELLED]
+    """The rows of a kind that carry a label (`is_labelled`). Errors: NothingToWriteError when there are none."""
+    kept = [row for row in rows if row["kind"] == kind and is_labelled(row)]
     if not kept:
-        raise UserError(f"{path}: none of {len(rows)} rows is a labelled {kind} row; this format needs them")
+        raise NothingToWriteError(
+            f"{path}: none of {len(rows)} rows is a labelled {kind} row; this format needs them"
+        )
     return kept
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rlhf_jax.annotation.expansion import scored_of
 from rlhf_jax.annotation.formats.rows_of import column, prompt_of, rated, write_lines
+from rlhf_jax.annotation.label_checks import NothingToWriteError
 from rlhf_jax.data.tables import read_table, require_columns
 from rlhf_jax.errors import UserError
 
@@ -37,5 +38,5 @@ def write(path: str | Path, rows: Sequence[Mapping]) -> int:
         for one in scored_of(rows)
     ]
     if not scored:
-        raise UserError(f"{path}: no prompt has two scored responses")
+        raise NothingToWriteError(f"{path}: no prompt has two scored responses")
     return write_lines(path, scored)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rlhf_jax.annotation.contracts import PAIRWISE
 from rlhf_jax.annotation.formats.rows_of import labelled, pair, prompt_of, write_lines
+from rlhf_jax.annotation.label_checks import NothingToWriteError
 from rlhf_jax.annotation.samples import ended_sides
 from rlhf_jax.data.records import read_pairs
-from rlhf_jax.errors import UserError
 
 
 def read(path: str | Path) -> list[dict]:
@@ -63,5 +63,5 @@ def _decided(rows: Sequence[Mapping], path: str | Path) -> list[tuple[str, str, 
             ended = {name: value for name, value in found if value is not None}
             made.append((prompt_of(row), chosen, rejected, abs(2.0 * p_2 - 1.0), ended))
     if not made:
-        raise UserError(f"{path}: all labelled pairs are ties; nothing is chosen over anything")
+        raise NothingToWriteError(f"{path}: all labelled pairs are ties; nothing is chosen over anything")
     return made

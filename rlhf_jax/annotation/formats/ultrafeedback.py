@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.contracts import RATING
+from rlhf_jax.annotation.contracts import RATING, is_number
 from rlhf_jax.annotation.formats.rows_of import column, labelled, prompt_of, rated, write_lines
 from rlhf_jax.data.messages import is_messages
 from rlhf_jax.data.tables import columns_of, read_table, require_columns
@@ -27,13 +27,18 @@ def read(path: str | Path) -> list[dict]:
     rows = []
     for i, row in enumerate(table):
         where = f"{path}: row {i + 1}"
-        for k, one in enumerate(row["completions"] or []):
+        completions = row["completions"] if row["completions"] is not None else []
+        if not isinstance(completions, list):
+            raise UserError(f"{where}: completions: found {type(completions).__name__}; it must be a list")
+        for k, one in enumerate(completions):
             here = f"{where}: completions[{k}]"
+            if not isinstance(one, Mapping):
+                raise UserError(f"{here}: found {type(one).__name__}; it must be an object with a response")
             output = column(one, "response", here)
             made = rated(column(row, "instruction", where), "", output, _number(one.get("overall_score")))
             aspects = [
                 {"aspect": name, "rating": _number(said.get("Rating"))}
-                for name, said in (one.get("annotations") or {}).items()
+                for name, said in _mapping(one.get("annotations")).items()
                 if isinstance(said, Mapping)
             ]
             known = [aspect for aspect in aspects if aspect["rating"] is not None]
@@ -44,20 +49,27 @@ def read(path: str | Path) -> list[dict]:
 def _binarized(row: Mapping, where: str) -> list[dict]:
     made = []
     for k, side in enumerate(("chosen", "rejected")):
-        said = row[side][-1]["content"] if is_messages(row[side]) else column(row, side, where)
-        score = _number(row[f"score_{side}"])
+        said = row.get(side)
+        if is_messages(said):
+            said = column(said[-1], "content", f"{where}: {side}: last message")
+        else:
+            said = column(row, side, where)
+        score = _number(row.get(f"score_{side}"))
         made.append(rated(column(row, "prompt", where), "", said, score) | {"sample_id": k})
     return made
 
 
 def _number(value: object) -> float | None:
     """A rating as UltraFeedback writes it: a number, the text of one, or "N/A"."""
-    if isinstance(value, bool):
-        return None
     try:
-        return float(value)
-    except (TypeError, ValueError):
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
         return None
+    return number if is_number(number) else None
+
+
+def _mapping(value: object) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
 
 
 def write(path: str | Path, rows: Sequence[Mapping]) -> int:
@@ -73,6 +85,4 @@ def write(path: str | Path, rows: Sequence[Mapping]) -> int:
         }
         completion = {"model": row.get("generator"), "response": row["output"], "annotations": annotations}
         prompts[prompt_of(row)].append(completion | {"overall_score": row["rating"]})
-    if not prompts:
-        raise UserError(f"{path}: no prompt has a rated output")
     return write_lines(path, [{"instruction": text, "completions": list(c)} for text, c in prompts.items()])

@@ -1,0 +1,88 @@
+"""Rows of label files, as they are found: checked, what cannot be used counted, several labels of a pair joined."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from rlhf_jax.annotation.answers import LABELLED
+from rlhf_jax.annotation.contracts import PAIRWISE
+from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.win_rate import read_preferences
+
+OUTPUTS = ("output_1", "output_2")
+
+
+class Usable(NamedTuple):
+    """rows: with text where text belongs and a preference in [1, 2] or None. left_out: reason -> rows."""
+
+    rows: list[dict]
+    left_out: dict[str, int]
+
+    def line(self, source: str) -> str:
+        """How many rows can be used, and why others cannot; "" when all can."""
+        reasons = ", ".join(f"{n} {why}" for why, n in self.left_out.items())
+        return f"{source}: {len(self.rows)} rows used; left out: {reasons}" if reasons else ""
+
+
+def usable_labels(rows: Iterable[Mapping], source: str, texts: Sequence[str] = OUTPUTS) -> Usable:
+    """The pairwise rows of a label file whose `instruction` and `texts` are text.
+
+    A preference that is null, NaN or -1, or beside a status that is none of a label, is None; 0 is a draw of old.
+    Errors: UserError for a preference outside [1, 2], for 0 and 1 as the names of the sides, or when nothing is left.
+    """
+    kept: list[dict] = []
+    left_out: Counter = Counter()
+    for i, row in enumerate(rows):
+        reason = _unusable(row, texts)
+        if reason:
+            left_out[reason] += 1
+            continue
+        given = row.get("preference") if row.get("status", LABELLED[0]) in LABELLED else None
+        label = read_preferences([given], f"{source}: row {i + 1}: preference")[0]
+        input_text = row.get("input") if isinstance(row.get("input"), str) else ""
+        kept.append({**row, "input": input_text, "preference": None if math.isnan(label) else float(label)})
+        kept[-1]["_given"] = given
+    _check_sides([row.pop("_given") for row in kept], source)
+    if not kept:
+        reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no rows"
+        raise UserError(f"{source}: no row is a labelled pair ({reasons}); give a file of pairwise labels")
+    return Usable(kept, dict(left_out))
+
+
+def _unusable(row: Mapping, texts: Sequence[str]) -> str:
+    if row.get("kind", PAIRWISE) != PAIRWISE:
+        return "that are no pairs"
+    for name in ("instruction", *texts):
+        if not isinstance(row.get(name), str):
+            found = "missing" if row.get(name) is None else f"{type(row[name]).__name__}, no text"
+            return f"with {name} {found}"
+    preference = row.get("preference")
+    if isinstance(preference, bool | str) or not isinstance(preference, int | float | None):
+        return f"with a preference that is {type(preference).__name__}, no number"
+    return ""
+
+
+def _check_sides(given: Sequence[object], source: str) -> None:
+    """0 is a draw in old files; where only 0 and 1 occur, both often, it is the first of two sides instead."""
+    values = Counter(value for value in given if value is not None and value == value and value != -1)
+    if len(given) > 1 and set(values) == {0, 1}:
+        raise UserError(
+            f"{source}: preference: only 0 and 1 occur ({values[0]} and {values[1]} times); 1 means that output_1 is "
+            "better and 2 that output_2 is: add 1 if 0 stands for output_1, or write draws as 1.5"
+        )
+
+
+def one_per_pair(rows: Sequence[Mapping]) -> tuple[list[dict], int]:
+    """A row for each pair, with the mean of its labels (of both orders, say); and how many rows were joined."""
+    groups: dict[tuple, list[Mapping]] = defaultdict(list)
+    for row in rows:
+        groups[row["instruction"], row["input"], *(row[name] for name in OUTPUTS)].append(row)
+    made = []
+    for same in groups.values():
+        known = [row["preference"] for row in same if row["preference"] is not None]
+        mean = math.fsum(known) / len(known) if known else None
+        made.append({**same[0], "preference": mean})
+    return made, len(rows) - len(made)
