@@ -31,8 +31,8 @@ _GOES_ON = re.compile(
     r"|\.\.\d|\s?\?|[,;]?[ \t]{1,3}\d",
     re.IGNORECASE,
 )
-_CAME_BEFORE = re.compile(r"(?:[\w.,:/\\#$€£<>~≈±^]|\d\s?[-–—/]\s?)$")
-_SIGN = re.compile(r"(?:^|[\s\"'`*_:=([])([-−–])$")
+_CAME_BEFORE = re.compile(r"(?:[\w.,:/\\#$€£<>~≈±^]|\d\s?[-–—/]\s?)\Z")
+_SIGN = re.compile(r"(?:^|[\s\"'`*_:=([])([-−–])\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import re
 import unicodedata
 
 from rlhf_jax.annotation.contracts import TAIL_CHARS, json_spans
-from rlhf_jax.annotation.reported_speech import after_refusals, mask, reported
+from rlhf_jax.annotation.reported_speech import after_refusals, apologises, mask, reported
 
 # Thoughts of reasoning models that their server left in the text. Only what follows them is the answer.
 _OPEN = re.compile(
@@ -79,6 +79,11 @@ def refusal_in(own: str) -> str | None:
     text, kept = _hold(own)
     rest = after_refusals(text)
     return None if rest is None else _PRIVATE.sub(lambda match: kept[ord(match.group()) - _PLACE], rest)
+
+
+def declined(text: str, own: str) -> bool:
+    """Whether an answer in which no verdict could be read declines to judge; `own`: its own words."""
+    return apologises(own) or refusal_in(own_words(text, reports=True)) is not None
 
 
 def _plain(text: str) -> str:

@@ -23,7 +23,8 @@ from rlhf_jax.annotation.pattern_cost import ENDLESS_CHARS, is_endless
 from rlhf_jax.annotation.shares import known_logprobs
 
 _BARE_CHARS = 100
-_DRESSED = r"[\s\"'`*(\[]*(?i:output\s*)?[(\[]?NAME[\s\"'`*)\].!]*"
+_CALLED = r"(?i:(?:(?:my|the|final) ){0,3}(?:answer|verdict|choice)\s?(?:is|:)\s?)?"
+_DRESSED = _CALLED + r"[\s\"'`*(\[]*(?i:output\s*)?[(\[]?NAME[\s\"'`*)\].!]*"
 _LIST = re.compile(r"\[[^\[\]]{0,500}\]")
 
 

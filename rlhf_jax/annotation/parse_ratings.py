@@ -34,6 +34,12 @@ _LABELLED = re.compile(
 _ONLY_LABEL = re.compile(
     rf"(?:example\s?\d{{1,4}}\s?[:.)])?{_OPENING}(?:{_LABEL})?{_OPENING}[-−–]?", re.IGNORECASE
 )
+_TO = r"\d{1,3}\s?(?:-|–|—|to|\.\.)\s?(\d{1,3})\b"
+_SCALES = re.compile(
+    rf"\b{_WHAT}s?\s?[(\[]{_TO}|\bscale (?:of|from) {_TO}"
+    rf"|\bscale (?:of|from) (\d{{1,3}})\b(?!\s?(?:-|–|to\b))|{_TO}[- ]scale",
+    re.IGNORECASE,
+)
 _FINAL = re.compile(r"\b(?:overall|final)\b", re.IGNORECASE)
 # "I'd give it a 5", "I rate this response 6", "it deserves a 5".
 _GIVEN = re.compile(
@@ -56,6 +62,8 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     several examples each has a line of its own. Outside the scale it is unreadable, never clipped.
     """
     text = without_scale(answer.text, spec)
+    if other := _other_scale(text, spec):
+        return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
     if n > 1:
         lines = [split_number(line) for line in text.splitlines()]
         read = [(number, one) for number, rest in lines if (one := _of_line(rest, spec)) is not None]
@@ -81,6 +89,15 @@ def without_scale(text: str, spec: ParserSpec) -> str:
     note = r"(?:\s?\([^()\d\n]{1,40}\)|\s?=\s?[^\d\n()]{1,40}?)?"
     pattern = rf"(?<![\d.,/-]){low}{note}\s?(?:-|–|—|to|and|through|bis|,|\.\.\.?|…)\s?{high}{note}(?![\d.,]\d|\d|\s?%)"
     return re.sub(pattern, lambda match: _HOLLOW, text, flags=re.IGNORECASE)
+
+
+def _other_scale(text: str, spec: ParserSpec) -> str:
+    """Words by which the judge puts its rating on another scale, "" if there are none."""
+    for match in _SCALES.finditer(text):
+        end = float(next(number for number in match.groups() if number))
+        if end != spec.high:
+            return match.group()
+    return ""
 
 
 def _marked(text: str, spec: ParserSpec) -> Iterator[Found]:

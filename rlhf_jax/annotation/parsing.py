@@ -31,7 +31,7 @@ from rlhf_jax.annotation.contracts import (
     ParserSpec,
     failed,
 )
-from rlhf_jax.annotation.own_words import own_words, refusal_in, split_thoughts
+from rlhf_jax.annotation.own_words import declined, own_words, refusal_in, split_thoughts
 
 __all__ = ["KINDS", "PARSERS", "PARSER_VERSION", "Parsed", "ParserSpec", "parse", "parse_all", "parsers_of"]
 
@@ -98,7 +98,7 @@ def _said(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     read = answer if spec.name in _PROBABILITIES else replace(answer, text=own if rest is None else rest)
     parsed = PARSERS[spec.name](read, spec, n, k)
     unread = all(one.status in (PARSE_ERROR, LOW_MASS) for one in parsed)
-    if unread and (rest is not None or refusal_in(own_words(text, reports=True)) is not None):
+    if unread and (rest is not None or declined(text, own)):
         return [failed(_shown(answer.text), REFUSED)] * n
     return parsed
 

@@ -46,8 +46,12 @@ _REFUSAL = re.compile(
     rf"|do not wish|am not going|abstain)|[’']m (?:unable|not able|not going|not willing)|[’']ll not)"
     rf"(?:\s?[.!,;]|\s?$|\s(?:to\s)?(?:\w{{1,20}}\s)?{_JUDGE}\b)"
     r"|\b(?:unable|refuse|decline|refusing|declining|declined|refused) to (?:\w{1,20} )?"
-    rf"{_JUDGE}\b|\bI[’']?\s?a?m sorry\b|^\s{{0,20}}(?:sorry|refused|no (?:rating|verdict|ranking|answer))\b",
+    rf"{_JUDGE}\b",
     re.IGNORECASE | re.MULTILINE,
+)
+# Words that apologise: they decline only where no verdict stands.
+_SORRY = re.compile(
+    r"\bI[’']?\s?a?m sorry\b|^\s{0,20}(?:sorry|refused|no (?:rating|verdict|ranking|answer))\b", re.I | re.M
 )
 # "I cannot give it a higher score" is a judgment.
 _PRAISE = re.compile(r"\b(?:higher|lower|more|better|full|top|perfect|maximum|highest|best)\b", re.IGNORECASE)
@@ -101,3 +105,8 @@ def after_refusals(text: str) -> str | None:
         if not _PRAISE.search(text, match.end(), match.end() + _ABOUT):
             found = match
     return None if found is None else text[found.end() :]
+
+
+def apologises(text: str) -> bool:
+    """Whether the text says that it is sorry, or that there is no verdict."""
+    return _SORRY.search(text) is not None

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from rlhf_jax.annotation.formats import read_feedback
 from rlhf_jax.data.tables import read_table
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.label_rows import one_per_pair, usable_labels
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length
 from rlhf_jax.evaluation.win_rate import read_preferences, win_rate
 from rlhf_jax.jobs import evaluation_measures as measures
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Key, Outputs, named
+from rlhf_jax.jobs.label_rows import one_per_pair, usable_labels
 
 SHOWN = "labels that were there"
 

@@ -15,7 +15,6 @@ from rlhf_jax.data.tables import columns_of, read_table, require_columns, write_
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import measure_tables as tables
 from rlhf_jax.evaluation.difficulty import difficulty_rows
-from rlhf_jax.evaluation.label_rows import usable_labels
 from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length, leaderboard_csv
 from rlhf_jax.evaluation.rankings import bradley_terry, elo
 from rlhf_jax.evaluation.ratings import (
@@ -27,6 +26,7 @@ from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.jobs import measure_results as results
 from rlhf_jax.jobs.evaluation_inputs import named
 from rlhf_jax.jobs.evaluation_results import as_json, write_files
+from rlhf_jax.jobs.label_rows import usable_labels
 from rlhf_jax.jobs.measure_annotators import compare_annotators
 from rlhf_jax.jobs.measure_results import Found
 

@@ -12,9 +12,9 @@ from rlhf_jax.data.tables import read_table, require_columns
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.agreement import labels_from_scores
 from rlhf_jax.evaluation.evaluators import evaluator
-from rlhf_jax.evaluation.label_rows import usable_labels
 from rlhf_jax.evaluation.reliability import Reliability, cohen_kappa, fleiss_kappa, krippendorff_alpha
 from rlhf_jax.jobs.evaluation_inputs import named
+from rlhf_jax.jobs.label_rows import usable_labels
 from rlhf_jax.jobs.measure_results import Found
 
 PAIR = ("instruction", "output_1", "output_2")

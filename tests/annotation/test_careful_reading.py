@@ -15,6 +15,14 @@ SCORES = ParserSpec("two_scores", low=1, high=10)
 
 # (scale, answer, the rating; None where no single one is meant; refused)
 RATINGS = [
+    (SEVEN, "Rating:\n5", 5),
+    (SEVEN, "Rating (1-10): 5", None),
+    (SEVEN, "Rating: 5 on a 1-10 scale", None),
+    (SEVEN, "On a scale of 1 to 10, I'd give it a 5", None),
+    (SEVEN, "Rating: 5 (on a scale of 10)", None),
+    (SEVEN, "Rating: 5 on a scale of 1-7", 5),
+    (SEVEN, "Rating: 5\n\nI am sorry, but the output is poor.", 5),
+    (SEVEN, "I'm sorry, this is too violent for me.", REFUSED),
     (SEVEN, "5/7", 5),
     (SEVEN, "3/5", None),
     (SEVEN, "I'd give it a 5 out of 7", 5),
@@ -174,6 +182,8 @@ RATINGS = [
 
 # (parser, answer, preference or ranks of three)
 VERDICTS = [
+    (ParserSpec("choice"), "Answer: a", 1),
+    (ParserSpec("choice"), "The final verdict is **b**.", 2),
     (ParserSpec("sentence"), "Output (a)", 1),
     (ParserSpec("sentence"), "**Output (b)**", 2),
     (ParserSpec("sentence"), "Output **(b)**", 2),
