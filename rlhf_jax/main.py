@@ -15,9 +15,10 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax import ranges
+from rlhf_jax import quiet, ranges
 from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import UserError
+from rlhf_jax.machine import problem_of_machine
 from rlhf_jax.settings import check_overrides, explain
 
 JOBS = (
@@ -86,10 +87,19 @@ def main(_: list[str]) -> None:
     except UserError as error:
         fail(str(error))
     except (Exception, KeyboardInterrupt) as error:
+        problem = problem_of_machine(error)
+        if problem is not None:
+            fail(problem)
         traceback.print_exc()
         leave(1, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
     restart_with_huge_pages("rlhf_jax.main")
-    app.run(main, flags_parser=parse_flags)
+    quiet.leave_out_what_is_raised_too()
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except SystemExit as left:
+        if left.code:
+            quiet.end(left.code)
+        raise

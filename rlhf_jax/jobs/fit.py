@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import eval_batches, row_indices
-from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import fits
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.adapters import Start
@@ -22,7 +21,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.training import loop
 from rlhf_jax.training.average import averaged
-from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoint import MAY_CHANGE, Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
 from rlhf_jax.training.metrics import make_writer
 from rlhf_jax.training.state import TrainState, abstract, create, joined
@@ -33,9 +32,27 @@ MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
 
 def steps_of(config: ConfigDict, rows: int) -> int:
     """`epochs` passes over the rows, in steps of batch_size; at least one."""
-    if config.epochs <= 0:
-        raise UserError(f"epochs: {config.epochs}; use a positive number")
-    return max(1, math.ceil(config.epochs * rows / config.batch_size))
+    steps = max(1, math.ceil(config.epochs * rows / config.batch_size))
+    tell_warmup(config, steps)
+    return steps
+
+
+def tell_warmup(config: ConfigDict, steps: int) -> None:
+    """A notice when the learning rate will never come to its peak."""
+    warmup = config.optimizer.warmup_steps
+    if warmup > steps and startup.is_main():
+        print(
+            f"notice: optimizer.warmup_steps: {warmup}, but the run has {steps} steps; the learning rate ends at "
+            f"{steps / warmup:.0%} of its peak",
+            flush=True,
+        )
+
+
+def may_change(config: ConfigDict) -> tuple[str, ...]:
+    """The fields that may differ when a run goes on; its length too, where the rate does not fall to an end."""
+    if config.optimizer.schedule not in ("constant", "inverse_sqrt"):
+        return MAY_CHANGE
+    return (*MAY_CHANGE, "steps" if "steps" in config else "epochs")
 
 
 def offline(
@@ -131,6 +148,7 @@ def fit(
     with Checkpoints(
         workdir,
         config={**config.to_dict(), "inputs": inputs},
+        may_change=may_change(config),
         keep=config.keep_checkpoints,
         best_metric=config.best_metric,
         best_mode=config.best_mode,

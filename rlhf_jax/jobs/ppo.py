@@ -19,7 +19,7 @@ from rlhf_jax.jobs.ppo_evaluation import make_evaluation
 from rlhf_jax.jobs.ppo_world import ORDER, ROLLOUT, World, generator_of, key_of, prompt_arrays
 from rlhf_jax.models.decoder import value_from_reward
 from rlhf_jax.models.lora import stored
-from rlhf_jax.objectives.kl import ESTIMATORS, adaptive_kl_coef
+from rlhf_jax.objectives.kl import adaptive_kl_coef
 from rlhf_jax.objectives.reduce import Mean, add, value
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
@@ -27,10 +27,9 @@ from rlhf_jax.training.average import averaged
 from rlhf_jax.training.clock import done_at
 from rlhf_jax.training.state import TrainState, create, joined
 from rlhf_jax.training.step import TrainStep, check_microbatches
-from rlhf_jax.training.workdir import one_writer, prepare
+from rlhf_jax.training.workdir import prepare
 
 
-@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export, the policy of the best evaluation."""
     mesh = setup.start(config, workdir)
@@ -197,21 +196,12 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
         raise UserError(
             f"minibatch_size: {config.minibatch_size} does not divide rollout.batch_size={rollout}"
         )
-    if config.steps < 1:
-        raise UserError(f"steps: {config.steps}; use 1 or more rollouts")
-    if config.epochs < 1:
-        raise UserError(f"epochs: {config.epochs}; use 1 or more passes over each rollout")
     if config.adaptive_kl and config.kl_horizon < rollout:
         raise UserError(
             f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {rollout} of one rollout, so that kl_coef "
             f"would swing; use ten rollouts ({10 * rollout}) or more"
         )
-    if config.kl_estimator not in ESTIMATORS:
-        raise UserError(f"kl_estimator: {config.kl_estimator!r}; use one of {', '.join(ESTIMATORS)}")
-    if config.rollout.temperature <= 0:
-        raise UserError(
-            f"rollout.temperature: {config.rollout.temperature}; PPO samples, so use a positive one"
-        )
+    fit.tell_warmup(config, config.steps)
 
 
 def _check_models(config: ConfigDict, policy: Any, reward: Any) -> None:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 import rlhf_jax
 from rlhf_jax import ranges
-from rlhf_jax.jobs import loading
+from rlhf_jax.jobs import loading, wanted
 from rlhf_jax.models import huggingface_export, lora, peft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
@@ -31,6 +31,7 @@ from rlhf_jax.training.storage import at, is_remote, named, publish
 def start(config: ConfigDict, workdir: str) -> Mesh:
     """Checks the settings, joins the processes of the run, sees that they agree on what it is, and builds the mesh."""
     ranges.check(config.to_dict())
+    wanted.check(config, workdir)
     startup.start(config.distributed)
     startup.agree("workdir", named(workdir))
     startup.agree("config", config.to_json_best_effort(sort_keys=True))

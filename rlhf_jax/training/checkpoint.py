@@ -18,13 +18,14 @@ from etils import epath
 from jaxtyping import PyTree
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.machine import problem_of_machine
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.storage import named
 from rlhf_jax.training.workdir import flatten
 
-# Fields that may differ when a run goes on: none of them changes what an iteration computes.
+# Fields that may differ when a run goes on: none of them changes what an iteration computes. The length of a run is
+# not among them: a learning rate that falls to its end would jump.
 MAY_CHANGE = (
-    "steps",
     "log_every",
     "eval_every",
     "save_every",
@@ -226,10 +227,8 @@ class Checkpoints:
         self._manager.reload()
 
     def _unsaved(self, step: int | None, error: Exception) -> UserError:
-        return UserError(
-            f"{self._directory}: checkpoint {step} could not be written ({_first_line(error)}); "
-            "free space there, then give the same command again"
-        )
+        problem = problem_of_machine(error) or f"{_first_line(error)}; free space there"
+        return UserError(f"{self._directory}: checkpoint {step} could not be written: {problem}")
 
 
 def newest(workdir: str | Path) -> Path | None:

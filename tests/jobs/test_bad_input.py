@@ -123,7 +123,7 @@ def test_missing_input_names_the_command_that_makes_it(refused, farm, tmp_path, 
     )
     changes = {field: value}
     line = refused(*tiny_farm.arguments(job, farm, tmp_path / "run", **changes))
-    assert line.startswith((value, f"tokenizer: {value}")), line
+    assert line.startswith((value, f"{field}: {value}")), line
     assert re.search(MAKES + MISSING[job][field], line), line
 
 

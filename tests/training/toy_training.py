@@ -22,7 +22,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import host_rows, to_global
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training import loop, state, workdir
-from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoint import MAY_CHANGE, Checkpoints
 from rlhf_jax.training.evaluator import make_evaluator
 from rlhf_jax.training.metrics import make_writer
 from rlhf_jax.training.optimizer import make_optimizer
@@ -126,7 +126,10 @@ def train(
 
     config = {"steps": steps, "optimizer": {"learning_rate": learning_rate}, "width": width}
     folder = workdir.prepare(folder, config)
-    with Checkpoints(folder, config=config, best_metric=best, best_mode="min") as checkpoints:
+    free = (*MAY_CHANGE, "steps")  # The rate of this optimizer does not know them.
+    with Checkpoints(
+        folder, config=config, may_change=free, best_metric=best, best_mode="min"
+    ) as checkpoints:
         last = loop.run(
             first,
             iterate,
@@ -140,7 +143,6 @@ def train(
             log_every=log_every,
             save_every=save_every,
         )
-    workdir.lock.release(folder)
     return last, train_step
 
 

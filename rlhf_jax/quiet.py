@@ -1,0 +1,44 @@
+"""A failed run says why in one line: what libraries say of the same failure, or on their way out, is left out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from typing import Any, NoReturn
+
+_LOGGERS = ("absl", "asyncio")
+_CLOSED = "Event loop is closed"  # Said by writes of TensorStore that end after the one that failed.
+
+
+def leave_out_what_is_raised_too() -> None:
+    """Orbax logs every failure of a save, with several tracebacks, before it raises it where the job tells of it."""
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_is_news)
+    # A disk that is full holds no compiled programs either: the next start compiles again.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+    said = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != _CLOSED:
+            said(found)
+
+    sys.unraisablehook = hook
+
+
+def end(status: int) -> NoReturn:
+    """Ends the process at once: no thread that still works can speak after the last line."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    if not record.exc_info or record.exc_info[2] is None:
+        return True
+    trace, files = record.exc_info[2], []
+    while trace is not None:
+        files.append(trace.tb_frame.f_code.co_filename)
+        trace = trace.tb_next
+    return not any(f"{os.sep}orbax{os.sep}" in file for file in files)
