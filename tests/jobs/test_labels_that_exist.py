@@ -99,6 +99,7 @@ def test_both_orders_count_once_and_what_cannot_be_used_is_said(
         "1 with a preference that is str, no number" in said
         and "10 rows label a pair that another row" in said
     )
+    assert "1 with a preference that is bool, no number" in said
     scores = [0.5] * 10 + [row["preference"] - 1 for row in rows[10:]]
     assert found["methods"]["m"]["judge"]["win_rate"] == pytest.approx(100 * np.mean(scores), abs=1e-9)
 
