@@ -5,4 +5,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/install.sh
-exec .venv/bin/python -m rlhf_jax.main --config=configs/farm.py --workdir="${WORKDIR:-runs/farm}" "$@"
+exec "${VENV:-.venv}/bin/python" -m rlhf_jax.main --config=configs/farm.py --workdir="${WORKDIR:-runs/farm}" "$@"

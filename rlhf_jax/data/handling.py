@@ -1,8 +1,7 @@
 """What is done with rows where there is a choice: the settings of a page's `data` that say so."""
 
 from dataclasses import dataclass, fields
-
-from ml_collections import ConfigDict
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +13,6 @@ class Handling:
     not_ended: str = "keep"
 
 
-def handling_of(data: ConfigDict) -> Handling:
-    """The settings that a page has; what it does not have stays at its default."""
+def handling_of(data: Any) -> Handling:
+    """The settings that a page's `data` group has; what it does not have stays at its default."""
     return Handling(**{field.name: data[field.name] for field in fields(Handling) if field.name in data})

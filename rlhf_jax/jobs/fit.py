@@ -125,7 +125,7 @@ def offline(
         steps=steps,
         inputs=inputs,
         show=show,
-        flops=float(plan.flops),
+        flops=plan.flops,
     )
     return state.replace(params=joined(frozen, averaged(state.params, state.opt_state)))
 
@@ -175,7 +175,7 @@ def fit(
                 eval_first=eval_first,
                 save_every=config.save_every,
                 show=show,
-                flops=float(flops),
+                flops=flops,
             )
         finally:
             writer.close()

@@ -71,13 +71,13 @@ def _traced(plan: Plan) -> jax.stages.Traced:
     return plan.step.trace(plan.state, plan.batch, plan.frozen)
 
 
-def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> int:
+def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> float:
     """FLOPs of a train step as MFU counts them: without what remat computes again, whatever computes attention.
 
     Fused attention is one opaque operation to a count of matrix products, so XLA's is traced in its place.
     """
     plain = _changed(config.to_dict(), {"model.remat": "none", "model.attention": "xla"})
-    return matrix_flops(_traced(plan_of(plain, mesh)).jaxpr)
+    return float(matrix_flops(_traced(plan_of(plain, mesh)).jaxpr))
 
 
 def _parameters(plan: Plan) -> str:

@@ -67,7 +67,7 @@ class Plan(NamedTuple):
     frozen: Shapes
     beside: int = 0
     others: tuple[Phase, ...] = ()
-    flops: int = 0
+    flops: float = 0.0
 
 
 PlanOf = Callable[[ConfigDict, Mesh], Plan]

@@ -35,7 +35,7 @@ def choose(
     logits_BV = logits_BV.astype(jnp.float32)
     greedy = sampling.temperature == 0
     scaled_BV = logits_BV / jnp.where(greedy, 1.0, sampling.temperature)
-    truncates = ~greedy & ((sampling.top_p < 1) | (sampling.top_k > 0))
+    truncates = (sampling.temperature != 0) & ((sampling.top_p < 1) | (sampling.top_k > 0))
     # The sort costs more than the rest of the sampler, so it runs only when a truncation is asked for.
     kept_BV = jax.lax.cond(truncates, lambda x: truncate(x, sampling), lambda x: x, scaled_BV)
     drawn_B = jax.vmap(jax.random.categorical)(keys_B, kept_BV)

@@ -82,7 +82,7 @@ def matrix_flops(jaxpr: Any) -> int:
             (contracted, _), _ = eqn.params["dimension_numbers"]
             a = eqn.invars[0].aval.shape
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(a[i] for i in contracted)
-        inner = [matrix_flops(sub) for sub in _inside(eqn)]
+        inner = [matrix_flops(sub) for sub in programs_inside(eqn)]
         if eqn.primitive.name == "cond":
             total += max(inner)
         else:
@@ -90,8 +90,8 @@ def matrix_flops(jaxpr: Any) -> int:
     return total
 
 
-def _inside(eqn: Any) -> list[Any]:
-    """The programs an operation contains."""
+def programs_inside(eqn: Any) -> list[Any]:
+    """The programs that an operation of a jaxpr contains, without rules of differentiation."""
     found = []
     for name, value in eqn.params.items():
         if name in ("fwd_jaxpr_thunk", "bwd", "jvp_jaxpr_fun"):  # rules of differentiation, not run here

@@ -41,6 +41,9 @@ class Settings:
         except KeyError:
             raise AttributeError(name) from None
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._config
+
     def get(self, name: str, default: Any = None) -> Any:
         return self[name] if name in self._config else default
 

@@ -12,6 +12,7 @@ import tiny_losses
 from safetensors.numpy import load_file
 
 from rlhf_jax.jobs import losses
+from rlhf_jax.training.ahead import programs_inside
 from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.state import create
 from rlhf_jax.training.step import make_train_step
@@ -24,8 +25,8 @@ def products(jaxpr, found):
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             found.append(tuple(x.aval.dtype.name for x in equation.invars))
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            products(inner, found)
+        for inner in programs_inside(equation):
+            products(getattr(inner, "jaxpr", inner), found)
     return found
 
 
