@@ -29,8 +29,8 @@ minor=$("$python" -c 'import sys; print(sys.version_info.minor if sys.version_in
   echo "error: $("$python" --version) is too old; rlhf_jax needs Python >= 3.11 (PYTHON=/path/to/python3 chooses another)" >&2
   exit 2
 }
-constraints=constraints-3.11.txt
-[ "$minor" -lt 13 ] || constraints=constraints-3.13.txt
+constraints="constraints-3.11.txt"
+[ "$minor" -lt 13 ] || constraints="constraints-3.13.txt"
 options=("--constraint=$constraints")
 if [ -n "${LATEST:-}" ]; then
   options=(--upgrade)
