@@ -15,7 +15,7 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax import quiet, ranges
+from rlhf_jax import idle, quiet, ranges
 from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import UserError
 from rlhf_jax.machine import problem_of_machine
@@ -55,6 +55,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         if WORKDIR.value is None:
             raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
         ranges.check(CONFIG.value.to_dict())
+        for line in idle.notices(CONFIG.value, idle.given(argv)):
+            print(f"notice: {line}", flush=True)
         return rest
     except UserError as error:
         fail(str(error))

@@ -118,6 +118,8 @@ def _with_pad(source: str, pad_token: str, folder: Path) -> str:
     """`folder`, where the model's tokenizer is written with a PAD token; the model's own where it has one."""
     if startup.is_main() and not (folder / "tokenizer_config.json").exists():
         added = add_pad(source, pad_token, folder, made_by=hints.SFT)
+        if not added:
+            print(f"notice: model.pad_token has no effect: the tokenizer of {source} has a PAD", flush=True)
         settings = Path(source) / "generation_config.json"  # An export takes it from where the tokenizer is.
         if added and settings.is_file():
             shutil.copyfile(settings, folder / settings.name)

@@ -1,0 +1,97 @@
+"""Settings that were given and do nothing, because of another setting: said in a notice each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+_SHAPE = ["tokenizer", "vocab_size", "width", "layers", "heads", "kv_heads", "ff", "tie_embeddings"]
+
+
+class Idle(NamedTuple):
+    """Fields of jobs, when they are not read, and why, to be read after "has no effect: "."""
+
+    jobs: tuple[str, ...]
+    fields: tuple[str, ...]
+    when: Callable[[Any], bool]
+    why: str
+
+
+_TRAINERS = ("sft", "reward_model", "dpo", "ppo")
+ROWS = (
+    Idle(("ppo",), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
+    Idle(
+        _TRAINERS,
+        ("lora.alpha", "lora.targets", "lora.base_dtype"),
+        lambda c: not c.lora.rank,
+        "lora.rank is 0",
+    ),
+    Idle(
+        ("sft",),
+        tuple(f"model.{name}" for name in _SHAPE),
+        lambda c: bool(c.model.init),
+        "model.init brings its own",
+    ),
+    Idle(("sft",), ("model.pad_token",), lambda c: not c.model.init, "model.init is not set"),
+    Idle(
+        ("sft",), ("model.vocab_size",), lambda c: bool(c.model.tokenizer), "model.tokenizer brings its own"
+    ),
+    Idle(("reward_model",), ("center_rows",), lambda c: not c.center_on, "center_on is not set"),
+    Idle(_TRAINERS, ("best_mode", "keep_best"), lambda c: not c.best_metric, "best_metric is not set"),
+    Idle(("dpo",), ("reference_cache",), lambda c: c.reference == "step", "reference is step"),
+    Idle(
+        _TRAINERS,
+        ("optimizer.eps",),
+        lambda c: c.optimizer.name in ("sgd", "lion", "adafactor"),
+        "this optimizer has none",
+    ),
+    Idle(_TRAINERS, ("optimizer.b2",), lambda c: c.optimizer.name == "sgd", "sgd has no second moment"),
+    Idle(("generate",), ("top_p", "top_k", "seed"), lambda c: c.temperature == 0, "temperature 0 is greedy"),
+    Idle(("annotate",), ("feedback_format",), lambda c: not c.feedback, "feedback is not set"),
+    Idle(("annotate",), ("ordered",), lambda c: not c.outputs_2, "outputs_2 is not set"),
+    Idle(("annotate",), ("one_pair_per_prompt",), lambda c: not c.samples, "samples is not set"),
+    Idle(
+        ("annotate",),
+        ("n_samples", "max_prompt_words", "max_prompt_chars"),
+        lambda c: not c.instructions,
+        "instructions is not set",
+    ),
+    Idle(
+        ("annotate",), ("judges", "p_label_flip"), lambda c: bool(c.feedback), "feedback is labelled already"
+    ),
+    Idle(
+        ("evaluate",),
+        ("reference_method", "labels", "scored", "clear_margin"),
+        lambda c: not c.utility,
+        "utility is false",
+    ),
+    Idle(
+        ("evaluate",),
+        ("difficulty", "regulariser"),
+        lambda c: not c.length_control,
+        "length_control is false",
+    ),
+    Idle(("measure",), ("anchor", "n_bootstrap"), lambda c: not c.games, "games is not set"),
+    Idle(("measure",), ("gold", "min_per_generator"), lambda c: not c.annotators, "annotators is not set"),
+    Idle(("measure",), ("baseline", "baseline_name"), lambda c: not c.ratings, "ratings is not set"),
+)
+
+
+def given(argv: Iterable[str]) -> set[str]:
+    """The fields that a command line sets."""
+    names = (argument.lstrip("-").split("=", 1)[0] for argument in argv if argument.startswith("-"))
+    fields = (name.removeprefix("noconfig.").removeprefix("config.") for name in names if "config." in name)
+    return set(fields)
+
+
+def notices(page: Any, fields: set[str]) -> Iterator[str]:
+    """A line for each of the fields that does nothing on this page, a ConfigDict; stages of a farm by their prefix."""
+    for row in ROWS:
+        for name in row.fields:
+            if page.job in row.jobs and name in fields and row.when(page):
+                yield f"{name} has no effect: {row.why}"
+    for stage in {field.split(".")[0] for field in fields}:
+        inner = page.get(stage)
+        if hasattr(inner, "job"):
+            below = {field.removeprefix(f"{stage}.") for field in fields if field.startswith(f"{stage}.")}
+            yield from (f"{stage}.{line}" for line in notices(inner, below))

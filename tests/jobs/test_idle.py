@@ -1,0 +1,34 @@
+"""A setting that was given and does nothing is said; one that nobody gave, or that works, is not."""
+
+import pytest
+import tiny_farm
+
+from rlhf_jax import idle
+from rlhf_jax.settings import load_page
+
+
+def said(job, *overrides, **changes):
+    page = load_page(f"{tiny_farm.ROOT}/configs/{job}.py")
+    page.update_from_flattened_dict(changes)
+    return list(idle.notices(page, idle.given(["main", "--config=x", *overrides])))
+
+
+@pytest.mark.parametrize(
+    ("job", "field", "changes"),
+    [(job, field, row) for row in idle.ROWS for job in row.jobs for field in row.fields],
+)
+def test_every_row_is_about_fields_of_its_jobs(job, field, changes):
+    assert field in tiny_farm.flat(load_page(f"{tiny_farm.ROOT}/configs/{job}.py"))
+    assert isinstance(changes.when(load_page(f"{tiny_farm.ROOT}/configs/{job}.py")), bool)
+
+
+def test_what_is_said():
+    assert said("ppo", "--config.target_kl=6") == ["target_kl has no effect: adaptive_kl is false"]
+    assert said("ppo", "--config.target_kl=6", **{"adaptive_kl": True}) == []
+    assert said("sft", "--config.lora.alpha=8") == ["lora.alpha has no effect: lora.rank is 0"]
+    assert said("sft", "--config.model.width=8", **{"model.init": "x"}) == [
+        "model.width has no effect: model.init brings its own"
+    ]
+    assert said("sft", "--noconfig.model.tie_embeddings", **{"model.init": "x"})
+    assert said("sft", "--config.model.width=8") == [] == said("sft")
+    assert said("farm", "--config.ppo.target_kl=6") == ["ppo.target_kl has no effect: adaptive_kl is false"]
