@@ -12,9 +12,10 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, reference, setup
 from rlhf_jax.jobs.rows import Rows, rows_of
 from rlhf_jax.parallel.arrays import check_batch
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export."""
     mesh = setup.start(config, workdir)

@@ -32,6 +32,7 @@ class Stage(NamedTuple):
     config: ConfigDict
 
 
+@folders.one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Runs what is not finished yet, then prints the leaderboard and where the report is."""
     ranges.check(config.to_dict())

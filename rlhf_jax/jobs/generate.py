@@ -22,9 +22,10 @@ from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.training.progress import Progress
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, whether each ended, generator."""
     mesh = setup.start(config, workdir)

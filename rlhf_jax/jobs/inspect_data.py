@@ -34,7 +34,7 @@ from rlhf_jax.jobs import hints, inputs
 from rlhf_jax.jobs.rows import describe as describe_packs
 from rlhf_jax.models import gguf_files
 from rlhf_jax.parallel import startup
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 READERS = {"instruction": read_instructions, "pair": read_pairs, "prompt": read_prompts}
 ENCODERS = {"instruction": encode_sft, "pair": encode_pairs, "prompt": encode_prompts}
@@ -48,6 +48,7 @@ class Lengths(NamedTuple):
     total: np.ndarray
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Prints the report, and writes it to WORKDIR/inspection.txt."""
     ranges.check(config.to_dict())

@@ -27,9 +27,10 @@ from rlhf_jax.training.average import averaged
 from rlhf_jax.training.clock import done_at
 from rlhf_jax.training.state import TrainState, create, joined
 from rlhf_jax.training.step import TrainStep, check_microbatches
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export, the policy of the best evaluation."""
     mesh = setup.start(config, workdir)

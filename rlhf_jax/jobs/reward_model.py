@@ -24,9 +24,10 @@ from rlhf_jax.models.lora import Lora
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import model_scores
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export, with the mean score of demonstrations beside the weights."""
     mesh = setup.start(config, workdir)

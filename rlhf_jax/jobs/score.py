@@ -20,9 +20,10 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import model_scores
 from rlhf_jax.training.progress import Progress
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/scores.parquet: the prompt's columns, responses and scores."""
     mesh = setup.start(config, workdir)

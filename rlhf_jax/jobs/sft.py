@@ -22,9 +22,10 @@ from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.storage import is_remote
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains and writes WORKDIR/export."""
     mesh = setup.start(config, workdir)

@@ -17,11 +17,12 @@ from rlhf_jax.models.families import FAMILIES
 from rlhf_jax.models.tensor_files import Tensors, open_folder
 from rlhf_jax.models.weight_diff import Checksum, Match
 from rlhf_jax.training.progress import Progress
-from rlhf_jax.training.workdir import prepare
+from rlhf_jax.training.workdir import one_writer, prepare
 
 _NOT_COPIED = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pth", ".pt")
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/export (the recovered model) or WORKDIR/diff, with model_sum.txt."""
     ranges.check(config.to_dict())

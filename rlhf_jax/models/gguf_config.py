@@ -126,13 +126,20 @@ def _tokens(found: Contents) -> int:
     """Rows of the embedding: a file may have more than its tokenizer has tokens."""
     for x in found.tensors:
         if x.name == "token_embd.weight":
-            return int(x.shape[-1])
+            rows, tokens = int(x.shape[-1]), len(found.fields.get("tokenizer.ggml.tokens", ()))
+            if tokens > rows:
+                raise UserError(
+                    f"{found.path}: its tokenizer has {tokens} tokens, but token_embd.weight has {rows} rows; "
+                    "take another copy of the model"
+                )
+            return rows
     raise UserError(f"{found.path}: no tensor token_embd.weight; it holds no whole language model")
 
 
 def _scaling(found: Contents, fields: Settings, config: dict[str, Any]) -> dict[str, Any] | None:
     """rope_scaling: none, linear, or Llama 3.1's, which stands in a tensor of its factors."""
     kind = fields.take("rope.scaling.type", "none")
+    fields.take("rope.scaling.finetuned", False)  # Says how the model was made, not how it is computed.
     factor = fields.take("rope.scaling.factor", fields.take("rope.scale_linear", 1.0))
     original = fields.take("rope.scaling.original_context_length", config["max_position_embeddings"])
     if kind not in ("none", "linear"):

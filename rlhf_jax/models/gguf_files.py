@@ -19,7 +19,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import gguf_config, gguf_tensors, gguf_tokenizer, tensor_shards
 from rlhf_jax.parallel import startup
 
-ENDING = ".gguf"
 _FORM = 2  # Of what is written: another number makes new folders.
 
 
@@ -43,20 +42,26 @@ def as_folder(path: str, tell: Callable[[int, int], None] = lambda done, total: 
       UserError: no such file, not a whole GGUF file, the package gguf is missing, or a model, tokenizer, setting
         or tensor in it that is not supported; by name.
     """
-    if not path.endswith(ENDING):
-        return path
     file = Path(path)
+    if not _is_gguf(file):
+        return path
     _check_package(file)
     if not file.is_file():
         raise UserError(f"{file}: no such file; give the path of a GGUF file or of a Hugging Face folder")
     folder = _cache() / f"{file.stem}-{_digest(file)}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(f"{folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            convert(file, folder, tell)
-            if startup.is_main():
-                print(f"{file}: written as a Hugging Face folder to {folder}", flush=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with open(f"{folder}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.is_dir():
+                convert(file, folder, tell)
+                if startup.is_main():
+                    print(f"{file}: written as a Hugging Face folder to {folder}", flush=True)
+    except OSError as error:
+        raise UserError(
+            f"{file}: its Hugging Face folder cannot be written to {folder} ({error.strerror or error}); "
+            "set XDG_CACHE_HOME to a folder with room for 4 bytes a parameter"
+        ) from error
     return str(folder)
 
 
@@ -71,6 +76,19 @@ def convert(file: Path, folder: Path, tell: Callable[[int, int], None] = lambda 
             text = json.dumps(content, indent=None if name == "tokenizer.json" else 2, ensure_ascii=False)
             (partial / name).write_text(text + "\n", encoding="utf-8")
         tensor_shards.write(partial, shapes, read)
+
+
+def _is_gguf(file: Path) -> bool:
+    """By its name, or, as other programs' stores have names without an ending, by how it begins."""
+    if file.is_dir():
+        return False
+    if file.suffix.lower() == ".gguf":
+        return True
+    try:
+        with file.open("rb") as stream:
+            return stream.read(4) == b"GGUF"
+    except OSError:  # There is no such file; who wanted a folder says so.
+        return False
 
 
 def _check_package(file: Path) -> None:
@@ -107,6 +125,9 @@ def _cache() -> Path:
 
 def _digest(file: Path) -> str:
     """Of the file's content and of the form in which it is written."""
-    with file.open("rb") as stream:
-        content = hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
     return hashlib.sha256(f"{_FORM} {content}".encode()).hexdigest()[:12]

@@ -9,10 +9,14 @@ import importlib.util
 import io
 import json
 import os
+import re
+import socket
 import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from glob import glob
 from typing import Any, NamedTuple, NoReturn
 
@@ -28,6 +32,9 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 # Waits after work that takes machines differently long: compiling, reading weights. They stand before collectives,
 # which do not wait that long for each other (30 s to connect, on CPU).
 SLOW_S = 3600.0
+
+_QUIET_S = 5.0  # How long a process waits for others without a word.
+_NAME_S = 60.0  # How long the name of process 0's machine may be unknown.
 
 _FAILED = "rlhf_jax/failed"  # The key under which a process says that it has failed.
 _WATCH_S = 1.0  # How often the others look.
@@ -65,7 +72,7 @@ def start(distributed: str = "auto", *, timeout_s: int = 300) -> Processes:
     if distributed != "off" and not jax.distributed.is_initialized():
         ours = _from_environment()
         if ours is not None:
-            _initialize(timeout_s, **ours)
+            _initialize(timeout_s, *ours)
         elif distributed == "on" or _slurm_tasks() > 1 or _on_cloud_tpu():
             _initialize(timeout_s)
     return Processes(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count())
@@ -113,7 +120,8 @@ def agree(name: str, value: Any, timeout_s: float = 600) -> None:
     client.key_value_set(f"{key}/{jax.process_index()}", mine)
     for other in range(jax.process_count()):
         try:
-            theirs = client.blocking_key_value_get(f"{key}/{other}", _milliseconds(timeout_s))
+            with _telling(f"process {other} to say its {name}"):
+                theirs = client.blocking_key_value_get(f"{key}/{other}", _milliseconds(timeout_s))
         except jax.errors.JaxRuntimeError as e:
             raise UserError(
                 f"{name}: process {other} said nothing within {timeout_s:g} s; read its log "
@@ -126,6 +134,24 @@ def agree(name: str, value: Any, timeout_s: float = 600) -> None:
                 f"{name}: process 0 has {_short(expected)}, process {other} has {_short(theirs)}; "
                 "start every process with the same command, files and version"
             )
+
+
+def from_main(name: str, value: Any, timeout_s: float = 600) -> Any:
+    """Process 0's `value` (anything JSON can write), on every process."""
+    client = _client()
+    if client is None:
+        return value
+    key = _unique("from_main", name)
+    if jax.process_index() == 0:
+        client.key_value_set(key, json.dumps(value))
+        return value
+    try:
+        with _telling(f"process 0 to say {name}"):
+            return json.loads(client.blocking_key_value_get(key, _milliseconds(timeout_s)))
+    except jax.errors.JaxRuntimeError as e:
+        raise UserError(
+            f"{name}: process 0 said nothing within {timeout_s:g} s; read its log ({_first_line(e)})"
+        ) from e
 
 
 def leave(status: int, reason: str = "see its log") -> NoReturn:
@@ -181,8 +207,8 @@ def _watch() -> None:
         thread.join()
 
 
-def _from_environment() -> dict[str, Any] | None:
-    """The arguments our own three variables give, None when none is set."""
+def _from_environment() -> tuple[str, int, int] | None:
+    """(process 0's address, our number, how many) from our own three variables, None when none is set."""
     found = {name: os.environ[name] for name in _OURS if os.environ.get(name)}
     if not found:
         return None
@@ -199,7 +225,7 @@ def _from_environment() -> dict[str, Any] | None:
         raise UserError(
             f"RLHF_JAX_PROCESS_ID: {index} is not in 0 .. {count - 1} (RLHF_JAX_NUM_PROCESSES={count})"
         )
-    return {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    return coordinator, index, count
 
 
 def _integer(name: str, found: dict[str, str]) -> int:
@@ -223,9 +249,20 @@ def _on_cloud_tpu() -> bool:
     return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _initialize(timeout_s: int, **kwargs: Any) -> None:
+def _initialize(timeout_s: int, coordinator: str = "", index: int = 0, count: int = 0) -> None:
+    """Joins the others. coordinator: host:port of process 0, or "" where jax finds the cluster by itself."""
+    given = {}
+    if coordinator:
+        given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    else:
+        coordinator, index, count = _slurm_coordinator()
+    if coordinator and index:
+        _check_name(coordinator.rpartition(":")[0].strip("[]"))
+    others = f"{count - 1} more of {count} processes" if count else "the other processes"
+    whom = f"process 0 at {coordinator}" if coordinator and index else f"{others} to join"
     try:
-        jax.distributed.initialize(initialization_timeout=timeout_s, **kwargs)
+        with _telling(whom):
+            jax.distributed.initialize(initialization_timeout=timeout_s, **given)
     except (jax.errors.JaxRuntimeError, ValueError, OSError) as e:
         raise UserError(
             f"distributed: could not join the other processes ({_first_line(e)}); set {', '.join(_OURS)}, "
@@ -233,6 +270,50 @@ def _initialize(timeout_s: int, **kwargs: Any) -> None:
         ) from e
     if jax.process_count() > 1:
         _watch()
+
+
+def _slurm_coordinator() -> tuple[str, int, int]:
+    """(the machine of process 0, our number, how many) as jax takes them from srun; ("", 0, 0) elsewhere."""
+    if not all(os.environ.get(name) for name in _SLURM):
+        return "", 0, 0
+    # The first of a list like n7, n7,n9 or n[007-9,12],m3. The port, which jax chooses, does not matter here.
+    prefix, numbers = re.match(r"([^,\[]*)(?:\[(\d+))?", os.environ["SLURM_STEP_NODELIST"]).groups()
+    return f"{prefix}{numbers or ''}:", int(os.environ["SLURM_PROCID"]), _slurm_tasks()
+
+
+def _check_name(host: str) -> None:
+    """Waits until the name of process 0's machine is known here; UserError if it is not after a minute."""
+    until = time.monotonic() + _NAME_S
+    with _telling(f"the name {host} (process 0's machine) to be known here"):
+        while True:
+            try:
+                socket.getaddrinfo(host, None)
+                return
+            except OSError as e:
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"distributed: process 0 should be on {host}, but this name is not known here "
+                        f"({e.strerror or e}); set RLHF_JAX_COORDINATOR to an address that all processes reach"
+                    ) from e
+            time.sleep(0.5)
+
+
+@contextmanager
+def _telling(whom: str) -> Iterator[None]:
+    """Says on stderr for whom this process waits, after five seconds and then every minute."""
+    over, began = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = _QUIET_S
+        while not over.wait(wait):
+            print(f"waiting for {whom}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            wait = 60.0
+
+    threading.Thread(target=tell, name="tells for whom we wait", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _client() -> Any:

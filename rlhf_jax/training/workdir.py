@@ -8,16 +8,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path, PurePath
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training import lock
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.storage import at, check_reachable, is_remote, write_text
 
@@ -26,27 +28,44 @@ _LARGE = 1 << 30  # bytes, from which on hashing takes long enough to be watched
 
 
 def prepare(workdir: str | PurePath, config: Mapping[str, Any]) -> Path | epath.Path:
-    """Makes the folder, checks that it can be written, and writes config.json. Every process calls it.
+    """Makes the folder, takes it for this run alone, and writes config.json. Every process calls it.
 
-    Raises UserError on every process when it cannot be written or is not one folder for all of them.
+    Raises UserError on every process when it cannot be written, another run is writing it, or it is not one folder for
+    all of them. `one_writer` gives it back.
     """
     check_reachable(workdir)
-    workdir, problem = at(workdir), "none"
+    workdir, problem = at(workdir), ""
     if startup.is_main():
         try:
             workdir.mkdir(parents=True, exist_ok=True)
+            lock.hold(workdir)
             write_json(workdir / "config.json", config)
+        except UserError as e:
+            problem = str(e)
         except OSError as e:
-            problem = f"{e.strerror or e}"
+            problem = f"workdir: {workdir} cannot be written ({e.strerror or e}); use another --workdir"
         except Exception as e:  # a store's own errors: no such bucket, no credentials
             if not is_remote(workdir):
                 raise
-            problem = f"{type(e).__name__}: {e}"
-    startup.agree(f"workdir {workdir} cannot be written", problem)
-    if problem != "none":
-        raise UserError(f"workdir: {workdir} cannot be written ({problem}); use another --workdir")
+            problem = f"workdir: {workdir} cannot be written ({type(e).__name__}: {e}); use another --workdir"
+    problem = startup.from_main("workdir", problem)
+    if problem:
+        raise UserError(problem)
     _check_shared(workdir)
     return workdir
+
+
+def one_writer(run: Callable[[ConfigDict, str], None]) -> Callable[[ConfigDict, str], None]:
+    """A job that gives its workdir back at its end, however it ends."""
+
+    @wraps(run)
+    def alone(config: ConfigDict, workdir: str) -> None:
+        try:
+            run(config, workdir)
+        finally:
+            lock.release(workdir)
+
+    return alone
 
 
 def is_finished(workdir: str | PurePath, fingerprint: Any) -> bool:

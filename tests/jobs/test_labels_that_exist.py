@@ -90,7 +90,12 @@ def test_both_orders_count_once_and_what_cannot_be_used_is_said(
 ) -> None:
     rows = pairs(0, values=(1, 2))
     twice = [row | {"preference": 3 - row["preference"]} for row in rows[:10]]
-    broken = [rows[0] | {"output_2": False}, rows[0] | {"preference": "1"}, rows[0] | {"instruction": None}]
+    broken = [
+        rows[0] | {"preference": True},
+        rows[0] | {"output_2": False},
+        rows[0] | {"preference": "1"},
+        rows[0] | {"instruction": None},
+    ]
     path = saved(tmp_path / "m.json", rows + twice + broken)
     found = run("evaluate.py:labels", tmp_path / "w", judged=f"m={path}")
     said = capsys.readouterr().out

@@ -52,11 +52,18 @@ def test_a_run_that_ends_by_itself(job, status):
     assert not requeued(job) and not job.calls("scancel")
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_told_to_stop_it_saves_and_goes_back_into_the_queue(job, number):
+@pytest.mark.parametrize(
+    ("number", "now"),
+    [
+        (signal.SIGUSR1, "JobState=RUNNING PreemptTime=None"),
+        (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-01-02T03:04:05"),
+    ],
+)
+def test_told_to_stop_it_saves_and_goes_back_into_the_queue(job, number, now):
     job.add("srun", SRUN)
     script = job.start(*COMMAND)
     wait_until((job.log.parent / "tasks").exists)
+    state(job, now)
     script.send_signal(number)
     out = finish(script)
     assert job.calls("scancel") == [["--signal=TERM", "77"]]
@@ -65,19 +72,34 @@ def test_told_to_stop_it_saves_and_goes_back_into_the_queue(job, number):
     assert [line.removeprefix("slurm.sbatch: ") for line in out.splitlines()] == said
 
 
-def test_a_job_that_the_user_cancels_stays_away(job):
+@pytest.mark.parametrize("now", ["RUNNING", "COMPLETING", "CANCELLED"])
+@pytest.mark.parametrize("before", ["None", "2026-01-02T03:04:05"])
+def test_a_job_that_the_user_cancels_stays_away(job, now, before):
+    """Whatever its state is while the script looks, and also when an earlier start of it was preempted."""
+    state(job, f"JobState=RUNNING PreemptTime={before}")
     job.add("srun", SRUN)
     script = job.start(*COMMAND)
     wait_until((job.log.parent / "tasks").exists)
-    state(job, "JobState=CANCELLED PreemptTime=None")
+    state(job, f"JobState={now} PreemptTime={before}")
     script.send_signal(signal.SIGTERM)
     assert "back into the queue" not in finish(script)
     assert not requeued(job)
 
 
+def test_a_job_cancelled_at_the_end_of_its_time_stays_away(job):
+    """The program saves slowly; the user loses patience."""
+    job.add("srun", SRUN.replace("echo saved;", "touch $HOME/saving; sleep 1; echo saved;"))
+    script = job.start(*COMMAND)
+    wait_until((job.log.parent / "tasks").exists)
+    script.send_signal(signal.SIGUSR1)
+    wait_until((job.log.parent / "saving").exists)
+    script.send_signal(signal.SIGTERM)
+    finish(script)
+    assert not requeued(job)
+
+
 def test_a_preemption_that_only_the_tasks_hear_of(job):
-    job.add("srun", "exit 0")
-    state(job, "JobState=RUNNING PreemptTime=2026-01-02T03:04:05")
+    job.add("srun", 'echo "JobState=RUNNING PreemptTime=2026-01-02T03:04:05" >"$HOME/job"')
     job.run(*COMMAND)
     assert requeued(job) == [["requeue", "77"]]
 

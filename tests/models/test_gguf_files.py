@@ -219,6 +219,9 @@ REFUSED = {
     "no llama.embedding_length": {"llama.embedding_length": None},
     "tokenizer.ggml.model is 't5'": {"tokenizer.ggml.model": "t5"},
     "tokenizer.ggml.pre is 'tekken'": {"tokenizer.ggml.pre": "tekken"},
+    "its tokenizer has 500 tokens, but token_embd.weight has \\d+ rows": {
+        "tokenizer.ggml.tokens": [str(i) for i in range(500)]
+    },
     "tokenizer.ggml.pre is None": {"tokenizer.ggml.pre": None},
     "no tokenizer.ggml.merges": {"tokenizer.ggml.merges": None},
     "tokenizer.ggml.eos_token_id is 9999": {"tokenizer.ggml.eos_token_id": 9999},
@@ -276,6 +279,24 @@ def test_a_file_is_converted_once_and_known_by_its_content(tiny, tmp_path, monke
     (tmp_path / "x.gguf").rename(tmp_path / "sub" / "x.gguf")
     assert gguf_files.as_folder(str(tmp_path / "sub" / "x.gguf")) == first
     assert gguf_files.as_folder("some/folder") == "some/folder"
+
+
+def test_a_file_without_the_ending_and_a_folder_with_it(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("sha256-00", "x.GGUF"):
+        gguf_writing.write(tiny, tmp_path / name, pre="smollm")
+        assert Path(gguf_files.as_folder(str(tmp_path / name)), "config.json").is_file()
+    (tmp_path / "folder.gguf").mkdir()
+    for other in (tmp_path / "folder.gguf", tiny, tiny / "config.json", tmp_path / "nothing"):
+        assert gguf_files.as_folder(str(other)) == str(other)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tiny, tmp_path, monkeypatch):
+    gguf_writing.write(tiny, tmp_path / "x.gguf", pre="smollm")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot be written to .*; set XDG_CACHE_HOME to a folder with room"):
+        gguf_files.as_folder(str(tmp_path / "x.gguf"))
 
 
 def test_without_the_package_it_is_said_before_anything_is_read(monkeypatch, tmp_path):

@@ -1,5 +1,7 @@
 """Process start-up on one process: what the environment asks for, and its errors."""
 
+import time
+
 import pytest
 
 from rlhf_jax.errors import UserError
@@ -112,6 +114,41 @@ def test_bad_variables(calls, monkeypatch, changes, message):
     with pytest.raises(UserError, match=message):
         startup.start()
     assert calls == []
+
+
+def test_a_name_that_nobody_knows_is_one_line(calls, monkeypatch, capfd):
+    set_all(monkeypatch, OURS | {"RLHF_JAX_COORDINATOR": "nobody.invalid:1234"})
+    monkeypatch.setattr(startup, "_NAME_S", 0.2)
+    monkeypatch.setattr(startup, "_QUIET_S", 0.1)
+    with pytest.raises(
+        UserError, match=r"process 0 should be on nobody.invalid, but this name is not known here"
+    ):
+        startup.start()
+    assert calls == []
+    assert (
+        "waiting for the name nobody.invalid (process 0's machine) to be known here: 0 s"
+        in capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("n7", "n7"), ("n7,n9", "n7"), ("n[007-9,12],m3", "n007"), ("a-b[3,5]", "a-b3")],
+)
+def test_the_first_machine_of_a_slurm_step(monkeypatch, nodes, first):
+    set_all(monkeypatch, SLURM | {"SLURM_STEP_NODELIST": nodes, "SLURM_PROCID": "1"})
+    assert startup._slurm_coordinator() == (f"{first}:", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("index", "whom"), [("0", "1 more of 2 processes to join"), ("1", "process 0 at 127.0.0.1:1234")]
+)
+def test_it_says_for_whom_it_waits(calls, monkeypatch, capfd, index, whom):
+    set_all(monkeypatch, OURS | {"RLHF_JAX_PROCESS_ID": index})
+    monkeypatch.setattr(startup, "_QUIET_S", 0.05)
+    monkeypatch.setattr(startup.jax.distributed, "initialize", lambda **_: time.sleep(0.3))
+    startup.start()
+    assert capfd.readouterr().err == f"waiting for {whom}: 0 s\n"
 
 
 def test_leaving_alone_is_a_plain_exit(calls):

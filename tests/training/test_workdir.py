@@ -11,6 +11,7 @@ def test_prepare_makes_the_folder_and_says_what_runs_in_it(tmp_path):
     assert json.loads((folder / "config.json").read_text()) == {"lr": 0.1, "sizes": [1, 2]}
     workdir.prepare(str(folder), {"lr": 0.2})
     assert json.loads((folder / "config.json").read_text()) == {"lr": 0.2}
+    workdir.lock.release(folder)
     assert [p.name for p in folder.iterdir()] == ["config.json"]
 
 

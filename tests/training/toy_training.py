@@ -143,6 +143,7 @@ def train(
             log_every=log_every,
             save_every=save_every,
         )
+    workdir.lock.release(folder)
     return last, train_step
 
 

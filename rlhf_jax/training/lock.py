@@ -1,0 +1,219 @@
+"""A workdir has one writer: process 0 holds WORKDIR/lock.json while a job runs, and shows in it that it lives.
+
+Two runs in one folder would delete each other's checkpoints. The file says who holds it and is renewed by a thread. A
+holder that died leaves it behind: on this machine its process is no longer there, from another one the file no longer
+changes. Clocks of machines differ, so what is compared is never a time, only whether the file changes while one looks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from pathlib import Path, PurePath
+from typing import Any
+
+from etils import epath
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.training.storage import at, is_remote, named, write_text
+
+FILE = "lock.json"
+_BEAT_S, _REMOTE_BEAT_S = 5.0, 30.0  # a write to an object store costs money
+_BEATS = 3  # of silence, after which a holder elsewhere is taken for dead
+_AGREE_S = (
+    1.0  # two that write at the same moment to a store, which has no exclusive creation, both see the last
+)
+
+_held: dict[str, _Lock] = {}
+
+
+def hold(workdir: str | PurePath) -> None:
+    """Makes this process the one that writes the folder, until `release` or its end. A second call does nothing.
+
+    Raises UserError when another process has it: who, and since when. Waits, and says so, where it takes a while to
+    see whether the holder is still there.
+    """
+    name = named(workdir)
+    if name in _held:
+        return
+    path, mine = at(workdir) / FILE, _myself() | {"folder": name}
+    found = _read(path)
+    if found is not None and _lives(found, path, workdir):
+        raise UserError(
+            f"workdir: {workdir} is in use by {_who(found)} since {found.get('since', 'an unknown time')}; "
+            "wait for it, stop it, or use another --workdir"
+        )
+    if not _take(path, found, mine):
+        raise UserError(f"workdir: {workdir} was taken by another process just now; use another --workdir")
+    _held[name] = _Lock(path, mine)
+    atexit.register(release, workdir)
+
+
+def release(workdir: str | PurePath) -> None:
+    """Gives the folder back. Does nothing where this process does not hold it."""
+    lock = _held.pop(named(workdir), None)
+    if lock is not None:
+        lock.end()
+
+
+class _Lock:
+    """The file while it is held, and the thread that renews it."""
+
+    def __init__(self, path: Path | epath.Path, mine: dict[str, Any]) -> None:
+        self._path, self._mine = path, mine
+        self._ending = threading.Event()
+        # A daemon: a process that dies of an error takes its thread along, and the file falls silent.
+        self._thread = threading.Thread(target=self._beat, name="workdir lock", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ending.set()
+        self._thread.join()
+        if _token(_read(self._path)) == self._mine["token"]:
+            self._path.unlink()
+
+    def _beat(self) -> None:
+        while not self._ending.wait(_beat_s(self._path)):
+            try:
+                found = _read(self._path)
+                if _token(found) not in (None, self._mine["token"]):
+                    _lost(found)
+                self._mine["beat"] += 1
+                write_text(self._path, json.dumps(self._mine))
+            except OSError as error:
+                # A full disk or a store that is away for a moment; the run itself will meet what stays so.
+                print(f"workdir: {self._path} could not be renewed ({error})", file=sys.stderr, flush=True)
+
+
+def _lost(found: dict[str, Any]) -> None:
+    """Ends this process at once: it stood still for so long that another one took its place."""
+    print(
+        f"error: workdir: {_who(found)} has taken over, because this one did not answer for a while; "
+        "it stops, so that only one of them writes",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _take(path: Path | epath.Path, found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
+    """Writes the file in the place of a dead holder's, or of none; False when somebody else was faster."""
+    text = json.dumps(mine)
+    if is_remote(path):
+        path.write_text(text)
+        time.sleep(_AGREE_S)
+        return _token(_read(path)) == mine["token"]
+    own = path.with_name(f".{FILE}.{mine['token']}")
+    if path.exists():
+        # Only one of several renames the dead holder's file; whoever renames a newer one puts it back.
+        try:
+            path.rename(own)
+        except FileNotFoundError:
+            return False
+        if _token(_read(own)) != _token(found):
+            os.link(own, path)
+            own.unlink()
+            return False
+    own.write_text(text, encoding="utf-8")
+    try:
+        os.link(own, path)  # fails where there is one, on NFS too
+    except FileExistsError:
+        return False
+    finally:
+        own.unlink()
+    return True
+
+
+def _lives(found: dict[str, Any], path: Path | epath.Path, workdir: str | PurePath) -> bool:
+    if found.get("machine") == _machine():
+        return _started(found["process"]) == found["started"] is not None and _same(found["folder"], workdir)
+    print(
+        f"workdir: {workdir} is held by {_who(found)}; looking for {_BEATS * _beat_s(path):.0f} s whether it lives",
+        flush=True,
+    )
+    for _ in range(_BEATS * 5):
+        time.sleep(_beat_s(path) / 5)
+        if (now := _read(path)) != found:
+            return now is not None
+    return False
+
+
+def _same(folder: str, workdir: str | PurePath) -> bool:
+    """Whether a holder of this machine holds this very folder, and the file is not that of a folder that was copied."""
+    if is_remote(folder) or is_remote(workdir):
+        return folder == named(workdir)
+    return os.path.exists(folder) and os.path.samefile(folder, workdir)
+
+
+def _beat_s(path: Path | epath.Path) -> float:
+    return _REMOTE_BEAT_S if is_remote(path) else _BEAT_S
+
+
+def _read(path: Path | epath.Path) -> dict[str, Any] | None:
+    """What the file says; None where there is none, an empty holder where it is broken."""
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _token(found: dict[str, Any] | None) -> str | None:
+    return None if found is None else found.get("token")
+
+
+def _who(found: dict[str, Any]) -> str:
+    return f"process {found.get('process', '?')} on {found.get('host', 'an unknown machine')}"
+
+
+def _myself() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "process": os.getpid(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "machine": _machine(),
+        "started": _started(os.getpid()),
+        "token": uuid.uuid4().hex,
+        "beat": 0,
+    }
+
+
+def _machine() -> str:
+    """The machine as far as process numbers mean the same: its name, its start, and the container."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        try:
+            parts.append(read())
+        except OSError:  # not Linux: the name has to do
+            parts.append("-")
+    return " ".join(parts)
+
+
+def _started(process: int) -> str | None:
+    """When a process of this machine began, as its number may have been given again; None where it is gone."""
+    try:
+        # The name in brackets may itself hold blanks and brackets.
+        state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if state == "Z" else rest[18]
+    except OSError:
+        pass
+    if Path("/proc/self").exists():
+        return None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        return "there"
+    return "there"
