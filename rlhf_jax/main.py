@@ -52,7 +52,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
-        if WORKDIR.value is None:
+        if not (WORKDIR.value or "").strip():
             raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
         ranges.check(CONFIG.value.to_dict())
         for line in idle.notices(CONFIG.value, idle.given(argv)):

@@ -23,7 +23,12 @@ def load_page(spec: str) -> ConfigDict:
         raise UserError(f"--config: no file {path}; pages here: {pages}")
     module_spec = importlib.util.spec_from_file_location(f"rlhf_jax_config_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    try:
+        module_spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"--config: {path} is no page: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {path} is no page; it needs a function get_config")
     return module.get_config(variant) if variant else module.get_config()
 
 

@@ -69,6 +69,11 @@ def refused(front_door):
             r"no variant 'alpac'; did you mean alpaca\?; variants: ",
         ),
         (["--config=configs/ppo.py"], r"^--workdir: missing; use for example --workdir=runs/ppo"),
+        (["--config=configs/ppo.py", "--workdir="], r"^--workdir: missing"),
+        (
+            ["--config=rlhf_jax/errors.py", "--workdir=w"],
+            r"errors.py is no page; it needs a function get_config",
+        ),
         (
             ["--config.kl_coeff=1"],
             r"^--config.kl_coeff: no such field in configs/ppo.py; did you mean kl_coef\?",
