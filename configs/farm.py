@@ -107,6 +107,7 @@ def real_model() -> ConfigDict:
     c.sft.epochs = 1.0
     c.sft.optimizer.learning_rate = 3e-4
     c.pairs.samples = 2
+    c.labels.one_pair_per_prompt = True  # Two samples are one pair.
     c.labels.p_label_flip = 0.0
     c.reward_model.data.eval_rows = 10
     c.reward_model.center_rows = 20

