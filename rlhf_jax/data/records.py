@@ -34,7 +34,14 @@ from rlhf_jax.data.row_parts import (
     prompt,
     response,
 )
-from rlhf_jax.data.tables import columns_of, read_table, require_columns, write_jsonl, write_parquet
+from rlhf_jax.data.tables import (
+    columns_of,
+    read_rows,
+    read_table,
+    require_columns,
+    write_jsonl,
+    write_parquet,
+)
 from rlhf_jax.data.template_marks import mark_note
 from rlhf_jax.errors import UserError
 
@@ -185,7 +192,7 @@ def _load(
 ) -> tuple[list[Row], str, frozenset[str]]:
     """The rows, a name for messages, and the columns that are used up by `mapping` and `where`."""
     if isinstance(source, str | Path):
-        rows, name = read_table(source, made_by=made_by), str(source)
+        rows, name = read_rows(source, made_by=made_by), str(source)
     else:
         rows, name = [dict(row) for row in source], "rows"
         if not rows:

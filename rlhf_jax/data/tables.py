@@ -1,41 +1,63 @@
-"""Table files: parquet, JSON, JSONL (also gzipped), folders of them, Hugging Face datasets -> lists of rows.
+"""Table files: parquet, JSON, JSONL (also compressed), folders of them, Hugging Face datasets -> lists of rows.
 
 Writing is atomic: a reader sees the old file or the new one, never a half.
 """
 
 import difflib
-import gzip
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rlhf_jax.data.splits import is_hub_name, read_folder, read_hub, split_of_folder
+from rlhf_jax.data.table_files import read_file
 from rlhf_jax.errors import UserError
 
+__all__ = ["is_hub_name", "read_rows", "read_table", "write_jsonl", "write_parquet"]
+
 Row = dict[str, Any]
-_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json")
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:\w[\w.-]*)?")
 
 
 def read_table(source: str | Path, columns: Sequence[str] | None = None, *, made_by: str = "") -> list[Row]:
+    """All rows as `read_rows` gives them, their texts valid: U+FFFD stands where a text is not, which is said aloud.
+
+    JSON can hold half of a surrogate pair, which nothing that takes a text can send, write or tokenise.
+    """
+    rows = read_rows(source, columns, made_by=made_by)
+    mended = 0
+    for i, row in enumerate(rows):
+        valid = _valid(row)
+        mended += valid is not row
+        rows[i] = valid
+    if mended:
+        print(
+            f"{source}: {mended} rows hold text that is not valid Unicode; U+FFFD stands in its place",
+            flush=True,
+        )
+    return rows
+
+
+def read_rows(source: str | Path, columns: Sequence[str] | None = None, *, made_by: str = "") -> list[Row]:
     """Reads all rows of a table, in the order stored.
 
-    source: a .parquet, .json (a list of objects) or .jsonl file, .gz of the latter two; a folder of such
-        files, read in the order of their names; a folder saved by `datasets`; or, when no such path exists,
-        the name of a Hugging Face dataset as org/name or org/name:split.
+    source: a .parquet, .json (a list of objects) or .jsonl file, .gz, .bz2, .xz or .zst of the latter two; a folder
+        of such files, read in the order of their names; a folder saved by `datasets`; FOLDER:SPLIT where a folder
+        holds several splits; or, when no such path exists, the name of a Hugging Face dataset as org/name,
+        org/name:split or org/name:configuration:split.
     columns: read only these; each must be there.
     made_by: the command that makes the file, shown when it is missing.
     Raises UserError when the source is missing, empty, broken, or lacks a column.
     """
     path = Path(source)
     if path.is_dir():
-        rows = _read_folder(path)
+        rows = read_folder(path)
     elif path.exists():
-        rows = _read_file(path)
+        rows = read_file(path)
+    elif named := split_of_folder(str(source)):
+        rows = read_folder(*named)
     else:
-        rows = _read_hub(str(source), made_by)
+        rows = read_hub(str(source), _hint(made_by))
     if not rows:
         raise UserError(f"{source}: it has no rows{_hint(made_by)}")
     if columns is not None:
@@ -59,16 +81,6 @@ def require_columns(rows: Sequence[Row], columns: Iterable[str], source: str | P
             raise UserError(f"{source}: no column {name!r}; {hint}it has {', '.join(found)}")
 
 
-def is_hub_name(source: str) -> bool:
-    """Whether a source that is no local path may name something on the Hugging Face hub: org/name.
-
-    "runs/sft.parquet" and "runs/sft" look like that too; a known ending, or an existing folder "runs", says
-    that a local file is meant.
-    """
-    looks_so = _HUB_NAME.fullmatch(source) is not None and _suffix(Path(source)) not in _SUFFIXES
-    return looks_so and not Path(source).parent.is_dir()
-
-
 def write_parquet(
     path: str | Path, rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -80,7 +92,7 @@ def write_parquet(
     import pyarrow.parquet as pq
 
     names = columns_of(rows)  # from_pylist alone would keep only the columns of the first row
-    table = pa.Table.from_pydict({name: [row.get(name) for row in rows] for name in names})
+    table = pa.Table.from_pydict({name: _column([row.get(name) for row in rows]) for name in names})
     if metadata:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
     _write_atomically(Path(path), lambda file: pq.write_table(table, file, compression="zstd"))
@@ -94,6 +106,42 @@ def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
 
     _write_atomically(Path(path), write)
+
+
+def _column(values: list[Any]) -> Any:
+    """Values as an Arrow array; where they are of several kinds, or too large for any, as JSON texts."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        texts = [
+            None if x is None else x if isinstance(x, str) else json.dumps(x, default=str) for x in values
+        ]
+        return pa.array([_valid(text) for text in texts])
+
+
+def _valid(value: Any) -> Any:
+    """The same value with U+FFFD where its texts are not valid Unicode; itself where all are."""
+    if isinstance(value, str):
+        if value.isascii():
+            return value
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value
+    if isinstance(value, dict):
+        items = {_valid(name): _valid(x) for name, x in value.items()}
+        same = (
+            all(a is b for a, b in zip(items.values(), value.values(), strict=False))
+            and items.keys() == value.keys()
+        )
+        return value if same else items
+    if isinstance(value, list):
+        found = [_valid(x) for x in value]
+        return value if all(a is b for a, b in zip(found, value, strict=True)) else found
+    return value
 
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -110,110 +158,6 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             temporary.unlink(missing_ok=True)  # gone already when all went well
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another place") from e
-
-
-def _read_folder(folder: Path) -> list[Row]:
-    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-        import datasets
-
-        return _one_split(datasets.load_from_disk(str(folder)), str(folder), "").to_list()
-    files = sorted(path for path in folder.iterdir() if _suffix(path) in _SUFFIXES)
-    if not files:
-        raise UserError(f"{folder}: the folder holds no table; put {', '.join(_SUFFIXES)} files there")
-    kinds = sorted({_suffix(path) for path in files})
-    if len(kinds) > 1:
-        raise UserError(f"{folder}: the folder mixes {', '.join(kinds)} files; name one file")
-    return [row for path in files for row in _read_file(path)]
-
-
-def _suffix(path: Path) -> str:
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
-
-
-def _read_file(path: Path) -> list[Row]:
-    suffix = _suffix(path)
-    if suffix not in _SUFFIXES:
-        raise UserError(f"{path}: unknown kind of table {suffix!r}; use {', '.join(_SUFFIXES)}")
-    try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty")
-        if suffix == ".parquet":
-            return _read_parquet(path)
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read ({e}); make it again") from e
-    rows = _parse_lines(text, path) if suffix != ".json" else _parse_json(text, path)
-    for i, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{path}: row {i + 1} is a {type(row).__name__}, not an object with named columns"
-            )
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.read_table(path).to_pylist()
-    except pa.ArrowException as e:
-        raise UserError(f"{path}: broken parquet ({str(e).splitlines()[0]}); make the file again") from e
-
-
-def _parse_json(text: str, path: Path) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as e:
-        if e.msg == "Extra data":  # several objects: a JSONL file by another name
-            return _parse_lines(text, path)
-        raise UserError(f"{path}: broken JSON at line {e.lineno} ({e.msg})") from e
-    if not isinstance(value, list):
-        raise UserError(f"{path}: holds one {type(value).__name__}; a table is a list of objects")
-    return value
-
-
-def _parse_lines(text: str, path: Path) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path}: broken JSON at line {number} ({e.msg})") from e
-    return rows
-
-
-def _read_hub(source: str, made_by: str) -> list[Row]:
-    if not is_hub_name(source):
-        raise UserError(f"{source}: no such file{_hint(made_by)}")
-    import datasets
-
-    name, _, split = source.partition(":")
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as e:  # datasets and the hub client raise many kinds; all mean it could not be had
-        reason = " ".join(str(e).split())[:160]
-        raise UserError(
-            f"{source}: no such file, nor could a Hugging Face dataset of that name be loaded ({reason})"
-            + _hint(made_by)
-        ) from e
-    return _one_split(loaded, name, split).to_list()
-
-
-def _one_split(loaded: Any, name: str, split: str) -> Any:
-    if not hasattr(loaded, "keys"):
-        return loaded
-    if split in loaded:
-        return loaded[split]
-    if not split and len(loaded) == 1:
-        return next(iter(loaded.values()))
-    found = ", ".join(loaded)
-    if split:
-        raise UserError(f"{name}: no split {split!r}; it has {found}")
-    raise UserError(f"{name}: it has several splits ({found}); name one, as in {name}:{next(iter(loaded))}")
 
 
 def _hint(made_by: str) -> str:

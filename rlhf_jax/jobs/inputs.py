@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from rlhf_jax.data.batches import bucket, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.splits import local_path
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import SIDES, Pairs, Sequences, encode_pairs, encode_prompts, encode_sft
 from rlhf_jax.errors import UserError
@@ -108,7 +108,7 @@ def digests(*paths: str) -> dict[str, str]:
     """Hashes of the inputs of a run, so that a resumed run notices when they changed."""
     from rlhf_jax.training.workdir import digest
 
-    return {path: digest(path) for path in paths if path and Path(path).exists()}
+    return {path: digest(local_path(path)) for path in paths if path and local_path(path).exists()}
 
 
 def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:

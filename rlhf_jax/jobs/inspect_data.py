@@ -18,7 +18,8 @@ from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.messages import RowError, parse_messages
 from rlhf_jax.data.packing import pack
-from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts, read_table
+from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.tables import read_rows
 from rlhf_jax.data.tokenization import (
     NO_LIMIT,
     Pairs,
@@ -145,7 +146,7 @@ def _lengths(found: Prompts | Pairs) -> Lengths:
 
 def _kind(data: ConfigDict) -> str:
     """What the records are, by their columns."""
-    rows = read_table(data.path, made_by=hints.FARM)
+    rows = read_rows(data.path, made_by=hints.FARM)
     found = set(rows[0]).union(*rows[1:])
     if {"chosen", "rejected", "output_1", "output_2"} & found:
         return "pair"
