@@ -17,7 +17,7 @@ from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.adapters import Start
 from rlhf_jax.jobs.losses import LossFn
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.parallel import startup
+from rlhf_jax.parallel import notices, startup
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.training import loop
 from rlhf_jax.training.average import averaged
@@ -182,6 +182,11 @@ def fit(
         best = checkpoints.best_step() if config.best_metric else None
         if best is not None and startup.is_main():
             print(f"best {config.best_metric}: step {best}", flush=True)
+        if config.best_metric and best is None:
+            notices.once(
+                f"best_metric: no kept checkpoint has a finite {config.best_metric}, so there is no best one; the last "
+                f"one, of step {steps}, is exported"
+            )
         if best is not None and best != steps:
             for x in jax.tree.leaves((state.params, state.opt_state)):  # two copies may not fit into memory
                 x.delete()

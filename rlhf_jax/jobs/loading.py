@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters
+from rlhf_jax.json_files import read_object
 from rlhf_jax.models import gguf_files, huggingface, lora, peft
 from rlhf_jax.models.decoder import Params, trunk
 from rlhf_jax.models.embeddings import grow
@@ -108,7 +108,7 @@ def describe_model(
             f"model.adapter: {adapter}, but {folder} is the checkpoint of an adapter itself; "
             f"leave it empty, or start from {base_of(folder)}"
         )
-    settings, scalar = peft.describe(adapter, config)
+    settings, scalar = peft.describe(adapter, config, base=folder)
     config = dataclasses.replace(config, adapter_scale=settings.scale)
     return dataclasses.replace(found, config=config, is_scalar=found.is_scalar or scalar, adapter=settings)
 
@@ -153,7 +153,7 @@ def _adapter_in(folder: str) -> dict[str, Any] | None:
     """What `describe` wrote of the adapter that a checkpoint holds; None of one that holds a whole model."""
     described = _described_in(folder)
     path = None if described is None else described / ADAPTER
-    return json.loads(path.read_text()) if path is not None and path.is_file() else None
+    return read_object(path) if path is not None and path.is_file() else None
 
 
 def _described_in(folder: str) -> Path | None:

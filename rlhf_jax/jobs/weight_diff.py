@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
+from rlhf_jax.json_files import read_object
 from rlhf_jax.models import tensor_shards, weight_diff
 from rlhf_jax.models.families import FAMILIES
 from rlhf_jax.models.tensor_files import Tensors, open_folder
@@ -106,9 +107,9 @@ def _check(checksum: Checksum, diff: Path, base: Path) -> None:
 def _write_config(config: ConfigDict, out: Path, diff: Tensors, classifier: bool) -> None:
     """The target's config.json; AlpacaFarm's reward models have one of their own kind, so theirs is the base's."""
     path = out / "config.json"
-    raw = json.loads(path.read_text()) if path.is_file() else {}
+    raw = read_object(path) if path.is_file() else {}
     if raw.get("model_type") not in FAMILIES:
-        raw = json.loads((Path(config.base) / "config.json").read_text())
+        raw = read_object(Path(config.base) / "config.json")
     raw.pop("torch_dtype", None)
     raw["dtype"] = config.dtype
     embed = next((shape for name, shape in diff.shapes.items() if "embed_tokens" in name), None)

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlhf_jax.models.config import ModelConfig, RopeScaling
-from rlhf_jax.models.config_json import Fields, Piece
+from rlhf_jax.models.config_fields import Fields
+from rlhf_jax.models.config_json import Piece
+
+# Fields that transformers writes beside kinds of scaling that do not look at them.
+_UNUSED = ("original_max_position_embeddings",)
 
 
 def scaling_of(fields: Fields, given: dict, max_positions: int) -> RopeScaling | None:
     """A rope_scaling / rope_parameters object, without its theta; UserError for a kind that is not known."""
-    given = dict(given)
     kind = given.pop("rope_type", None) or given.get("type") or "default"
     given.pop("type", None)
     known = {"default": (), "linear": ("factor",)}
     known["llama3"] = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise fields.refuse("rope_scaling.rope_type", kind, f"only {', '.join(known)} are supported")
     for name, value in given.items():
-        if name not in known[kind] and value is not None and (name, value) != ("partial_rotary_factor", 1.0):
+        if (
+            name not in (*known[kind], *_UNUSED)
+            and value is not None
+            and (name, value) != ("partial_rotary_factor", 1.0)
+        ):
             raise fields.refuse(f"rope_scaling.{name}", value, f"{kind!r} scaling does not have this setting")
     if kind == "default":
         return None
@@ -26,10 +33,11 @@ def scaling_of(fields: Fields, given: dict, max_positions: int) -> RopeScaling |
     for name in known[kind]:
         if given.get(name) is None:
             raise fields.refuse(f"rope_scaling.{name}", None, f"{kind!r} scaling needs it")
+    numbers = [fields.check("float", f"rope_scaling.{name}", given[name]) for name in known[kind]]
     if kind == "linear":
-        return RopeScaling("linear", float(given["factor"]))
-    factor, low, high, original = (given[name] for name in known[kind])
-    return RopeScaling("llama3", float(factor), float(low), float(high), int(original))
+        return RopeScaling("linear", _positive(fields, "rope_scaling.factor", numbers[0]))
+    factor, low, high, original = numbers
+    return RopeScaling("llama3", _positive(fields, "rope_scaling.factor", factor), low, high, int(original))
 
 
 def scaling_to(scaling: RopeScaling | None) -> dict | None:
@@ -47,10 +55,25 @@ def scaling_to(scaling: RopeScaling | None) -> dict | None:
     }
 
 
+def _positive(fields: Fields, name: str, value: object) -> float:
+    found = fields.check("float", name, value)
+    if not found:
+        raise fields.refuse(name, value, "a number above 0 is needed")
+    return found
+
+
+def _object(fields: Fields, name: str) -> dict:
+    """A field that holds an object or nothing; a copy, from which may be taken."""
+    found = fields.take(name, None)
+    if found is not None and not isinstance(found, dict):
+        raise fields.refuse(name, found, "an object {...} or null is needed")
+    return dict(found or {})
+
+
 def _rope_objects(fields: Fields) -> dict:
     """The one object of rotary settings, under its name of transformers 4 or 5."""
-    old, new = fields.take("rope_scaling", None), fields.take("rope_parameters", None)
-    return dict(old or new or {})
+    old, new = _object(fields, "rope_scaling"), _object(fields, "rope_parameters")
+    return old or new
 
 
 def rope(theta: float = 10_000.0) -> Piece:
@@ -60,8 +83,11 @@ def rope(theta: float = 10_000.0) -> Piece:
         given = _rope_objects(fields)
         base = given.pop("rope_theta", None) or fields.take("rope_theta", None) or theta
         fields.take("rope_theta", None)
+        part = fields.take("partial_rotary_factor", None)
+        if part not in (None, 1):
+            raise fields.refuse("partial_rotary_factor", part, "only 1.0 is supported")
         scaling = scaling_of(fields, given, so_far["max_positions"])
-        return {"rope_theta": float(base), "rope_scaling": scaling}
+        return {"rope_theta": _positive(fields, "rope_theta", base), "rope_scaling": scaling}
 
     return Piece(
         read,
@@ -79,8 +105,8 @@ def neox_rope() -> Piece:
         for name in ("rotary_emb_base", "rotary_pct"):
             fields.take(name, None)
         return {
-            "rope_theta": float(base),
-            "rotary_dim": int(so_far["head_dim"] * part),
+            "rope_theta": _positive(fields, "rotary_emb_base", base),
+            "rotary_dim": int(so_far["head_dim"] * _positive(fields, "rotary_pct", part)),
             "rope_scaling": scaling_of(fields, given, so_far["max_positions"]),
         }
 
@@ -98,13 +124,15 @@ def gemma3_rope() -> Piece:
     """Gemma 3: another base in windowed layers, which are never stretched."""
 
     def read(fields: Fields, so_far: dict) -> dict:
-        old, new = fields.take("rope_scaling", None), fields.take("rope_parameters", None) or {}
+        old, new = _object(fields, "rope_scaling"), _object(fields, "rope_parameters")
         odd = [name for name in new if name not in ("full_attention", "sliding_attention")]
         if odd:
             fix = "give full_attention and sliding_attention an object each"
             raise fields.refuse(f"rope_parameters.{odd[0]}", new[odd[0]], fix)
-        full = dict(new.get("full_attention") or {}) | dict(old or {})
-        local = dict(new.get("sliding_attention") or {})
+        parts = [new.get(name) or {} for name in ("full_attention", "sliding_attention")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise fields.refuse("rope_parameters", new, "an object for each kind of attention is needed")
+        full, local = dict(parts[0]) | old, dict(parts[1])
         base = full.pop("rope_theta", None) or fields.take("rope_theta", None) or 1_000_000.0
         near = local.pop("rope_theta", None) or fields.take("rope_local_base_freq", None) or 10_000.0
         for name in ("rope_theta", "rope_local_base_freq"):
@@ -112,7 +140,11 @@ def gemma3_rope() -> Piece:
         if scaling_of(fields, local, so_far["max_positions"]) is not None:
             raise fields.refuse("rope_parameters.sliding_attention", local, "only 'default' is supported")
         scaling = scaling_of(fields, full, so_far["max_positions"])
-        return {"rope_theta": float(base), "rope_theta_local": float(near), "rope_scaling": scaling}
+        return {
+            "rope_theta": _positive(fields, "rope_theta", base),
+            "rope_theta_local": _positive(fields, "rope_local_base_freq", near),
+            "rope_scaling": scaling,
+        }
 
     def write(config: ModelConfig) -> dict:
         return {
@@ -124,11 +156,17 @@ def gemma3_rope() -> Piece:
     return Piece(read, write)
 
 
+def _window(fields: Fields, default: int | None) -> int | None:
+    """Tokens that a windowed layer sees; null and 0 are none, missing is the family's default."""
+    found = fields.take("sliding_window", default)
+    return fields.check("int", "sliding_window", found) if found else None
+
+
 def window_everywhere(default: int | None) -> Piece:
     """Every layer sees `sliding_window` tokens; null is all."""
 
     def read(fields: Fields, so_far: dict) -> dict:
-        window = fields.take("sliding_window", default)
+        window = _window(fields, default)
         return {"window": window, "local_layers": (True,) * so_far["layers"]} if window else {}
 
     return Piece(read, lambda config: {"sliding_window": config.window or None})
@@ -140,9 +178,13 @@ def window_in_some(local: Callable[[Fields, int], tuple[bool, ...]], default: in
     def read(fields: Fields, so_far: dict) -> dict:
         pattern = local(fields, so_far["layers"])
         types = fields.take("layer_types", None)
-        window = fields.take("sliding_window", default)
+        window = _window(fields, default)
         if types is not None:
-            if set(types) - {"sliding_attention", "full_attention"} or len(types) != so_far["layers"]:
+            if (
+                not isinstance(types, list)
+                or set(map(str, types)) - {"sliding_attention", "full_attention"}
+                or len(types) != so_far["layers"]
+            ):
                 fix = f"use one of sliding_attention, full_attention for each of {so_far['layers']} layers"
                 raise fields.refuse("layer_types", types, fix)
             pattern = tuple(kind == "sliding_attention" for kind in types)
@@ -168,12 +210,14 @@ def qwen_window() -> Piece:
     """Qwen: windows only where use_sliding_window says so, and from layer max_window_layers on."""
 
     def read(fields: Fields, so_far: dict) -> dict:
-        used = fields.take("use_sliding_window", False)
+        used = fields.of_kind("bool", "use_sliding_window", False)
         first = fields.take("max_window_layers", 28)
         if not used:
             for name in ("sliding_window", "layer_types"):
                 fields.take(name, None)
             return {}
+        if first != 0:
+            fields.check("int", "max_window_layers", first)
         return window_in_some(lambda _, L: tuple(i >= first for i in range(L)), 4096).read(fields, so_far)
 
     def write(config: ModelConfig) -> dict:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rlhf_jax.models import layouts
+from rlhf_jax.models.config_fields import Fields
 from rlhf_jax.models.config_json import (
-    Fields,
     Piece,
     activation,
     heads,
@@ -146,12 +146,19 @@ _MIXTRAL_LAYER = (
 )
 
 
-def _shape(tied: bool = False, positions: int = 2048, eps: float = 1e-6) -> tuple[Piece, ...]:
+def _shape(
+    tied: bool = False,
+    positions: int = 2048,
+    eps: float = 1e-6,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+) -> tuple[Piece, ...]:
+    """Fields under Llama's names, and what the family's class of transformers takes for those that are missing."""
     return (
         same("vocab_size", "vocab_size"),
         same("width", "hidden_size"),
         same("layers", "num_hidden_layers"),
-        heads(),
+        heads(kv_heads, head_dim),
         same("ff", "intermediate_size"),
         same("norm_eps", "rms_norm_eps", eps),
         same("tie_embeddings", "tie_word_embeddings", tied),
@@ -177,7 +184,7 @@ def _gemma2_local(_: Fields, layers: int) -> tuple[bool, ...]:
 
 
 def _gemma3_local(fields: Fields, layers: int) -> tuple[bool, ...]:
-    every = fields.take("sliding_window_pattern", 6)
+    every = fields.whole("sliding_window_pattern", 6)
     fields.take(
         "_sliding_window_pattern", None
     )  # transformers 5 writes it beside layer_types, and reads those
@@ -239,7 +246,7 @@ def _gpt_shape(tied: bool, positions: int) -> tuple[Piece, ...]:
 def _residual() -> Piece:
     return Piece(
         lambda fields, _: {
-            "residual": "parallel" if fields.take("use_parallel_residual", True) else "serial"
+            "residual": "parallel" if fields.of_kind("bool", "use_parallel_residual", True) else "serial"
         },
         lambda config: {"use_parallel_residual": config.residual == "parallel"},
     )
@@ -261,10 +268,12 @@ def _opt_width() -> Piece:
 
 FAMILIES: dict[str, Family] = {
     "llama": _like_llama("Llama", *_shape(), rope(), *_SILU, *_NO_BIAS),
-    "mistral": _like_llama("Mistral", *_shape(positions=131072), rope(), *_SILU, window_everywhere(4096)),
+    "mistral": _like_llama(
+        "Mistral", *_shape(positions=131072, kv_heads=8), rope(), *_SILU, window_everywhere(4096)
+    ),
     "mixtral": _like_llama(
         "Mixtral",
-        *_shape(positions=131072, eps=1e-5),
+        *_shape(positions=131072, eps=1e-5, kv_heads=8),
         rope(1_000_000.0),
         *_SILU,
         window_everywhere(None),
@@ -273,11 +282,11 @@ FAMILIES: dict[str, Family] = {
         layer=_MIXTRAL_LAYER,
     ),
     "qwen2": _like_llama(
-        "Qwen2", *_shape(positions=32768), rope(), *_SILU, qwen_window(), settings(qkv_bias=True)
+        "Qwen2", *_shape(positions=32768, kv_heads=32), rope(), *_SILU, qwen_window(), settings(qkv_bias=True)
     ),
     "qwen3": _like_llama(
         "Qwen3",
-        *_shape(positions=32768),
+        *_shape(positions=32768, kv_heads=32, head_dim=128),
         rope(),
         *_SILU,
         qwen_window(),
@@ -286,7 +295,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma": _like_llama(
         "Gemma",
-        *_shape(tied=True, positions=8192),
+        *_shape(tied=True, positions=8192, kv_heads=16, head_dim=256),
         *_gemma(rope(), settings(norm_offset=True)),
         # Old files say "gelu" and mean its tanh form; hidden_activation came later and means the same.
         activation("hidden_act", "gelu_pytorch_tanh", gelu="gelu_tanh"),
@@ -294,7 +303,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma2": _like_llama(
         "Gemma2",
-        *_shape(tied=True, positions=8192),
+        *_shape(tied=True, positions=8192, kv_heads=4, head_dim=256),
         *_gemma(rope(), _GEMMA_2_3),
         activation("hidden_activation", "gelu_pytorch_tanh"),
         only("hidden_act", None, "gelu_pytorch_tanh"),
@@ -306,7 +315,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3_text": _like_llama(
         "Gemma3",
-        *_shape(tied=True, positions=131072),
+        *_shape(tied=True, positions=131072, kv_heads=4, head_dim=256),
         *_gemma(gemma3_rope(), _GEMMA_2_3, settings(qk_norm=True)),
         activation("hidden_activation", "gelu_pytorch_tanh"),
         window_in_some(_gemma3_local, 4096),

@@ -8,7 +8,6 @@ sequence classifier of one label.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +17,18 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import lora, tensor_files
+from rlhf_jax.json_files import read_object
+from rlhf_jax.models import lora, model_heads, peft_settings, tensor_files
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.config_json import Fields
+from rlhf_jax.models.config_fields import Fields
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.families import FAMILIES
 from rlhf_jax.models.name_map import Place, check, parameter_shapes, places, stored_names
 from rlhf_jax.models.placement import param_shardings
 from rlhf_jax.models.tensor_files import Tensors
+from rlhf_jax.parallel import notices
+
+_GENERATION = "generation_config.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,17 +52,20 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
+        kind = "this is an adapter: name it as model.adapter, and its base as the model; "
+        adapter = (Path(folder) / peft_settings.CONFIG).is_file()
         raise UserError(
-            f"{folder}: no config.json; a model folder is what a training job writes to its export/"
+            f"{folder}: no config.json; {kind * adapter}a model folder is what a training job writes to its export/"
         )
-    raw = json.loads(path.read_text())
-    family = FAMILIES.get(raw.get("model_type"))
-    if family is None:
-        raise UserError(f"{path}: model_type is {raw.get('model_type')!r}; use one of {', '.join(FAMILIES)}")
-    fields, values = Fields(path, raw), {"family": raw["model_type"]}
-    for piece in family.pieces:
+    raw = read_object(path, "copy the config.json of the model again")
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        nested = "; of a model that also sees, take the text model alone" if "text_config" in raw else ""
+        raise UserError(f"{path}: model_type is {kind!r}; use one of {', '.join(FAMILIES)}{nested}")
+    fields, values = Fields(path, raw), {"family": kind}
+    for piece in FAMILIES[kind].pieces:
         values |= piece.read(fields, values)
-    fields.finish()
+    fields.finish(kind)
     return ModelConfig(**values), raw
 
 
@@ -96,7 +102,7 @@ def load(
     # The largest first: what is held twice for a moment then always fits where smaller ones are still to come.
     shapes = parameter_shapes(config, scalar=is_scalar)
     stored, total, done = (
-        stored_names(FAMILIES[config.family], tensors.shapes),
+        stored_names(config, tensors.shapes),
         sum(map(math.prod, shapes.values())),
         0,
     )
@@ -128,12 +134,25 @@ def load(
 def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tensors, list[Place]]:
     """(what the folder says of its model; its tensors; where they go), checked against each other."""
     config, raw = read_config(folder)
+    if (folder / _GENERATION).is_file():
+        read_object(folder / _GENERATION)  # It travels with every export.
+    if (folder / peft_settings.CONFIG).is_file():
+        fix = f"set model.adapter={folder} to lay it over the model"
+        notices.once(f"{folder}: an adapter lies beside the model and is not read; {fix}")
     config = dataclasses.replace(config, **overrides)
     tensors = tensor_files.open_folder(folder)
     is_scalar = "score.weight" in tensors.shapes
+    model_heads.check(folder / "config.json", raw, tensors.shapes, FAMILIES[config.family])
+    if config.tie_embeddings and not is_scalar and model_heads.has_own(config, tensors):
+        notices.once(
+            f"{folder / 'config.json'}: tie_word_embeddings is true, but the file holds another head than the "
+            "embedding table; both are read, as transformers 5 does"
+        )
+        config = dataclasses.replace(config, tie_embeddings=False)
     expected = places(config, scalar=is_scalar)
     check(folder, config, expected, tensors.shapes)
-    return Checkpoint(config, is_scalar, float(raw.get("reward_mean", 0.0))), tensors, expected
+    mean = model_heads.reward_mean(folder / "config.json", raw) if is_scalar else 0.0
+    return Checkpoint(config, is_scalar, mean), tensors, expected
 
 
 def _assemble(

@@ -14,6 +14,7 @@ from rlhf_jax.models import decoder, layouts
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.families import FAMILIES, Family, Tensor
 from rlhf_jax.models.layouts import Layout
+from rlhf_jax.parallel import notices
 
 Shapes = dict[str, tuple[int, ...]]
 _NAMED = 4  # tensors named in an error, of each kind
@@ -70,8 +71,13 @@ def file_name(family: Family, name: str) -> str:
     return name if name in (family.head, "lm_head.bias", "score.weight") else family.prefix + name
 
 
-def stored_names(family: Family, names: Shapes) -> dict[str, str]:
-    """Name in the map -> name in the file. Base models are saved without the prefix, some heads under two names."""
+def stored_names(config: ModelConfig, names: Shapes) -> dict[str, str]:
+    """Name in the map -> name in the file.
+
+    Base models are saved without the prefix, some heads under two names, and of a tied model's table and head
+    there may be only one.
+    """
+    family = FAMILIES[config.family]
     parts = family.prefix.split(".", 1)
     found = {}
     for name in names:
@@ -79,22 +85,28 @@ def stored_names(family: Family, names: Shapes) -> dict[str, str]:
         if short == name and parts[1]:  # "model.decoder.": older OPT files say "decoder."
             short = name.removeprefix(parts[1])
         found[family.head if name == "lm_head.weight" else short] = name
+    table = table_of(family)
+    if config.tie_embeddings and table not in found and family.head in found:
+        found[table] = found.pop(family.head)
     return found
+
+
+def table_of(family: Family) -> str:
+    """Name in the map of the embedding table."""
+    return next(tensor.name for tensor in family.trunk if tensor.leaves == (("embed",),))
 
 
 def check(folder: Path, config: ModelConfig, expected: list[Place], shapes: Shapes) -> None:
     """UserError that names the tensors that are missing, too many, or of another shape."""
     family = FAMILIES[config.family]
-    stored = stored_names(family, shapes)
+    stored = stored_names(config, shapes)
     wanted = {place.name: place for place in expected}
     missing = [file_name(family, name) for name in wanted if name not in stored]
-    # A tied model may hold its head twice; only the embedding table is read.
+    # A tied model may hold its table twice; one of them is read.
     spare = (family.head,) if config.tie_embeddings else ()
-    extra = [
-        name
-        for short, name in stored.items()
-        if short not in wanted and short not in spare and not f".{short}".endswith(family.harmless)
-    ]
+    over = [name for short, name in stored.items() if short not in wanted and short not in spare]
+    computed = [name for name in over if f".{name}".endswith(family.harmless)]
+    extra = [name for name in over if name not in computed]
     other = [
         f"{stored[name]} is {list(shapes[stored[name]])} and should be {list(place.shape)}"
         for name, place in wanted.items()
@@ -109,8 +121,27 @@ def check(folder: Path, config: ModelConfig, expected: list[Place], shapes: Shap
     if said:
         raise UserError(
             f"{folder}: the weights are not those of its config.json ({config.family}); "
-            f"{'; '.join(said)}; copy config.json and weights of one model"
+            f"{'; '.join(said)}; {_advice(config, missing, extra)}"
         )
+    if computed:
+        more = f" and {len(computed) - 1} more" if computed[1:] else ""
+        notices.once(f"{folder}: not read, because it is computed: {computed[0]}{more}")
+
+
+def _advice(config: ModelConfig, missing: list[str], extra: list[str]) -> str:
+    """What helps with tensors that are missing, or too many."""
+    family = FAMILIES[config.family]
+    table = file_name(family, table_of(family))
+    for name in extra:
+        if table in missing and name.endswith(f".{table}"):
+            wrapper = name.removesuffix(table)
+            return f"every name begins with {wrapper!r}: save the model without what is wrapped around it"
+    if missing == [family.head] and not extra:
+        return (
+            "give the language model and not its trunk alone, or, where its head is its embedding table, "
+            "set tie_word_embeddings to true in config.json"
+        )
+    return "copy config.json and weights of one model"
 
 
 def _places(

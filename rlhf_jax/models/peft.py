@@ -16,33 +16,18 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import layouts, lora
+from rlhf_jax.models import layouts, lora, peft_settings
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.families import FAMILIES
 from rlhf_jax.models.lora import Lora, Site
 from rlhf_jax.models.name_map import file_name
-from rlhf_jax.models.tensor_files import Tensors, open_safetensors
+from rlhf_jax.models.peft_settings import CONFIG, Settings, merge_advice
+from rlhf_jax.models.tensor_files import Tensors, open_safetensors, open_torch
+from rlhf_jax.parallel import notices
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, TORCH = "adapter_model.safetensors", "adapter_model.bin"
 _SCORE = "base_model.model.score.weight"
-# Settings under which an adapter is something else than scale * (x A) B, with the values that leave it so.
-_PLAIN = {
-    "peft_type": ("LORA",),
-    "use_dora": (False,),
-    "use_rslora": (False,),
-    "use_qalora": (False,),
-    "use_bdlora": (None, False),
-    "lora_bias": (False,),
-    "bias": ("none",),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "target_parameters": (None, []),
-    "alora_invocation_tokens": (None, []),
-}
 
 
 class Loaded(NamedTuple):
@@ -53,9 +38,17 @@ class Loaded(NamedTuple):
     score: np.ndarray | None
 
 
-def describe(folder: str | Path, config: ModelConfig) -> tuple[Lora, bool]:
-    """(settings, whether it brings a score head) of what `load` would read; raises the same errors."""
+def describe(folder: str | Path, config: ModelConfig, base: str) -> tuple[Lora, bool]:
+    """(settings, whether it brings a score head) of what `load` would read; raises the same errors.
+
+    base: the folder of the model that it is laid over. A notice says when the adapter names another one.
+    """
     found, _, tensors = _open(Path(folder), config)
+    recorded = peft_settings.read(Path(folder)).base
+    if peft_settings.other_base(recorded, base):
+        notices.once(
+            f"{folder}: trained over {recorded}, and now laid over {base}: right only for the same weights"
+        )
     return found, _SCORE in tensors.shapes
 
 
@@ -79,26 +72,36 @@ def load(folder: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> L
 
 
 def _open(folder: Path, config: ModelConfig) -> tuple[Lora, list[Site], Tensors]:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
+    files = [folder / name for name in (WEIGHTS, TORCH) if (folder / name).is_file()]
+    for name, found in ((CONFIG, (folder / CONFIG).is_file()), (WEIGHTS, files)):
+        if not found:
             raise UserError(f"{folder}: no {name}; an adapter folder is what PEFT's save_pretrained writes")
-    raw = json.loads((folder / CONFIG).read_text())
-    for name, plain in _PLAIN.items():
-        if raw.get(name, plain[0]) not in plain:
-            raise UserError(f"{folder / CONFIG}: {name} is {raw[name]!r}; only {plain[0]!r} is supported")
-    tensors = open_safetensors([folder / WEIGHTS])
-    rank, there = int(raw["r"]), []
+    settings = peft_settings.read(folder)
+    tensors = open_safetensors(files[:1]) if files[0].name == WEIGHTS else open_torch(files[:1])
+    rank, there = settings.rank, []
     expected = {_SCORE: (1, config.width)} if _SCORE in tensors.shapes else {}
     for site in lora.sites(config):
         modules = [_module(config, site, i) for i in range(config.layers)]
-        if any(f"{module}.lora_A.weight" in tensors.shapes for module in modules):
+        found = [i for i, module in enumerate(modules) if f"{module}.lora_A.weight" in tensors.shapes]
+        _check_layers(folder, modules, found, settings)
+        if found:
             there.append(site)
             for module in modules:
                 expected[f"{module}.lora_A.weight"] = (rank, math.prod(site.inputs))
                 expected[f"{module}.lora_B.weight"] = (sum(map(math.prod, site.outputs)), rank)
-    _check(folder, config, expected, tensors)
+    _check(folder, config, expected, tensors, settings)
     targets = tuple(kernel for site in there for kernel in site.kernels)
-    return Lora(rank, float(raw["lora_alpha"]), targets), there, tensors
+    return Lora(rank, settings.scale * rank, targets), there, tensors
+
+
+def _check_layers(folder: Path, modules: list[str], found: list[int], settings: Settings) -> None:
+    """UserError where some layers have an adapter and others have none."""
+    lacking = [module for i, module in enumerate(modules) if i not in found]
+    if found and lacking:
+        raise UserError(
+            f"{folder}: {len(found)} of {len(modules)} layers have an adapter, and {lacking[0]} has none; only "
+            f"adapters on all layers are supported; {merge_advice(folder, settings.base)}"
+        )
 
 
 def save(folder: str | Path, config: ModelConfig, params: Params, *, base: str) -> None:
@@ -179,7 +182,13 @@ def _join_b(config: ModelConfig, site: Site, bs: tuple[np.ndarray, ...]) -> np.n
     return joined.T if layout in layouts.IN_FIRST else joined
 
 
-def _check(folder: Path, config: ModelConfig, expected: dict[str, tuple[int, ...]], tensors: Tensors) -> None:
+def _check(
+    folder: Path,
+    config: ModelConfig,
+    expected: dict[str, tuple[int, ...]],
+    tensors: Tensors,
+    settings: Settings,
+) -> None:
     problems = [
         ("missing tensors", sorted(set(expected) - set(tensors.shapes))),
         ("unknown tensors", sorted(set(tensors.shapes) - set(expected))),
@@ -192,11 +201,16 @@ def _check(folder: Path, config: ModelConfig, expected: dict[str, tuple[int, ...
             ],
         ),
     ]
-    said = [f"{what}: {names[0]} and {len(names) - 1} more" for what, names in problems if names]
+    said = [
+        f"{what}: {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
+        for what, names in problems
+        if names
+    ]
     if not expected:
         said.append("no tensors of an adapter")
     if said:
+        base = f", trained over {settings.base}," if settings.base else ""
         raise UserError(
-            f"{folder}: not an adapter of this {config.family} model; {'; '.join(said)}; "
-            f"take the model that {CONFIG} names as its base"
+            f"{folder}: the adapter{base} does not fit this {config.family} model; {'; '.join(said)}; give the "
+            f"model it was trained on, or {merge_advice(folder, settings.base)}"
         )

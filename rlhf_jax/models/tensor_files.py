@@ -1,23 +1,29 @@
 """The tensors of a model folder, one at a time: safetensors, or torch's older pytorch_model.bin.
 
-Nothing is kept: a file is open only while a tensor is read, so host memory holds that tensor and no more.
+Which files are read is what transformers would read; what else lies there is named. Nothing is kept: a file is open
+only while a tensor is read, so host memory holds that tensor and no more.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.json_files import pointer_problem, read_object
+from rlhf_jax.parallel import notices
 
 SAFETENSORS = "model.safetensors"
 TORCH = "pytorch_model.bin"
 _FLOATS = ("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16")
+_NAMED = 3  # files named in a notice
+_CHUNK = 1 << 18  # numbers looked at together: they stay in the processor's cache
+# The exponent of infinity and of every NaN.
+_EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
 
 
 class Tensors(NamedTuple):
@@ -25,7 +31,7 @@ class Tensors(NamedTuple):
 
     Attributes:
       shapes: of every tensor, by name.
-      read: name -> array, in the dtype of the file.
+      read: name -> array, in the dtype of the file; UserError where it holds NaN or an infinity.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -34,24 +40,48 @@ class Tensors(NamedTuple):
 
 def open_folder(folder: Path) -> Tensors:
     """The weights of a folder; UserError when there are none, or they cannot be read."""
-    if (folder / SAFETENSORS).is_file() or (folder / f"{SAFETENSORS}.index.json").is_file():
-        return open_safetensors(_files(folder, SAFETENSORS))
-    if (folder / TORCH).is_file() or (folder / f"{TORCH}.index.json").is_file():
-        return _open_torch(_files(folder, TORCH))
+    for name, open_files in ((SAFETENSORS, open_safetensors), (TORCH, open_torch)):
+        files = _files(folder, name)
+        if files:
+            _name_others(folder, files)
+            return open_files(files)
     raise UserError(
         f"{folder}: no weights; a model folder has {SAFETENSORS} (or {TORCH}), whole or in shards"
     )
 
 
 def _files(folder: Path, name: str) -> list[Path]:
+    """The whole file, or else the shards that its index names."""
     index = folder / f"{name}.index.json"
-    if not index.is_file():
+    if (folder / name).is_file():
         return [folder / name]
-    files = [folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+    if not index.is_file():
+        return []
+    fix = "copy the whole folder again"
+    weight_map = read_object(index, fix).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not _all_texts(weight_map.values()):
+        raise UserError(f"{index}: weight_map should say in which file every tensor is; {fix}")
+    files = [folder / file for file in sorted(set(weight_map.values()))]
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file} is missing, though {index.name} names it; copy the whole folder again")
+            raise UserError(f"{file} is missing, though {index.name} names it; {fix}")
     return files
+
+
+def _all_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _name_others(folder: Path, files: list[Path]) -> None:
+    """A notice of the weights that lie in the folder and are not read."""
+    found = sorted(
+        x for pattern in ("*.safetensors", f"{TORCH.split('.')[0]}*.bin") for x in folder.glob(pattern)
+    )
+    others = [path.name for path in found if path not in files]
+    if others:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        read = files[0].name if len(files) == 1 else f"the {len(files)} files of the index"
+        notices.once(f"{folder}: read from {read}; not read: {', '.join(others[:_NAMED])}{more}")
 
 
 def open_safetensors(files: list[Path]) -> Tensors:
@@ -63,18 +93,17 @@ def open_safetensors(files: list[Path]) -> Tensors:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     header = file.get_slice(name)
                     _check_dtype(path, name, header.get_dtype())
+                    if name in where and not _same(file.get_tensor(name), _tensor_in(where[name], name)):
+                        raise _twice(name, where[name], path)
                     shapes[name], where[name] = tuple(header.get_shape()), path
-        except SafetensorError as error:
-            raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        except (SafetensorError, OSError) as error:
+            raise _unreadable(path, "safetensors", error) from error
 
-    def read(name: str) -> np.ndarray:
-        with safe_open(where[name], framework="numpy") as file:
-            return file.get_tensor(name)
-
-    return Tensors(shapes, read)
+    return Tensors(shapes, lambda name: finite(where[name], name, _tensor_in(where[name], name)))
 
 
-def _open_torch(files: list[Path]) -> Tensors:
+def open_torch(files: list[Path]) -> Tensors:
+    """The same of torch's files, whose tensors are read as float32."""
     try:
         import torch
     except ImportError as error:
@@ -82,15 +111,69 @@ def _open_torch(files: list[Path]) -> Tensors:
             f"{files[0]}: only torch can read this file; pip install torch, "
             f"or take a copy of the model with {SAFETENSORS}"
         ) from error
-    found = {}
-    for path in files:  # mapped, not read
-        found |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        for name, tensor in found.items():
+    found, where = {}, {}
+    for path in files:
+        try:  # mapped, not read
+            part = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except Exception as error:  # torch and pickle raise many kinds
+            raise _unreadable(path, "torch", error) from error
+        if not isinstance(part, dict) or not all(torch.is_tensor(tensor) for tensor in part.values()):
+            raise UserError(f"{path}: not a file of named tensors; save the model with save_pretrained")
+        for name, tensor in part.items():
             _check_dtype(path, name, str(tensor.dtype).removeprefix("torch."))
+            if name in found and not torch.equal(tensor, found[name]):
+                raise _twice(name, where[name], path)
+            found[name], where[name] = tensor, path
     return Tensors(
         {name: tuple(tensor.shape) for name, tensor in found.items()},
-        lambda name: found[name].to(torch.float32).numpy(),
+        lambda name: finite(where[name], name, found[name].to(torch.float32).numpy()),
     )
+
+
+def finite(path: Path, name: str, tensor: np.ndarray) -> np.ndarray:
+    """The tensor, where all its floats are finite numbers; UserError otherwise.
+
+    Looks at the bits: NumPy's isfinite is several times slower for 16-bit floats.
+    """
+    if tensor.dtype.name not in _EXPONENTS:  # a mask
+        return tensor
+    numbers = tensor.reshape(-1)
+    bits = numbers.view(f"u{tensor.itemsize}")
+    exponent = bits.dtype.type(_EXPONENTS[tensor.dtype.name])
+    for start in range(0, len(bits), _CHUNK):
+        wrong = (bits[start : start + _CHUNK] & exponent) == exponent
+        if wrong.any():
+            value = float(numbers[start + int(wrong.argmax())])
+            raise UserError(
+                f"{path}: tensor {name} holds {value}, so whatever the model computes would be no number; "
+                "its training has diverged or the file is damaged: take an earlier checkpoint or copy it again"
+            )
+    return tensor
+
+
+def _tensor_in(path: Path, name: str) -> np.ndarray:
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(name)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def _twice(name: str, first: Path, second: Path) -> UserError:
+    return UserError(
+        f"{second}: tensor {name} is also in {first.name}, with other numbers; copy the files of one model"
+    )
+
+
+def _unreadable(path: Path, kind: str, error: Exception) -> UserError:
+    with path.open("rb") as file:
+        start = file.read(64)
+    problem = pointer_problem(start)
+    if problem:
+        return UserError(f"{path}: {problem}")
+    reason = "the file is empty" if not start else " ".join(str(error).split())[:200]
+    return UserError(f"{path}: not a readable {kind} file ({reason}); copy it again")
 
 
 def _check_dtype(path: Path, name: str, dtype: str) -> None:

@@ -147,7 +147,8 @@ def test_a_pytorch_model_bin_without_torch_says_what_to_install(tmp_path, monkey
 
 def test_a_shard_that_the_index_names_must_be_there(tmp_path):
     folder, _ = write(tmp_path)
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {name: f"model-0000{i}-of-00002.safetensors" for name, i in (("a", 1), ("b", 2))}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is missing"):
         huggingface.load(folder)

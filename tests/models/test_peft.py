@@ -12,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 from test_lora import grown, model
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface_export, lora, peft
+from rlhf_jax.models import huggingface_export, lora, peft, peft_settings
 from rlhf_jax.models.lora import Lora
+from rlhf_jax.parallel import notices
 from rlhf_jax.training.state import joined
 
 TARGETS = {
@@ -119,6 +120,19 @@ def test_names_that_several_layers_end_in_are_written_out(tmp_path):
         ({"use_dora": True}, "use_dora is True; only False is supported"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is"),
+        ({"r": "3"}, "r is '3'; a positive number is needed"),
+        ({"lora_alpha": None}, "lora_alpha is None; a positive number is needed"),
+        (
+            {"init_lora_weights": "pissa"},
+            "init_lora_weights is 'pissa', which changes the weights of the model below",
+        ),
+        ({"init_lora_weights": "pissa_niter_4"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
+        ({"init_lora_weights": "corda"}, "init_lora_weights is 'corda'"),
+        ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq'"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\];.*merge_and_unload"),
+        ({"task_type": "TOKEN_CLS"}, "task_type is 'TOKEN_CLS'"),
+        ({"of_next_year": {"a": 1}}, "of_next_year is {'a': 1}; this setting is not known"),
         ({"r": 4}, "other shapes: base_model.model.model.layers.0.mlp.down_proj.lora_A.weight is"),
     ],
 )
@@ -128,6 +142,60 @@ def test_settings_that_are_refused(change, said, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=said):
         peft.load(tmp_path / "a", config)
+
+
+def test_every_setting_of_the_installed_peft_is_known_and_its_defaults_are_accepted(tmp_path):
+    found = pytest.importorskip("peft", reason="peft is not installed").LoraConfig
+    names = {field.name for field in dataclasses.fields(found)}
+    known = peft_settings.INERT | peft_settings.READ | set(peft_settings.PLAIN)
+    assert names <= known, names - known
+    found(r=3, lora_alpha=6, task_type="CAUSAL_LM").save_pretrained(tmp_path)
+    assert peft_settings.read(tmp_path) == (3, 2.0, "")
+
+
+@pytest.mark.parametrize("kind", ["rslora", "gaussian", "bin"])
+def test_peft_computes_the_same_with_settings_that_are_honoured(kind, tmp_path):
+    """alpha over the root of the rank, beginnings that leave the model alone, and torch's older file."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    theirs = pytest.importorskip("theirs")
+    from peft import PeftModel
+
+    config, params = written(tmp_path / "a", "llama", tmp_path)
+    path = tmp_path / "a/adapter_config.json"
+    change = {"rslora": {"use_rslora": True}, "gaussian": {"init_lora_weights": "gaussian"}}.get(kind, {})
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if kind == "bin":
+        import torch
+        from safetensors.torch import load_file as torch_tensors
+
+        weights = tmp_path / "a/adapter_model.safetensors"
+        torch.save(torch_tensors(weights), weights.with_suffix(".bin"))
+        weights.unlink()
+    found = peft.load(tmp_path / "a", config)
+    assert found.lora.scale == pytest.approx(6 / (3**0.5 if kind == "rslora" else 3))
+    config = dataclasses.replace(config, adapter_scale=found.lora.scale)
+    tokens, lengths = tiny_families.left_padded()
+    adapted = PeftModel.from_pretrained(theirs.load(tmp_path / "llama"), tmp_path / "a").eval()
+    ours = running.logits(config, joined(lora.split(params)[0], found.adapter), tokens, lengths)
+    np.testing.assert_allclose(ours[0], theirs.logits(adapted, tokens, lengths)[0], atol=2e-4, rtol=0)
+
+
+def test_an_adapter_of_some_layers_says_what_helps(tmp_path):
+    config, _ = written(tmp_path / "a", "llama", tmp_path)
+    path = tmp_path / "a/adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if ".layers.1." not in k}, path)
+    with pytest.raises(UserError, match=r"2 of 3 layers have an adapter.*layers\.1\..*merge_and_unload"):
+        peft.load(tmp_path / "a", config)
+
+
+def test_another_base_than_the_recorded_one_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(notices, "_said", set())
+    config, _ = written(tmp_path / "a", "llama", tmp_path)
+    peft.describe(tmp_path / "a", config, base=str(tmp_path / "llama"))
+    assert capsys.readouterr().out == ""
+    peft.describe(tmp_path / "a", config, base="runs/other")
+    assert f"trained over {tmp_path / 'llama'}, and now laid over runs/other" in capsys.readouterr().out
+    assert not peft_settings.other_base("org/name", "/cache/models--org--name/snapshots/0a1b")
 
 
 def test_tensors_that_are_refused(tmp_path):
