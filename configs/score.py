@@ -2,7 +2,8 @@
 
     python -m rlhf_jax.main --config=configs/score.py --workdir=runs/farm/scores
 
-Writes scores.parquet: the prompt's columns, responses, scores (lists of equal length).
+Writes scores.parquet: the prompt's columns, responses, scores, reasons (lists of equal length). A response that cannot
+be scored (too long, no text, a prompt that is missing) has a null score, and reasons says why; they are counted.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def microfarm() -> ConfigDict:
     c.model.dtype = "float32"
 
     c.data = ConfigDict()
-    c.data.responses = "runs/farm/val_pairs/outputs.parquet"  # Records with output, or a list outputs.
+    c.data.responses = "runs/farm/val_pairs/outputs.parquet"  # Demonstrations, lists in outputs, or pairs.
     c.data.template = "brief"
     c.data.max_length = 72  # Longer rows get a null score and are counted.
 

@@ -76,7 +76,7 @@ def read_instructions(
     Layouts: instruction, input (optional), output; prompt with output, completion or response; messages or
     conversations whose last turn is the assistant's. `ended` False of a response that did not end stays.
     """
-    rows, name, used = _load(source, mapping, where, made_by)
+    rows, name, used = load(source, mapping, where, made_by)
     found = set(columns_of(rows))
     if not (found & set(CONVERSATIONS) or (found & {"prompt", *INSTRUCTIONS} and found & set(RESPONSES))):
         raise _unknown_layout(rows, name, "instruction", "output", "messages, or prompt and completion")
@@ -112,7 +112,7 @@ def read_prompts(
 
     A conversation's last assistant turns are left off. unique: drop and count repeated prompts.
     """
-    rows, name, used = _load(source, mapping, where, made_by)
+    rows, name, used = load(source, mapping, where, made_by)
     if not set(columns_of(rows)) & set(PROMPTS):
         raise _unknown_layout(rows, name, "instruction", "prompt", "messages")
 
@@ -144,7 +144,7 @@ def read_pairs(
     A side that did not end by itself (`chosen_ended`, `ended_1`, ... is False) has `chosen_ended` or
     `rejected_ended` False.
     """
-    rows, name, used = _load(source, mapping, where, made_by)
+    rows, name, used = load(source, mapping, where, made_by)
     found = set(columns_of(rows))
     if "chosen" in found or "rejected" in found:
         require_columns(rows, ("chosen", "rejected"), name)
@@ -187,7 +187,7 @@ def _has_labels(rows: Sequence[Row]) -> bool:
     return bool(labels) and all(isinstance(label, bool) for label in labels)
 
 
-def _load(
+def load(
     source: Source, mapping: Mapping[str, str] | None, where: Mapping[str, Any] | None, made_by: str
 ) -> tuple[list[Row], str, frozenset[str]]:
     """The rows, a name for messages, and the columns that are used up by `mapping` and `where`."""

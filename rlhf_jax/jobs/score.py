@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.annotation.samples import ended_of
 from rlhf_jax.data.batches import bucket, eval_batches, pad
-from rlhf_jax.data.records import describe, read_table, write_parquet
-from rlhf_jax.data.tokenization import Sequences, encode_sft, load_tokenizer
+from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.records import describe, write_parquet
+from rlhf_jax.data.responses import read_responses
+from rlhf_jax.data.tokenization import NO_LIMIT, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, loading, setup
+from rlhf_jax.jobs import hints, inputs, loading, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import model_scores
@@ -25,36 +28,80 @@ from rlhf_jax.training.workdir import one_writer, prepare
 
 @one_writer
 def run(config: ConfigDict, workdir: str) -> None:
-    """Writes WORKDIR/scores.parquet: the prompt's columns, responses and scores."""
+    """Writes WORKDIR/scores.parquet: the prompt's columns, responses, scores, and reasons where there is no score."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     path = loading.resolve(config.model.path)
-    rows = read_table(config.data.responses, made_by=hints.PAIRS)
-    responses = [_responses(row, i, config.data.responses) for i, row in enumerate(rows)]
+    data = config.data
+    rows, left_out = read_responses(data.responses, made_by=hints.PAIRS, chat=data.template == CHAT)
+    inputs.say(f"data.responses: {len(rows)} rows read from {data.responses}", left_out)
     tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.REWARD_MODEL)
-    flat = [
-        {**row, "output": text, "ended": ended}
-        for i, (row, texts) in enumerate(zip(rows, responses, strict=True))
-        for text, ended in zip(texts, ended_of(row, len(texts), i), strict=True)
-    ]
-    found, counts = encode_sft(flat, tokenizer, config.data.template, config.data.max_length)
-    if len(found) < len(flat):
-        raise UserError(f"data.max_length: {describe(counts)}; raise it above {config.data.max_length}")
-    if counts and startup.is_main():
-        print(f"responses: {describe(counts)}", flush=True)
-    scores = iter(_scores(config, path, mesh, found, tokenizer).tolist())
-    keep = ("instruction", "input", "prompt", "messages", "ended", "generator")
+    flat = [record for row in rows for record in row.records]
+    found, reasons = _encoded(flat, tokenizer, data)
+    known = iter(_scores(config, path, mesh, found, tokenizer).tolist())
+    scores = iter([None if reason else next(known) for reason in reasons])
+    why = iter(reasons)
     records = [
-        {name: row[name] for name in keep if name in row}
-        | {"responses": texts, "scores": [next(scores) for _ in texts]}
-        for row, texts in zip(rows, responses, strict=True)
+        row.columns
+        | {
+            "responses": row.responses,
+            "scores": [next(scores) for _ in row.responses],
+            "reasons": [next(why) for _ in row.responses],
+        }
+        for row in rows
     ]
     if startup.is_main():
         write_parquet(Path(workdir) / "scores.parquet", records)
+        nulls = sum(reason is not None for reason in reasons)
         print(
-            f"wrote {Path(workdir) / 'scores.parquet'}: {len(flat)} responses to {len(rows)} prompts",
+            f"wrote {Path(workdir) / 'scores.parquet'}: {len(flat)} responses to {len(rows)} prompts; "
+            f"{nulls} of them have no score (reasons says why)",
             flush=True,
         )
+
+
+def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[Sequences, list[str | None]]:
+    """The responses that can be scored, and for each of all None or the reason why it cannot be."""
+    reasons = [x if isinstance(x, str) else None for x in flat]
+    able = [i for i, reason in enumerate(reasons) if reason is None]
+    one_each = [flat[i] for i in able]
+    counts: Counter[str] = Counter()
+    found = None
+    if one_each:
+        try:
+            found, counts = encode_sft(one_each, tokenizer, data.template, NO_LIMIT)
+        except UserError as e:
+            counts[str(e)] = len(one_each)
+    if found is None or len(found) < len(
+        one_each
+    ):  # Which of them cannot be encoded is found out one by one.
+        for i in able:
+            reasons[i] = _why_not(flat[i], tokenizer, data.template)
+        able = [i for i in able if reasons[i] is None]
+    keep = []
+    for place, i in enumerate(able):
+        if found.lengths[place] > data.max_length:
+            reasons[i] = f"more than data.max_length={data.max_length} tokens"
+        else:
+            keep.append(place)
+    told = Counter(reason for x, reason in zip(flat, reasons, strict=True) if isinstance(x, dict) and reason)
+    told.update({reason: n for reason, n in counts.items() if "row kept" in reason})
+    inputs.say(f"data.responses: {len(keep)} of {len(flat)} responses are scored", told)
+    if not keep:
+        field = "data.max_length" if able else "data.responses"
+        raise UserError(
+            f"{field}: none of {len(flat)} responses can be scored ({describe(Counter(filter(None, reasons)))})"
+        )
+    return found.select(np.array(keep)), reasons
+
+
+def _why_not(record: dict, tokenizer: Any, template: str) -> str | None:
+    try:
+        encode_sft([record], tokenizer, template, NO_LIMIT)
+    except UserError as e:
+        inner = re.search(r"skipped \d+: (.*) \d+\)", str(e))
+        return inner[1] if inner else str(e)
+    return None
 
 
 def _scores(config: ConfigDict, path: str, mesh: Mesh, found: Sequences, tokenizer: Any) -> np.ndarray:
@@ -84,12 +131,3 @@ def _scores(config: ConfigDict, path: str, mesh: Mesh, found: Sequences, tokeniz
         progress.update(min(len(parts) * B, len(found)))
     progress.close()
     return np.concatenate(parts)[: len(found)]
-
-
-def _responses(row: dict, i: int, source: str) -> list[str]:
-    found = row.get("outputs", row.get("output"))
-    if isinstance(found, str):
-        return [found]
-    if not found or not all(isinstance(text, str) for text in found):
-        raise UserError(f"{source}: row {i} has no text in output or outputs; it has {', '.join(row)}")
-    return list(found)

@@ -433,7 +433,7 @@ def test_batches_that_eight_devices_cannot_divide(farm, tmp_path):
 def test_an_unexpected_error_still_shows_where_it_came_from(front_door, farm, tmp_path, monkeypatch):
     from rlhf_jax.jobs import score
 
-    monkeypatch.setattr(score, "_responses", lambda *_: 1 / 0)
+    monkeypatch.setattr(score, "read_responses", lambda *_, **__: 1 / 0)
     status, _, errors = front_door(*tiny_farm.arguments("score", farm, tmp_path))
     assert status == 1
     assert errors[0].startswith("Traceback") and errors[-1].startswith("ZeroDivisionError"), os.linesep.join(
