@@ -59,7 +59,8 @@ class Options:
     cache_path: SQLite file of answers; what is in it is not asked again. None keeps them in memory only.
     base_urls: addresses of symbolic base_urls, e.g. {"local": server.url}.
     progress: called as (rows done, rows, counters) at the start, after every answer and at the end; the
-        counters hold the cost, the rate and the seconds left.
+        counters hold the cost, the rate, the seconds left and, in `waiting`, what is waited for. It is also called
+        every second while nothing comes.
     limits: the transport (online, batch, replay), the most dollars and the rates (`limits.Limits`);
         max_concurrency, timeout_s and retry go before its own.
     reparse: ask nobody; read the cached answers again. What is not cached is not_recorded.
@@ -194,4 +195,6 @@ class _Reporter:
 
     def report(self) -> None:
         if self._progress is not None:
-            self._progress(self._done, self._rows, self._counters.as_dict(self._jobs_left))
+            told = self._counters.as_dict(self._jobs_left)
+            waiting = self._counters.waiting() if self._jobs_left else ""
+            self._progress(self._done, self._rows, told | {"waiting": waiting})

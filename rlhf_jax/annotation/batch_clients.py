@@ -6,7 +6,8 @@ one message and gives back one stream. Neither keeps an order: requests are know
 """
 
 import json
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,11 +15,17 @@ from rlhf_jax.annotation.answers import Answer
 from rlhf_jax.annotation.clients import PATHS, Endpoint
 from rlhf_jax.annotation.ledger import Entry
 from rlhf_jax.annotation.retries import EndpointError, Fault, Rejected, Retryable
+from rlhf_jax.annotation.wording import said
 from rlhf_jax.errors import UserError
 
 # Below the providers' limits, for what they add around.
 _MARGIN = 0.95
 _CLOCK_S = 300.0  # How far the provider's clock may be from ours.
+# Gateways write the states of a batch in their own way.
+_FAILED = frozenset({"failed", "error", "rejected", "invalid"})
+_ENDED = frozenset(
+    {"completed", "expired", "cancelled", "canceled", "succeeded", "ended", "finished", "done"}
+)
 
 
 class Expired(Retryable):
@@ -111,34 +118,32 @@ class OpenAIBatches:
     async def look(self, batch_id: str) -> State:
         """A batch that failed was not accepted as a whole; too many enqueued tokens pass with time."""
         batch = await self._client.batches.retrieve(batch_id)
-        counts = batch.request_counts
-        done = counts.completed + counts.failed if counts else 0
-        if batch.status == "failed":
+        status, done = str(batch.status).lower(), _sum(batch.request_counts, "completed", "failed")
+        if status in _FAILED:
             errors = (batch.errors.data if batch.errors else None) or []
-            said = "; ".join(f"{e.code}: {e.message}" for e in errors[:3]) or "no reason given"
+            words = "; ".join(f"{e.code}: {e.message}" for e in errors[:3]) or "no reason given"
             full = any(e.code == "token_limit_exceeded" for e in errors)
-            return State(True, 0, self._endpoint.clean(said), full)
-        ended = batch.status in ("completed", "expired", "cancelled")
-        return State(ended, done, cancelled=batch.status == "cancelled")
+            return State(True, 0, self._endpoint.clean(words), full)
+        return State(status in _ENDED, done, cancelled=status in ("cancelled", "canceled"))
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """Both files; a batch may have only one of them."""
         batch = await self._client.batches.retrieve(batch_id)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             async with self._client.files.with_streaming_response.content(file_id) as response:
-                async for line in _lines(response.iter_bytes()):
-                    item = json.loads(line)
-                    yield item["custom_id"], self._outcome(item)
+                async for told in _told(response.iter_bytes(), self._outcome):
+                    yield told
 
     def _outcome(self, item: dict) -> Answer | Fault:
         response, error = item.get("response"), item.get("error")
         if response is None or error:
-            code, message = (error or {}).get("code"), (error or {}).get("message")
-            said = self._endpoint.clean(f"{code}: {message}")
-            return Expired(said) if code == "batch_expired" else Retryable(said)
-        if response["status_code"] == 200:
+            code, message = said({"error": error})
+            words = self._endpoint.clean(": ".join(part for part in (code, message) if part) or "no answer")
+            return Expired(words) if code == "batch_expired" else Retryable(words)
+        status = int(response.get("status_code") or 200)
+        if status == 200:
             return _read(self._endpoint, self._api, response["body"])
-        return _as_fault(self._endpoint.fault(response["status_code"], response["body"], {}))
+        return _as_fault(self._endpoint.fault(status, response.get("body"), {}))
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for the end of it."""
@@ -178,14 +183,14 @@ class AnthropicBatches:
     async def look(self, batch_id: str) -> State:
         """The counts are all zero until the batch has ended."""
         batch = await self._batches.retrieve(batch_id)
-        counts = batch.request_counts
-        done = counts.succeeded + counts.errored + counts.canceled + counts.expired
-        return State(batch.processing_status == "ended", done)
+        done = _sum(batch.request_counts, "succeeded", "errored", "canceled", "expired")
+        return State(str(batch.processing_status).lower() in _ENDED, done)
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """One line per request."""
-        async for item in await self._batches.results(batch_id):
-            yield item.custom_id, self._outcome(item.result.to_dict(mode="json", warnings=False))
+        async with self._batches.with_streaming_response.results(batch_id) as response:
+            async for told in _told(response.iter_bytes(), lambda item: self._outcome(item["result"])):
+                yield told
 
     def _outcome(self, result: dict) -> Answer | Fault:
         kind = result["type"]
@@ -196,9 +201,11 @@ class AnthropicBatches:
         if kind == "canceled":
             return Cancelled("the batch was cancelled")
         error: Any = result.get("error") or {}
-        error = error.get("error") or error
-        said = self._endpoint.clean(f"{error.get('type')}: {error.get('message')}")
-        return Rejected(said) if error.get("type") in _NEVER else Retryable(said)
+        code, message = said(error)
+        words = self._endpoint.clean(f"{code}: {message}")
+        if code not in _NEVER:
+            return Retryable(words)
+        return _as_fault(self._endpoint.fault(400, error, {}))
 
     async def cancel(self, batch_id: str) -> None:
         """Ask for the end of it."""
@@ -206,6 +213,39 @@ class AnthropicBatches:
 
 
 _NEVER = frozenset({"invalid_request_error", "request_too_large"})
+
+
+async def _told(
+    chunks: AsyncIterator[bytes], outcome: Callable[[dict], Answer | Fault]
+) -> AsyncIterator[tuple[str, Answer | Fault]]:
+    """(request hash, what became of it) line by line; a line that cannot be read costs its own request."""
+    async for line in _lines(chunks):
+        text = line.decode("utf-8", "replace")
+        try:
+            item = json.loads(text)
+            key = item["custom_id"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            named = _NAMED.search(text)
+            if named:
+                yield named[1], _unreadable("the line of its result is broken")
+            continue
+        try:
+            yield str(key), outcome(item)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            yield str(key), _unreadable(f"malformed result ({type(error).__name__})")
+
+
+_NAMED = re.compile(r'"custom_id"\s*:\s*"([^"]+)"')
+
+
+def _unreadable(reason: str) -> Retryable:
+    return Retryable(reason, may_cost=True, of_row=True)
+
+
+def _sum(counts: object, *names: str) -> int:
+    """How many requests are in these states, as far as the provider tells."""
+    found = (getattr(counts, name, 0) for name in names)
+    return sum(count for count in found if isinstance(count, int))
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

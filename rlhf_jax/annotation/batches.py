@@ -8,16 +8,16 @@ never came back goes into the next shard.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from rlhf_jax.annotation.answers import API_ERROR, EXPIRED, Answer, Failure
+from rlhf_jax.annotation.answers import EXPIRED, Answer, Failure
+from rlhf_jax.annotation.batch_calls import Calls, Gone, NotSentError
 from rlhf_jax.annotation.batch_clients import BatchService, Cancelled, Expired, State
 from rlhf_jax.annotation.clients import Endpoint
 from rlhf_jax.annotation.costs import most_usd
 from rlhf_jax.annotation.judges import Job
 from rlhf_jax.annotation.ledger import Entry, Ledger
-from rlhf_jax.annotation.retries import EndpointError, Fault, Rejected, Retryable
+from rlhf_jax.annotation.retries import Fault, Rejected, Retryable
 from rlhf_jax.annotation.shards import Shared, next_shard
 from rlhf_jax.errors import UserError
 
@@ -26,14 +26,18 @@ class Track:
     """The jobs for one model at one endpoint, on their way through its batch service."""
 
     def __init__(self, service: BatchService, endpoint: Endpoint, jobs: list[Job], shared: Shared) -> None:
-        self._service, self._endpoint, self._shared = service, endpoint, shared
+        self._service, self._shared = service, shared
         self._jobs = {job.key: job for job in jobs}
         self._queue: deque[Job] = deque(jobs)
         self._open: dict[str, tuple[Entry, float]] = {}  # By name, with what is held of the budget for it.
         self._progress: dict[str, int] = {}
         self._sent: Counter = Counter()
         self._ledger = Ledger(shared.cache)
+        self._calls = Calls(
+            service, endpoint, shared.retry, self._ledger, shared.policy.settle_s, shared.counters.waits
+        )
         self._full_until = 0.0
+        self._faults: dict[str, str] = {}  # Why requests failed in this run, the latest last.
         spec, address = jobs[0].judge.spec, jobs[0].judge.address
         self._where = (address.provider, address.origin, spec.model)
 
@@ -61,7 +65,7 @@ class Track:
             if taken.issuperset(ours := entry.keys_set & queued):
                 continue
             if entry.batch_id is None:
-                found = await self._find(entry)
+                found = await self._calls.find(entry)
                 if found is None:
                     self._ledger.done(entry)
                     continue
@@ -73,24 +77,13 @@ class Track:
             self._shared.counters.unsettled += len(entry.keys_set & self._jobs.keys())
         self._queue = deque(job for job in self._queue if job.key not in taken)
 
-    async def _find(self, entry: Entry) -> str | None:
-        """The id of a batch whose sending was interrupted; a new one takes a moment to be listed."""
-        while True:
-            if noted := self._ledger.id_of(entry.name):  # By the process that was sending it.
-                return noted
-            known = {other.batch_id for other in self._ledger.unfinished() if other.batch_id}
-            found = await self._patiently(lambda known=known: self._service.find(entry, known))
-            if found or time.time() > entry.at + self._shared.policy.settle_s:
-                return found
-            await asyncio.sleep(min(1.0, self._shared.policy.settle_s / 4))
-
     async def _send_what_fits(self) -> bool:
         moved = False
         while self._queue and time.monotonic() >= self._full_until:
             shard, lines, usd = next_shard(self._queue, self._service, self._shared)
             if not shard:
                 if self._queue and not self._shared.budget.held:
-                    raise self._shared.budget.used_up()
+                    raise self._shared.budget.used_up(next(reversed(self._faults.values()), ""))
                 break
             entry = self._ledger.intend(*self._where, (job.key for job in shard))
             if entry is None:
@@ -99,47 +92,46 @@ class Track:
                 continue
             await self._shared.budget.hold(usd)
             self._shared.counters.unsettled += len(shard)
-            entry = self._ledger.sent(entry, await self._send(entry, lines))
+            try:
+                entry = self._ledger.sent(entry, await self._calls.send(entry, lines))
+            except NotSentError as error:
+                self._shared.counters.unsettled -= len(shard)
+                self._shared.budget.release(usd)
+                self._give_up_again(shard, error)
+                continue
             self._sent.update(entry.keys)
             self._open[entry.name] = entry, usd
             moved = True
         return moved
 
-    async def _send(self, entry: Entry, lines: list[str]) -> str:
-        """The id of the new batch. When sending failed midway it may be there all the same."""
-        for attempt in range(self._shared.retry.attempts):
-            try:
-                return await self._endpoint.call(self._service.send(entry, lines))
-            except Retryable as error:
-                reason = error
-            except Rejected as error:
-                self._ledger.done(entry)
-                raise UserError(f"{self._shown}: {error}; the batch was not accepted") from None
-            await asyncio.sleep(reason.wait_s or self._shared.retry.backoff_s(attempt))
-            known = {other.batch_id for other in self._ledger.unfinished() if other.batch_id}
-            found = await self._patiently(lambda known=known: self._service.find(entry, known))
-            if found:
-                return found
-        raise UserError(f"{self._shown}: {reason}; the batch could not be sent, run again later")
+    def _give_up_again(self, shard: list[Job], error: NotSentError) -> None:
+        """Requests that failed before keep their failure when they cannot be sent again; others end the run."""
+        if not all(job.key in self._faults for job in shard):
+            raise error
+        for job in shard:
+            reason = f"{self._faults[job.key]}; sent again: {error}"
+            self._shared.finish(job, Failure(reason, max(1, self._sent[job.key])))
 
     async def _look_unless_gone(self, entry: Entry) -> bool:
-        """Look at a batch; the requests of one the provider does not know any more are sent again."""
+        """Look at a batch; the requests of one the provider does not know any more are sent again, for a while."""
         try:
             return await self._look(entry)
-        except EndpointError as error:
-            if error.status != _NOT_FOUND:
-                raise
-        self._queue.extend(self._jobs[key] for key in entry.keys if key in self._jobs)
+        except Gone as error:
+            self._fail_all(dict.fromkeys(entry.keys, Retryable(str(error), may_cost=True)))
         self._close(entry)
         return True
 
     async def _look(self, entry: Entry) -> bool:
         """Whether anything happened to a batch; one that has ended is taken in."""
-        state = await self._patiently(lambda: self._service.look(entry.batch_id))
+        state = await self._calls.look(entry)
+        done = f"{state.done} of {len(entry.keys)} requests done"
+        self._shared.counters.trouble = f"batch {entry.batch_id} at {self._calls.shown} ({done})"
         if state.failed:
             self._close(entry)
             if not state.full:
-                raise UserError(f"{self._shown}: batch {entry.batch_id} was not accepted: {state.failed}")
+                raise UserError(
+                    f"{self._calls.shown}: batch {entry.batch_id} was not accepted: {state.failed}"
+                )
             # Too much is enqueued at the provider: this shard waits until other batches have ended.
             self._queue.extendleft(self._jobs[key] for key in reversed(entry.keys) if key in self._jobs)
             self._sent.subtract(entry.keys)
@@ -156,31 +148,32 @@ class Track:
     async def _take_in(self, entry: Entry, state: State) -> None:
         """Answers into the cache, the rest back into the queue or, after the last round, given up."""
         faults: dict[str, Fault] = dict.fromkeys(entry.keys, _missing(state))
-        await self._patiently(lambda: self._read(entry, faults))
-        answered = len(entry.keys) - len(faults)
-        if not answered and len(faults) >= self._shared.retry.failures_in_a_row:
-            rejected = next((f for f in faults.values() if isinstance(f, Rejected)), None)
-            if rejected is not None and all(isinstance(f, Rejected) for f in faults.values()):
-                self._close(entry)
-                raise UserError(
-                    f"{self._shown}: all {len(faults)} requests of batch {entry.batch_id} failed, one with: "
-                    f"{rejected}; mend the judge's settings, then run again"
-                )
-        for key, fault in faults.items():
-            if key in self._jobs:
-                self._failed(self._jobs[key], fault)
-        self._close(entry)
 
-    async def _read(self, entry: Entry, faults: dict[str, Fault]) -> None:
-        """Take what was answered out of `faults` and replace what is known better."""
-        async for key, outcome in self._service.results(entry.batch_id):
+        def take(key: str, outcome: Answer | Fault) -> None:
             if key not in faults:
-                continue
+                return
             if isinstance(outcome, Fault):
                 faults[key] = outcome
             else:
                 del faults[key]
                 self._answered(entry, key, outcome)
+
+        try:
+            await self._calls.read(entry, take)
+        except Gone as error:
+            lost = Retryable(str(error), may_cost=True)
+            faults.update((key, lost) for key, fault in faults.items() if fault is _LOST)
+        answered = len(entry.keys) - len(faults)
+        if not answered and len(faults) >= self._shared.retry.failures_in_a_row:
+            rejected = [f for f in faults.values() if isinstance(f, Rejected) and not f.of_row]
+            if len(rejected) == len(faults):
+                self._close(entry)
+                raise UserError(
+                    f"{self._calls.shown}: all {len(faults)} requests of batch {entry.batch_id} failed, one with: "
+                    f"{rejected[0]}; mend the judge's settings, then run again"
+                )
+        self._fail_all(faults)
+        self._close(entry)
 
     def _answered(self, entry: Entry, key: str, answer: Answer) -> None:
         rounds = max(1, self._sent[key])
@@ -195,18 +188,31 @@ class Track:
             key, answer, provider=provider, origin=origin, model=model, body_bytes=size
         )
         if job is not None:
-            self._shared.budget.pay(self._shared.counters.paid(job, answer))
+            self._pay(job, self._shared.counters.paid(job, answer))
             self._shared.finish(job, stored)
+
+    def _pay(self, job: Job, usd: float | None) -> None:
+        """Count a bill; one that nobody told may be as high as it can be."""
+        if usd is None and self._shared.budget.max_usd:
+            usd = most_usd(job.judge, self._body_bytes(job.key), in_batch=True)
+        self._shared.budget.pay(usd)
+
+    def _fail_all(self, faults: dict[str, Fault]) -> None:
+        for key, fault in faults.items():
+            if key in self._jobs:
+                self._failed(self._jobs[key], fault)
 
     def _failed(self, job: Job, fault: Fault) -> None:
         usd = self._shared.counters.attempt_failed(job, fault)
-        self._shared.budget.pay(usd)
+        self._pay(job, usd)
+        self._faults.pop(job.key, None)
+        self._faults[job.key] = str(fault)
         self._shared.cache.note_failure(job.key, str(fault), usd)
         tried = max(1, self._sent[job.key])
         if isinstance(fault, Retryable) and tried < self._shared.policy.rounds:
             self._queue.append(job)
             return
-        status = EXPIRED if isinstance(fault, Expired) else API_ERROR
+        status = EXPIRED if isinstance(fault, Expired) else fault.row_status
         self._shared.finish(job, Failure(str(fault), tried, status))
 
     def _close(self, entry: Entry) -> None:
@@ -214,28 +220,11 @@ class Track:
         self._shared.budget.release(self._open.pop(entry.name)[1])
         self._shared.counters.unsettled -= sum(key in self._jobs for key in entry.keys)
 
-    async def _patiently(self, action: Callable[[], Awaitable]) -> object:
-        """Call the provider, again after what passes."""
-        for attempt in range(self._shared.retry.attempts):
-            try:
-                return await self._endpoint.call(action())
-            except Retryable as error:
-                reason = error
-            except Rejected as error:
-                raise UserError(f"{self._shown}: {error}") from None
-            await asyncio.sleep(reason.wait_s or self._shared.retry.backoff_s(attempt))
-        raise UserError(f"{self._shown}: {reason}; the batches go on, run again later to take them in")
-
     def _body_bytes(self, key: str) -> int:
         return len(self._service.line(key, self._jobs[key].body()).encode())
 
-    @property
-    def _shown(self) -> str:
-        return self._endpoint.address.shown
 
-
-_NOT_FOUND = 404
-_LOST = Retryable("the batch has no result for it")
+_LOST = Retryable("the batch has no result for it", may_cost=True)
 _STOPPED = Cancelled("the batch was cancelled")
 
 

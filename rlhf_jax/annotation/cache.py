@@ -9,11 +9,11 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from rlhf_jax.annotation.answers import Answer
+from rlhf_jax.annotation.answers import Answer, TopLogprobs
 from rlhf_jax.errors import UserError
 
 VERSION = 2
@@ -44,6 +44,17 @@ _FROM_1 = f"""
     {_SCHEMA}
 """
 _CHUNK = 500
+# What to do about what the database says; the first is for all else.
+_MENDING = (
+    ((), "give a writable path to a new or existing cache"),
+    (
+        ("malformed", "not a database", "decode", "corrupt", "no such column", "no such table", "constraint"),
+        "it is damaged or no answer cache: restore a copy, or move it away and run again",
+    ),
+    (("locked", "busy"), "another process has held it for a minute; wait until that is done, or stop it"),
+    (("disk is full", "disk I/O"), "free space or give another cache path; the answers until now are kept"),
+    (("readonly",), "it may only be read; give a writable path, or a copy of it"),
+)
 
 
 class AnswerCache:
@@ -64,9 +75,7 @@ class AnswerCache:
             )
             self._open()
         except (sqlite3.Error, OSError) as error:
-            raise UserError(
-                f"cache {self.path}: {error}; give a writable path to a new or existing cache"
-            ) from None
+            raise self._error(error) from None
 
     def _open(self) -> None:
         self.db.execute("PRAGMA busy_timeout = 60000")
@@ -106,25 +115,71 @@ class AnswerCache:
     def __exit__(self, *exc: object) -> None:
         self.db.close()
 
+    def _error(self, error: Exception) -> UserError:
+        """What the database says in one line: which file, and what to do."""
+        said = " ".join(str(error).split())
+        mend = next((mend for words, mend in _MENDING if any(word in said for word in words)), _MENDING[0][1])
+        return UserError(f"cache {self.path or '(in memory)'}: {said}; {mend}")
+
+    def rows(self, query: str, values: Sequence = ()) -> list[tuple]:
+        """What a query finds. Errors: UserError when the file cannot be read."""
+        try:
+            return self.db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+
+    def chunks(self, query: str, size: int) -> Iterator[list[tuple]]:
+        """What a query finds, so many rows at a time. Errors as `rows`."""
+        try:
+            found = self.db.execute(query)
+            while chunk := found.fetchmany(size):
+                yield chunk
+        except sqlite3.Error as error:
+            raise self._error(error) from None
+
     def get_many(self, keys: Iterable[str]) -> dict[str, Answer]:
         """The answers there are among `keys`."""
-        keys, found = list(keys), {}
+        columns = f"request_hash, {', '.join(_COLUMNS)}"
+        return {row[0]: self._answer(*row) for row in self._among(columns, "answers", keys)}
+
+    def failed_before(self, keys: Iterable[str]) -> set[str]:
+        """Those among `keys` of which an earlier attempt has failed."""
+        return {key for (key,) in self._among("DISTINCT request_hash", "failures", keys)}
+
+    def _among(self, columns: str, table: str, keys: Iterable[str]) -> Iterator[tuple]:
+        keys = list(keys)
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
             marks = ",".join("?" * len(chunk))
-            query = f"SELECT request_hash, {', '.join(_COLUMNS)} FROM answers WHERE request_hash IN ({marks})"
-            found.update((row[0], _answer(row[1:])) for row in self.db.execute(query, chunk))
-        return found
+            yield from self.rows(f"SELECT {columns} FROM {table} WHERE request_hash IN ({marks})", chunk)
 
     def get(self, key: str) -> Answer | None:
         """The answer to one request, None if there is none yet."""
-        query = f"SELECT {', '.join(_COLUMNS)} FROM answers WHERE request_hash = ?"
-        row = self.db.execute(query, (key,)).fetchone()
-        return None if row is None else _answer(row)
+        return self.get_many([key]).get(key)
+
+    def has_answer_of(self, provider: str, origin: str, model: str) -> bool:
+        """Whether there is any answer of a model."""
+        query = "SELECT 1 FROM answers WHERE provider = ? AND origin = ? AND requested = ? LIMIT 1"
+        return bool(self.rows(query, (provider, origin, model)))
 
     def count(self) -> int:
         """How many answers there are."""
-        return self.db.execute("SELECT count(*) FROM answers").fetchone()[0]
+        return self.rows("SELECT count(*) FROM answers")[0][0]
+
+    def _answer(self, key: str, *row: object) -> Answer:
+        values = list(row)
+        try:
+            values[_LOGPROBS] = _logprobs(values[_LOGPROBS])
+            answer = Answer(*values)
+            whole = all(isinstance(getattr(answer, name), int) for name in ("n_attempts", "created_at"))
+            if not isinstance(answer.text, str) or not whole:
+                raise ValueError("a value of another kind")
+        except (ValueError, TypeError, RecursionError) as error:
+            raise UserError(
+                f"cache {self.path}: the answer {key[:16]} cannot be read ({type(error).__name__}); delete its row "
+                "(table answers, column request_hash) to have it asked again, or restore a copy of the file"
+            ) from None
+        return answer
 
     def put(
         self,
@@ -163,8 +218,8 @@ class AnswerCache:
                     self.db.execute("ROLLBACK")
                 raise
             self.db.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise UserError(f"cache {self.path}: {error}; free space or give another cache path") from None
+        except sqlite3.Error as error:
+            raise self._error(error) from None
 
     def note_failure(self, key: str, reason: str, usd: float | None = None) -> None:
         """Record a failed attempt and what it cost, None when nobody knows; it never counts as an answer."""
@@ -182,12 +237,10 @@ def _values(answer: Answer) -> list:
     return values
 
 
-def _answer(row: tuple) -> Answer:
-    values = list(row)
-    if values[_LOGPROBS] is not None:
-        positions = json.loads(values[_LOGPROBS])
-        values[_LOGPROBS] = tuple(tuple((token, lp) for token, lp in position) for position in positions)
-    return Answer(*values)
+def _logprobs(stored: str | None) -> TopLogprobs | None:
+    if stored is None:
+        return None
+    return tuple(tuple((str(token), float(lp)) for token, lp in position) for position in json.loads(stored))
 
 
 def _patiently(action: Callable[[], object], seconds: float = 60.0) -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rlhf_jax.annotation.batch_clients import service
+from rlhf_jax.annotation.batch_calls import GONE, NO_SERVICE
+from rlhf_jax.annotation.batch_clients import BatchService, service
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.clients import Endpoint
 from rlhf_jax.annotation.judges import resolve
 from rlhf_jax.annotation.ledger import Entry, Ledger
 from rlhf_jax.annotation.loops import complete
-from rlhf_jax.annotation.retries import Fault
+from rlhf_jax.annotation.retries import EndpointError, Fault, Rejected
 from rlhf_jax.annotation.specs import PoolSpec
 from rlhf_jax.errors import UserError
 
@@ -47,15 +48,31 @@ async def _cancel(endpoint: Endpoint, api: str, entry: Entry, ledger: Ledger) ->
     try:
         if entry.batch_id is None:
             known = {other.batch_id for other in ledger.unfinished() if other.batch_id}
-            found = await endpoint.call(batches.find(entry, known))
+            found = await _find(endpoint, batches, entry, known)
             if found is None:
                 ledger.done(entry)
                 return None
             entry = ledger.sent(entry, found)
         await endpoint.call(batches.cancel(entry.batch_id))
         return entry
+    except (EndpointError, Rejected) as error:
+        if error.status not in GONE:
+            raise UserError(f"{error}; batch {entry.batch_id or entry.name} goes on") from None
+        # Nobody has it any more: it stands in the way of nothing.
+        ledger.done(entry)
+        return None
     except Fault as error:
         shown = entry.batch_id or entry.name
         raise UserError(f"{endpoint.address.shown}: batch {shown}: {error}; try again") from None
     finally:
         await endpoint.close()
+
+
+async def _find(endpoint: Endpoint, batches: BatchService, entry: Entry, known: set[str]) -> str | None:
+    """The batch that was noted and perhaps sent; None where the provider lists none, or lists nothing at all."""
+    try:
+        return await endpoint.call(batches.find(entry, known))
+    except (EndpointError, Rejected) as error:
+        if error.status in NO_SERVICE:
+            return None
+        raise

@@ -32,6 +32,7 @@ PATHS = {
     "decisions": "/decisions",
     "messages": "/v1/messages",
 }
+_ERRORS = {"openai": "OpenAIError", "anthropic": "AnthropicError"}
 _CONNECT_TIMEOUT_S = 10.0
 
 
@@ -46,6 +47,8 @@ class Endpoint:
         self._mask = Mask(address.secrets())
         self._sdk = _package(address.provider)
         self._httpx = _package("httpx2")
+        # The class of all errors that a client has for what it will not do.
+        self._sdk_error = getattr(self._sdk, _ERRORS[address.provider])
         # A proxy from the environment must not get between us and a server on this machine.
         loopback = urlsplit(address.url).hostname in ("127.0.0.1", "localhost", "::1")
         if not loopback:
@@ -105,6 +108,8 @@ class Endpoint:
             raise self._connection_error(error) from None
         except self._httpx.HTTPError as error:
             raise Retryable(self.clean(str(error)) or type(error).__name__, may_cost=True) from None
+        except self._sdk_error as error:
+            raise Retryable(self.clean(str(error)) or type(error).__name__) from None
         on_headers(response.headers)
         answer = self.read(api, self._payload(response), response.headers)
         latency_ms = (time.monotonic() - started) * 1e3
@@ -124,7 +129,7 @@ class Endpoint:
         """The JSON of a response; words for what is none: nothing at all, a web page, half a text."""
         try:
             return json.loads(response.content.decode("utf-8", "replace"))
-        except ValueError:
+        except (ValueError, RecursionError):
             words = said(response.content[:2000])[1].strip()
             what = f"no JSON: {words}" if words else "it is empty"
             raise Retryable(self.clean(f"malformed answer ({what})"), may_cost=True, of_row=True) from None
@@ -144,12 +149,14 @@ class Endpoint:
             raise Retryable(self.clean(str(error)) or type(error).__name__) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise Retryable(f"malformed answer ({type(error).__name__})") from None
+        except self._sdk_error as error:
+            raise Retryable(self.clean(str(error)) or type(error).__name__) from None
 
     async def post_json(self, path: str, data: bytes) -> dict:
         """Send JSON text as it is; the JSON that comes back. Errors are those of the SDK, see `call`."""
         headers = {"Content-Type": "application/json"}
         options = {"content": data, "options": {"headers": headers}, "cast_to": self._httpx.Response}
-        return (await self.client.post(path, **options)).json()
+        return json.loads((await self.client.post(path, **options)).content.decode("utf-8", "replace"))
 
     def _connection_error(self, cause: BaseException) -> Retryable | EndpointError:
         reason = self.clean(str(cause)) or type(cause).__name__

@@ -59,7 +59,9 @@ class Price:
             return 0.0
         if tokens_in is None or tokens_out is None:
             return None
-        cached, written = cached or 0, written or 0
+        # Some count what they read from their cache beside the input, not in it.
+        written = min(written or 0, tokens_in)
+        cached = min(cached or 0, tokens_in - written)
         dollars = (tokens_in - cached - written) * self.input + tokens_out * self.output
         dollars += cached * (self.input if self.cached_input is None else self.cached_input)
         dollars += written * (self.input if self.cache_write is None else self.cache_write)
@@ -163,14 +165,20 @@ class Budget:
         self._changed.set()
 
     def pay(self, usd: float | None) -> None:
-        """Count what an attempt cost; None, for an attempt whose cost nobody knows, counts nothing."""
+        """Count what an attempt cost; None, where no limit needs it known, counts nothing."""
         self.spent += usd or 0.0
 
-    def used_up(self) -> UserError:
-        """The error that ends the run."""
+    @property
+    def overdrawn(self) -> bool:
+        """Whether what is in flight could not be held any more, after what was paid."""
+        return bool(self.max_usd) and self.spent + self.held > self.max_usd + 1e-12
+
+    def used_up(self, last_fault: str = "") -> UserError:
+        """The error that ends the run; `last_fault`: why the last request was paid for without an answer."""
+        because = f" (the last one failed: {last_fault})" if last_fault else ""
         return UserError(
-            f"max_usd: ${self.spent:.4f} of ${self.max_usd:g} are spent and the next request might cost more "
-            "than is left; raise max_usd and run again, the answers until now are kept"
+            f"max_usd: ${self.spent:.4f} of ${self.max_usd:g} are spent{because} and the next request might cost "
+            "more than is left; raise max_usd and run again, the answers until now are kept"
         )
 
 

@@ -9,6 +9,7 @@ from rlhf_jax.annotation.judges import Job
 from rlhf_jax.annotation.retries import Fault
 
 Outcome = Answer | Failure
+_SILENCE_S = 3.0  # So long without an answer, and what is waited for is said.
 
 
 @dataclass
@@ -18,6 +19,7 @@ class Counters:
     usd is what this run spent, `usd_failed` of it on attempts that brought no answer. price_unknown: answers and
     failed attempts with tokens but without a price; unpriced_attempts: failed attempts that may have been billed
     although nobody told their tokens (what they cost is in no sum). unsettled: in a provider's batch.
+    trouble: what is waited for; moved: when the last job was done.
     """
 
     asked: int = 0
@@ -34,13 +36,25 @@ class Counters:
     price_unknown: int = 0
     unsettled: int = 0
     started: float = field(default_factory=time.monotonic)
+    trouble: str = ""
+    moved: float = field(default_factory=time.monotonic)
 
     def restart(self) -> None:
         """From here on the rate is counted."""
-        self.started = time.monotonic()
+        self.started = self.moved = time.monotonic()
+
+    def waits(self, trouble: str) -> None:
+        """What is waited for from here on."""
+        self.trouble = trouble
+
+    def waiting(self) -> str:
+        """What is waited for and since when, "" while answers come."""
+        seconds = time.monotonic() - self.moved
+        return f"waiting {seconds:.0f} s for {self.trouble or 'answers'}" if seconds >= _SILENCE_S else ""
 
     def took(self, outcome: Outcome, *, cached: bool) -> None:
         """Count one finished job."""
+        self.moved, self.trouble = time.monotonic(), ""
         self.cached += cached
         self.asked += not cached
         self.failed += isinstance(outcome, Failure)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 
 from rlhf_jax.annotation.answers import NOT_RECORDED, Failure
 from rlhf_jax.annotation.batch_clients import service
@@ -29,6 +29,7 @@ from rlhf_jax.annotation.shards import Shared
 from rlhf_jax.errors import UserError
 
 _BYTES_PER_TOKEN = 4.0
+_TELL_S = 1.0
 _NOT_RECORDED = Failure("no recorded answer, and replay asks nobody", 0, NOT_RECORDED)
 
 
@@ -42,8 +43,8 @@ def answer_all(
 ) -> dict[str, Outcome]:
     """An Answer or a Failure for every job, by its key; keys must be distinct.
 
-    `on_done` hears of every job as it finishes, those found in the cache first; `on_wait` is called whenever
-    batches were looked at. Errors: UserError when an
+    `on_done` hears of every job as it finishes, those found in the cache first; `on_wait` is called every second
+    and whenever batches were looked at. Errors: UserError when an
     endpoint does not work or the money is used up; the answers until then are in the cache.
     """
     limits.check()
@@ -60,12 +61,12 @@ def answer_all(
         for job in todo:
             run.finish(job, _NOT_RECORDED)
     elif todo and limits.transport == "batch":
-        complete(run.batch_all(todo, on_wait))
+        complete(_told(run.batch_all(todo, on_wait), on_wait))
     elif todo:
         _check_not_in_batches(cache, todo)
         # Processes that share a cache start at different ends, so few requests are in flight in two of them.
         random.Random(f"{os.getpid()} {random.random()}").shuffle(todo)
-        complete(run.ask_all(todo))
+        complete(_told(run.ask_all(todo), on_wait))
     return outcomes
 
 
@@ -105,6 +106,7 @@ class _Run:
         slots = asyncio.Semaphore(limits.max_concurrency)
         self._budget = Budget(limits.max_usd, _judges(jobs), limits.spent_usd)
         endpoints = _Endpoints(limits)
+        self._failed_before = self._cache.failed_before(job.key for job in jobs)
         tasks: list[asyncio.Task] = []
         try:
             for address, api, share in _lanes(jobs):
@@ -113,15 +115,25 @@ class _Run:
                     address.provider, Concurrency(most), slots, limits.per_minute, limits.retry.base_s
                 )
                 endpoint = endpoints.at(address)
-                patient = Patient(endpoint, api, address.shown, limits.retry, lane)
+                patient = Patient(
+                    endpoint, api, address.shown, limits.retry, lane, worked=self._has_answered(share[0])
+                )
                 queue = iter(share)
                 tasks += [asyncio.create_task(self._work(queue, patient)) for _ in range(most)]
             # The rate is that of asking: importing the clients does not count.
             self._counters.restart()
+            self._counters.trouble = (
+                f"an answer of {', '.join(sorted({a.shown for a, _, _ in _lanes(jobs)}))}"
+            )
             await asyncio.gather(*tasks)
         finally:
             await _settle(tasks)
             await endpoints.close()
+
+    def _has_answered(self, job: Job) -> bool:
+        """Whether the cache has an answer of the model that a job asks."""
+        spec = job.judge.spec
+        return self._cache.has_answer_of(spec.provider, job.judge.address.origin, spec.model)
 
     async def batch_all(self, jobs: list[Job], on_wait: Callable[[], None]) -> None:
         """Over the batch services of the providers."""
@@ -151,20 +163,28 @@ class _Run:
             self.finish(job, outcome, cached=cached)
 
     async def _ask(self, job: Job, patient: Patient) -> Outcome:
-        def on_failure(fault: Fault) -> None:
-            usd = self._counters.attempt_failed(job, fault)
-            self._budget.pay(usd)
-            self._cache.note_failure(job.key, str(fault), usd)
-
         spec, body = job.judge.spec, job.body()
         size = len(json.dumps(body, ensure_ascii=False).encode())
         held = most_usd(job.judge, size) if self._limits.max_usd else 0.0
+
+        def on_failure(fault: Fault) -> bool:
+            """Note it; False when what it cost leaves no room for another attempt."""
+            usd = self._counters.attempt_failed(job, fault)
+            # What nobody told may have cost all that was held for it.
+            self._budget.pay(held if usd is None else usd)
+            self._cache.note_failure(job.key, str(fault), usd)
+            self._counters.trouble = f"{job.judge.address.shown}: {fault}"
+            return not self._budget.overdrawn
+
         await self._budget.hold(held)
         try:
-            outcome = await patient.ask(body, on_failure, (size / _BYTES_PER_TOKEN, spec.max_tokens or 0))
+            tokens = size / _BYTES_PER_TOKEN, spec.max_tokens or 0
+            failed_before = job.key in self._failed_before
+            outcome = await patient.ask(body, on_failure, tokens, failed_before=failed_before)
             if isinstance(outcome, Failure):
                 return outcome
-            self._budget.pay(self._counters.paid(job, outcome))
+            usd = self._counters.paid(job, outcome)
+            self._budget.pay(held if usd is None else usd)
         finally:
             self._budget.release(held)
         where = {"provider": spec.provider, "origin": job.judge.address.origin, "model": spec.model}
@@ -200,6 +220,21 @@ def _lanes(jobs: Iterable[Job]) -> list[tuple[Address, str, list[Job]]]:
 
 def _judges(jobs: Iterable[Job]) -> list:
     return list({id(job.judge): job.judge for job in jobs}.values())
+
+
+async def _told(work: Coroutine[None, None, None], on_wait: Callable[[], None]) -> None:
+    """`work`, and `on_wait` every second meanwhile: who waits without a word looks dead."""
+
+    async def tell() -> None:
+        while True:
+            await asyncio.sleep(_TELL_S)
+            on_wait()
+
+    teller = asyncio.create_task(tell())
+    try:
+        await work
+    finally:
+        await _settle([teller])
 
 
 async def _settle(tasks: list[asyncio.Task]) -> None:

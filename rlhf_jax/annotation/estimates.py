@@ -33,7 +33,7 @@ def past(cache: AnswerCache, provider: str, origin: str, model: str) -> Past:
                    / sum(CASE WHEN tokens_in IS NOT NULL THEN body_bytes END),
                avg(tokens_out), avg(CASE WHEN transport = 'online' THEN latency_ms END) / 1000
         FROM answers WHERE provider = ? AND origin = ? AND requested = ?"""
-    return Past(*cache.db.execute(query, (provider, origin, model)).fetchone())
+    return Past(*cache.rows(query, (provider, origin, model))[0])
 
 
 def estimate(jobs: Iterable[Job], cache: AnswerCache, limits: Limits) -> dict:

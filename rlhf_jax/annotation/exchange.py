@@ -1,5 +1,7 @@
 """The answer cache as a parquet file and back: answers travel between machines, or are kept with a paper."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_jax.annotation.cache import ALL_COLUMNS, VERSION, AnswerCache
@@ -32,10 +34,10 @@ def export_answers(cache: AnswerCache, path: str | Path) -> int:
 
     schema, n = _schema(), 0
     with whole_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        rows = cache.db.execute(f"SELECT {', '.join(ALL_COLUMNS)} FROM answers ORDER BY request_hash")
-        while chunk := rows.fetchmany(_ROWS):
+        query = f"SELECT {', '.join(ALL_COLUMNS)} FROM answers ORDER BY request_hash"
+        for chunk in cache.chunks(query, _ROWS):
             columns = zip(*chunk, strict=True)
-            arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+            arrays = [_array(c, field, cache.path) for c, field in zip(columns, schema, strict=True)]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
             n += len(chunk)
     return n
@@ -63,6 +65,48 @@ def import_answers(cache: AnswerCache, path: str | Path) -> int:
                 f"{path}: answers of version {version}, not {VERSION}; export them again with this version"
             )
         new = 0
-        for batch in file.iter_batches(_ROWS):
-            new += cache.insert(zip(*(batch.column(name).to_pylist() for name in ALL_COLUMNS), strict=True))
+        for rows in _rows_of(file, path):
+            new += cache.insert(rows)
     return new
+
+
+def _array(values: tuple, field: object, path: Path | None) -> object:
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cache {path}: the column {field.name} cannot be exported ({said}); restore a copy of the file"
+        ) from None
+
+
+def _rows_of(file: object, path: str | Path) -> Iterator[list[tuple]]:
+    """The rows of a file of answers, checked. Errors: UserError when it is broken inside."""
+    import pyarrow as pa
+
+    try:
+        for batch in file.iter_batches(_ROWS):
+            rows = list(zip(*(batch.column(name).to_pylist() for name in ALL_COLUMNS), strict=True))
+            _check(rows, path)
+            yield rows
+    except (OSError, pa.ArrowException, KeyError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: broken inside ({said}); export the answers again") from None
+
+
+def _check(rows: list[tuple], path: str | Path) -> None:
+    names = ("request_hash", "provider", "origin", "requested", "text", "n_attempts", "created_at")
+    needed = [ALL_COLUMNS.index(name) for name in names]
+    logprobs = ALL_COLUMNS.index("top_logprobs")
+    for row in rows:
+        missing = next((ALL_COLUMNS[i] for i in needed if row[i] is None), "")
+        try:
+            json.loads(row[logprobs] or "null")
+        except ValueError:
+            missing = "top_logprobs"
+        if missing:
+            raise UserError(
+                f"{path}: the answer {str(row[0])[:16]} has no usable {missing}; export the answers again"
+            )

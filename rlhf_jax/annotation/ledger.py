@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rlhf_jax.annotation.cache import AnswerCache
+from rlhf_jax.errors import UserError
 
 INTENDED, SENT, DONE = "intended", "sent", "done"
 
@@ -45,8 +46,19 @@ class Ledger:
         """The batches whose results have not been taken in, oldest first."""
         query = """SELECT name, provider, origin, requested, batch_id, at, keys FROM batches
                    WHERE state != ? ORDER BY at, name"""
-        rows = self._cache.db.execute(query, (DONE,)).fetchall()
-        return [Entry(*row[:5], row[5] / 1000, tuple(json.loads(row[6]))) for row in rows]
+        return [self._entry(row) for row in self._cache.rows(query, (DONE,))]
+
+    def _entry(self, row: tuple) -> Entry:
+        try:
+            keys = json.loads(row[6])
+            if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
+                raise ValueError("no list of requests")
+            return Entry(*row[:5], row[5] / 1000, tuple(keys))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"cache {self._cache.path}: batch {row[0]} ({row[4] or 'never sent'}) cannot be read "
+                f"({type(error).__name__}); delete its row (table batches) or restore a copy of the file"
+            ) from None
 
     def intend(self, provider: str, origin: str, model: str, keys: Iterable[str]) -> Entry | None:
         """Note a batch that is about to be sent; None when one of its requests is in an unfinished one already."""
@@ -61,8 +73,8 @@ class Ledger:
 
     def id_of(self, name: str) -> str | None:
         """The provider's id of a batch, None until some process has noted it."""
-        row = self._cache.db.execute("SELECT batch_id FROM batches WHERE name = ?", (name,)).fetchone()
-        return row and row[0]
+        found = self._cache.rows("SELECT batch_id FROM batches WHERE name = ?", (name,))
+        return found[0][0] if found else None
 
     def sent(self, entry: Entry, batch_id: str) -> Entry:
         """The provider has it, under this id."""

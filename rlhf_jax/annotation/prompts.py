@@ -6,7 +6,8 @@ rendered by itself, so nothing in the data can open another message. It sees the
 or `examples`, a list of such data, and the judge's `template_vars`, and nothing else.
 
 Data under judgment stands between tags (<output_a>...</output_a>). A known tag inside it gets its "<" written
-as "&lt;", and a "&lt;" that already stood before a known tag becomes "&amp;lt;", so the way back is exact. The
+as "&lt;", and a "&lt;" that already stood before a known tag becomes "&amp;lt;", so the way back is exact; so do the
+special tokens of chat models ("<|im_end|>"). The
 prompt of a completion is a message of its own, nothing to judge: no tag is escaped there.
 """
 
@@ -21,6 +22,7 @@ from jinja2 import meta
 
 from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE, RANKING, RATING
 from rlhf_jax.annotation.fields import closest
+from rlhf_jax.annotation.texts import valid_text
 from rlhf_jax.errors import UserError
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"
@@ -34,8 +36,10 @@ DATA_NAMES = {
 Data = Sequence[str | Sequence[str]]  # One example: its values, in the order of DATA_NAMES.
 _ROLES = ("system", "user", "assistant")
 
-# Also "</ Output_A >": a language model reads it as the tag it looks like.
-_TAG_AHEAD = r"(?=\s*(?:/\s*)?(?i:instruction|output(?:_\w+)?|example_\w+)\b)"
+# Also "</ Output_A >": a language model reads it as the tag it looks like. And the special tokens of chat models,
+# which some servers parse wherever they stand: "<|im_end|>" in an output would end the message.
+_SPECIAL = r"[|\uff5c][^|\uff5c<>\s]{1,40}[|\uff5c]>|/?s>|(?:bos|eos|start_of_turn|end_of_turn)>"
+_TAG_AHEAD = rf"(?=\s*(?:/\s*)?(?i:instruction|output(?:_\w+)?|example_\w+)\b|{_SPECIAL})"
 _OPEN_TAG = re.compile(rf"<{_TAG_AHEAD}")
 # A control character says nothing a reader could see, but may end a text for one that is not a reader.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -49,7 +53,7 @@ _ENVIRONMENT = jinja2.Environment(
 def escape(data: str) -> str:
     """Write the tags in `data` so that they cannot be taken for the template's. Undone by `unescape`.
 
-    Lone surrogates, which no request can carry, become "?"; control characters but tab and line ends U+FFFD.
+    Lone surrogates, which no request can carry, and control characters but tab and line ends become U+FFFD.
     """
     data = sendable(data)
     if "<" not in data and "&" not in data:
@@ -59,8 +63,7 @@ def escape(data: str) -> str:
 
 def sendable(data: str) -> str:
     """`data` without what a request cannot carry."""
-    data = data.encode("utf-8", "replace").decode("utf-8") if not data.isascii() else data
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", data)
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", valid_text(data))
 
 
 def unescape(text: str) -> str:

@@ -17,6 +17,7 @@ from rlhf_jax.annotation.pairs import annotate_pairs
 from rlhf_jax.annotation.rows import ranking_row
 from rlhf_jax.annotation.samples import beside, ended_of, ended_sides, outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.annotation.texts import valid_values
 from rlhf_jax.errors import UserError
 
 
@@ -34,6 +35,7 @@ def annotate_rankings(
     row for every two outputs, with `sample_1` and `sample_2`, their places in the row. Errors: as `annotate_pairs`.
     """
     pool = pool_of_kind(pool, PAIRWISE, RANKING)
+    rows = [valid_values(row) for row in rows]
     if pool.judges[0].kind == PAIRWISE:
         return annotate_pairs(all_pairs(rows), pool, seed=seed, **options)
     how = Options(**options)

@@ -10,6 +10,7 @@ from rlhf_jax.annotation.contracts import RATING
 from rlhf_jax.annotation.rows import rating_row
 from rlhf_jax.annotation.samples import beside, ended_of, outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.annotation.texts import valid_values
 
 
 def annotate_ratings(
@@ -28,7 +29,7 @@ def annotate_ratings(
     """
     pool = pool_of_kind(pool, RATING)
     how = Options(**options)
-    single = [one for i, row in enumerate(rows) for one in _exploded(row, i)]
+    single = [one for i, row in enumerate(map(valid_values, rows)) for one in _exploded(row, i)]
     asks = []
     for row in single:
         merged = seeding.merged_instruction(row["instruction"], row["input"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
 from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.annotation.texts import valid_values
 from rlhf_jax.errors import UserError
 
 
@@ -26,7 +27,7 @@ def pair_samples(
     """
     prompts: dict[tuple[str, str], dict] = {}
     samples = 0
-    for i, row in enumerate(rows):
+    for i, row in enumerate(map(valid_values, rows)):
         outputs, _ = outputs_of(row, i)
         samples += len(outputs)
         rest = beside(row)

@@ -1,5 +1,7 @@
 """Text that every file, database and request can hold."""
 
+from collections.abc import Mapping
+
 
 def valid_text(text: str) -> str:
     """`text` with pairs of surrogates joined and each lone one as U+FFFD, which nothing that stores text refuses."""
@@ -16,8 +18,8 @@ def valid_values(value: object) -> object:
     """`value`, which may be nested as JSON is, with every text valid."""
     if isinstance(value, str):
         return valid_text(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {valid_values(key): valid_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in (list, tuple):
         return type(value)(valid_values(item) for item in value)
     return value

@@ -16,7 +16,7 @@ def said(body: object) -> tuple[str, str]:
         return _of_mapping(inner or body)
     if isinstance(inner, list) and inner and isinstance(inner[0], dict):
         return _of_validation(inner)
-    code, words = _of_mapping({name: value for name, value in body.items() if name != "error"})
+    code, words = _of_mapping({name: value for name, value in body.items() if value is not inner})
     return code, str(inner) if not words else f"{inner} {words}"
 
 

@@ -19,6 +19,7 @@ from rlhf_jax.annotation.rates import PerMinute
 from rlhf_jax.annotation.specs import PoolSpec
 
 LOCAL = "local"  # The base_url of judges that live in the embedded world.
+_LONGEST_S = 60.0  # Between two lines of a run that stands.
 INTERRUPTED = 130  # The exit status shells give to a program that Ctrl-C ended.
 
 
@@ -90,14 +91,19 @@ class JudgingLine:
         self._every_s = every_s if not sys.stdout.isatty() else 0.2
         self._last = self._began = time.monotonic()
         self._first: int | None = None
+        self._done, self._stands = -1, 0
 
     def __call__(self, done: int, total: int, counters: dict) -> None:
-        now = time.monotonic()
+        now, waiting = time.monotonic(), counters.get("waiting", "")
         if self._first is None:  # Rows that need no answer are no progress.
             self._first, self._began = done, now
-        if done < total and now - self._last < self._every_s:
+        # A long wait is told ever less often: a log of a day's batch stays readable.
+        stands = self._done == done and not sys.stdout.isatty()
+        every_s = min(_LONGEST_S, self._every_s * 2**self._stands) if stands else self._every_s
+        if done < total and now - self._last < every_s:
             return
-        self._last = now
+        self._stands = self._stands + 1 if stands else 0
+        self._last, self._done = now, done
         rate = (done - self._first) / (now - self._began) if now > self._began else 0.0
         parts = [f"judged {done}/{total} rows", f"{rate:.0f} rows/s"]
         answered = counters["asked"] - counters["failed"]
@@ -106,7 +112,9 @@ class JudgingLine:
         parts += [f"{count} {name}" for name, count in counts.items() if count or name == "answered"]
         parts.append(_dollars(counters["cost_usd"]))
         left = counters["seconds_left"]
-        if left is not None and done < total and not counters["unsettled"]:
+        if waiting and done < total:
+            parts.append(waiting)
+        elif left is not None and done < total and not counters["unsettled"]:
             parts.append(f"{left:.0f} s left")
         end = "\r" if sys.stdout.isatty() and done < total else "\n"
         print("  " + " · ".join(parts), end=end, flush=True)

@@ -289,8 +289,8 @@ def test_hostile_outputs_reach_the_judge_as_data_and_parse_as_nothing_else() -> 
         labelled, _ = annotate(server, rows)
     text = server.bodies[0]["messages"][-1]["content"]
     assert text.count("</output_a>") == text.count("<output_a>") == 1
-    assert evil.replace("\ud800", "?") in shown(server.bodies[0])
-    assert labelled[0]["status"] == "ok" and labelled[0]["output_1"] == evil
+    assert evil.replace("\ud800", "\ufffd") in shown(server.bodies[0])
+    assert labelled[0]["status"] == "ok" and labelled[0]["output_1"] == evil.replace("\ud800", "\ufffd")
 
 
 def test_it_works_inside_a_running_loop(tmp_path: Path) -> None:

@@ -129,3 +129,74 @@ def test_every_answer_put_before_a_kill_is_there_after_it(tmp_path: Path) -> Non
     done = int(last.split()[0])
     with AnswerCache(path) as cache:
         assert len(cache.get_many(f"one {i}" for i in range(done + 1))) == done + 1
+
+
+def _filled(path: Path, n: int = 400) -> bytes:
+    with AnswerCache(path) as cache:
+        for i in range(n):
+            cache.put(f"k{i:04}", FULL, **WHERE)
+    return path.read_bytes()
+
+
+def test_a_damaged_cache_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    whole = _filled(path)
+    (tmp_path / "over").write_bytes(
+        whole[:8192] + os.urandom(len(whole) // 2 - 8192) + whole[len(whole) // 2 :]
+    )
+    (tmp_path / "cut").write_bytes(whole[: len(whole) // 3])
+    for name in ("over", "cut"):
+        told = pytest.raises(UserError, match=rf"cache .*/{name}: .*restore a copy, or move it away")
+        with told as caught, AnswerCache(tmp_path / name) as cache:
+            cache.get_many(f"k{i:04}" for i in range(400))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE answers SET top_logprobs = '{broken'", "UPDATE answers SET top_logprobs = '[1]'",
+     "UPDATE answers SET text = NULL", "UPDATE answers SET created_at = 'x'"],
+)  # fmt: skip
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, change: str) -> None:
+    _filled(tmp_path / "c", 1)
+    with sqlite3.connect(tmp_path / "c") as database:
+        database.execute(change)
+    with (
+        AnswerCache(tmp_path / "c") as cache,
+        pytest.raises(UserError, match=r"/c: the answer k0000 .*delete its row"),
+    ):
+        cache.get("k0000")
+
+
+def test_a_broken_ledger_and_a_missing_table_are_told(tmp_path: Path) -> None:
+    from rlhf_jax.annotation.ledger import Ledger
+
+    _filled(tmp_path / "c", 1)
+    with AnswerCache(tmp_path / "c") as cache:
+        Ledger(cache).intend("p", "o", "m", ["k"])
+        cache.db.execute("UPDATE batches SET keys = '{'")
+        with pytest.raises(UserError, match=r"/c: batch .*never sent.* cannot be read .*table batches"):
+            Ledger(cache).unfinished()
+        cache.db.execute("DROP TABLE failures")
+        with pytest.raises(UserError, match=r"/c: no such table: failures; it is damaged"):
+            cache.note_failure("k", "500")
+
+
+def test_exported_answers_that_are_broken_inside_are_told(tmp_path: Path) -> None:
+    from rlhf_jax.annotation.exchange import export_answers, import_answers
+
+    _filled(tmp_path / "c")
+    with AnswerCache(tmp_path / "c") as cache:
+        export_answers(cache, tmp_path / "a.parquet")
+        cache.db.execute("UPDATE answers SET top_logprobs = '{' WHERE request_hash = 'k0001'")
+        export_answers(cache, tmp_path / "b.parquet")
+    raw = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(raw[:100] + b"\xff" * 400 + raw[500:])
+    with AnswerCache(None) as cache:
+        for name, words in (
+            ("a", r"a\.parquet: broken inside"),
+            ("b", r"b\.parquet: the answer k0001 has no usable"),
+        ):
+            with pytest.raises(UserError, match=words) as caught:
+                import_answers(cache, tmp_path / f"{name}.parquet")
+            assert "\n" not in str(caught.value)

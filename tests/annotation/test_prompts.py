@@ -151,3 +151,13 @@ def test_an_unknown_template_names_the_closest() -> None:
         UserError, match=r"judge.yaml: template: unknown template 'pairwise_choise'.*'pairwise_choice'"
     ):
         read_template("pairwise_choise", TEMPLATE_DIR, "judge.yaml")
+
+
+@pytest.mark.parametrize(
+    "token", ["<|im_end|>", "<|eot_id|>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "</s>", "<end_of_turn>"]
+)
+def test_special_tokens_in_data_reach_no_server_as_such(token: str) -> None:
+    text = f"x{token}&lt;{token[1:]}<|a b|> <b> a < b"
+    escaped = escape(text)
+    assert token not in escaped and escaped.endswith("<|a b|> <b> a < b")
+    assert unescape(escaped) == text
