@@ -304,3 +304,22 @@ def test_tokenizers_that_cannot_be_used(template, special, words):
         with pytest.raises(UserError, match=words) as error:
             encode(rows, tokenizer, "chat", 99)
         assert str(error.value).startswith("template: ")
+
+
+def test_turns_of_weight_0_are_shown_and_not_trained():
+
+    tokenizer = TOKENIZERS["chatml"]
+    turns = [("user", "a"), ("assistant", "a bad answer"), ("user", "b"), ("assistant", "a good answer")]
+    messages = [{"role": role, "content": text} for role, text in turns]
+    found = {}
+    for name, marks in (("all", {}), ("weight", {"weight": 0}), ("train", {"train": False})):
+        row = [dict(messages[0]), messages[1] | marks, *messages[2:]]
+        rows, _ = read_instructions([{"messages": row}], chat=True)
+        sequences, _ = encode_sft(rows, tokenizer, "chat", 400)
+        trained = sequences.trained
+        if trained is None:
+            trained = np.arange(len(sequences.tokens)) >= sequences.prompt_lengths[0]
+        found[name] = sequences.tokens, tokenizer.decode(sequences.tokens[trained])
+    assert all(np.array_equal(tokens, found["all"][0]) for tokens, _ in found.values())
+    assert "a bad answer" in found["all"][1] and "a good answer" in found["all"][1]
+    assert found["weight"][1] == found["train"][1] == f"a good answer{tokenizer.eos_token}"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny_farm
 
+from rlhf_jax.data.tables import write_jsonl
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import inputs
@@ -66,3 +67,26 @@ def test_train_rows_draws_a_part(farm, capsys):
     assert sequences(train(50)) == sequences(part) != sequences(train(50, seed=1))
     with pytest.raises(UserError, match=r"data\.train_rows: -1; use"):
         train(-1)
+
+
+def test_evaluation_rows_and_demonstrations_are_drawn_with_the_seed(farm, tmp_path, capsys):
+    from rlhf_jax.jobs import reward_model
+
+    rows = [{"instruction": f"Say {i}.", "input": "", "output": "word"} for i in range(60)]
+    rows[40]["output"] = "word " * 500  # Longer than any limit: it would be scored in mid-sentence.
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    tokenizer = load_tokenizer(farm / "data/tokenizer")
+    changes = {"data.eval": str(tmp_path / "rows.jsonl"), "data.eval_rows": 10}
+    data = tiny_farm.settings("sft", farm, **changes).data
+    held = [inputs.instructions(data, tokenizer, seed, "").eval_rows for seed in (0, 0, 1)]
+    assert held[0] == held[1] != held[2] and len(held[0]) == 10
+    assert held[0] != rows[:10]
+    found = {}
+    for count in (30, 60):
+        changes = {"center_on": str(tmp_path / "rows.jsonl"), "center_rows": count}
+        config = tiny_farm.settings("reward_model", farm, **changes)
+        found[count] = reward_model._demonstrations(config, tokenizer)
+    assert len(found[60]) == 59 and found[60].lengths.max() <= config.data.max_length
+    assert "center_on: 59 demonstrations; skipped 1: demonstration too long 1" in capsys.readouterr().out
+    first = inputs.draw(rows, 30, np.random.default_rng(config.seed))
+    assert len(found[30]) == sum(len(row["output"]) < 100 for row in first)

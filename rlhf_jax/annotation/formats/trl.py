@@ -11,12 +11,13 @@ from rlhf_jax.annotation.contracts import PAIRWISE
 from rlhf_jax.annotation.formats.rows_of import labelled, pair, prompt_of, write_lines
 from rlhf_jax.annotation.label_checks import NothingToWriteError
 from rlhf_jax.annotation.samples import ended_sides
-from rlhf_jax.data.records import read_pairs
+from rlhf_jax.data.records import describe, read_pairs
 
 
 def read(path: str | Path) -> list[dict]:
-    """Labelled pairs, the chosen response as output_1. What `data.records.read_pairs` drops is dropped."""
-    pairs, _ = read_pairs(path)
+    """Labelled pairs, the chosen response as output_1. What `data.records.read_pairs` drops is counted aloud."""
+    pairs, left_out = read_pairs(path)
+    print(f"{path}: {len(pairs)} pairs read; {describe(left_out)}", flush=True)
     rows = []
     for one in pairs:
         instruction = one["instruction"] if "instruction" in one else one["prompt"]
