@@ -19,7 +19,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs, loading, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
-from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.rollout.generator import DecodeGenerator, check_finite
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.workdir import one_writer, prepare
@@ -92,7 +92,10 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
     progress = Progress(total, unit="responses")
     for index_B, batch in _batches(prompts, config, mesh, tokenizer.pad_token_id):
         sampled = generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
-        found = gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B))
+        *found, logprobs_BR = gather(
+            (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, sampled.logprobs_BR)
+        )
+        check_finite(logprobs_BR, path)
         for row, tokens_R, length, ended in zip(index_B, *found, strict=False):
             samples[row // config.samples].append(Sample(decode(tokenizer, tokens_R[:length]), bool(ended)))
         progress.update(min(len(index_B) + progress.done, total))

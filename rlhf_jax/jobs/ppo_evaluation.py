@@ -14,6 +14,7 @@ from rlhf_jax.jobs.ppo_world import EVALUATION, World, key_of, prompt_arrays
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
 from rlhf_jax.rollout.experience import Models, rollout_metrics, score_responses
+from rlhf_jax.rollout.generator import check_finite
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
 from rlhf_jax.training.state import TrainState
@@ -59,7 +60,10 @@ def make_evaluation(
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         scored, metrics = score(models, batch, sampled)
-        tokens_BR, lengths_B, scores_B = gather((sampled.tokens_BR, sampled.lengths_B, scored["scores_B"]))
+        tokens_BR, lengths_B, scores_B, logprobs_BR = gather(
+            (sampled.tokens_BR, sampled.lengths_B, scored["scores_B"], sampled.logprobs_BR)
+        )
+        check_finite(logprobs_BR, "the policy")
         write_samples(
             workdir,
             step,

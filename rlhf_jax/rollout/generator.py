@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import rollout_copier
@@ -34,6 +36,17 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Frees the copy."""
+
+
+def check_finite(logprobs_BR: np.ndarray, model: str) -> None:
+    """UserError where a sampled token has no log-probability: then the logits it was drawn from were no numbers."""
+    wrong_B = ~np.isfinite(logprobs_BR).all(axis=1)
+    if wrong_B.any():
+        raise UserError(
+            f"{model}: its logits are not finite in {wrong_B.sum()} of {len(wrong_B)} responses, so its samples mean "
+            "nothing; its weights are too large for the dtype, or its training has diverged: use "
+            "model.dtype=float32 or an earlier checkpoint"
+        )
 
 
 class DecodeGenerator:

@@ -1,0 +1,24 @@
+"""Samples of logits that are no numbers are refused: the tokens look like any others, or like empty outputs."""
+
+import numpy as np
+import pytest
+import running
+import tiny_families
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import huggingface
+from rlhf_jax.rollout.generator import check_finite
+
+
+@pytest.mark.parametrize("overflows", [False, True])
+def test_finite_weights_whose_logits_overflow_are_noticed(tmp_path, overflows):
+    found, params = huggingface.load(tiny_families.write_folder(tmp_path / "m", "llama"))
+    if overflows:
+        params = params | {"head": np.full_like(params["head"], 3e38)}
+    tokens, lengths = tiny_families.left_padded((5, 3))
+    _, logprobs_BR = running.greedy(found.config, params, tokens, lengths, 4)
+    if not overflows:
+        check_finite(logprobs_BR, "runs/m")
+        return
+    with pytest.raises(UserError, match=r"runs/m: its logits are not finite in 2 of 2 responses"):
+        check_finite(logprobs_BR, "runs/m")
