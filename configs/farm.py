@@ -113,10 +113,12 @@ def real_model() -> ConfigDict:
     c.reward_model.center_rows = 20
     c.reward_model.batch_size = 8
     c.reward_model.epochs = 1.0
+    c.reward_model.optimizer.learning_rate = 1e-4
     c.scores.batch_size = 16
     c.dpo.data.eval_rows = 10
     c.dpo.batch_size = 8
     c.dpo.beta = 0.1
+    c.dpo.optimizer.learning_rate = 5e-5
     c.ppo.data.max_prompt_length = 112
     c.ppo.data.eval_rows = 16
     c.ppo.rollout.batch_size = 16
@@ -126,6 +128,8 @@ def real_model() -> ConfigDict:
     c.ppo.steps = 4
     c.ppo.eval_every = 2
     c.ppo.save_every = 4
+    c.ppo.optimizer.learning_rate = 5e-5
+    c.ppo.value_learning_rate = 1e-4
     c.evaluate.utility = False  # Known only of the embedded world's instructions.
     c.evaluate.labels = ""
     c.evaluate.scored = ""
