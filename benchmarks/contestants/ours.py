@@ -169,7 +169,7 @@ def _optimizer(repetitions: int) -> Any:
 
 
 def _sampler(config: ModelConfig, mesh: Any, new: int, sampling: Sampling) -> DecodeGenerator:
-    return DecodeGenerator(config, mesh, max_new_tokens=new, sampling=sampling, eos_id=NO_EOS, pad_id=PAD)
+    return DecodeGenerator(config, mesh, max_new_tokens=new, sampling=sampling, end_ids=(NO_EOS,), pad_id=PAD)
 
 
 def _right_pad(rows: list[list[int]], T: int) -> np.ndarray:

@@ -48,11 +48,12 @@ class Encoded(NamedTuple):
 class Turn(NamedTuple):
     """What a template writes around an assistant's text, after the generation prompt: " " and "</s>", for example.
 
-    end is "" when the template writes none.
+    end is "" when the template writes none; end_id is the token that it ends with, or else EOS.
     """
 
     lead: str
     end: str
+    end_id: int
 
 
 def encode_chats(
@@ -76,7 +77,7 @@ def encode_chats(
             rendered.append(str(reason))
     texts = [found[0] for found in rendered if not isinstance(found, str)]
     tokens = iter(_tokenize(texts, tokenizer))
-    after = () if turn.end else (tokenizer.eos_token_id,)
+    after = () if turn.end else (turn.end_id,)
     return [
         x if isinstance(x, str) else _encoded(*next(tokens), x[1], tokenizer, after if whole else ())
         for x, whole in zip(rendered, ended, strict=True)
@@ -101,11 +102,16 @@ def encode_chat_prompts(chats: Sequence[Chat], tokenizer: Any) -> list[Int32[np.
     ]
 
 
+def end_of_turn(tokenizer: Any) -> int:
+    """The token that the chat template writes behind what the assistant says. Raises UserError as `encode_chats`."""
+    return _turn(tokenizer).end_id
+
+
 def _turn(tokenizer: Any) -> Turn:
     """How the template writes a turn of the assistant.
 
-    The last token of its end must be the tokenizer's EOS, at which sampling stops. UserError otherwise, and when the
-    tokenizer cannot be used for chats at all.
+    Its end must be one token, or several of which the last stands for nothing else, as sampling stops there.
+    UserError otherwise, and when the tokenizer cannot be used for chats at all.
     """
     name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
     if not getattr(tokenizer, "chat_template", None):
@@ -130,14 +136,15 @@ def _turn(tokenizer: Any) -> Turn:
     if len(pieces) != 3:
         raise UserError(f"template: the chat template of {name} does not write what the assistant says")
     end = pieces[2].rstrip()
-    last = tokenizer(end, add_special_tokens=False)["input_ids"][-1] if end else tokenizer.eos_token_id
-    if last != tokenizer.eos_token_id:
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else [tokenizer.eos_token_id]
+    if len(ids) > 1 and ids[-1] not in {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}:
         raise UserError(
-            f"template: the chat template of {name} ends a turn with {end!r}, but EOS is "
-            f"{tokenizer.eos_token!r}, so sampling would not stop there; set tokenizer.eos_token = {end!r} and "
-            "save it to a new folder with save_pretrained"
+            f"template: the chat template of {name} ends a turn with {end!r}, which is {len(ids)} tokens of plain "
+            f"text, and EOS is {tokenizer.eos_token!r}, so sampling would not stop there; add {end!r} with "
+            "tokenizer.add_special_tokens and save it to a new folder with save_pretrained"
         )
-    return Turn(pieces[0].removeprefix(prompt) if pieces[0].startswith(prompt) else "", end)
+    lead = pieces[0].removeprefix(prompt) if pieces[0].startswith(prompt) else ""
+    return Turn(lead, end, int(ids[-1]))
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:

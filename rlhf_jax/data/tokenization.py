@@ -92,12 +92,15 @@ class Pairs(NamedTuple):
 def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
     """Loads a Hugging Face tokenizer from a folder (or a hub name) and checks that it can be trained with.
 
-    It must have an EOS token, and a PAD token that is another one: with PAD = EOS a single slip makes a model
-    that never learns to stop. Nothing is added silently. made_by: the command that makes a missing folder.
-    Raises UserError.
+    It must have an EOS token. It need not have a PAD token, and that may be EOS: masks come from lengths. Nothing
+    is added silently. made_by: the command that makes a missing folder. Raises UserError.
     """
     tokenizer = _read_tokenizer(path, made_by)
-    _check_special_tokens(tokenizer, path)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer: {path} has no EOS token, so responses could not end; set tokenizer.eos_token and "
+            "save it to a new folder with save_pretrained"
+        )
     return tokenizer
 
 
@@ -133,22 +136,6 @@ def _read_tokenizer(path: str | Path, made_by: str) -> Any:
 
 def _made_by(made_by: str) -> str:
     return f"make it with: {made_by}" if made_by else "give a folder saved with save_pretrained"
-
-
-def _check_special_tokens(tokenizer: Any, path: str | Path) -> None:
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"tokenizer: {path} has no EOS token, so responses could not end; set tokenizer.eos_token and "
-            "save it to a new folder with save_pretrained"
-        )
-    how = (
-        "add one with --config.model.pad_token=[PAD] in configs/sft.py, or with "
-        "tokenizer.add_special_tokens({'pad_token': '[PAD]'}) and save_pretrained"
-    )
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"tokenizer: {path} has no PAD token; {how}")
-    if tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise UserError(f"tokenizer: in {path} PAD is the EOS token ({tokenizer.eos_token!r}); {how}")
 
 
 def encode_sft(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, reference, setup
@@ -36,7 +37,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
     model, base = adapters.model_of(checkpoint, lora), loading.base_of(init)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
-    train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
+    train, held, R = rows_of(split, config.data, fill_id(tokenizer), config.seed)
     sources = loading.sources(init, config.model.adapter)
 
     def batches_of(found: Rows, known: dict[str, np.ndarray]) -> fit.MakeBatch:
@@ -79,4 +80,5 @@ def run(config: ConfigDict, workdir: str) -> None:
         frozen_copy=config.reference == "step",
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=base)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=base, ends=ends)

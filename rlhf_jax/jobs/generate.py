@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import bucket, eval_batches, pad_prompts
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import read_prompts, write_parquet
+from rlhf_jax.data.special_ids import end_ids, fill_id, without_end
 from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs, loading, setup
@@ -81,8 +82,8 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
         mesh,
         max_new_tokens=config.max_new_tokens,
         sampling=Sampling(config.temperature, config.top_p, config.top_k),
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
+        end_ids=end_ids(tokenizer, loading.tokenizer_folder(path), config.data.template),
+        pad_id=fill_id(tokenizer),
         dtype=config.model.dtype,
     )
     generator.load(params)
@@ -90,14 +91,15 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
     samples: list[list[Sample]] = [[] for _ in range(len(prompts))]
     total = len(prompts) * config.samples
     progress = Progress(total, unit="responses")
-    for index_B, batch in _batches(prompts, config, mesh, tokenizer.pad_token_id):
+    for index_B, batch in _batches(prompts, config, mesh, fill_id(tokenizer)):
         sampled = generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         *found, logprobs_BR = gather(
             (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, sampled.logprobs_BR)
         )
         check_finite(logprobs_BR, path)
         for row, tokens_R, length, ended in zip(index_B, *found, strict=False):
-            samples[row // config.samples].append(Sample(decode(tokenizer, tokens_R[:length]), bool(ended)))
+            text = decode(tokenizer, without_end(tokens_R[:length], ended))
+            samples[row // config.samples].append(Sample(text, bool(ended)))
         progress.update(min(len(index_B) + progress.done, total))
     progress.close()
     generator.close()

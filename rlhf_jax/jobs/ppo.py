@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, row_indices
+from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, loading, setup
@@ -40,6 +41,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     started_from, rewarded_by = loading.resolve(config.model.policy), loading.resolve(config.model.reward)
     tokenizer_from = loading.tokenizer_folder(started_from)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
     adapter, tokens = config.model.adapter, len(tokenizer)
     sources = (started_from, hints.SFT, adapter), (rewarded_by, hints.REWARD_MODEL, "")
@@ -51,7 +53,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     model, base = adapters.model_of(policy, lora), loading.base_of(started_from)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
-    plan = fits.prepare(partial(planning.ppo, model, P, tokenizer.pad_token_id), config, mesh)
+    plan = fits.prepare(partial(planning.ppo, model, P, fill_id(tokenizer)), config, mesh)
     policy_params, reward_params = (
         loading.load_model(
             folder, config.model, mesh, made_by, tokens=tokens, adapter=laid, base_dtype=lora.base_dtype
@@ -72,7 +74,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         reference=starts["policy"].whole,
         reward=reward_params,
         reward_mean=reward.reward_mean,
-        generator=generator_of(config, model, mesh, tokenizer),
+        generator=generator_of(config, model, mesh, tokenizer, ends),
         prompts=split.train,
         P=P,
     )
@@ -102,7 +104,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         flops=float(plan.flops) * planning.updates_per_iteration(config),
     )
     exported = joined(world.frozen, averaged(best.params, best.opt_state))["policy"]
-    setup.export(workdir, model, exported, tokenizer, tokenizer_from, base=base)
+    setup.export(workdir, model, exported, tokenizer, tokenizer_from, base=base, ends=ends)
 
 
 def make_iteration(
@@ -112,7 +114,7 @@ def make_iteration(
     c = world.config
     mine = host_rows(c.rollout.batch_size, world.mesh)
     settings = planning.ppo_settings(c)
-    experience_of = planning.scoring_program(world.model, settings, world.tokenizer.pad_token_id)
+    experience_of = planning.scoring_program(world.model, settings, fill_id(world.tokenizer))
     # Cut as the step was compiled for; left to itself XLA may leave minibatches on every device whole.
     rows = NamedSharding(world.mesh, PartitionSpec(BATCH_AXES))
     shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.special_ids import fill_id, without_end
 from rlhf_jax.data.tokenization import Prompts, decode
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.ppo_world import EVALUATION, World, key_of, prompt_arrays
@@ -39,7 +40,7 @@ def make_evaluation(
     def score(models: Models, batch: dict, sampled: Generation) -> tuple[dict, dict]:
         # Arguments, not captured: what a compiled function captures becomes part of the program, and arrays
         # that lie on several processes cannot.
-        tokens_BP, lengths_B, pad_id = batch["tokens"], batch["lengths"], world.tokenizer.pad_token_id
+        tokens_BP, lengths_B, pad_id = batch["tokens"], batch["lengths"], fill_id(world.tokenizer)
         s = score_responses(
             world.model,
             models,
@@ -60,8 +61,8 @@ def make_evaluation(
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         scored, metrics = score(models, batch, sampled)
-        tokens_BR, lengths_B, scores_B, logprobs_BR = gather(
-            (sampled.tokens_BR, sampled.lengths_B, scored["scores_B"], sampled.logprobs_BR)
+        tokens_BR, lengths_B, ended_B, scores_B, logprobs_BR = gather(
+            (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scored["scores_B"], sampled.logprobs_BR)
         )
         check_finite(logprobs_BR, "the policy")
         write_samples(
@@ -70,7 +71,8 @@ def make_evaluation(
             (
                 {
                     **row,
-                    "output": decode(world.tokenizer, tokens_BR[b, : lengths_B[b]]),
+                    "output": decode(world.tokenizer, without_end(tokens_BR[b, : lengths_B[b]], ended_B[b])),
+                    "ended": bool(ended_B[b]),
                     "score": float(scores_B[b]),
                 }
                 for b, row in enumerate(rows)

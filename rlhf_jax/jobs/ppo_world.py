@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import pad_prompts
+from rlhf_jax.data.special_ids import fill_id
 from rlhf_jax.data.tokenization import Prompts
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
@@ -41,21 +42,23 @@ class World(NamedTuple):
         return Models(params["policy"], params["value"], self.reference, self.reward)
 
 
-def generator_of(config: ConfigDict, model: ModelConfig, mesh: Mesh, tokenizer: Any) -> DecodeGenerator:
+def generator_of(
+    config: ConfigDict, model: ModelConfig, mesh: Mesh, tokenizer: Any, ends: tuple[int, ...]
+) -> DecodeGenerator:
     return DecodeGenerator(
         model,
         mesh,
         max_new_tokens=config.rollout.max_new_tokens,
         sampling=Sampling(config.rollout.temperature),
-        eos_id=tokenizer.eos_token_id,
-        pad_id=tokenizer.pad_token_id,
+        end_ids=ends,
+        pad_id=fill_id(tokenizer),
         dtype=config.rollout.dtype,
     )
 
 
 def prompt_arrays(world: World, prompts: Prompts, index_B: np.ndarray, mine: slice | np.ndarray) -> dict:
     """This process's part of a batch of prompts, as the generator takes them."""
-    arrays = pad_prompts(prompts, index_B, world.P, world.tokenizer.pad_token_id, rows=mine)
+    arrays = pad_prompts(prompts, index_B, world.P, fill_id(world.tokenizer), rows=mine)
     return arrays | {"rows": np.arange(len(index_B), dtype=np.int32)[mine]}
 
 

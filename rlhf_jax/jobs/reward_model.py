@@ -14,9 +14,11 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions
+from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import NO_LIMIT, Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
+from rlhf_jax.jobs.reward_pad import exported_tokenizer
 from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
@@ -44,7 +46,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     )
     model, base = adapters.model_of(found, lora), loading.base_of(init)
     setup.describe(workdir, model, tokenizer, tokenizer_from, scalar=True, adapter=lora, base=base)
-    pad_id = tokenizer.pad_token_id
+    pad_id = fill_id(tokenizer)
     train, held, _ = rows_of(split, config.data, pad_id, config.seed)
     state = fit.offline(
         config,
@@ -67,7 +69,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
     mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    with exported_tokenizer(tokenizer, tokenizer_from, ends, model.vocab_size) as (tokenizer, tokenizer_from):
+        setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
 
 
 def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int, lora: Lora) -> Params:

@@ -16,6 +16,7 @@ from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.records import describe, write_parquet
 from rlhf_jax.data.responses import read_responses
+from rlhf_jax.data.special_ids import fill_id
 from rlhf_jax.data.tokenization import NO_LIMIT, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs, loading, setup
@@ -126,7 +127,7 @@ def _scores(config: ConfigDict, path: str, mesh: Mesh, found: Sequences, tokeniz
     T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")
     parts = []
     for index_B, _ in eval_batches(len(found), B):
-        batch = to_global(pad(found, index_B, T, tokenizer.pad_token_id, host_rows(B, mesh)), mesh)
+        batch = to_global(pad(found, index_B, T, fill_id(tokenizer), host_rows(B, mesh)), mesh)
         parts.append(gather(score(params, batch)))
         progress.update(min(len(parts) * B, len(found)))
     progress.close()

@@ -79,9 +79,11 @@ def export(
     reward_mean: float = 0.0,
     *,
     base: str,
+    ends: tuple[int, ...] = (),
 ) -> None:
     """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model.
 
+    ends: the tokens that end a response, of a model that writes some; its generation_config.json names them all.
     An adapter is merged into it, and written in PEFT's format to WORKDIR/adapter, where `base` is its base.
     """
     adapter = lora.split(params)[1]
@@ -101,7 +103,19 @@ def export(
             write=startup.is_main(),
             tell=tell,
         )
+        if ends and startup.is_main():
+            _write_ends(folder / "generation_config.json", ends)
     startup.barrier("export")
+
+
+def _write_ends(path: Path, ends: tuple[int, ...]) -> None:
+    """The settings that other programs sample with stop where training text ends, too."""
+    raw = json.loads(path.read_text())
+    found = raw.get("eos_token_id")
+    listed = found if isinstance(found, list) else [found]
+    if not set(ends) <= set(listed):
+        raw["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
+        path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 
 
 @contextmanager

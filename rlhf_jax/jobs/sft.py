@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.records import read_instructions
+from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import add_pad, load_tokenizer
 from rlhf_jax.errors import UserError
@@ -38,7 +39,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
     model = _model(config, tokenizer, init, lora)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=loading.base_of(init))
-    train, held, R = rows_of(split, config.data, tokenizer.pad_token_id, config.seed)
+    train, held, R = rows_of(split, config.data, fill_id(tokenizer), config.seed)
     state = fit.offline(
         config,
         workdir,
@@ -56,7 +57,10 @@ def run(config: ConfigDict, workdir: str) -> None:
         ),
         show=("loss", "eval/loss"),
     )
-    setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=loading.base_of(init))
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    setup.export(
+        workdir, model, state.params, tokenizer, tokenizer_from, base=loading.base_of(init), ends=ends
+    )
 
 
 def _check(config: ConfigDict) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, Key
@@ -59,14 +60,15 @@ class DecodeGenerator:
         *,
         max_new_tokens: int,
         sampling: Sampling,
-        eos_id: int,
+        end_ids: tuple[int, ...],
         pad_id: int,
         dtype: str = "float32",
     ) -> None:
         self._config = config
         self._copy = rollout_copier(config, mesh, dtype)
         self._max_new_tokens = max_new_tokens
-        self._sampling, self._eos_id, self._pad_id = sampling, eos_id, pad_id
+        self._sampling, self._pad_id = sampling, pad_id
+        self._end_ids_E = np.array(end_ids, np.int32)
         self._params: Params | None = None
 
     def load(self, params: Params) -> None:
@@ -89,7 +91,7 @@ class DecodeGenerator:
             rows_B,
             key,
             self._sampling,
-            self._eos_id,
+            jnp.asarray(self._end_ids_E),
             self._pad_id,
             max_new_tokens=self._max_new_tokens,
         )

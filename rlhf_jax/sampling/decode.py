@@ -22,9 +22,9 @@ class Generation(NamedTuple):
     Attributes:
       tokens_BR: the responses, pads after the end.
       logprobs_BR: log-prob of each token under the sampling distribution; 0 after the end.
-      mask_BR: True on response tokens, the end-of-sequence token included.
-      lengths_B: response lengths, the end-of-sequence token included.
-      ended_B: whether the row produced the end-of-sequence token.
+      mask_BR: True on response tokens, the end token included.
+      lengths_B: response lengths, the end token included.
+      ended_B: whether the row produced an end token.
       steps: decode steps run (<= R: the loop stops when all rows have ended).
     """
 
@@ -55,7 +55,7 @@ def generate(
     rows_B: Int[Array, " B"],
     key: Key[Array, ""],
     sampling: Sampling,
-    eos_id: ScalarLike,
+    end_ids_E: Int[Array, " E"],
     pad_id: ScalarLike,
     *,
     max_new_tokens: int,
@@ -67,7 +67,8 @@ def generate(
       lengths_B: real prompt lengths; the masks come from these, never from token ids.
       rows_B: global row numbers. Row r at step t draws from fold_in(fold_in(key, r), t), so a sample does not
         depend on how rows are batched or sharded.
-      sampling, eos_id, pad_id: traced; changing them compiles nothing.
+      end_ids_E: the tokens of which any ends a response.
+      sampling, end_ids_E, pad_id: traced; changing them compiles nothing.
       max_new_tokens: R, static.
     """
     B, P = tokens_BP.shape
@@ -100,7 +101,7 @@ def generate(
             tokens_BR=loop.tokens_BR.at[:, loop.t].set(token_B),
             logprobs_BR=loop.logprobs_BR.at[:, loop.t].set(jnp.where(loop.done_B, 0.0, logprobs_B)),
             lengths_B=loop.lengths_B + ~loop.done_B,
-            done_B=loop.done_B | (token_B == eos_id),
+            done_B=loop.done_B | jnp.isin(token_B, end_ids_E),
             cache=cache,
         )
 

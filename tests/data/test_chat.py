@@ -285,9 +285,9 @@ def test_bos_that_is_written_twice_is_there_once():
             r"has none; use a chat model's tokenizer, or set tokenizer\.chat_template",
         ),
         (
-            CHATML,
+            CHATML.replace("<|im_end|>", "; that is all"),
             {"eos_token": "</s>"},
-            r"ends a turn with '<\|im_end\|>', but EOS is '</s>'.*set tokenizer\.eos_token = '<\|im_end\|>'",
+            r"ends a turn with '; that is all', which is \d+ tokens of plain text, and EOS is '</s>'",
         ),
         ("{{ messages[0]['content'] }}", {"eos_token": "</s>"}, "does not write what the assistant says"),
         (

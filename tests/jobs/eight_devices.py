@@ -87,7 +87,13 @@ def rollout(mesh, case, loss):
     reference = place(CONFIG, CASES["sft"].params | {"embed": CASES["sft"].params["embed"] * 1.1}, mesh)
     reward = place(CONFIG, CASES["reward_model"].params, mesh)
     generator = DecodeGenerator(
-        CONFIG, mesh, max_new_tokens=R, sampling=Sampling(TEMPERATURE), eos_id=2, pad_id=0, dtype="float32"
+        CONFIG,
+        mesh,
+        max_new_tokens=R,
+        sampling=Sampling(TEMPERATURE),
+        end_ids=(2,),
+        pad_id=0,
+        dtype="float32",
     )
     prompts = to_global(prompt_arrays(), mesh)
     generator.load(policy)

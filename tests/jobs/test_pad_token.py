@@ -1,4 +1,4 @@
-"""A model whose tokenizer has no PAD token: refused with the remedy, which then works from training to sampling."""
+"""A PAD token that is added to a tokenizer without one, from training to sampling."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ import tiny_farm
 from transformers import AutoTokenizer
 
 from rlhf_jax.data.records import read_table
-from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import generate, sft
 from rlhf_jax.models import huggingface
 
@@ -28,8 +27,6 @@ def without_pad(farm, tmp_path):
 
 def test_pad_token_is_added_trained_and_exported(farm, without_pad, tmp_path, capsys):
     changes = {"model.init": str(without_pad), "epochs": 0.04}
-    with pytest.raises(UserError, match=r"PAD is the EOS token .*; add one with --config\.model\.pad_token"):
-        sft.run(tiny_farm.settings("sft", farm, **changes), str(tmp_path / "refused"))
     config = tiny_farm.settings("sft", farm, **changes, **{"model.pad_token": "[PADDING]"})
     sft.run(config, str(tmp_path / "run"))
     assert "embeddings of 1 new tokens, at the mean of the" in capsys.readouterr().out
@@ -40,7 +37,10 @@ def test_pad_token_is_added_trained_and_exported(farm, without_pad, tmp_path, ca
     assert new.config.vocab_size == old.config.vocab_size + 1 == len(tokenizer) == len(params["embed"])
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[PADDING]", old.config.vocab_size)
     assert json.loads((export / "config.json").read_text())["pad_token_id"] == old.config.vocab_size
-    assert json.loads((export / "generation_config.json").read_text()) == {"temperature": 0.7}
+    assert json.loads((export / "generation_config.json").read_text()) == {
+        "temperature": 0.7,
+        "eos_token_id": tokenizer.eos_token_id,  # it named none
+    }
     assert np.isfinite(params["embed"]).all()
     settings = tiny_farm.settings("generate", farm, **{"model.path": str(export)})
     generate.run(settings, str(tmp_path / "outputs"))

@@ -19,7 +19,9 @@ LENGTHS, ROWS = jnp.array([3, 2], jnp.int32), jnp.arange(2, dtype=jnp.int32)
 @pytest.fixture(scope="module")
 def generator():
     mesh = make_mesh(devices=jax.devices()[:1])
-    return mesh, DecodeGenerator(CONFIG, mesh, max_new_tokens=5, sampling=Sampling(1.0), eos_id=1, pad_id=0)
+    return mesh, DecodeGenerator(
+        CONFIG, mesh, max_new_tokens=5, sampling=Sampling(1.0), end_ids=(1,), pad_id=0
+    )
 
 
 def test_it_samples_from_a_copy_of_what_was_loaded(generator):

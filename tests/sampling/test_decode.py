@@ -22,7 +22,8 @@ KEY = jax.random.key(7)
 
 
 def sample(sampling, *, eos=-1, pad=0, rows=ROWS_B, tokens=TOKENS_BP, lengths=LENGTHS_B, key=KEY, R=R):
-    return generate(CONFIG, PARAMS, tokens, lengths, rows, key, sampling, eos, pad, max_new_tokens=R)
+    ends_E = jnp.atleast_1d(jnp.array(eos, jnp.int32))
+    return generate(CONFIG, PARAMS, tokens, lengths, rows, key, sampling, ends_E, pad, max_new_tokens=R)
 
 
 def recompute(row, steps):
@@ -88,6 +89,17 @@ def test_the_end_token_is_in_the_mask_and_ends_the_row():
     assert set(out.tokens_BR[0, first + 1 :].tolist()) <= {60}
     assert out.mask_BR[0].tolist() == [r <= first for r in range(R)]
     assert float(jnp.abs(out.logprobs_BR[0, first + 1 :]).sum()) == 0.0
+
+
+def test_any_of_several_end_tokens_ends_a_row_and_stays_in_it():
+    greedy = sample(Sampling(temperature=0.0)).tokens_BR.tolist()
+    ends = (greedy[0][4], greedy[1][2], greedy[2][7])
+    out = sample(Sampling(temperature=0.0), eos=ends, pad=60)
+    for row, tokens, length, ended in zip(greedy, out.tokens_BR, out.lengths_B, out.ended_B, strict=True):
+        stops = [i for i, token in enumerate(row) if token in ends]
+        assert (bool(ended), int(length)) == ((True, stops[0] + 1) if stops else (False, R))
+        assert tokens[:length].tolist() == row[:length]
+    assert int(out.ended_B.sum()) >= 3
 
 
 def test_pad_may_equal_eos_and_eos_may_be_zero():

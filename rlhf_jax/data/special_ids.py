@@ -1,0 +1,79 @@
+"""Token ids with a meaning of their own: those that end a response, one to fill rows with, one that never occurs."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer
+
+from rlhf_jax.data.chat import CHAT, end_of_turn
+from rlhf_jax.errors import UserError
+
+_GENERATION, _CONFIG = "generation_config.json", "config.json"
+_SPARE = re.compile(r"pad|reserved|unused|extra|placeholder|dummy", re.IGNORECASE)
+_NEW_PAD = "<|pad|>"
+
+
+def end_ids(tokenizer: Any, folder: str | Path, template: str) -> tuple[int, ...]:
+    """The tokens at which sampling stops, each once: what training text ends with first.
+
+    That is what the template writes behind a turn (the tokenizer's EOS, where it is no chat template). Then the
+    tokenizer's EOS and what the model's makers list: `eos_token_id` of generation_config.json in `folder`, or of
+    config.json where there is no such file. Raises UserError for a file that cannot be read.
+    """
+    written = end_of_turn(tokenizer) if template == CHAT else tokenizer.eos_token_id
+    return tuple(dict.fromkeys([written, tokenizer.eos_token_id, *_listed(Path(folder))]))
+
+
+def fill_id(tokenizer: Any) -> int:
+    """What rows are filled up with. Nothing reads it: masks are made from lengths, so any id will do."""
+    found = tokenizer.pad_token_id
+    return tokenizer.eos_token_id if found is None else found
+
+
+def without_end(ids: Integer[np.ndarray, " R"], ended: bool | np.bool_) -> Integer[np.ndarray, " L"]:
+    """The tokens of a sampled response without its end token, which need not be a special one."""
+    return ids[:-1] if ended else ids
+
+
+def with_spare_pad(tokenizer: Any, ends: Sequence[int], vocab_size: int) -> Any | None:
+    """A PAD token that cannot be part of a text, for readers that find a row's last token by it.
+
+    The tokenizer's own, unless it is an end token; a token that its makers reserved; a new one where the model has
+    more embeddings than the tokenizer has tokens; the one for unknown characters. None when there is none. Sets it.
+    """
+    taken = {*ends, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
+        return tokenizer
+    found = {i: str(t) for i, t in sorted(tokenizer.added_tokens_decoder.items()) if t.special}
+    spare = [t for i, t in found.items() if i not in taken and i < vocab_size and _SPARE.search(t)]
+    spare.sort(key=lambda token: "pad" not in token.lower())
+    unknown = tokenizer.unk_token_id
+    if spare:
+        tokenizer.pad_token = spare[0]
+    elif len(tokenizer) < vocab_size:
+        tokenizer.add_special_tokens({"pad_token": _NEW_PAD})
+    elif unknown is not None and unknown not in taken:
+        tokenizer.pad_token = tokenizer.unk_token
+    else:
+        return None
+    return tokenizer
+
+
+def _listed(folder: Path) -> list[int]:
+    """`eos_token_id` as a model's folder has it, which may be a list."""
+    path = next((folder / name for name in (_GENERATION, _CONFIG) if (folder / name).is_file()), None)
+    if path is None:
+        return []
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        found = raw.get("eos_token_id")
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"{path}: not a JSON object ({' '.join(str(e).split())}); copy it again") from e
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"{path}: eos_token_id: {found!r}; use a token id or a list of them")
+    return [i for i in ids if i >= 0]
