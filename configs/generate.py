@@ -33,7 +33,14 @@ def microfarm() -> ConfigDict:
     c.data.prompts = "runs/farm/data/eval.parquet"
     c.data.rows = 0  # The first rows only; 0 takes all.
     c.data.template = "brief"
+    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    c.data.generation_prompt = (
+        "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    )
+    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
     c.data.max_prompt_length = 36
+    c.data.too_long = "drop"  # Longer prompts: drop, or cut_prompt at its left.
 
     c.samples = 1  # Responses per prompt.
     c.batch_size = 256  # Responses at a time, over all devices.

@@ -26,7 +26,16 @@ def microfarm() -> ConfigDict:
     c.data.kind = "auto"  # instruction, pair or prompt; auto tells by the columns.
     c.data.rows = 0  # So many rows, drawn with the seed; 0 takes all.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
+    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    c.data.generation_prompt = (
+        "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    )
+    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
     c.data.max_length = 56  # What a trainer's limit would cut or drop is counted.
+    c.data.too_long = (
+        ""  # Longer rows: drop, cut_response, cut_prompt; "": as the kind's trainers do by default.
+    )
     c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
     c.tokenizer = "runs/farm/data/tokenizer"
 

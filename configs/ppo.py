@@ -29,7 +29,14 @@ def microfarm() -> ConfigDict:
     c.data.eval = "runs/farm/data/val.parquet"  # Fixed prompts that are sampled at every evaluation.
     c.data.eval_rows = 128
     c.data.template = "brief"
+    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    c.data.generation_prompt = (
+        "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    )
+    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
     c.data.max_prompt_length = 36  # Longer prompts are dropped and counted.
+    c.data.too_long = "drop"  # Longer prompts: drop, or cut_prompt at its left.
 
     c.model = ConfigDict()
     c.model.policy = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.

@@ -28,7 +28,16 @@ def microfarm() -> ConfigDict:
     c.data.eval = ""  # Pairwise labels; "" holds out eval_rows of the training rows, by prompt.
     c.data.eval_rows = 300  # At most this many pairs, drawn with the seed.
     c.data.template = "brief"
-    c.data.max_length = 56  # Pairs with a longer side are dropped and counted.
+    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    c.data.generation_prompt = (
+        "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    )
+    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
+    c.data.max_length = 56  # Tokens of prompt + response + end, of either side.
+    c.data.too_long = (
+        "drop"  # Longer pairs: drop, cut_response (no end then), or cut_prompt at its left, too.
+    )
     c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
     c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
 
@@ -109,7 +118,8 @@ def alpaca_farm() -> ConfigDict:
     c.data.train = "tatsu-lab/alpaca_farm/alpaca_noisy_multi_preference.json"
     c.data.eval_rows = 500
     c.data.template = "alpaca"
-    c.data.max_length = 512  # AlpacaFarm cuts what is longer; here the pair is dropped.
+    c.data.max_length = 512
+    c.data.too_long = "cut_response"  # As AlpacaFarm does.
     c.model.init = "runs/alpaca_farm/sft/export"
     c.model.dtype = "bfloat16"
     c.model.remat = "full"

@@ -27,7 +27,17 @@ def microfarm() -> ConfigDict:
     c.data = ConfigDict()
     c.data.responses = "runs/farm/val_pairs/outputs.parquet"  # Demonstrations, lists in outputs, or pairs.
     c.data.template = "brief"
-    c.data.max_length = 72  # Longer rows get a null score and are counted.
+    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    c.data.generation_prompt = (
+        "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    )
+    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
+    c.data.max_length = 72
+    c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
+    c.data.too_long = (
+        "drop"  # Longer rows: drop (a null score), cut_response, or cut_prompt at its left, too.
+    )
 
     c.batch_size = 256  # Responses at a time, over all devices.
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})

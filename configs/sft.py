@@ -38,7 +38,16 @@ def microfarm() -> ConfigDict:
     c.data.eval = "runs/farm/data/val.parquet"  # "" holds out eval_rows of the training rows instead.
     c.data.eval_rows = 256  # At most this many, drawn with the seed.
     c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
-    c.data.max_length = 56  # Tokens of prompt + response + end; longer prompts are dropped, responses cut.
+    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    c.data.generation_prompt = (
+        "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    )
+    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
+    c.data.max_length = 56  # Tokens of prompt + response + end.
+    c.data.too_long = (
+        "cut_response"  # Longer rows: drop, cut_response (no end then), or cut_prompt at its left, too.
+    )
     c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
     c.data.packing = False  # As many rows as fit in one of max_length tokens; batch_size counts those.
 
@@ -165,7 +174,8 @@ def dpo_rlaif_mistral7b() -> ConfigDict:
     c.data.eval = ""  # Theirs is a part of the training prompts.
     c.data.eval_rows = 64
     c.data.template = "human_assistant"  # With the BOS that their code leaves out.
-    c.data.max_length = 512  # They cut prompts to 256 tokens first; here a prompt of 512 is dropped.
+    c.data.max_length = 512
+    c.data.too_long = "cut_prompt"  # To 256 tokens, then responses, as they do.
     c.model.init = "mistralai/Mistral-7B-v0.1"
     c.model.pad_token = "[PAD]"
     c.model.dtype = "bfloat16"

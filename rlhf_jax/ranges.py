@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
+from datetime import date
 from typing import Any
 
 from rlhf_jax.errors import UserError
@@ -31,6 +32,14 @@ TEMPERATURE = Range(
     lambda value: number(1e-6, 100).fits(value) or (number(0, 0).fits(value)),
     "0 for greedy, or a number of at least 1e-06 and at most 100",
 )
+
+
+def _is_date(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and (not value or bool(date.fromisoformat(value)))
+    except ValueError:
+        return False
+
 
 _FORMATS = (
     "alpaca_farm",
@@ -65,6 +74,14 @@ RANGES: dict[str, Range] = {
     "data.max_prompt_length": COUNT,
     "data.packing": FLAG,
     "data.not_ended": one_of("keep", "drop"),
+    "data.too_long": one_of("drop", "cut_response", "cut_prompt"),
+    "ppo.data.too_long": one_of("drop", "cut_prompt"),
+    "generate.data.too_long": one_of("drop", "cut_prompt"),
+    "inspect_data.data.too_long": one_of("drop", "cut_response", "cut_prompt", or_none=True),
+    "data.thoughts": one_of("keep", "drop", "last"),
+    "data.generation_prompt": one_of("template", "training", "sampling"),
+    "data.chat_template": TEXT,
+    "data.date": Range(_is_date, "a date such as 2026-11-29, or nothing for that of the run's first start"),
     "tokenizer": TEXT,
     "examples": whole(0),
     "bins": COUNT,

@@ -10,21 +10,23 @@ import numpy as np
 from jaxtyping import Integer
 
 from rlhf_jax.data.chat import CHAT, end_of_turn
+from rlhf_jax.data.handling import Handling
 from rlhf_jax.errors import UserError
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
 _SPARE = re.compile(r"pad|reserved|unused|extra|placeholder|dummy", re.IGNORECASE)
 _NEW_PAD = "<|pad|>"
+_DEFAULTS = Handling()
 
 
-def end_ids(tokenizer: Any, folder: str | Path, template: str) -> tuple[int, ...]:
+def end_ids(tokenizer: Any, folder: str | Path, template: str, how: Handling = _DEFAULTS) -> tuple[int, ...]:
     """The tokens at which sampling stops, each once: what training text ends with first.
 
     That is what the template writes behind a turn (the tokenizer's EOS, where it is no chat template). Then the
     tokenizer's EOS and what the model's makers list: `eos_token_id` of generation_config.json in `folder`, or of
     config.json where there is no such file. Raises UserError for a file that cannot be read.
     """
-    written = end_of_turn(tokenizer) if template == CHAT else tokenizer.eos_token_id
+    written = end_of_turn(tokenizer, how) if template == CHAT else tokenizer.eos_token_id
     return tuple(dict.fromkeys([written, tokenizer.eos_token_id, *_listed(Path(folder))]))
 
 

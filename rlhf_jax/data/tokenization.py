@@ -18,8 +18,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
-from rlhf_jax.data.chat import CHAT, Encoded, encode_chat_prompts, encode_chats
+from rlhf_jax.data.chat import (
+    CHAT,
+    PROMPTS_DIFFER,
+    Encoded,
+    encode_chat_prompts,
+    encode_chats,
+    prompts_differ,
+)
 from rlhf_jax.data.handling import Handling
+from rlhf_jax.data.limits import CUT_PROMPT, CUT_RESPONSE, DROP, cut_left, fitted
 from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.records import describe
 from rlhf_jax.data.tables import is_hub_name
@@ -141,32 +149,71 @@ def _made_by(made_by: str) -> str:
 def encode_sft(
     rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Sequences, Counter[str]]:
-    """Rows with `output` -> [BOS] prompt, response, EOS of at most `max_length` tokens each.
+    """Rows with `output` -> [BOS] prompt, response, EOS of at most `max_length` tokens each, and counts.
 
-    A prompt that leaves no room for a response is dropped. A response that is too long is cut, and then has
-    no EOS: the model must not learn to stop in mid-sentence; nor has one whose row says `ended` False.
-    All are counted in the second result.
+    A prompt that leaves no room for a response is dropped. A response that is too long is cut, unless
+    `how.too_long` says otherwise, and then has no EOS: the model must not learn to stop in mid-sentence; nor has
+    one whose row says `ended` False. All are counted in the second result.
     With the template `chat` every turn of the assistant is trained, and a row is dropped when no trained token
     is left within `max_length`. Raises UserError when no row is left.
     """
-    if template == CHAT:
-        return _encode_sft_chats(rows, tokenizer, max_length, how)
+    return encode_answers(rows, tokenizer, template, max_length, how)[:2]
+
+
+def encode_answers(
+    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
+) -> tuple[Sequences, Counter[str], Int64[np.ndarray, "n"]]:
+    """As `encode_sft`, with the indices of the rows that are kept."""
     counts: Counter[str] = Counter()
-    prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
     ended = [_ended(row) for row in rows]
-    responses = _encode_responses([row["output"] for row in rows], ended, tokenizer)
-    kept = []
-    for prompt, response, whole in zip(prompts, responses, ended, strict=True):
+    if template == CHAT:
+        chats = [_answered(row, "output") for row in rows]
+        found = encode_chats(chats, tokenizer, ended=ended, how=how)
+    else:
+        prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+        responses = _encode_responses([row["output"] for row in rows], ended, tokenizer)
+        found = [
+            Encoded(np.append(prompt, response), np.arange(len(prompt) + len(response)) >= len(prompt))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+    kept, indices = [], []
+    for i, (one, whole) in enumerate(zip(found, ended, strict=True)):
         if not _wanted(whole, counts, how):
             continue
-        if len(prompt) >= max_length:
-            counts["prompt too long"] += 1
+        one = (
+            one if isinstance(one, str) else _within(one, max_length, how.too_long or CUT_RESPONSE, tokenizer)
+        )
+        if isinstance(one, str):
+            counts[one] += 1
             continue
-        if len(prompt) + len(response) > max_length:
-            counts["response cut (row kept)"] += 1
-        kept.append((prompt, response[: max_length - len(prompt)]))
+        counts.update(one.notes)
+        kept.append(one)
+        indices.append(i)
     _check_some(kept, rows, counts, "max_length", max_length)
-    return _sequences(kept), counts
+    lengths = np.array([_first(one) for one in kept], np.int32)
+    several = any(not one.trained[n:].all() for one, n in zip(kept, lengths, strict=True))
+    trained = np.concatenate([one.trained for one in kept]) if several else None
+    sequences = Sequences(*_flatten([one.ids for one in kept]), lengths, trained)
+    return sequences, counts, np.array(indices, np.int64)
+
+
+def _first(found: Encoded) -> int:
+    """Tokens before the first trained one."""
+    return int(found.trained.argmax()) if found.trained.any() else len(found.ids)
+
+
+def _within(found: Encoded, max_length: int, too_long: str, tokenizer: Any) -> Encoded | str:
+    """A row cut to max_length, or the reason why it is left out."""
+    n = _first(found)
+    fit = fitted(found.ids[:n], len(found.ids) - n, max_length, too_long, tokenizer)
+    if isinstance(fit, str):
+        return fit
+    said, mask = found.ids[n:][: fit.room], found.trained[n:][: fit.room]
+    last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
+    # A turn of the user that the cut left at the end would teach nothing.
+    ids = np.concatenate([fit.prompt, said[:last]]).astype(np.int32)
+    trained = np.concatenate([np.zeros(len(fit.prompt), bool), mask[:last]])
+    return Encoded(ids, trained, (*found.notes, *fit.notes))
 
 
 def encode_pairs(
@@ -175,11 +222,14 @@ def encode_pairs(
     """Rows with `chosen` and `rejected` -> two aligned Sequences, both ending with EOS if the response ended.
 
     A pair is dropped when either side is longer than `max_length`: cutting would compare unequal things, as
-    would keeping one side. Pairs that differ only in what the tokenizer cannot see are dropped too. Dropped
-    pairs are counted by reason. Raises UserError when none is left.
+    would keeping one side. `how.too_long` may say to cut both sides all the same, as the papers do. Pairs that
+    differ only in what the tokenizer cannot see are dropped too. Dropped pairs are counted by reason. Raises
+    UserError when none is left.
     """
     counts: Counter[str] = Counter()
-    sides = _chat_sides(rows, tokenizer) if template == CHAT else _sides(rows, tokenizer, template)
+    sides = (
+        _chat_sides(rows, tokenizer, how, counts) if template == CHAT else _sides(rows, tokenizer, template)
+    )
     kept = []
     for row, chosen, rejected in zip(rows, *sides, strict=True):
         if not _wanted(all(_ended(row, side) for side in SIDES), counts, how):
@@ -187,15 +237,20 @@ def encode_pairs(
         if isinstance(chosen, str) or isinstance(rejected, str):
             counts[chosen if isinstance(chosen, str) else rejected] += 1
             continue
-        (prompt, good), (same, bad) = chosen, rejected  # a token may join a chat's prompt and its response
-        if max(len(prompt), len(same)) >= max_length:
-            counts["prompt too long"] += 1
-        elif max(len(prompt) + len(good), len(same) + len(bad)) > max_length:
-            counts["response too long"] += 1
-        elif np.array_equal(good, bad):
-            counts["identical tokens"] += 1
-        else:
-            kept.append((chosen, rejected))
+        # A token may join a chat's prompt and its response, so the prompts of the sides may differ.
+        longest = max(len(response) for _, response in (chosen, rejected))
+        fits = [
+            fitted(p, longest, max_length, how.too_long or DROP, tokenizer) for p, _ in (chosen, rejected)
+        ]
+        wrong = next((fit for fit in fits if isinstance(fit, str)), None)
+        if wrong is None:
+            pair = [(fit.prompt, x[: fit.room]) for fit, (_, x) in zip(fits, (chosen, rejected), strict=True)]
+            wrong = "identical tokens" if np.array_equal(pair[0][1], pair[1][1]) else None
+        if wrong is not None:
+            counts[wrong] += 1
+            continue
+        counts.update({note for fit in fits for note in fit.notes})
+        kept.append(pair)
     _check_some(kept, rows, counts, "max_length", max_length)
     return Pairs(_sequences([pair[0] for pair in kept]), _sequences([pair[1] for pair in kept])), counts
 
@@ -205,21 +260,27 @@ def encode_prompts(
 ) -> tuple[Prompts, Counter[str], Int64[np.ndarray, "n"]]:
     """Rows -> prompts of at most `max_prompt_length` tokens, the counted drops, and the indices of kept rows.
 
-    Longer prompts are dropped, not cut: cutting would remove the template's head or tail.
-    Raises UserError when none is left.
+    Longer prompts are dropped, as cutting removes the template's head; with `how.too_long` cut_prompt they lose
+    their beginning. Raises UserError when none is left.
     """
     if template == CHAT:
-        prompts = encode_chat_prompts([messages_of(row) for row in rows], tokenizer)
+        prompts = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, how)
     else:
         prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
     kept, counts = [], Counter()
+    differ = template == CHAT and prompts_differ(tokenizer, how)
     for i, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             counts[prompt] += 1
-        elif len(prompt) > max_prompt_length:
+        elif len(prompt) > max_prompt_length and how.too_long != CUT_PROMPT:
             counts["prompt too long"] += 1
         else:
+            if len(prompt) > max_prompt_length:
+                counts["prompt cut at its beginning (row kept)"] += 1
+                prompts[i] = cut_left(prompt, max_prompt_length, tokenizer)
             kept.append(i)
+    if differ and kept:
+        counts[PROMPTS_DIFFER] = len(kept)
     _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length)
     return Prompts(*_flatten([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
 
@@ -253,34 +314,6 @@ def _wanted(ended: bool, counts: Counter[str], how: Handling) -> bool:
     return keep
 
 
-def _encode_sft_chats(
-    rows: Sequence[Row], tokenizer: Any, max_length: int, how: Handling
-) -> tuple[Sequences, Counter[str]]:
-    counts: Counter[str] = Counter()
-    kept: list[Encoded] = []
-    ended = [_ended(row) for row in rows]
-    chats = [_answered(row, "output") for row in rows]
-    for found, whole in zip(encode_chats(chats, tokenizer, ended=ended), ended, strict=True):
-        if not _wanted(whole, counts, how):
-            continue
-        if isinstance(found, str):
-            counts[found] += 1
-            continue
-        trained = np.flatnonzero(found.trained[:max_length])
-        if not len(trained):
-            counts["prompt too long"] += 1
-            continue
-        if len(found.ids) > max_length:
-            counts["response cut (row kept)"] += 1
-        length = trained[-1] + 1  # a turn of the user that the cut left at the end would teach nothing
-        kept.append(Encoded(found.ids[:length], found.trained[:length]))
-    _check_some(kept, rows, counts, "max_length", max_length)
-    prompt_lengths = np.array([found.trained.argmax() for found in kept], np.int32)
-    several = any(not found.trained[n:].all() for found, n in zip(kept, prompt_lengths, strict=True))
-    trained = np.concatenate([found.trained for found in kept]) if several else None
-    return Sequences(*_flatten([found.ids for found in kept]), prompt_lengths, trained), counts
-
-
 def _sides(rows: Sequence[Row], tokenizer: Any, template: str) -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """(prompt, response) of every chosen and of every rejected side."""
     prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
@@ -292,15 +325,24 @@ def _sides(rows: Sequence[Row], tokenizer: Any, template: str) -> list[list[tupl
     return [list(zip(prompts, side, strict=True)) for side in sides]
 
 
-def _chat_sides(rows: Sequence[Row], tokenizer: Any) -> list[list[tuple[np.ndarray, np.ndarray] | str]]:
-    """The same for chats: the response is the last turn alone. Or the reason why a side cannot be used."""
+def _chat_sides(
+    rows: Sequence[Row], tokenizer: Any, how: Handling, counts: Counter[str]
+) -> list[list[tuple[np.ndarray, np.ndarray] | str]]:
+    """The same for chats: the response is the last turn alone. Or the reason why a side cannot be used.
+
+    counts: gets what is to be said of the pairs that can, each note once a pair.
+    """
 
     def halves(found: Encoded | str) -> tuple[np.ndarray, np.ndarray] | str:
         return found if isinstance(found, str) else tuple(np.split(found.ids, [found.trained.argmax()]))
 
     chats = [_answered(row, side) for side in SIDES for row in rows]
     ended = [_ended(row, side) for side in SIDES for row in rows]
-    found = [halves(x) for x in encode_chats(chats, tokenizer, all_turns=False, ended=ended)]
+    encoded = encode_chats(chats, tokenizer, all_turns=False, ended=ended, how=how)
+    for pair in zip(encoded[: len(rows)], encoded[len(rows) :], strict=True):
+        if not any(isinstance(side, str) for side in pair):
+            counts.update({note for side in pair for note in side.notes})
+    found = [halves(x) for x in encoded]
     return [found[: len(rows)], found[len(rows) :]]
 
 
@@ -341,6 +383,9 @@ def _flatten(rows: Sequence[np.ndarray]) -> tuple[Int32[np.ndarray, "N"], Int64[
 
 def _check_some(kept: Sequence, rows: Sequence, counts: Counter[str], field: str, limit: int) -> None:
     if not kept:
+        long = [reason for reason in counts if "too long" in reason]
+        if not long:
+            raise UserError(f"none of {len(rows)} rows can be used ({describe(counts)})")
         raise UserError(
             f"{field}: none of {len(rows)} rows fits {limit} tokens ({describe(counts)}); raise it"
         )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
@@ -80,5 +81,5 @@ def run(config: ConfigDict, workdir: str) -> None:
         frozen_copy=config.reference == "step",
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
-    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     setup.export(workdir, model, state.params, tokenizer, tokenizer_from, base=base, ends=ends)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad_prompts
 from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import read_prompts, write_parquet
 from rlhf_jax.data.special_ids import end_ids, fill_id, without_end
 from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
@@ -38,7 +39,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     rows = rows[: config.data.rows or None]
     tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.SFT)
     prompts, dropped, kept = encode_prompts(
-        rows, tokenizer, config.data.template, config.data.max_prompt_length
+        rows, tokenizer, config.data.template, config.data.max_prompt_length, handling_of(config.data)
     )
     if dropped:
         inputs.say(f"data.prompts: {len(prompts)} prompts", dropped)
@@ -82,7 +83,9 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
         mesh,
         max_new_tokens=config.max_new_tokens,
         sampling=Sampling(config.temperature, config.top_p, config.top_k),
-        end_ids=end_ids(tokenizer, loading.tokenizer_folder(path), config.data.template),
+        end_ids=end_ids(
+            tokenizer, loading.tokenizer_folder(path), config.data.template, handling_of(config.data)
+        ),
         pad_id=fill_id(tokenizer),
         dtype=config.model.dtype,
     )

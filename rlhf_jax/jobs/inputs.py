@@ -52,7 +52,9 @@ def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     train, held = _two_files(read_prompts, data, seed, made_by)
     encoded = []
     for rows, name in ((train, "train"), (held, "eval")):
-        found, dropped, kept = encode_prompts(rows, tokenizer, data.template, data.max_prompt_length)
+        found, dropped, kept = encode_prompts(
+            rows, tokenizer, data.template, data.max_prompt_length, handling_of(data)
+        )
         say(f"data.{name}: {len(found)} prompts", dropped)
         encoded.append((found, [rows[i] for i in kept]))
     return Split(encoded[0][0], encoded[1][0], encoded[1][1])

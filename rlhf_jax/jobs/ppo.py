@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, row_indices
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
@@ -41,7 +42,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     started_from, rewarded_by = loading.resolve(config.model.policy), loading.resolve(config.model.reward)
     tokenizer_from = loading.tokenizer_folder(started_from)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
-    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
     adapter, tokens = config.model.adapter, len(tokenizer)
     sources = (started_from, hints.SFT, adapter), (rewarded_by, hints.REWARD_MODEL, "")

@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
     mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
-    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     with exported_tokenizer(tokenizer, tokenizer_from, ends, model.vocab_size) as (tokenizer, tokenizer_from):
         setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
 

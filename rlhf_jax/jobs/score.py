@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.handling import Handling, handling_of
+from rlhf_jax.data.limits import DROP
 from rlhf_jax.data.records import describe, write_parquet
 from rlhf_jax.data.responses import read_responses
 from rlhf_jax.data.special_ids import fill_id
@@ -67,17 +69,19 @@ def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[
     able = [i for i, reason in enumerate(reasons) if reason is None]
     one_each = [flat[i] for i in able]
     counts: Counter[str] = Counter()
-    found = None
+    how, found = handling_of(data), None
+    # Those that are to be left out are told from the others by their lengths, below.
+    limit = NO_LIMIT if how.too_long == DROP else data.max_length
     if one_each:
         try:
-            found, counts = encode_sft(one_each, tokenizer, data.template, NO_LIMIT)
+            found, counts = encode_sft(one_each, tokenizer, data.template, limit, how)
         except UserError as e:
             counts[str(e)] = len(one_each)
     if found is None or len(found) < len(
         one_each
     ):  # Which of them cannot be encoded is found out one by one.
         for i in able:
-            reasons[i] = _why_not(flat[i], tokenizer, data.template)
+            reasons[i] = _why_not(flat[i], tokenizer, data.template, limit, how)
         able = [i for i in able if reasons[i] is None]
     keep = []
     for place, i in enumerate(able):
@@ -96,9 +100,9 @@ def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[
     return found.select(np.array(keep)), reasons
 
 
-def _why_not(record: dict, tokenizer: Any, template: str) -> str | None:
+def _why_not(record: dict, tokenizer: Any, template: str, limit: int, how: Handling) -> str | None:
     try:
-        encode_sft([record], tokenizer, template, NO_LIMIT)
+        encode_sft([record], tokenizer, template, limit, how)
     except UserError as e:
         inner = re.search(r"skipped \d+: (.*) \d+\)", str(e))
         return inner[1] if inner else str(e)

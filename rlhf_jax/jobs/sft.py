@@ -9,6 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.templates import render
@@ -57,7 +58,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         ),
         show=("loss", "eval/loss"),
     )
-    ends = end_ids(tokenizer, tokenizer_from, config.data.template)
+    ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     setup.export(
         workdir, model, state.params, tokenizer, tokenizer_from, base=loading.base_of(init), ends=ends
     )

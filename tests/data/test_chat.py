@@ -250,9 +250,9 @@ def test_rows_that_cannot_be_used_are_counted():
 
 def test_a_template_that_rewrites_a_response_costs_the_row():
     special = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
-    shouting = CHATML.replace("{{ m['content'] }}", "{{ m['content'].split('</think>')[-1] }}")
+    shouting = CHATML.replace("{{ m['content'] }}", "{{ m['content'].split('</aside>')[-1] }}")
     tokenizer = build(shouting, ["<|im_end|>", "<|im_start|>", "<|pad|>"], **special)
-    rows = rows_of([chat("a", "b</think>c"), chat("a", "b"), chat("a", "b</think>c", "d", "e")])
+    rows = rows_of([chat("a", "b</aside>c"), chat("a", "b"), chat("a", "b</aside>c", "d", "e")])
     sequences, counts = encode_sft(rows, tokenizer, "chat", 99)
     assert len(sequences) == 1 and counts == Counter({"chat template rewrites a response": 2})
 

@@ -16,7 +16,7 @@ OTHER = build(CHATML, ORDER, eos_token="</s>")  # its turns end with another tok
 
 def test_a_turn_that_ends_with_another_token_than_eos(tmp_path):
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "the cat"}]
-    ((ids, trained),) = encode_chats([chat], OTHER)
+    ((ids, trained, _),) = encode_chats([chat], OTHER)
     assert ids[-1] == 2 and trained[-1] and 0 not in ids
     assert end_ids(OTHER, tmp_path, "chat") == (2, 0)
     assert end_ids(OTHER, tmp_path, "alpaca") == (0,)
