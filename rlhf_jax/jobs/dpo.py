@@ -28,6 +28,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     init = loading.resolve(config.model.init)
     tokenizer_from = loading.tokenizer_folder(init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
+    inputs.keep_date(config, workdir, tokenizer)
     split = inputs.pairs(config.data, tokenizer, config.seed, hints.LABELS)
     checkpoint = loading.describe_model(
         init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import date
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, pad
 from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.chat_templates import asks_for_the_date
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.splits import local_path
@@ -17,6 +20,9 @@ from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import SIDES, Pairs, Sequences, encode_pairs, encode_prompts, encode_sft
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.storage import at, write_text
+
+_TOKEN_MAKERS = ("tokenizers", "transformers", "jinja2")
 
 
 class Split(NamedTuple):
@@ -107,10 +113,30 @@ def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], l
 
 
 def digests(*paths: str) -> dict[str, str]:
-    """Hashes of the inputs of a run, so that a resumed run notices when they changed."""
+    """Hashes of the inputs of a run, and the versions of what makes tokens of them, so that a resumed run notices."""
     from rlhf_jax.training.workdir import digest
 
-    return {path: digest(local_path(path)) for path in paths if path and local_path(path).exists()}
+    found = {path: digest(local_path(path)) for path in paths if path and local_path(path).exists()}
+    return found | {name: version(name) for name in _TOKEN_MAKERS}
+
+
+def keep_date(config: ConfigDict, workdir: str, tokenizer: Any) -> None:
+    """Sets data.date to the day on which the run began, where a chat template asks for it and none is set.
+
+    It is kept in WORKDIR/date.txt: a run that goes on next week writes the same tokens. Every process calls this.
+    """
+    if config.data.date or config.data.template != CHAT or not asks_for_the_date(tokenizer):
+        return
+    path = at(workdir) / "date.txt"
+    if startup.is_main() and not path.exists():
+        write_text(path, f"{date.today().isoformat()}\n")
+    startup.barrier("date")
+    config.data.date = path.read_text().strip()
+    if startup.is_main():
+        print(
+            f"data.date: the chat template is told {config.data.date}, in this run and when it goes on",
+            flush=True,
+        )
 
 
 def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:

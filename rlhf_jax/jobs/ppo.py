@@ -42,6 +42,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     started_from, rewarded_by = loading.resolve(config.model.policy), loading.resolve(config.model.reward)
     tokenizer_from = loading.tokenizer_folder(started_from)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
+    inputs.keep_date(config, workdir, tokenizer)
     ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
     adapter, tokens = config.model.adapter, len(tokenizer)

@@ -37,6 +37,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     init = loading.resolve(config.model.init) if config.model.init else ""
     tokenizer_from = _tokenizer_folder(config, workdir, init)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.FARM)
+    inputs.keep_date(config, workdir, tokenizer)
     split = inputs.instructions(config.data, tokenizer, config.seed, hints.FARM)
     model = _model(config, tokenizer, init, lora)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=loading.base_of(init))
