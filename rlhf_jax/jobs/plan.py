@@ -180,11 +180,13 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
 
     def sampling() -> jax.stages.Lowered:
         copy = planned_params(model, mesh, rules=ROLLOUT_RULES, dtype=config.rollout.dtype)
-        return generate.lower(model, copy, *given, sampler, 0, 0, max_new_tokens=R)
+        return generate.lower(model, copy, *given, sampler, integers((1,)), 0, max_new_tokens=R)
 
     def scoring() -> jax.stages.Lowered:
         sampled = jax.eval_shape(
-            lambda *x: generate(model, *x, sampler, 0, 0, max_new_tokens=R), policy.whole, *given
+            lambda *x: generate(model, *x, sampler, jnp.zeros(1, jnp.int32), 0, max_new_tokens=R),
+            policy.whole,
+            *given,
         )
         cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
         sampled = jax.tree.map(

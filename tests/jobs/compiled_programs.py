@@ -54,7 +54,7 @@ def decode_text(config, params):
         *(batch[name] for name in ("tokens", "lengths", "rows")),
         jax.random.key(0),
         Sampling(),
-        2,
+        jnp.array([2], jnp.int32),
         0,
         max_new_tokens=R,
     )
