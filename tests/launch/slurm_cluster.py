@@ -109,7 +109,7 @@ class Cluster:
         text = self.ask("scontrol", "show", "job", job)
         return text.partition("JobState=")[2].split()[0] if "JobState=" in text else ""
 
-    def wait_for(self, job: str, *states: str, timeout: float = 240) -> None:
+    def wait_for(self, job: str, *states: str, timeout: float = 400) -> None:
         until = time.monotonic() + timeout
         while self.state(job) not in states:
             assert time.monotonic() < until, f"{self.state(job)}, not {states}:\n{self.output(job)}"
@@ -155,7 +155,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={f}/munge.socket
+AuthInfo=socket={f}/munge.socket,cred_expire=10
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 SwitchType=switch/none
@@ -167,7 +167,7 @@ SlurmdTimeout={SILENT_S}
 KillWait=10
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SchedulerParameters=sched_interval=2,batch_sched_delay=0,requeue_delay=1
+SchedulerParameters=sched_interval=2,batch_sched_delay=0
 StateSaveLocation={f}/state
 SlurmdSpoolDir={f}/spool-%n
 SlurmctldPidFile={f}/slurmctld.pid
@@ -175,8 +175,8 @@ SlurmdPidFile={f}/slurmd-%n.pid
 SlurmctldLogFile={f}/log/slurmctld
 SlurmdLogFile={f}/log/slurmd-%n
 {nodes}
-PartitionName=low Nodes={",".join(NODES)} Default=YES MaxTime=60 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=high Nodes={",".join(NODES)} MaxTime=60 PriorityTier=10 PreemptMode=OFF
+PartitionName=low Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes={",".join(NODES)} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
 
 
