@@ -73,6 +73,8 @@ def smoke() -> ConfigDict:
     c.ppo.rollout.batch_size = 32
     c.ppo.minibatch_size = 16
     c.ppo.data.eval_rows = 16
+    for name in ("sft", "reward_model", "dpo", "ppo"):
+        c[name].optimizer.warmup_steps = 1  # None may be longer than its run.
     c.evaluate.max_instructions = 32
     return c
 

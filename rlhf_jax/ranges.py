@@ -52,6 +52,26 @@ _FORMATS = (
     "sparse_rankings",
 )
 
+_PAIRS = ("eval/loss", *(f"eval/rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")))
+# What the evaluations of each trainer measure.
+_EVALUATED = {
+    "sft": ("eval/loss", "eval/entropy"),
+    "reward_model": _PAIRS,
+    "dpo": (*_PAIRS, "eval/logps/chosen", "eval/logps/rejected"),
+    "ppo": (
+        "eval/rlhf_reward",
+        "eval/scores",
+        "eval/raw_scores",
+        "eval/kl",
+        "eval/entropy",
+        "eval/completions/mean_length",
+        "eval/completions/ended",
+        "eval/sampling/logp_difference",
+    ),
+}
+# Schedules that fall to nothing at the end of the run, so that its length is part of them.
+FALLING = ("linear", "cosine")
+
 RANGES: dict[str, Range] = {
     "job": TEXT,
     "seed": whole(0, 2**32 - 1),
@@ -135,7 +155,7 @@ RANGES: dict[str, Range] = {
     "save_every": NEVER_OR_EVERY,
     "keep_checkpoints": COUNT,
     "keep_best": COUNT,
-    "best_metric": TEXT,
+    **{f"{job}.best_metric": one_of(*names, or_none=True) for job, names in _EVALUATED.items()},
     "best_mode": one_of("min", "max"),
     "tensorboard": FLAG,
     "wandb_project": TEXT,
@@ -254,8 +274,20 @@ def check(page: Mapping[str, Any], prefix: str = "") -> None:
             raise UserError(f"{prefix}{field}: no job has such a field{_closest(field, RANGES)}")
         if not row.fits(value):
             raise UserError(f"{prefix}{field}: {value!r}; use {row.says}{_closest(value, row.words)}")
+    if "optimizer" in page and "steps" in page:
+        check_warmup(page["optimizer"], page["steps"], prefix)
     for name, stage in stages.items():
         check(stage, f"{prefix}{name}.")
+
+
+def check_warmup(optimizer: Mapping[str, Any], steps: int, prefix: str = "") -> None:
+    """Raises UserError when the rate would fall to 0 at the end of a run that never comes to its peak."""
+    warmup = optimizer["warmup_steps"]
+    if warmup > steps and optimizer["schedule"] in FALLING:
+        raise UserError(
+            f"{prefix}optimizer.warmup_steps: {warmup}; the run has {steps} steps, so the learning rate would never "
+            f"come to its peak; use at most {steps}"
+        )
 
 
 def _fields(page: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ from rlhf_jax.annotation.parsing import parsers_of
 from rlhf_jax.annotation.pattern_cost import cost_problem
 from rlhf_jax.errors import UserError
 
+_MOST_LEVELS = 100  # Each is a choice that a request spells out.
 _SIDES = (("first", "a"), ("second", "b"))
 
 
@@ -44,6 +45,11 @@ def _decision(inner: Fields) -> dict:
 
 def _scored_decision(inner: Fields) -> dict:
     scale = _scale(inner)
+    for side, value in scale.items():
+        if value != int(value):
+            raise UserError(f"{inner.where}: {side}: found {value:g}; a decision is between whole numbers")
+    if scale["high"] - scale["low"] >= _MOST_LEVELS:
+        raise UserError(f"{inner.where}: high: found {scale['high']:g}; use at most {_MOST_LEVELS} levels")
     levels = tuple(str(level) for level in range(int(scale["low"]), int(scale["high"]) + 1))
     return scale | _mass(inner) | {"levels": levels}
 

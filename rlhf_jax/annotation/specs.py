@@ -21,6 +21,7 @@ from rlhf_jax.annotation.prompts import PromptTemplate, read_template
 from rlhf_jax.annotation.spec_checks import check_together, check_way
 from rlhf_jax.annotation.texts import valid_values
 from rlhf_jax.errors import UserError
+from rlhf_jax.range_kinds import number
 
 PROVIDERS = ("openai", "anthropic")
 APIS = {"openai": ("chat", "responses", "decisions"), "anthropic": ("messages",)}  # The first is the default.
@@ -33,6 +34,13 @@ _KINDS_OF_SAMPLING = {
     "logit_bias": dict,
     "reasoning_effort": str,
 }
+_RANGES_OF_SAMPLING = {
+    "temperature": number(0, 2),
+    "top_p": number(0, 1, above=True),
+    "presence_penalty": number(-2, 2),
+    "frequency_penalty": number(-2, 2),
+}
+_BIAS = number(-100, 100)
 _SAMPLING = {
     "chat": tuple(_KINDS_OF_SAMPLING),
     "responses": ("temperature", "top_p", "reasoning_effort"),
@@ -242,4 +250,10 @@ def _sampling(fields: Fields, api: str) -> dict:
     inner = Fields(f"{fields.where}: sampling", given)
     taken = {name: inner.take(name, _KINDS_OF_SAMPLING[name], default=None) for name in _SAMPLING[api]}
     inner.done()
-    return {name: value for name, value in taken.items() if name in given}
+    found = {name: value for name, value in taken.items() if name in given}
+    bias = {f"logit_bias.{token}": value for token, value in found.get("logit_bias", {}).items()}
+    for name, value in {**found, **bias}.items():
+        limits = _BIAS if name in bias else _RANGES_OF_SAMPLING.get(name)
+        if limits and not limits.fits(value):
+            raise UserError(f"{inner.where}: {name}: found {value!r}; it must be {limits.says}")
+    return found

@@ -29,6 +29,7 @@ from rlhf_jax.jobs.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.judging import (
     JudgingLine,
     cancel,
+    check_keys,
     describe,
     describe_estimate,
     judge_urls,
@@ -57,6 +58,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.transport == "cancel":
         cancel(config, pool, folder)
         return
+    check_keys(config, pool, folder)
     with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
         done = _annotate(config, source, pool, cache, urls)
     if config.dry_run:

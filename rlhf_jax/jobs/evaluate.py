@@ -32,6 +32,7 @@ from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_s
 from rlhf_jax.jobs.judging import (
     JudgingLine,
     cancel,
+    check_keys,
     describe,
     describe_estimate,
     judge_urls,
@@ -68,6 +69,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.transport == "cancel":
         cancel(config, pool, folder)
         return
+    check_keys(config, pool, folder)
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)
     extras = measures.read_extras(config)

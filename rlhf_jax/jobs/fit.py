@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.data.batches import eval_batches, row_indices
 from rlhf_jax.jobs import fits
 from rlhf_jax.jobs import plan as planning
@@ -33,12 +34,13 @@ MakeBatch = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
 def steps_of(config: ConfigDict, rows: int) -> int:
     """`epochs` passes over the rows, in steps of batch_size; at least one."""
     steps = max(1, math.ceil(config.epochs * rows / config.batch_size))
+    ranges.check_warmup(config.optimizer, steps)
     tell_warmup(config, steps)
     return steps
 
 
 def tell_warmup(config: ConfigDict, steps: int) -> None:
-    """A notice when the learning rate will never come to its peak."""
+    """A notice when the learning rate will not come to its peak, which a longer run, continued from this one, may."""
     warmup = config.optimizer.warmup_steps
     if warmup > steps and startup.is_main():
         print(
@@ -50,7 +52,7 @@ def tell_warmup(config: ConfigDict, steps: int) -> None:
 
 def may_change(config: ConfigDict) -> tuple[str, ...]:
     """The fields that may differ when a run goes on; its length too, where the rate does not fall to an end."""
-    if config.optimizer.schedule not in ("constant", "inverse_sqrt"):
+    if config.optimizer.schedule in ranges.FALLING:
         return MAY_CHANGE
     return (*MAY_CHANGE, "steps" if "steps" in config else "epochs")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from rlhf_jax.annotation.addresses import resolve
 from rlhf_jax.annotation.cache import AnswerCache
 from rlhf_jax.annotation.cancel import cancel_batches
 from rlhf_jax.annotation.exchange import export_answers, import_answers
@@ -32,6 +33,18 @@ def limits_of(config: ConfigDict) -> Limits:
         max_usd=config.max_usd,
         per_minute=PerMinute(config.requests_per_minute, config.tokens_per_minute),
     )
+
+
+def check_keys(config: ConfigDict, pool: PoolSpec, folder: Path) -> None:
+    """Raises UserError for a judge whose key is not there, before anything is read or trained for it.
+
+    Where answers are kept already nobody may have to be asked; the key is then wanted when one is missing.
+    """
+    asks = config.transport in ("online", "batch") and not (config.dry_run or config.get("reparse"))
+    if asks and not config.import_answers and not Path(config.cache or folder / "answers.sqlite").exists():
+        for judge in pool.judges:
+            if judge.base_url != LOCAL:
+                resolve(judge, {}).key()
 
 
 @contextlib.contextmanager

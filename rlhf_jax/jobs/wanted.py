@@ -58,18 +58,23 @@ def check(config: ConfigDict, workdir: str) -> None:
     """Raises UserError that names the field, what it asks for, and how to get it."""
     page = config.to_dict()
     check_reachable(workdir)
-    for field, (package, then) in _PACKAGES.items():
-        if not page.get(field):
-            continue
-        if is_remote(workdir):
-            raise UserError(f"{field}: it cannot write to {workdir}; use a --workdir on a disk")
-        if find_spec(package) is None:
-            raise UserError(f"{field}: {package} is not installed; run pip install {package}{then}")
+    check_packages(page, workdir)
     for field, made_by in READS.get(page["job"], {}).items():
         path, instead = _at(page, field), _UNREAD_WITH.get(field)
         if path and not (instead and _at(page, instead)) and not _is_there(field, path):
             what = "file" if field.startswith("data.") or field == "center_on" else "folder"
             raise UserError(f"{field}: {path}: no such {what}; make it with: {made_by}")
+
+
+def check_packages(page: dict[str, Any], workdir: str, prefix: str = "") -> None:
+    """Raises UserError for a field that asks for a package that is not there. prefix: of a stage of the farm."""
+    for field, (package, then) in _PACKAGES.items():
+        if not page.get(field):
+            continue
+        if is_remote(workdir):
+            raise UserError(f"{prefix}{field}: it cannot write to {workdir}; use a --workdir on a disk")
+        if find_spec(package) is None:
+            raise UserError(f"{prefix}{field}: {package} is not installed; run pip install {package}{then}")
 
 
 def _is_there(field: str, path: str) -> bool:

@@ -1,5 +1,6 @@
 """Judge and pool files: what ships loads, what is wrong is named, the id moves with what can move a label."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,29 @@ def test_a_price_nobody_knows_is_none_and_never_zero() -> None:
         ({"parser": "logprob"}, ["top_logprobs", "not given"]),
         ({"sampling": {"temprature": 0}}, ["sampling", "did you mean 'temperature'"]),
         ({"sampling": {"temperature": "0"}}, ["sampling: temperature", "'0'", "number"]),
+        *(
+            ({"sampling": {name: value}}, [f"sampling: {name}: found {value!r}; it must be a number"])
+            for name, wrong in {
+                "temperature": (-0.1, 2.5, math.nan, math.inf),
+                "top_p": (0, 1.5, -0.5, math.nan),
+                "presence_penalty": (-3, math.nan),
+                "frequency_penalty": (2.1, math.inf),
+            }.items()
+            for value in wrong
+        ),
+        ({"sampling": {"logit_bias": {"11": 500}}}, ["sampling: logit_bias.11: found 500", "at most 100"]),
+        ({"sampling": {"logit_bias": {"11": "x"}}}, ["sampling: logit_bias.11: found 'x'"]),
+        (
+            {"kind": "pairwise", "parser": {"name": "logprob", "min_mass": math.nan}, "top_logprobs": 5},
+            ["min_mass: found nan"],
+        ),
+        ({"price": {"input": math.nan, "output": 1}}, ["price: input: found nan"]),
+        ({"price": {"input": 1, "output": "2"}}, ["price: output: found '2'"]),
+        ({"price": {"input": 1, "output": 1, "batch": -1}}, ["price: batch: found -1"]),
+        ({"sampling": {"top_p": True}}, ["sampling: top_p: found True"]),
+        ({"max_tokens": 1.5}, ["max_tokens: found 1.5"]),
+        ({"batch_size": "4"}, ["batch_size: found '4'"]),
+        ({"order": "ba"}, ["order: unknown 'ba'"]),
         ({"top_logprobs": 50}, ["top_logprobs", "50", "within 1 and 20"]),
         ({"max_tokens": 0}, ["max_tokens", "0"]),
         ({"max_tokens": True}, ["max_tokens", "True"]),

@@ -3,6 +3,7 @@
 import importlib
 import math
 
+import jax.numpy as jnp
 import pytest
 import tiny_farm
 from test_config_pages import PAGES, variants
@@ -13,11 +14,16 @@ from rlhf_jax.annotation.limits import TRANSPORTS
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import reference
+from rlhf_jax.jobs import fit, reference
+from rlhf_jax.jobs import plan as planning
 from rlhf_jax.models import lora, tensor_shards, weight_diff
 from rlhf_jax.models.config import IMPLEMENTATIONS, REMAT_POLICIES
 from rlhf_jax.objectives.kl import ESTIMATORS
+from rlhf_jax.objectives.preference import bradley_terry, dpo
+from rlhf_jax.objectives.supervised import sft_loss
 from rlhf_jax.parallel import startup
+from rlhf_jax.rollout.experience import rollout_metrics
+from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.settings import load_page
 from rlhf_jax.training import optimizer
 
@@ -72,6 +78,27 @@ def test_words_are_those_that_the_code_knows(job, field, known):
     assert set(ranges.range_of(job, field).words) == set(known)
 
 
+B, R = 3, 4
+SIDES, TOKENS = jnp.zeros(B), jnp.ones((B, R))
+SAMPLED = Generation(TOKENS, TOKENS, TOKENS > 0, SIDES, SIDES > 0, jnp.int32(R))
+SCORED = dict.fromkeys(("logprobs_BR", "ref_logprobs_BR", "entropy_BR"), TOKENS)
+SCORED |= {"mask_BR": TOKENS > 0, "scores_B": SIDES, "raw_scores_B": SIDES}
+EVALUATED = {
+    "sft": lambda: sft_loss(TOKENS, TOKENS, TOKENS > 0),
+    "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
+    "dpo": lambda: dpo(SIDES, SIDES, SIDES, SIDES, SIDES, beta=1.0),
+    "ppo": lambda: (
+        rollout_metrics(SCORED, SAMPLED, planning.ppo_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
+    ),
+}
+
+
+@pytest.mark.parametrize("job", EVALUATED)
+def test_metrics_that_choose_a_checkpoint_are_those_that_are_evaluated(job):
+    measured = {f"eval/{name.removeprefix('objective/')}" for name in EVALUATED[job]()}
+    assert set(ranges.range_of(job, "best_metric").words) == measured
+
+
 def test_words_of_lists():
     fits = ranges.range_of("sft", "lora.targets").fits
     assert fits("all") and fits("q, v") and not fits("") and not fits("q_proj") and not fits("all,q")
@@ -120,6 +147,7 @@ WRONG = {
         "keep_checkpoints": (0,),
         "keep_best": (0,),
         "best_mode": ("lowest",),
+        "best_metric": ("eval_loss", "loss", "eval/rlhf_reward"),
     },
     "dpo": {"beta": (0.0, -0.1, math.nan), "label_smoothing": (0.5, 1.5, -0.1), "reference": ("none",)},
     "reward_model": {"center_rows": (0,)},
@@ -190,6 +218,32 @@ def test_a_stage_of_the_farm_is_named_as_it_is_written(tmp_path):
         UserError, match=r"^ppo.value_learning_rate: -1.0; use a number of at least 0 and at most 10$"
     ):
         importlib.import_module("rlhf_jax.jobs.farm").run(page, str(tmp_path / "run"))
+
+
+LONG = r"optimizer.warmup_steps: 50; the run has 40 steps, so .*; use at most 40$"
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "inverse_sqrt"])
+def test_a_warmup_longer_than_the_run(schedule, capsys):
+    """Refused where the rate falls to 0 at the end of the run; else a longer run may go on from this one."""
+    page = page_of("sft")
+    page.optimizer.update(schedule=schedule, warmup_steps=50)
+    page.epochs, page.batch_size = 4.0, 10
+    if schedule in ("linear", "cosine"):
+        with pytest.raises(UserError, match=f"^{LONG}"):
+            fit.steps_of(page, 100)
+    else:
+        assert fit.steps_of(page, 100) == 40
+        assert "optimizer.warmup_steps: 50, but the run has 40 steps" in capsys.readouterr().out
+    page.optimizer.warmup_steps = 40
+    assert fit.steps_of(page, 100) == 40 and not capsys.readouterr().out
+
+
+def test_a_warmup_longer_than_the_run_of_a_stage():
+    page = page_of("farm")
+    page.ppo.optimizer.warmup_steps, page.ppo.steps = 50, 40
+    with pytest.raises(UserError, match=rf"^ppo\.{LONG}"):
+        ranges.check(page.to_dict())
 
 
 def test_words_that_are_nearly_right():

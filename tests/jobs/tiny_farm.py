@@ -35,11 +35,12 @@ TRAINERS = ("sft", "reward_model", "dpo", "ppo")
 # What makes each page small. Paths below runs/farm are moved below the farm that a job is run on.
 _SHORT = {"data.max_length": 96, "logprob_chunk": 16}
 _OFFLINE = {"batch_size": 8, "log_every": 1, "eval_every": 4, "save_every": 4, "data.eval_rows": 12}
+_OFFLINE |= {"optimizer.warmup_steps": 1}  # Some runs have a single step.
 SMALL = {
     "sft": _SHORT
     | _OFFLINE
     | {"epochs": 0.32, "model.width": WIDTH, "model.layers": LAYERS, "model.heads": 2, "model.kv_heads": 1}
-    | {"model.ff": 32, "model.tie_embeddings": False, "optimizer.warmup_steps": 2},
+    | {"model.ff": 32, "model.tie_embeddings": False},
     "reward_model": _OFFLINE | {"data.max_length": 96, "epochs": 0.5, "center_rows": 12},
     "dpo": _SHORT | _OFFLINE | {"epochs": 0.5},
     "ppo": {
@@ -51,7 +52,7 @@ SMALL = {
         "steps": 8,
         "eval_every": 4,
         "save_every": 4,
-        "optimizer.warmup_steps": 2,
+        "optimizer.warmup_steps": 1,
         "logprob_chunk": 16,
     },
     "generate": {"data.rows": 12, "data.max_prompt_length": 56, "batch_size": 8, "max_new_tokens": 8},
