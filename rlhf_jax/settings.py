@@ -90,7 +90,8 @@ def _same_leaf(field: str, known: list[str]) -> str:
     leaf = field.rsplit(".", 1)[-1]
     matches = difflib.get_close_matches(leaf, [name.rsplit(".", 1)[-1] for name in known], n=1)
     full = next((name for name in known if matches and name.rsplit(".", 1)[-1] == matches[0]), None)
-    return f"; did you mean {full}?" if full else f"; fields: {', '.join(known)}"
+    shown = dict.fromkeys(f"{name.split('.')[0]}.*" if "." in name else name for name in known)
+    return f"; did you mean {full}?" if full else f"; fields: {', '.join(shown)}"
 
 
 def explain(error: flags.Error, argv: list[str]) -> str:

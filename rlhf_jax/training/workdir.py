@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
@@ -55,11 +54,11 @@ def prepare(workdir: str | PurePath, config: Mapping[str, Any]) -> Path | epath.
     return workdir
 
 
-def one_writer(run: Callable[[ConfigDict, str], None]) -> Callable[[ConfigDict, str], None]:
+def one_writer(run: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
     """A job that gives its workdir back at its end, however it ends."""
 
     @wraps(run)
-    def alone(config: ConfigDict, workdir: str) -> None:
+    def alone(config: Any, workdir: str) -> None:
         try:
             run(config, workdir)
         finally:
