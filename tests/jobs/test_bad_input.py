@@ -80,7 +80,7 @@ def refused(front_door):
         ),
         (["--config.learning_rate=1"], r"no such field .*; did you mean (optimizer\.|value_)learning_rate\?"),
         (["--config.rollout.temprature=1"], r"did you mean rollout.temperature\?"),
-        (["--config.zzz=1"], r"^--config.zzz: no such field in configs/ppo.py; fields: .*clip, data\.\*, distributed, "),
+        (["--config.zzz=1"], r"^--config.zzz: no such field in .*; fields: .*clip, data\.\*, distributed, "),
         (["--config.data=1"], r"^--config.data: a group of fields; set one of --config.data.chat_template, "),
         (
             ["--config.steps=1.5"],
