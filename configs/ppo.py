@@ -3,7 +3,7 @@
     python -m rlhf_jax.main --config=configs/ppo.py --workdir=runs/farm/ppo
 
 One step = one rollout of `rollout.batch_size` prompts, then `epochs` passes over it in minibatches. The value model is
-separate, and starts from the reward model's trunk.
+separate, and starts from the reward model's trunk where that reads the policy's tokens, else from the policy's.
 
 The papers' recipes, for eight accelerators, are variants too; what to download, and the result to compare with, stands
 at each: `alpaca_farm`.
@@ -40,7 +40,16 @@ def microfarm() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.policy = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
+    # Any reward model: of another size, family, tokenizer or template than the policy. One with the policy's tokenizer
+    # and template reads the sampled tokens, others the text; what that takes is in timing_s/score.
     c.model.reward = "runs/farm/reward_model/export"
+    c.model.reward_template = ""  # Of the text that it reads, such as chat; "": data.template.
+    # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
+    # the chat template writes). "": as its config.json says, else template for chat and eos for others.
+    c.model.score_at = ""
+    c.model.value_from = (
+        "auto"  # Whose trunk the value model starts from: reward, policy, or the first that fits.
+    )
     c.model.adapter = ""  # A PEFT folder that is laid over the policy.
     c.model.dtype = "float32"
     c.model.remat = "none"

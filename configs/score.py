@@ -22,6 +22,9 @@ def microfarm() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = "runs/farm/reward_model/export"
     c.model.adapter = ""  # A PEFT folder that is laid over it.
+    # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
+    # the chat template writes). "": as its config.json says, else template for chat and eos for others.
+    c.model.score_at = ""
     c.model.dtype = "float32"
 
     c.data = ConfigDict()

@@ -12,14 +12,17 @@ from session import Job, Session
 from setting import GREEDY, PAD, TRAINING
 
 from rlhf_jax.data.batches import bucket
+from rlhf_jax.data.scored_text import EOS
 from rlhf_jax.jobs import losses
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
+from rlhf_jax.models.model import Model
 from rlhf_jax.parallel.arrays import to_global
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.rollout.experience import Models, Settings, make_experience
+from rlhf_jax.rollout.experience import Models, Settings, make_experience, read_rollout
 from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.rollout.rewards import RewardModel, TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.optimizer import make_optimizer, partitioned
@@ -89,6 +92,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
     tx = partitioned({name: _optimizer(job.repetitions) for name in params})
     loss_fn = losses.ppo(
         config,
+        config,
         clip=TRAINING.clip,
         value_clip=TRAINING.value_clip,
         value_coef=TRAINING.value_coef,
@@ -104,12 +108,16 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         whiten_rewards=False,
         logprob_chunk=CHUNK,
     )
-    experience_of = jax.jit(partial(make_experience, config, settings=settings, pad_id=PAD, reward_mean=0.0))
+    read = jax.jit(partial(read_rollout, settings=settings, pad_id=PAD))
+    rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS), PAD)
+    experience_of = jax.jit(partial(make_experience, settings=settings))
 
     def experience(params: dict[str, Params], sampled: Generation) -> Any:
-        models = Models(params["policy"], params["value"], reference, reward)
+        models = Models(*(Model(config, x) for x in (params["policy"], params["value"], reference)))
         where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
-        return experience_of(models=models, sampled=sampled, kl_coef=np.float32(TRAINING.kl_coef), **where)[0]
+        readings = read(models=models, sampled=sampled, **where)
+        scored = rewards([], sampled=sampled, **where)
+        return experience_of(readings, batch["lengths"], sampled, scored, np.float32(TRAINING.kl_coef))[0]
 
     check = _check(loss_fn, params, experience(params, to_global(_given(job, len(prompts)), mesh)))
     state, step = create(params, tx, 0), make_train_step(loss_fn, tx)

@@ -171,7 +171,7 @@ def encode_answers(
         found = encode_chats(chats, tokenizer, ended=ended, how=how)
     else:
         prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
-        responses = _encode_responses([row["output"] for row in rows], ended, tokenizer)
+        responses = encode_responses([row["output"] for row in rows], ended, tokenizer)
         found = [
             Encoded(np.append(prompt, response), np.arange(len(prompt) + len(response)) >= len(prompt))
             for prompt, response in zip(prompts, responses, strict=True)
@@ -320,7 +320,7 @@ def _sides(rows: Sequence[Row], tokenizer: Any, template: str) -> list[list[tupl
     # In one call: an answer that wins one pair and loses another is encoded once.
     texts = [row[side] for side in SIDES for row in rows]
     ended = [_ended(row, side) for side in SIDES for row in rows]
-    responses = _encode_responses(texts, ended, tokenizer)
+    responses = encode_responses(texts, ended, tokenizer)
     sides = responses[: len(rows)], responses[len(rows) :]
     return [list(zip(prompts, side, strict=True)) for side in sides]
 
@@ -352,7 +352,7 @@ def _answered(row: Row, side: str) -> list[dict[str, Any]]:
     return [*messages_of(row), {"role": "assistant", "content": row[side]} | further]
 
 
-def _encode_responses(
+def encode_responses(
     texts: Sequence[str], ended: Sequence[bool], tokenizer: Any
 ) -> list[Int32[np.ndarray, "R"]]:
     """Texts -> ids, with EOS behind those that ended."""

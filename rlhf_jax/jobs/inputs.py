@@ -31,6 +31,7 @@ class Split(NamedTuple):
     train: Any
     eval: Any
     eval_rows: list[dict]
+    train_rows: tuple[dict, ...] = ()  # behind the former, for methods that read them
 
 
 def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
@@ -63,7 +64,7 @@ def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
         )
         say(f"data.{name}: {len(found)} prompts", dropped)
         encoded.append((found, [rows[i] for i in kept]))
-    return Split(encoded[0][0], encoded[1][0], encoded[1][1])
+    return Split(encoded[0][0], encoded[1][0], encoded[1][1], tuple(encoded[0][1]))
 
 
 def response_lengths(sequences: Sequences) -> np.ndarray:

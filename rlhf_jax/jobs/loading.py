@@ -22,7 +22,7 @@ from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.placement import planned
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import replicate
-from rlhf_jax.training.checkpoint import newest, params_shapes, restore_params
+from rlhf_jax.training.checkpoint import chosen, params_shapes, restore_params
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.state import joined
 
@@ -31,17 +31,24 @@ _LARGE = 10**8  # parameters, from which on reading takes long enough to be watc
 
 
 def resolve(folder: str) -> str:
-    """A trainer's workdir -> its last checkpoint; a GGUF file -> the folder made of it; any other as it is."""
+    """A trainer's workdir -> the checkpoint that its export is made of, which is said; any other folder as it is.
+
+    A GGUF file -> the folder made of it.
+    """
     with told(f"writing {folder} as a Hugging Face folder") as tell:
         folder = gguf_files.as_folder(folder, tell)
     path = Path(folder)
-    step = newest(path) if (path / "model" / "config.json").is_file() else None
-    return folder if step is None else str(step)
+    found = chosen(path) if (path / "model" / "config.json").is_file() else None
+    if found is None:
+        return folder
+    if startup.is_main():
+        print(f"{folder}: checkpoint {found.folder.name} is taken, {found.why}", flush=True)
+    return str(found.folder)
 
 
 def tokenizer_folder(folder: str) -> str:
     """Where the tokenizer of a model folder is; a checkpoint's stands in its workdir."""
-    described = _described_in(folder)
+    described = described_in(folder)
     return folder if described is None else str(described)
 
 
@@ -68,7 +75,7 @@ def load_model(
 ) -> tuple[huggingface.Checkpoint, Params]:
     """A model folder, or a trainer's checkpoint, onto the mesh: (what it is; the sharded parameters).
 
-    Of a checkpoint only the parameters are read, as they were trained and not their average; of PPO's the policy.
+    Of a checkpoint only the parameters are read, or their average where one was kept; of PPO's the policy.
     Where only an adapter was trained, it lies over the model that it was trained on.
     made_by: the command that makes the folder, for the error when it is not there.
     tokens: of the tokenizer. A model with fewer gets embeddings for the others (see `models.embeddings`).
@@ -116,10 +123,11 @@ def describe_model(
 def _own_shape(folder: str, model: ConfigDict, made_by: str) -> huggingface.Checkpoint:
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such model folder; make it with: {made_by}")
-    described = _described_in(folder)
+    described = described_in(folder)
     if described is None:
         return huggingface.describe(folder, **_computed_as(model))
-    config = dataclasses.replace(huggingface.read_config(described)[0], **_computed_as(model))
+    config, raw = huggingface.read_config(described)
+    config = dataclasses.replace(config, **_computed_as(model))
     found, settings = _adapter_in(folder), None
     if found is not None:
         settings = Lora(found["rank"], found["alpha"], tuple(found["targets"]))
@@ -127,12 +135,15 @@ def _own_shape(folder: str, model: ConfigDict, made_by: str) -> huggingface.Chec
         if not Path(found["base"]).is_dir():
             raise UserError(f"{folder}: trained over {found['base']}, which is no longer there; put it back")
     scalar = "score" in params_shapes(folder)
-    return huggingface.Checkpoint(config, is_scalar=scalar, reward_mean=0.0, adapter=settings)
+    # The mean of a checkpoint's scores is not known before it is read, see `rewarding`.
+    return huggingface.Checkpoint(
+        config, is_scalar=scalar, reward_mean=None, adapter=settings, score_at=str(raw.get("score_at", ""))
+    )
 
 
 def _read(folder: str, own: huggingface.Checkpoint, model: ConfigDict, mesh: Mesh, base_dtype: str) -> Params:
     """The parameters of a folder with as many embeddings as it has."""
-    if _described_in(folder) is None:
+    if described_in(folder) is None:
         with told(f"reading {folder}") as tell:
             return huggingface.load(folder, mesh, base_dtype=base_dtype, tell=tell, **_computed_as(model))[1]
     if own.adapter is None:
@@ -151,12 +162,12 @@ def _restored(checkpoint: str, like: Params) -> Params:
 
 def _adapter_in(folder: str) -> dict[str, Any] | None:
     """What `describe` wrote of the adapter that a checkpoint holds; None of one that holds a whole model."""
-    described = _described_in(folder)
+    described = described_in(folder)
     path = None if described is None else described / ADAPTER
     return read_object(path) if path is not None and path.is_file() else None
 
 
-def _described_in(folder: str) -> Path | None:
+def described_in(folder: str) -> Path | None:
     """WORKDIR/model of a folder WORKDIR/checkpoints/STEP; None of any other."""
     path = Path(folder).absolute()
     described = path.parent.parent / "model"

@@ -95,7 +95,14 @@ def pair_logprobs(
 
 
 def ppo(
-    config: ModelConfig, *, clip: float, value_clip: float, value_coef: float, temperature: float, chunk: int
+    policy_config: ModelConfig,
+    value_config: ModelConfig,
+    *,
+    clip: float,
+    value_clip: float,
+    value_coef: float,
+    temperature: float,
+    chunk: int,
 ) -> LossFn:
     """Clipped policy loss + value_coef * clipped value loss. Params: {policy, value}; batch: an Experience.
 
@@ -106,9 +113,9 @@ def ppo(
         R = batch.mask_BR.shape[1]
         where = (batch.tokens_BT, batch.prompt_lengths_B, R)
         logprobs_BR, entropy_BR = response_logprobs(
-            config, params["policy"], *where, temperature=temperature, chunk=chunk
+            policy_config, params["policy"], *where, temperature=temperature, chunk=chunk
         )
-        values_BR = response_values(config, params["value"], *where)
+        values_BR = response_values(value_config, params["value"], *where)
         policy = policy_loss(
             logprobs_BR, batch.old_logprobs_BR, batch.advantages_BR, batch.mask_BR, clip=clip
         )

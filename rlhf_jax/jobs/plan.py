@@ -17,13 +17,17 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.scored_text import EOS
 from rlhf_jax.jobs import adapters, losses
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.lora import stored
+from rlhf_jax.models.model import Model
 from rlhf_jax.models.placement import planned as planned_params
 from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.parallel.rules import ROLLOUT_RULES
-from rlhf_jax.rollout.experience import Experience, Models, Settings, make_experience
+from rlhf_jax.rollout.experience import Experience, Models, Settings, read_rollout
+from rlhf_jax.rollout.rewards import token_program
+from rlhf_jax.rollout.text_rewards import text_program
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import generate
 from rlhf_jax.training.ahead import bytes_per_device
@@ -137,17 +141,38 @@ def ppo_settings(config: ConfigDict) -> Settings:
     )
 
 
+class Networks(NamedTuple):
+    """The models of PPO by their settings, before any weight is read.
+
+    Attributes:
+      value_from: whose trunk the value model starts from: "reward" or "policy".
+      score_at, tail: where the reward model's score is read, see `rollout.rewards`.
+      text_length: tokens of the rows that it reads, where these are not the policy's own tokens; else 0.
+    """
+
+    policy: ModelConfig
+    value: ModelConfig
+    reward: ModelConfig
+    value_from: str = "reward"
+    score_at: str = EOS
+    tail: tuple[int, ...] = ()
+    text_length: int = 0
+
+
 @lru_cache
-def scoring_program(model: ModelConfig, settings: Settings, pad_id: int) -> Any:
-    """`make_experience`, compiled once for the plan and the run."""
-    return jax.jit(partial(make_experience, model, settings=settings, pad_id=pad_id))
+def reading_program(settings: Settings, pad_id: int, *, values: bool = True) -> Any:
+    """`read_rollout`, compiled once for the plan and the run."""
+    return jax.jit(partial(read_rollout, settings=settings, pad_id=pad_id, values=values))
 
 
-def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
+def ppo(networks: Networks, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
     """PPO on prompts of P columns: the update, and the rollout and its scoring."""
-    model = dataclasses.replace(model, remat=config.model.remat)
+    model, value_config, reward_config = (
+        dataclasses.replace(c, remat=config.model.remat) for c in networks[:3]
+    )
     loss_fn = losses.ppo(
         model,
+        value_config,
         clip=config.clip,
         value_clip=config.value_clip,
         value_coef=config.value_coef,
@@ -156,12 +181,15 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
     )
     tx = ppo_optimizer(config)
     lora = adapters.settings(config.lora)
-    policy, value = (adapters.planned(model, lora, mesh, scalar=s) for s in (False, True))
+    policy = adapters.planned(model, lora, mesh)
+    value = adapters.planned(value_config, lora, mesh, scalar=True)
     state = planned({"policy": policy.trained, "value": value.trained}, tx)
     frozen = {"policy": policy.frozen, "value": value.frozen}
-    reward = stored(planned_params(model, mesh, scalar=True), lora.base_dtype)
-    # Reference and reward model: what is frozen of policy and value model is theirs, and only the rest is beside it.
-    beside = bytes_per_device(state.params)
+    reward = Model(reward_config, stored(planned_params(reward_config, mesh, scalar=True), lora.base_dtype))
+    # Reference and reward model. What is frozen of the policy is the reference's, and what is frozen of the value model
+    # that model's whose trunk it is.
+    kept = bytes_per_device(policy.trained)
+    beside = max(0, kept + bytes_per_device(reward.params) - bytes_per_device(value.frozen))
     R, N = config.rollout.max_new_tokens, config.rollout.batch_size
     integers, numbers, flags = (
         partial(jax.ShapeDtypeStruct, dtype=t) for t in (jnp.int32, jnp.float32, bool)
@@ -170,10 +198,8 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
     prompts = rows(mesh, N, {"tokens": integers((1, P)), "lengths": integers((1,)), "rows": integers((1,))})
     # Where they are in a run: then what is compiled here is what the run finds in the compilation cache.
     everywhere = NamedSharding(mesh, PartitionSpec())
-    key, number = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        jax.eval_shape(lambda: (jax.random.key(0), jnp.float32(0))),
-    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
 
     given = (prompts["tokens"], prompts["lengths"], prompts["rows"], key)
     sampler = Sampling(config.rollout.temperature)
@@ -182,29 +208,46 @@ def ppo(model: ModelConfig, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
         copy = planned_params(model, mesh, rules=ROLLOUT_RULES, dtype=config.rollout.dtype)
         return generate.lower(model, copy, *given, sampler, integers((1,)), 0, max_new_tokens=R)
 
-    def scoring() -> jax.stages.Lowered:
-        sampled = jax.eval_shape(
+    def sampled() -> Shapes:
+        found = jax.eval_shape(
             lambda *x: generate(model, *x, sampler, jnp.zeros(1, jnp.int32), 0, max_new_tokens=R),
             policy.whole,
             *given,
         )
         cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-        sampled = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut) if x.ndim else x, sampled
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=cut) if x.ndim else x, found
         )
-        return scoring_program(model, ppo_settings(config), pad_id).lower(
-            models=Models(policy.whole, value.whole, policy.whole, reward),
+
+    def reading() -> jax.stages.Lowered:
+        whole = Model(model, policy.whole)
+        return reading_program(ppo_settings(config), pad_id).lower(
+            models=Models(whole, Model(value_config, value.whole), whole),
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
-            sampled=sampled,
-            kl_coef=number,
-            reward_mean=0.0,
+            sampled=sampled(),
+        )
+
+    def scoring() -> jax.stages.Lowered:
+        if T := networks.text_length:
+            text = rows(mesh, N, {"tokens": integers((1, T)), "lengths": integers((1,))})
+            return text_program.lower(reward, text["tokens"], text["lengths"], 0.0)
+        return token_program(networks.score_at, networks.tail, pad_id).lower(
+            reward, prompts["tokens"], prompts["lengths"], sampled(), 0.0
         )
 
     own = bytes_per_device((state.params, state.opt_state))
+    alive = own + bytes_per_device(frozen) + beside
+    twice = policy.frozen if networks.value_from == "reward" else frozen
     others = (
-        Phase("sampling", sampling, own + bytes_per_device(frozen) + beside),
-        Phase("scoring", scoring, bytes_per_device(state.opt_state), shared=bytes_per_device(frozen)),
+        Phase("sampling", sampling, alive),
+        Phase(
+            "reading",
+            reading,
+            bytes_per_device(state.opt_state) + beside - kept,
+            shared=bytes_per_device(twice),
+        ),
+        Phase("scoring", scoring, max(0, alive - bytes_per_device(reward.params))),
     )
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     return Plan(loss_fn, tx, step, state, rows(mesh, config.minibatch_size, one), frozen, beside, others)

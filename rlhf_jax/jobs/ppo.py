@@ -15,16 +15,16 @@ from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, loading, setup
+from rlhf_jax.jobs import adapters, fit, fits, hints, inputs, loading, ppo_models, setup
 from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.ppo_evaluation import make_evaluation
 from rlhf_jax.jobs.ppo_world import ORDER, ROLLOUT, World, generator_of, key_of, prompt_arrays
-from rlhf_jax.models.decoder import value_from_reward
-from rlhf_jax.models.lora import stored
+from rlhf_jax.models.model import Model
 from rlhf_jax.objectives.kl import adaptive_kl_coef
 from rlhf_jax.objectives.reduce import Mean, add, value
 from rlhf_jax.parallel.arrays import check_batch, host_rows, to_global
 from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.rollout.experience import make_experience
 from rlhf_jax.training.average import averaged
 from rlhf_jax.training.clock import done_at
 from rlhf_jax.training.state import TrainState, create, joined
@@ -39,45 +39,29 @@ def run(config: ConfigDict, workdir: str) -> None:
     prepare(workdir, config.to_dict())
     _check(config, mesh)
     lora = adapters.settings(config.lora)
-    started_from, rewarded_by = loading.resolve(config.model.policy), loading.resolve(config.model.reward)
-    tokenizer_from = loading.tokenizer_folder(started_from)
+    folder = loading.resolve(config.model.policy)
+    tokenizer_from = loading.tokenizer_folder(folder)
     tokenizer = load_tokenizer(tokenizer_from, made_by=hints.SFT)
     inputs.keep_date(config, workdir, tokenizer)
     ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     split = inputs.prompts(config.data, tokenizer, config.seed, hints.FARM)
-    adapter, tokens = config.model.adapter, len(tokenizer)
-    sources = (started_from, hints.SFT, adapter), (rewarded_by, hints.REWARD_MODEL, "")
-    policy, reward = (
-        loading.describe_model(folder, config.model, made_by, tokens=tokens, adapter=laid)
-        for folder, made_by, laid in sources
-    )
-    _check_models(config, policy, reward)
-    model, base = adapters.model_of(policy, lora), loading.base_of(started_from)
+    models = ppo_models.describe(config, folder, tokenizer, [*split.train_rows, *split.eval_rows], lora)
+    model, base = models.networks.policy, loading.base_of(folder)
     setup.describe(workdir, model, tokenizer, tokenizer_from, adapter=lora, base=base)
     P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
-    plan = fits.prepare(partial(planning.ppo, model, P, fill_id(tokenizer)), config, mesh)
-    policy_params, reward_params = (
-        loading.load_model(
-            folder, config.model, mesh, made_by, tokens=tokens, adapter=laid, base_dtype=lora.base_dtype
-        )[1]
-        for folder, made_by, laid in sources
-    )
-    reward_params = stored(adapters.plain(reward.config, reward_params), lora.base_dtype)
-    starts = {
-        "policy": adapters.start(model, policy_params, lora, mesh, config.seed),
-        "value": adapters.start(model, value_from_reward(reward_params), lora, mesh, config.seed + 1),
-    }
+    plan = fits.prepare(partial(planning.ppo, models.networks, P, fill_id(tokenizer)), config, mesh)
+    starts, reward = ppo_models.load(config, models, tokenizer, lora, mesh)
     world = World(
         config=config,
         mesh=mesh,
-        model=model,
         tokenizer=tokenizer,
+        configs={"policy": model, "value": models.networks.value},
         frozen=fits.placed({name: start.frozen for name, start in starts.items()}, plan.frozen),
-        reference=starts["policy"].whole,
-        reward=reward_params,
-        reward_mean=reward.reward_mean,
+        reference=Model(model, starts["policy"].whole),
+        rewards=ppo_models.rewards_of(models, reward, tokenizer, mesh),
         generator=generator_of(config, model, mesh, tokenizer, ends),
         prompts=split.train,
+        rows=split.train_rows,
         P=P,
     )
     # The train step donates what it is given; the reference and the reward model must outlive it.
@@ -98,8 +82,8 @@ def run(config: ConfigDict, workdir: str) -> None:
         inputs=inputs.digests(
             config.data.train,
             config.data.eval,
-            *loading.sources(started_from, adapter),
-            *loading.sources(rewarded_by),
+            *loading.sources(folder, config.model.adapter),
+            *loading.sources(reward.folder),
         ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         eval_first=True,
@@ -116,7 +100,8 @@ def make_iteration(
     c = world.config
     mine = host_rows(c.rollout.batch_size, world.mesh)
     settings = planning.ppo_settings(c)
-    experience_of = planning.scoring_program(world.model, settings, fill_id(world.tokenizer))
+    read = planning.reading_program(settings, fill_id(world.tokenizer))
+    experience_of = jax.jit(partial(make_experience, settings=settings))
     # Cut as the step was compiled for; left to itself XLA may leave minibatches on every device whole.
     rows = NamedSharding(world.mesh, PartitionSpec(BATCH_AXES))
     shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
@@ -126,18 +111,17 @@ def make_iteration(
         index_B = row_indices(i, c.rollout.batch_size, len(world.prompts), c.seed)
         batch = to_global(prompt_arrays(world, world.prompts, index_B, mine), world.mesh)
         models = world.models(state.params)
-        world.generator.load(models.policy)
+        world.generator.load(models.policy.params)
         key = key_of(state.key, ROLLOUT, i)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         rolled_out = done_at(sampled.lengths_B)
+        where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
+        # The devices are given this first, so that a reward model which reads text can be prepared for meanwhile.
+        readings = read(models=models, sampled=sampled, **where)
+        scores = world.rewards([world.rows[i] for i in index_B], sampled=sampled, **where)
         experience, metrics = experience_of(
-            models=models,
-            prompts_BP=batch["tokens"],
-            prompt_lengths_B=batch["lengths"],
-            sampled=sampled,
-            kl_coef=state.extra["kl_coef"],
-            reward_mean=world.reward_mean,
+            readings, batch["lengths"], sampled, scores, state.extra["kl_coef"]
         )
         scored = done_at(metrics)
         found = []
@@ -207,17 +191,3 @@ def _check(config: ConfigDict, mesh: Mesh) -> None:
             f"would swing; use ten rollouts ({10 * rollout}) or more"
         )
     fit.tell_warmup(config, config.steps)
-
-
-def _check_models(config: ConfigDict, policy: Any, reward: Any) -> None:
-    if policy.is_scalar:
-        raise UserError(f"model.policy: {config.model.policy} is a reward model; give a language model")
-    if not reward.is_scalar:
-        raise UserError(
-            f"model.reward: {config.model.reward} is a language model; give what reward_model exported"
-        )
-    if policy.config.vocab_size != reward.config.vocab_size:
-        raise UserError(
-            f"model.reward: vocabulary of {reward.config.vocab_size}, but the policy's has "
-            f"{policy.config.vocab_size}; both must read the same tokens"
-        )

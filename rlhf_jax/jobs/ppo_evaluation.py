@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +15,9 @@ from rlhf_jax.jobs import plan as planning
 from rlhf_jax.jobs.ppo_world import EVALUATION, World, key_of, prompt_arrays
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
-from rlhf_jax.rollout.experience import Models, rollout_metrics, score_responses
+from rlhf_jax.rollout.experience import Readings, final_scores, rollout_metrics
 from rlhf_jax.rollout.generator import check_finite
+from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.average import averaged
 from rlhf_jax.training.state import TrainState
@@ -36,33 +38,32 @@ def make_evaluation(
 
     told: set[str] = set()
 
+    settings = planning.ppo_settings(c)
+    read = planning.reading_program(settings, fill_id(world.tokenizer), values=False)
+    asked = [rows[i] for i in index_B]
+
     @jax.jit
-    def score(models: Models, batch: dict, sampled: Generation) -> tuple[dict, dict]:
+    def measure(readings: Readings, sampled: Generation, scored: Scored) -> tuple[Any, dict]:
         # Arguments, not captured: what a compiled function captures becomes part of the program, and arrays
         # that lie on several processes cannot.
-        tokens_BP, lengths_B, pad_id = batch["tokens"], batch["lengths"], fill_id(world.tokenizer)
-        s = score_responses(
-            world.model,
-            models,
-            tokens_BP,
-            lengths_B,
-            sampled,
-            planning.ppo_settings(world.config),
-            world.reward_mean,
-            pad_id,
+        readings, sampled, scored = jax.tree.map(
+            lambda x: x[: len(prompts)] if x.ndim else x, (readings, sampled, scored)
         )
-        s, sampled = jax.tree.map(lambda x: x[: len(prompts)] if x.ndim else x, (s, sampled))
-        return s, rollout_metrics(s, sampled, planning.ppo_settings(world.config))
+        found = rollout_metrics(readings, sampled, scored, settings)
+        return final_scores(sampled, scored, settings), found
 
     def evaluate(state: TrainState, step: int) -> dict[str, float]:
         models = world.models(averaged(state.params, state.opt_state))
-        world.generator.load(models.policy)
+        world.generator.load(models.policy.params)
         key = key_of(jax.random.key(c.seed), EVALUATION, 0)
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
-        scored, metrics = score(models, batch, sampled)
+        where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
+        readings = read(models=models, sampled=sampled, **where)
+        scored = world.rewards(asked, sampled=sampled, **where)
+        scores_B, metrics = measure(readings, sampled, scored)
         tokens_BR, lengths_B, ended_B, scores_B, logprobs_BR = gather(
-            (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scored["scores_B"], sampled.logprobs_BR)
+            (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scores_B, sampled.logprobs_BR)
         )
         check_finite(logprobs_BR, "the policy")
         write_samples(

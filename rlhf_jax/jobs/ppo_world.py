@@ -14,8 +14,10 @@ from rlhf_jax.data.special_ids import fill_id
 from rlhf_jax.data.tokenization import Prompts
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.model import Model
 from rlhf_jax.rollout.experience import Models
 from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.rollout.rewards import Rewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.training.state import joined
 
@@ -27,19 +29,20 @@ class World(NamedTuple):
 
     config: ConfigDict
     mesh: Mesh
-    model: ModelConfig
     tokenizer: Any
-    frozen: dict[str, Params]
-    reference: Params
-    reward: Params
-    reward_mean: float
+    configs: dict[str, ModelConfig]  # of policy and value model
+    frozen: dict[str, Params]  # likewise
+    reference: Model
+    rewards: Rewards
     generator: DecodeGenerator
     prompts: Prompts
+    rows: tuple[dict, ...]  # the records of the prompts
     P: int
 
     def models(self, trained: dict[str, Params]) -> Models:
         params = joined(self.frozen, trained)
-        return Models(params["policy"], params["value"], self.reference, self.reward)
+        policy, value = (Model(self.configs[name], params[name]) for name in ("policy", "value"))
+        return Models(policy, value, self.reference)
 
 
 def generator_of(

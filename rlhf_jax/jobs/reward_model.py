@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,22 +11,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import NO_LIMIT, Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
+from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, rewarding, setup
 from rlhf_jax.jobs.reward_pad import exported_tokenizer
 from rlhf_jax.jobs.rows import rows_of
-from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
 from rlhf_jax.models.lora import Lora
+from rlhf_jax.models.model import Model
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.arrays import gather, host_rows, to_global
-from rlhf_jax.rollout.rewards import model_scores
 from rlhf_jax.training.workdir import one_writer, prepare
 
 
@@ -46,7 +44,12 @@ def run(config: ConfigDict, workdir: str) -> None:
         init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
     )
     model, base = adapters.model_of(found, lora), loading.base_of(init)
-    setup.describe(workdir, model, tokenizer, tokenizer_from, scalar=True, adapter=lora, base=base)
+    kept = (
+        {} if demonstrations is None else {rewarding.DEMONSTRATIONS: partial(rewarding.keep, demonstrations)}
+    )
+    setup.describe(
+        workdir, model, tokenizer, tokenizer_from, scalar=True, adapter=lora, base=base, beside=kept
+    )
     pad_id = fill_id(tokenizer)
     train, held, _ = rows_of(split, config.data, pad_id, config.seed)
     state = fit.offline(
@@ -69,7 +72,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         ),
         show=("loss", "rewards/accuracies", "eval/rewards/accuracies"),
     )
-    mean = _mean_score(config, mesh, model, state.params, demonstrations, pad_id)
+    mean = 0.0
+    if demonstrations is not None:
+        mean = rewarding.mean_score(Model(model, state.params), demonstrations, config.batch_size, mesh)
     ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     with exported_tokenizer(tokenizer, tokenizer_from, ends, model.vocab_size) as (tokenizer, tokenizer_from):
         setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
@@ -103,24 +108,6 @@ def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:
         )
     inputs.say(f"center_on: {len(whole)} demonstrations", +counts)
     return found.select(whole)
-
-
-def _mean_score(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, found: Sequences | None, pad_id: int
-) -> float:
-    """The mean score of demonstrations: what an average human answer is worth (rule M8). 0 without any."""
-    if found is None:
-        return 0.0
-    T, B = bucket(int(found.lengths.max()), 8), config.batch_size
-    score = jax.jit(lambda p, batch: model_scores(model, p, batch["tokens"], batch["lengths"], 0.0))
-    total = 0.0
-    for index_B, weight_B in eval_batches(len(found), B):
-        batch = to_global(pad(found, index_B, T, pad_id, host_rows(B, mesh)), mesh)
-        total += float(np.dot(gather(score(params, batch)), weight_B))
-    mean = total / len(found)
-    if startup.is_main():
-        print(f"mean score of {len(found)} demonstrations: {mean:.4f} (subtracted by readers)", flush=True)
-    return mean
 
 
 def _longer_wins(held: Pairs) -> None:

@@ -18,13 +18,13 @@ from rlhf_jax.data.handling import Handling, handling_of
 from rlhf_jax.data.limits import DROP
 from rlhf_jax.data.records import describe, write_parquet
 from rlhf_jax.data.responses import read_responses
-from rlhf_jax.data.special_ids import fill_id
-from rlhf_jax.data.tokenization import NO_LIMIT, Sequences, encode_sft, load_tokenizer
+from rlhf_jax.data.scored_text import sequences_up_to_score
+from rlhf_jax.data.tokenization import NO_LIMIT, Sequences, encode_sft
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, inputs, loading, setup
+from rlhf_jax.jobs import hints, inputs, rewarding, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
-from rlhf_jax.rollout.rewards import model_scores
+from rlhf_jax.rollout.rewards import RewardModel, model_scores
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.workdir import one_writer, prepare
 
@@ -34,14 +34,20 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/scores.parquet: the prompt's columns, responses, scores, and reasons where there is no score."""
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
-    path = loading.resolve(config.model.path)
     data = config.data
+    reward = rewarding.described(
+        config.model.path,
+        config.model,
+        field="model.path",
+        template=data.template,
+        adapter=config.model.adapter,
+    )
     rows, left_out = read_responses(data.responses, made_by=hints.PAIRS, chat=data.template == CHAT)
     inputs.say(f"data.responses: {len(rows)} rows read from {data.responses}", left_out)
-    tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.REWARD_MODEL)
     flat = [record for row in rows for record in row.records]
-    found, reasons = _encoded(flat, tokenizer, data)
-    known = iter(_scores(config, path, mesh, found, tokenizer).tolist())
+    found, reasons = _encoded(flat, reward.tokenizer, data)
+    found = sequences_up_to_score(found, reward.tokenizer, reward.score_at, reward.tail)
+    known = iter(_scores(config, reward, mesh, found).tolist())
     scores = iter([None if reason else next(known) for reason in reasons])
     why = iter(reasons)
     records = [
@@ -109,30 +115,17 @@ def _why_not(record: dict, tokenizer: Any, template: str, limit: int, how: Handl
     return None
 
 
-def _scores(config: ConfigDict, path: str, mesh: Mesh, found: Sequences, tokenizer: Any) -> np.ndarray:
+def _scores(config: ConfigDict, reward: RewardModel, mesh: Mesh, found: Sequences) -> np.ndarray:
     """The reward of every sequence [n]."""
     B = config.batch_size
     check_batch(B, mesh)
-    checkpoint, params = loading.load_model(
-        path,
-        config.model,
-        mesh,
-        hints.REWARD_MODEL,
-        tokens=len(tokenizer),
-        adapter=config.model.adapter,
-    )
-    if not checkpoint.is_scalar:
-        raise UserError(
-            f"model.path: {config.model.path} is a language model; give what reward_model exported"
-        )
-    score = jax.jit(
-        lambda p, x: model_scores(checkpoint.config, p, x["tokens"], x["lengths"], checkpoint.reward_mean)
-    )
+    reward = rewarding.loaded(reward, config.model, mesh, adapter=config.model.adapter)
+    score = jax.jit(model_scores)
     T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")
     parts = []
     for index_B, _ in eval_batches(len(found), B):
-        batch = to_global(pad(found, index_B, T, fill_id(tokenizer), host_rows(B, mesh)), mesh)
-        parts.append(gather(score(params, batch)))
+        batch = to_global(pad(found, index_B, T, 0, host_rows(B, mesh)), mesh)
+        parts.append(gather(score(reward.model, batch["tokens"], batch["lengths"], reward.mean)))
         progress.update(min(len(parts) * B, len(found)))
     progress.close()
     return np.concatenate(parts)[: len(found)]

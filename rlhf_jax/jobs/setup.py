@@ -6,9 +6,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -49,9 +50,11 @@ def describe(
     scalar: bool = False,
     adapter: Lora,
     base: str,
+    beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
 ) -> None:
     """Writes WORKDIR/model, which says what the checkpoints beside it are, so that another run can start from them.
 
+    beside: further files by name, and what writes each.
     adapter, base: what is trained, if not everything (rank 0), and the folder of what is frozen beside it.
     """
     if startup.is_main():
@@ -63,6 +66,8 @@ def describe(
                 targets = [name for site in lora.chosen(config, adapter.targets) for name in site.kernels]
                 found = {"base": os.path.abspath(base), **adapter._asdict(), "targets": targets}
                 (folder / loading.ADAPTER).write_text(json.dumps(found, indent=2) + "\n")
+            for name, write in beside.items():
+                write(folder / name)
 
 
 def token_ids(tokenizer: Any) -> dict[str, int | None]:

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
+from rlhf_jax.data.scored_text import LAST
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
 from rlhf_jax.json_files import read_object
@@ -119,6 +120,7 @@ def _write_config(config: ConfigDict, out: Path, diff: Tensors, classifier: bool
         raw["architectures"] = [FAMILIES[raw["model_type"]].classes[1]]
         raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         raw["reward_mean"] = raw.get("reward_mean", 0.0) - weight_diff.head_bias(diff)
+        raw["score_at"] = LAST  # AlpacaFarm's reward models read responses without an end token.
     path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 
 

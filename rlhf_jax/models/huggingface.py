@@ -35,13 +35,16 @@ _GENERATION = "generation_config.json"
 class Checkpoint:
     """What a folder says of its model: the shape, whether it has a score head, and what a reward model adds.
 
+    reward_mean: the mean score of demonstrations, which readers subtract; None of a run's checkpoint.
+    score_at: at which token a score is read (see `data.scored_text`); "" where the folder does not say.
     adapter: settings of the low-rank adapter that has been laid over it, if any.
     """
 
     config: ModelConfig
     is_scalar: bool
-    reward_mean: float
+    reward_mean: float | None
     adapter: lora.Lora | None = None
+    score_at: str = ""
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
@@ -152,7 +155,7 @@ def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tenso
     expected = places(config, scalar=is_scalar)
     check(folder, config, expected, tensors.shapes)
     mean = model_heads.reward_mean(folder / "config.json", raw) if is_scalar else 0.0
-    return Checkpoint(config, is_scalar, mean), tensors, expected
+    return Checkpoint(config, is_scalar, mean, score_at=str(raw.get("score_at", ""))), tensors, expected
 
 
 def _assemble(

@@ -157,7 +157,8 @@ def _raw_config(
     raw |= token_ids
     if scalar:
         raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-        raw["reward_mean"] = 0.0 if reward_mean is None else reward_mean
+        # What transformers does not know of a reward model of ours: what readers subtract, and that they read at EOS.
+        raw |= {"reward_mean": 0.0 if reward_mean is None else reward_mean, "score_at": "eos"}
     return raw
 
 

@@ -5,28 +5,26 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Int
 
-from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import join, response_logprobs, response_values
 from rlhf_jax.objectives.advantages import gae, score_with_missing_eos, shaped_rewards, whiten
 from rlhf_jax.objectives.kl import sequence_kl, token_kl
 from rlhf_jax.objectives.policy_gradient import explained_variance
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
-from rlhf_jax.rollout.rewards import model_scores
+from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 
 Metrics = dict[str, Float[Array, ""]]
 
 
 class Models(NamedTuple):
-    """The four networks of PPO: what is trained, and what it is measured against."""
+    """The networks that read a policy's own tokens: what is trained, and what it is measured against."""
 
-    policy: Params
-    value: Params
-    reference: Params
-    reward: Params
+    policy: Model
+    value: Model
+    reference: Model
 
 
 class Settings(NamedTuple):
@@ -53,54 +51,63 @@ class Experience(NamedTuple):
     returns_BR: Float[Array, "B R"]
 
 
-def score_responses(
-    config: ModelConfig,
+class Readings(NamedTuple):
+    """What policy, reference and value model say of sampled responses, before any score of them is known.
+
+    Attributes:
+      logprobs_BR, ref_logprobs_BR: at the sampling temperature, by the training graph.
+      values_BR: before each response token; zeros where there is no value model to ask.
+    """
+
+    tokens_BT: Int[Array, "B T"]
+    mask_BR: Bool[Array, "B R"]
+    logprobs_BR: Float[Array, "B R"]
+    ref_logprobs_BR: Float[Array, "B R"]
+    entropy_BR: Float[Array, "B R"]
+    values_BR: Float[Array, "B R"]
+
+
+def read_rollout(
     models: Models,
     prompts_BP: Int[Array, "B P"],
     prompt_lengths_B: Int[Array, " B"],
     sampled: Generation,
     settings: Settings,
-    reward_mean: ScalarLike,
     pad_id: int,
-) -> dict[str, Array]:
-    """What the frozen models and the policy say of sampled responses.
-
-    Returns tokens_BT, mask_BR, logprobs_BR and ref_logprobs_BR (at the sampling temperature, by the training
-    graph), entropy_BR, scores_B (with the missing-EOS rule applied) and raw_scores_B.
-    """
+    *,
+    values: bool = True,
+) -> Readings:
+    """Runs the networks over what was sampled. values: whether the value model is asked, too."""
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
     R = sampled.tokens_BR.shape[1]
-    options = {"temperature": settings.temperature, "chunk": settings.logprob_chunk}
-    logprobs_BR, entropy_BR = response_logprobs(
-        config, models.policy, tokens_BT, prompt_lengths_B, R, **options
+
+    def logprobs(model: Model) -> tuple[Array, Array]:
+        return response_logprobs(
+            model.config,
+            model.params,
+            tokens_BT,
+            prompt_lengths_B,
+            R,
+            temperature=settings.temperature,
+            chunk=settings.logprob_chunk,
+        )
+
+    logprobs_BR, entropy_BR = logprobs(models.policy)
+    values_BR = jnp.zeros(sampled.mask_BR.shape, jnp.float32)
+    if values:
+        values_BR = response_values(models.value.config, models.value.params, tokens_BT, prompt_lengths_B, R)
+    return Readings(
+        tokens_BT, sampled.mask_BR, logprobs_BR, logprobs(models.reference)[0], entropy_BR, values_BR
     )
-    ref_logprobs_BR, _ = response_logprobs(
-        config, models.reference, tokens_BT, prompt_lengths_B, R, **options
-    )
-    lengths_B = prompt_lengths_B + sampled.lengths_B
-    raw_scores_B = model_scores(config, models.reward, tokens_BT, lengths_B, reward_mean)
-    scores_B = score_with_missing_eos(raw_scores_B, sampled.ended_B, penalty=settings.missing_eos_penalty)
-    return {
-        "tokens_BT": tokens_BT,
-        "mask_BR": sampled.mask_BR,
-        "logprobs_BR": logprobs_BR,
-        "ref_logprobs_BR": ref_logprobs_BR,
-        "entropy_BR": entropy_BR,
-        "raw_scores_B": raw_scores_B,
-        "scores_B": scores_B,
-    }
 
 
 def make_experience(
-    config: ModelConfig,
-    models: Models,
-    prompts_BP: Int[Array, "B P"],
+    read: Readings,
     prompt_lengths_B: Int[Array, " B"],
     sampled: Generation,
+    scored: Scored,
     kl_coef: Float[Array, ""],
     settings: Settings,
-    reward_mean: ScalarLike,
-    pad_id: int,
 ) -> tuple[Experience, Metrics]:
     """One rollout as experience, and its metrics (TRL's names).
 
@@ -108,27 +115,26 @@ def make_experience(
     what the sampler said differs by `sampling/logp_difference`. Advantages are whitened over all real tokens
     of the global rollout (rule R7), once.
     """
-    s = score_responses(config, models, prompts_BP, prompt_lengths_B, sampled, settings, reward_mean, pad_id)
-    mask_BR = s["mask_BR"]
-    values_BR = response_values(config, models.value, s["tokens_BT"], prompt_lengths_B, mask_BR.shape[1])
-    kl_BR = token_kl(s["logprobs_BR"], s["ref_logprobs_BR"], mask_BR, estimator=settings.kl_estimator)
-    rewards_BR = shaped_rewards(s["scores_B"], kl_BR, mask_BR, kl_coef)
+    mask_BR, values_BR = read.mask_BR, read.values_BR
+    scores_B = final_scores(sampled, scored, settings)
+    kl_BR = token_kl(read.logprobs_BR, read.ref_logprobs_BR, mask_BR, estimator=settings.kl_estimator)
+    rewards_BR = shaped_rewards(scores_B, kl_BR, mask_BR, kl_coef)
     if settings.whiten_rewards:
         rewards_BR = whiten(rewards_BR, mask_BR, shift_mean=False)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, settings.gamma, settings.lam)
     experience = Experience(
-        tokens_BT=s["tokens_BT"],
+        tokens_BT=read.tokens_BT,
         prompt_lengths_B=prompt_lengths_B,
         mask_BR=mask_BR,
-        old_logprobs_BR=s["logprobs_BR"],
+        old_logprobs_BR=read.logprobs_BR,
         old_values_BR=values_BR,
         advantages_BR=whiten(advantages_BR, mask_BR),
         returns_BR=returns_BR,
     )
-    metrics = rollout_metrics(s, sampled, settings) | {
+    metrics = rollout_metrics(read, sampled, scored, settings) | {
         "objective/kl_coef": kl_coef,
         "objective/non_score_reward": -kl_coef * value(sequence_kl(kl_BR, mask_BR)),
-        "objective/rlhf_reward": jnp.mean(s["scores_B"]) - kl_coef * value(sequence_kl(kl_BR, mask_BR)),
+        "objective/rlhf_reward": jnp.mean(scores_B) - kl_coef * value(sequence_kl(kl_BR, mask_BR)),
         "val/explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
         "val/mean": value(masked_mean(values_BR, mask_BR)),
         "val/returns": value(masked_mean(returns_BR, mask_BR)),
@@ -137,18 +143,25 @@ def make_experience(
     return experience, metrics
 
 
-def rollout_metrics(s: dict[str, Array], sampled: Generation, settings: Settings) -> Metrics:
+def final_scores(sampled: Generation, scored: Scored, settings: Settings) -> Float[Array, " B"]:
+    """The scores that are learnt from: `missing_eos_penalty` for what did not end, or could not be scored."""
+    usable_B = sampled.ended_B & scored.readable_B
+    return score_with_missing_eos(scored.scores_B, usable_B, penalty=settings.missing_eos_penalty)
+
+
+def rollout_metrics(read: Readings, sampled: Generation, scored: Scored, settings: Settings) -> Metrics:
     """Scores, KL, entropy, lengths and endings of a rollout."""
-    mask_BR = s["mask_BR"]
-    kl_BR = token_kl(s["logprobs_BR"], s["ref_logprobs_BR"], mask_BR, estimator=settings.kl_estimator)
+    mask_BR = read.mask_BR
+    kl_BR = token_kl(read.logprobs_BR, read.ref_logprobs_BR, mask_BR, estimator=settings.kl_estimator)
     means: dict[str, Mean] = {
         "objective/kl": sequence_kl(kl_BR, mask_BR),
-        "objective/entropy": masked_mean(s["entropy_BR"], mask_BR),
-        "sampling/logp_difference": masked_mean(jnp.abs(s["logprobs_BR"] - sampled.logprobs_BR), mask_BR),
+        "objective/entropy": masked_mean(read.entropy_BR, mask_BR),
+        "objective/raw_scores": masked_mean(scored.scores_B, scored.readable_B),
+        "sampling/logp_difference": masked_mean(jnp.abs(read.logprobs_BR - sampled.logprobs_BR), mask_BR),
     }
     return {name: value(mean) for name, mean in means.items()} | {
-        "objective/scores": jnp.mean(s["scores_B"]),
-        "objective/raw_scores": jnp.mean(s["raw_scores_B"]),
+        "objective/scores": jnp.mean(final_scores(sampled, scored, settings)),
         "completions/mean_length": jnp.mean(sampled.lengths_B.astype(jnp.float32)),
         "completions/ended": jnp.mean(sampled.ended_B.astype(jnp.float32)),
+        "completions/unscored": jnp.mean(1.0 - scored.readable_B.astype(jnp.float32)),
     }

@@ -1,25 +1,118 @@
-"""Where scores come from: a reward model on the very tokens that were sampled."""
+"""Where scores come from: a reward model on the very tokens that were sampled, where it reads the same tokens.
+
+One that has another tokenizer or template reads the text instead, see `text_rewards`.
+"""
 
 from __future__ import annotations
 
-from jaxtyping import Array, Float, Int, ScalarLike
+import dataclasses
+from functools import lru_cache, partial
+from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
+
+from rlhf_jax.data.scored_text import LAST
 from rlhf_jax.models import decoder
-from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.model import Model
+from rlhf_jax.models.responses import join
+from rlhf_jax.sampling.decode import Generation
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """All that a score depends on, as one thing.
+
+    Attributes:
+      folder: where it was read from.
+      template: of the text that it reads; score_at: at which token of it (see `data.scored_text`).
+      tail: ids between the end token and that token.
+      mean: the mean score of demonstrations. It is subtracted, so that a score of 0 means "as good as a
+        demonstration" (rule M8).
+    """
+
+    model: Model
+    tokenizer: Any
+    folder: str
+    template: str
+    score_at: str
+    tail: tuple[int, ...] = ()
+    mean: float = 0.0
+
+
+class Scored(NamedTuple):
+    """scores_B: 0 where the reward model cannot be given the response, and `readable_B` is False."""
+
+    scores_B: Float[Array, " B"]
+    readable_B: Bool[Array, " B"]
+
+
+class Rewards(Protocol):
+    """Scores of sampled responses."""
+
+    def __call__(
+        self,
+        rows: list[dict],
+        prompts_BP: Int[Array, "B P"],
+        prompt_lengths_B: Int[Array, " B"],
+        sampled: Generation,
+    ) -> Scored:
+        """rows: the records that the prompts were made of, for who reads text."""
 
 
 def model_scores(
-    config: ModelConfig,
-    params: decoder.Params,
-    tokens_BT: Int[Array, "B T"],
-    lengths_B: Int[Array, " B"],
-    reward_mean: ScalarLike,
+    model: Model, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"], mean: ScalarLike
 ) -> Float[Array, " B"]:
-    """The reward of each right-padded `prompt + response` row, read at its last real token, float32.
+    """The reward of each right-padded row, read at its last real token, less the mean; float32."""
+    hidden_BTD = decoder.hidden_states(model.config, model.params, tokens_BT)
+    return decoder.last_token_scores(hidden_BTD, model.params, lengths_B) - mean
 
-    Args:
-      reward_mean: the mean score of demonstrations, stored with the reward model; it is subtracted, so a
-        score of 0 means "as good as a demonstration" (rule M8).
-    """
-    hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
-    return decoder.last_token_scores(hidden_BTD, params, lengths_B) - reward_mean
+
+@lru_cache
+def token_program(score_at: str, tail: tuple[int, ...], pad_id: int) -> Any:
+    """`score_tokens`, compiled once for the plan and the run."""
+    return jax.jit(partial(score_tokens, score_at=score_at, tail=tail, pad_id=pad_id))
+
+
+def score_tokens(
+    model: Model,
+    prompts_BP: Int[Array, "B P"],
+    prompt_lengths_B: Int[Array, " B"],
+    sampled: Generation,
+    mean: ScalarLike,
+    *,
+    score_at: str,
+    tail: tuple[int, ...],
+    pad_id: int,
+) -> Scored:
+    """Scores of sampled tokens, none of which is decoded. `tail` is written behind those that ended."""
+    tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
+    lengths_B, ended_B = prompt_lengths_B + sampled.lengths_B, sampled.ended_B.astype(jnp.int32)
+    if score_at == LAST:
+        lengths_B = lengths_B - ended_B
+    if tail:
+        tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, len(tail))), constant_values=pad_id)
+        behind_BT = jnp.arange(tokens_BT.shape[1]) - lengths_B[:, None]
+        written_BT = jnp.array(tail)[jnp.clip(behind_BT, 0, len(tail) - 1)]
+        tokens_BT = jnp.where((behind_BT >= 0) & (behind_BT < len(tail)), written_BT, tokens_BT)
+        lengths_B = lengths_B + ended_B * len(tail)
+    return Scored(model_scores(model, tokens_BT, lengths_B, mean), jnp.ones_like(sampled.ended_B))
+
+
+class TokenRewards:
+    """A reward model that reads the tokens of the policy."""
+
+    def __init__(self, reward: RewardModel, pad_id: int) -> None:
+        self.reward = reward
+        self._score = token_program(reward.score_at, reward.tail, pad_id)
+
+    def __call__(
+        self,
+        rows: list[dict],
+        prompts_BP: Int[Array, "B P"],
+        prompt_lengths_B: Int[Array, " B"],
+        sampled: Generation,
+    ) -> Scored:
+        del rows
+        return self._score(self.reward.model, prompts_BP, prompt_lengths_B, sampled, self.reward.mean)

@@ -6,6 +6,7 @@ checkpoints/<step>/{state,meta}    step: finished iterations. meta: the run's co
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
@@ -231,33 +232,88 @@ class Checkpoints:
         return UserError(f"{self._directory}: checkpoint {step} could not be written: {problem}")
 
 
-def newest(workdir: str | Path) -> Path | None:
-    """The folder of a workdir's last complete checkpoint; None when there is none."""
+class Chosen(NamedTuple):
+    """A checkpoint's folder, and why it is the one: "the best eval/loss", or "the last"."""
+
+    folder: Path
+    why: str
+
+
+def chosen(workdir: str | Path) -> Chosen | None:
+    """The checkpoint of which a workdir's export is made, or would be now; None when there is no checkpoint.
+
+    The best one, where the run has a `best_metric` and has measured it, as far as it was kept; else the last.
+    """
     folder = Path(workdir) / "checkpoints"
-    steps = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
-    return max(steps, key=lambda path: int(path.name), default=None)
+    steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    if not steps:
+        return None
+    last = folder / str(max(steps))
+    meta = _meta(last)
+    metric = meta["config"].get("best_metric", "")
+    sign = 1.0 if meta["config"].get("best_mode", "max") == "max" else -1.0
+    scores = {int(step): sign * score for step, score in meta["scores"].items() if math.isfinite(score)}
+    there = [step for step in steps if step in scores]
+    if not metric or not there:
+        return Chosen(last, "the last")
+    return Chosen(folder / str(max(there, key=lambda step: (scores[step], step))), f"the best {metric}")
+
+
+def _meta(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / "meta" / "metadata").read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{checkpoint}: not a readable checkpoint ({_first_line(e)})") from e
 
 
 def params_shapes(checkpoint: str | Path) -> PyTree:
     """The parameters of a checkpoint as a nested dict of shapes. UserError when it cannot be read."""
-    try:
-        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(checkpoint) / "state").tree["params"]
-    except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"{checkpoint}: not a readable checkpoint ({_first_line(e)})") from e
-    return jax.tree.map(lambda x: tuple(x.shape), tree)
+    return jax.tree.map(lambda x: tuple(x.shape), _tree(checkpoint)["params"])
 
 
 def restore_params(checkpoint: str | Path, like: PyTree) -> PyTree:
     """The parameters of a checkpoint, or those below `like`'s keys, and nothing else of the state.
 
+    Where the optimizer kept an average of them, it is that, as in what is evaluated and exported.
     like: a tree of shapes with shardings; arrays come back so, whatever mesh the checkpoint was written on.
     """
-    item = {"params": like}
+    where = _average_at(_tree(checkpoint)["opt_state"], (), tuple(like)) or ("params",)
+    item = like
+    for name in reversed(where):
+        item = {name: item}
     args = ocp.args.PyTreeRestore(
         item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        return reader.restore(epath.Path(checkpoint) / "state", args=args)["params"]
+        found = reader.restore(epath.Path(checkpoint) / "state", args=args)
+    for name in where:
+        found = found[name]
+    return found
+
+
+def _tree(checkpoint: str | Path) -> dict[str, PyTree]:
+    try:
+        found = ocp.PyTreeCheckpointHandler().metadata(epath.Path(checkpoint) / "state").tree
+        return {name: found[name] for name in ("params", "opt_state")}
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"{checkpoint}: not a readable checkpoint ({_first_line(e)})") from e
+
+
+def _average_at(tree: PyTree, path: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Where an optimizer's state keeps the average (`training.average`) of the wanted parameters; () if nowhere."""
+    if not isinstance(tree, dict):
+        return ()
+    average = tree.get("average")
+    if (
+        "inner" in tree
+        and isinstance(average, dict)
+        and all(average.get(name) is not None for name in wanted)
+    ):
+        return (*path, "average")
+    for name, part in tree.items():
+        if found := _average_at(part, (*path, name), wanted):
+            return found
+    return ()
 
 
 class _LastAndBest:

@@ -100,7 +100,7 @@ def trainers(mesh):
     numbers_BR = [np.zeros((B, R), np.float32)] * 4
     rows = rows_of(rng)
     experience = Experience(rows["tokens"], rows["prompt_lengths"], np.ones((B, R), bool), *numbers_BR)
-    ppo = losses.ppo(CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=CHUNK)
+    ppo = losses.ppo(CONFIG, CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=CHUNK)
     dpo = losses.dpo_loss(CONFIG, R, CHUNK, beta=0.1, label_smoothing=0.0)
     yield "sft", losses.sft(CONFIG, R, CHUNK), language, adam, rows, 1, B
     yield "dpo", dpo, language, adam, pair | reference, 2, B

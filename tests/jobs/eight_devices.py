@@ -10,14 +10,17 @@ import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 
 from rlhf_jax.data.packing import pack, pad_packs
+from rlhf_jax.data.scored_text import EOS
 from rlhf_jax.data.tokenization import Pairs, Sequences
 from rlhf_jax.jobs import losses
 from rlhf_jax.models import lora
+from rlhf_jax.models.model import Model
 from rlhf_jax.models.placement import place
 from rlhf_jax.parallel.arrays import gather, to_global
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.rollout.experience import Models, Settings, make_experience
+from rlhf_jax.rollout.experience import Models, Settings, make_experience, read_rollout
 from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.rollout.rewards import RewardModel, TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.training.state import joined
 
@@ -99,18 +102,12 @@ def rollout(mesh, case, loss):
     generator.load(policy)
     sampled = generator.generate(prompts["tokens"], prompts["lengths"], prompts["rows"], jax.random.key(3))
     settings = Settings(TEMPERATURE, "k1", -3.0, 1.0, 0.95, False, 16)
-    make = jax.jit(make_experience, static_argnums=(0, 6, 8))
-    experience, metrics = make(
-        CONFIG,
-        Models(policy, value, reference, reward),
-        prompts["tokens"],
-        prompts["lengths"],
-        sampled,
-        np.float32(0.1),
-        settings,
-        np.float32(0.25),
-        0,
-    )
+    where = {"prompts_BP": prompts["tokens"], "prompt_lengths_B": prompts["lengths"], "sampled": sampled}
+    models = Models(*(Model(CONFIG, params) for params in (policy, value, reference)))
+    readings = jax.jit(partial(read_rollout, settings=settings, pad_id=0))(models, **where)
+    scored = TokenRewards(RewardModel(Model(CONFIG, reward), None, "", "", EOS, mean=0.25), 0)([], **where)
+    make = jax.jit(partial(make_experience, settings=settings))
+    experience, metrics = make(readings, prompts["lengths"], sampled, scored, np.float32(0.1))
     first, _ = loss({"policy": policy, "value": value}, experience)
     assert abs(first["policy/ratio"] - 1) < 1e-5 and first["policy/approxkl"] < 1e-10, first
     assert first["policy/clipfrac"] == 0, first

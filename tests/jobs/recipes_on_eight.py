@@ -52,7 +52,7 @@ def integers(*shape):
 def plan_of(config, model, mesh):
     """The longest rows there can be: prompt and response share max_length, the response may be all but a token."""
     if config.job == "ppo":
-        return plan.ppo(model, config.data.max_prompt_length, 0, config, mesh)
+        return plan.ppo(plan.Networks(model, model, model), config.data.max_prompt_length, 0, config, mesh)
     T = config.data.max_length
     R, chunk = T - 1, config.get("logprob_chunk", 0)
     rows = {"tokens": integers(1, T), "lengths": integers(1), "prompt_lengths": integers(1)}

@@ -135,11 +135,12 @@ def test_ppo_has_one_copy_of_each_base(farm, tmp_path, monkeypatch):
     monkeypatch.setattr(ppo, "make_iteration", noted)
     run("ppo", config("ppo", farm, steps=1), tmp_path)
     (world,) = worlds
-    assert world.reference["embed"] is world.frozen["policy"]["embed"]
+    reference, reward = world.reference.params, world.rewards.reward.model.params
+    assert reference["embed"] is world.frozen["policy"]["embed"]
     for path, x in jax.tree_util.tree_leaves_with_path(world.frozen["policy"]):
-        assert x is at(world.reference, path)
+        assert x is at(reference, path)
     for path, x in jax.tree_util.tree_leaves_with_path(world.frozen["value"]):
-        assert x is at(world.reward, path)
+        assert x is at(reward, path)
 
 
 def at(tree, path):
@@ -239,15 +240,19 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     """Of the plan, which is all that is known before weights are read."""
     found, _ = huggingface.load(farm / "sft/export")
     mesh = make_mesh(1, 1, 1)
+    models = plan.Networks(found.config, found.config, found.config)
     whole, adapted = (
-        plan.ppo(found.config, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
+        plan.ppo(models, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
     )
     assert not jax.tree.leaves(whole.frozen)
     trained = bytes_per_device(adapted.state.params)
     assert bytes_per_device(adapted.state.opt_state) == pytest.approx(2 * trained, abs=64)
     assert bytes_per_device((adapted.state.params, adapted.frozen)) > bytes_per_device(whole.state.params)
     assert bytes_per_device(adapted.frozen) < bytes_per_device(whole.state.params)
-    assert adapted.beside == trained < whole.beside == bytes_per_device(whole.state.params)
+    # The reference's adapter and the reward model's score head; the rest of both is what is frozen anyway.
+    head = bytes_per_device(adapted.state.params["value"]["score"])
+    assert adapted.beside == bytes_per_device(adapted.state.params["policy"]) + head
+    assert adapted.beside < whole.beside == bytes_per_device(whole.state.params)
     assert fits.needed(adapted) < fits.needed(whole)
 
 

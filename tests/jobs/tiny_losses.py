@@ -44,7 +44,7 @@ def cases() -> dict[str, Case]:
         ),
         "ppo": Case(
             lambda R: losses.ppo(
-                CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=chunk
+                CONFIG, CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=chunk
             ),
             {"policy": language, "value": scalar},
             _experience(rng),

@@ -1,6 +1,7 @@
 """join, window and make_experience, recomputed row by row in plain NumPy."""
 
 from functools import cache, partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from rlhf_jax.data.scored_text import EOS as AT_EOS
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import join, response_mask, window
-from rlhf_jax.rollout.experience import Models, Settings, make_experience, score_responses
-from rlhf_jax.rollout.rewards import model_scores
+from rlhf_jax.rollout.experience import Models, Settings, final_scores, make_experience, read_rollout
+from rlhf_jax.rollout.rewards import RewardModel, TokenRewards, model_scores
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
 
@@ -33,7 +36,14 @@ def random_params(seed, *, scalar=False):
     return params | {"embed": params["embed"] * 50}
 
 
-MODELS = Models(
+class Networks(NamedTuple):
+    policy: dict
+    value: dict
+    reference: dict
+    reward: dict
+
+
+MODELS = Networks(
     random_params(0), random_params(1, scalar=True), random_params(2), random_params(3, scalar=True)
 )
 
@@ -98,12 +108,12 @@ def test_response_mask_counts_the_end_of_sequence():
 def test_rewards_are_read_at_the_last_token_less_the_mean_of_demonstrations():
     rows = whole_rows()
     lengths = jnp.array([len(row) for row in rows], jnp.int32)
-    score = jax.jit(partial(model_scores, CONFIG))
+    score = jax.jit(model_scores)
     for fill in (PAD, 5):  # what stands after the end is of no account
         padded = np.full((4, P + R + 2), fill, np.int32)
         for b, row in enumerate(rows):
             padded[b, : len(row)] = row
-        found = score(MODELS.reward, jnp.array(padded), lengths, MEAN)
+        found = score(Model(CONFIG, MODELS.reward), jnp.array(padded), lengths, MEAN)
         assert found == pytest.approx([alone(MODELS.reward, row)[-1] - MEAN for row in rows], rel=1e-4)
 
 
@@ -168,22 +178,25 @@ def settings(estimator="k1", whiten_rewards=False):
     return Settings(TEMPERATURE, estimator, PENALTY, GAMMA, LAM, whiten_rewards, 4)
 
 
-MAKE = jax.jit(make_experience, static_argnums=(0, 6, 8))
+READ = jax.jit(read_rollout, static_argnums=(4, 5))
+MAKE = jax.jit(make_experience, static_argnums=5)
+
+
+def readings(models, prompts, sampled, given):
+    whole = Models(*(Model(CONFIG, params) for params in models[:3]))
+    return READ(whole, jnp.array(prompts), LENGTHS, sampled, given, PAD)
+
+
+def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS):
+    reward = RewardModel(Model(CONFIG, models.reward), None, "", "", score_at, tail, MEAN)
+    return TokenRewards(reward, PAD)([], jnp.array(prompts), LENGTHS, sampled)
 
 
 def experience(models=MODELS, *, extra=0, sampled=SAMPLED, **changes):
-    prompts = jnp.array(prompt_arrays(extra))
-    return MAKE(
-        CONFIG,
-        models,
-        prompts,
-        LENGTHS,
-        sampled,
-        jnp.float32(KL_COEF),
-        settings(**changes),
-        jnp.float32(MEAN),
-        PAD,
-    )
+    given, prompts = settings(**changes), prompt_arrays(extra)
+    read = readings(models, prompts, sampled, given)
+    scored = scores(prompts, sampled, models=models)
+    return MAKE(read, LENGTHS, sampled, scored, jnp.float32(KL_COEF), given)
 
 
 def sample(key, extra=0):
@@ -272,13 +285,35 @@ def test_a_wider_bucket_on_the_left_changes_nothing():
         np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=1e-5, atol=1e-5)
 
 
-def test_score_responses_speaks_of_the_policy_that_sampled():
+def test_readings_speak_of_the_policy_that_sampled():
     """Log-probs of the sampler, at its temperature, are those of the training graph."""
     sampled = sample(1)
-    score = jax.jit(score_responses, static_argnums=(0, 5, 7))
-    s = score(
-        CONFIG, MODELS, jnp.array(prompt_arrays()), LENGTHS, sampled, settings(), jnp.float32(MEAN), PAD
-    )
-    difference = np.abs(np.asarray(s["logprobs_BR"] - sampled.logprobs_BR))[np.asarray(sampled.mask_BR)]
+    read = readings(MODELS, prompt_arrays(), sampled, settings())
+    difference = np.abs(np.asarray(read.logprobs_BR - sampled.logprobs_BR))[np.asarray(sampled.mask_BR)]
     assert difference.max() < 1e-5
-    assert np.asarray(s["scores_B"])[~np.asarray(sampled.ended_B)] == pytest.approx(PENALTY)
+    final = np.asarray(final_scores(sampled, scores(prompt_arrays(), sampled), settings()))
+    assert final[~np.asarray(sampled.ended_B)] == pytest.approx(PENALTY)
+
+
+@pytest.mark.parametrize(("score_at", "tail"), [("last", ()), ("eos", ()), ("template", (5, 7))])
+def test_a_score_is_read_where_the_reward_model_reads_it(score_at, tail):
+    """Before the end token, at it, or behind what the template writes after it; a cut response has no end."""
+    found = scores(prompt_arrays(), SAMPLED, score_at, tail)
+    for b, (row, end) in enumerate(zip(whole_rows(), ENDS, strict=True)):
+        if end is not None:
+            row = row[:-1] if score_at == "last" else np.append(row, np.array(tail, row.dtype))
+        assert float(found.scores_B[b]) == pytest.approx(alone(MODELS.reward, row)[-1] - MEAN, rel=1e-4), b
+
+
+def test_what_could_not_be_scored_gets_the_penalty_and_is_counted():
+    read = readings(MODELS, prompt_arrays(), SAMPLED, settings())
+    scored = scores(prompt_arrays(), SAMPLED)
+    readable = jnp.array([True, False, True, True])
+    broken = scored._replace(readable_B=readable, scores_B=scored.scores_B.at[1].set(jnp.nan))
+    _, metrics = MAKE(read, LENGTHS, SAMPLED, broken, jnp.float32(KL_COEF), settings())
+    wanted = [PENALTY if b in (1, 3) else float(scored.scores_B[b]) for b in range(4)]  # row 3 did not end
+    assert metrics["objective/scores"] == pytest.approx(np.mean(wanted), rel=1e-5)
+    assert metrics["completions/unscored"] == 1 / 4
+    assert metrics["objective/raw_scores"] == pytest.approx(
+        np.mean(np.asarray(scored.scores_B)[[0, 2, 3]]), rel=1e-5
+    )

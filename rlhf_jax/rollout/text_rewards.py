@@ -1,0 +1,82 @@
+"""Scores by a reward model with another tokenizer or template than the policy's.
+
+What was sampled is decoded, put into the reward model's template and encoded with its tokenizer, on the host. The
+devices need not wait for it: they run the other networks meanwhile. Each process encodes its own rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from rlhf_jax.data.batches import bucket
+from rlhf_jax.data.scored_text import encode_scored
+from rlhf_jax.data.tokenization import decode
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.parallel.arrays import gather, host_rows, to_global
+from rlhf_jax.rollout.rewards import RewardModel, Scored, model_scores
+from rlhf_jax.sampling.decode import Generation
+
+text_program = jax.jit(model_scores)
+
+
+class TextRewards:
+    """A reward model that reads text.
+
+    longest: tokens of its longest row that is to be expected; arrays are as long for the whole run. Should a row be
+    longer, arrays double, and the scoring is compiled once more.
+    """
+
+    def __init__(self, reward: RewardModel, policy_tokenizer: Any, mesh: Mesh, longest: int) -> None:
+        self.reward = reward
+        self._decoder, self._mesh, self._longest = policy_tokenizer, mesh, longest
+
+    def __call__(
+        self,
+        rows: list[dict],
+        prompts_BP: Int[Array, "B P"],
+        prompt_lengths_B: Int[Array, " B"],
+        sampled: Generation,
+    ) -> Scored:
+        del prompts_BP, prompt_lengths_B
+        tokens_BR, lengths_B, ended_B = gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B))
+        mine = np.arange(len(rows))[host_rows(len(rows), self._mesh)]
+        answered = [
+            rows[b]
+            | {"output": decode(self._decoder, tokens_BR[b, : lengths_B[b]]), "ended": bool(ended_B[b])}
+            for b in mine
+        ]
+        reward = self.reward
+        found = encode_scored(answered, reward.tokenizer, reward.template, reward.score_at)
+        ids = [np.zeros(1, np.int32) if isinstance(x, str) else x for x in found]
+        readable = np.array([not isinstance(x, str) for x in found])
+        lengths = np.array([len(x) for x in ids], np.int32)
+        tokens = np.zeros((len(ids), self._width(lengths)), np.int32)
+        for row, x in zip(tokens, ids, strict=True):
+            row[: len(x)] = x
+        batch = to_global({"tokens": tokens, "lengths": lengths, "readable": readable}, self._mesh)
+        scores_B = text_program(reward.model, batch["tokens"], batch["lengths"], reward.mean)
+        return Scored(scores_B, batch["readable"])
+
+    def _width(self, lengths: np.ndarray) -> int:
+        """Of the arrays, the same on every process."""
+        most, width = int(gather(to_global(lengths, self._mesh)).max()), self._longest
+        while width < most:
+            width *= 2
+        return within(self.reward.model.config, width, most)
+
+
+def within(config: ModelConfig, width: int, most: int = 0) -> int:
+    """A width that a table of learned positions holds, where rows of `most` tokens fit into it."""
+    if config.positions != "learned":
+        return width
+    return max(min(width, config.max_positions), most)
+
+
+def expected_length(longest_prompt: int, max_new_tokens: int) -> int:
+    """Tokens of a row: another tokenizer may need more of them for a response than the policy did."""
+    return bucket(longest_prompt + 2 * max_new_tokens + 8, 8)
