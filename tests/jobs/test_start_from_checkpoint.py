@@ -1,6 +1,7 @@
 """A trainer starts from another one's checkpoint: its parameters alone, on any mesh."""
 
 import importlib
+import json
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import loading
+from rlhf_jax.jobs import loading, rewarding
 from rlhf_jax.models import huggingface
 from rlhf_jax.parallel.mesh import make_mesh
 
@@ -56,6 +57,30 @@ def test_a_workdir_means_its_last_checkpoint_and_holds_what_its_export_does(trai
     assert any(
         (np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (earlier, wanted)), strict=True)
     )
+
+
+def test_a_reward_model_keeps_its_mean_with_its_checkpoints(trained, farm, tmp_path):
+    """That of each checkpoint: its scores are its export's, and not those of a model that nothing is subtracted of."""
+    exported = json.loads((trained / "reward_model/export/config.json").read_text())
+    page, mesh = tiny_farm.settings("score", farm).model, make_mesh(1, 1, 1)
+    means = []
+    for folder in ("reward_model", "reward_model/checkpoints/1"):
+        found = rewarding.described(str(trained / folder), page, field="model.path", template="brief")
+        means.append(rewarding.loaded(found, page, mesh).mean)
+    assert means[0] == pytest.approx(exported["reward_mean"], abs=1e-5) and exported["score_at"] == "eos"
+    assert abs(means[0]) > 0.01 and abs(means[0] - means[1]) > 1e-6
+
+
+def test_the_best_checkpoint_and_the_average_are_taken_as_in_an_export(farm, tmp_path, capsys):
+    changes = {"epochs": 0.32, "eval_every": 1, "save_every": 1, "keep_checkpoints": 4, "optimizer.ema": 0.8}
+    run("sft", farm, tmp_path, **changes, best_metric="eval/loss", best_mode="max")
+    assert "best eval/loss" in capsys.readouterr().out
+    _, params = loaded(tmp_path, farm)
+    taken = capsys.readouterr().out.splitlines()[0]
+    assert taken.startswith(f"{tmp_path}: checkpoint ") and taken.endswith("is taken, the best eval/loss")
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert f"checkpoint {max(steps)} " not in taken
+    jax.tree.map(np.testing.assert_array_equal, params, huggingface.load(tmp_path / "export")[1])
 
 
 def test_of_ppo_the_policy_is_taken(trained, farm, tmp_path):
