@@ -11,8 +11,9 @@ def same_tokens(one: Any, other: Any) -> bool:
     """
     if one is other:
         return True
+    pads = {one.pad_token, other.pad_token}
     return (
-        _vocabulary(one) == _vocabulary(other)
+        _vocabulary(one, pads) == _vocabulary(other, pads)
         and [_special(one, name) for name in ("bos_token", "eos_token")]
         == [_special(other, name) for name in ("bos_token", "eos_token")]
         and _rules(one) == _rules(other)
@@ -23,8 +24,8 @@ def same_tokens(one: Any, other: Any) -> bool:
 _PROBE = "The cat's 12 hats, 3.50 EUR:\n\n\tdef f(x):  return x\u00e9\u4e2d \U0001f600 </s> <|im_end|> "
 
 
-def _vocabulary(tokenizer: Any) -> dict[str, int]:
-    return {token: i for token, i in tokenizer.get_vocab().items() if token != tokenizer.pad_token}
+def _vocabulary(tokenizer: Any, pads: set[str | None]) -> dict[str, int]:
+    return {token: i for token, i in tokenizer.get_vocab().items() if token not in pads}
 
 
 def _special(tokenizer: Any, name: str) -> tuple[str | None, int | None]:

@@ -112,8 +112,7 @@ def _mean_of_checkpoint(reward: RewardModel, model: Model, mesh: Mesh) -> float:
 
 
 def _without_embedding(tokenizer: Any, rows: int) -> str:
-    """A token that text may hold and the model has no embedding for, or ""; the PAD token is never read."""
-    beyond = [
-        token for token, i in tokenizer.get_vocab().items() if i >= rows and token != tokenizer.pad_token
-    ]
-    return beyond[0] if beyond else ""
+    """A token that text may hold, or that ends it, and that the model has no embedding for; else ""."""
+    never = {*tokenizer.all_special_tokens, tokenizer.pad_token} - {tokenizer.bos_token, tokenizer.eos_token}
+    beyond = (token for token, i in tokenizer.get_vocab().items() if i >= rows and token not in never)
+    return next(beyond, "")

@@ -24,7 +24,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs, rewarding, setup
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
-from rlhf_jax.rollout.rewards import RewardModel, model_scores
+from rlhf_jax.rollout.rewards import RewardModel, check_embedded, model_scores
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.workdir import one_writer, prepare
 
@@ -119,6 +119,7 @@ def _scores(config: ConfigDict, reward: RewardModel, mesh: Mesh, found: Sequence
     """The reward of every sequence [n]."""
     B = config.batch_size
     check_batch(B, mesh)
+    check_embedded(reward, int(found.tokens.max()))
     reward = rewarding.loaded(reward, config.model, mesh, adapter=config.model.adapter)
     score = jax.jit(model_scores)
     T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")

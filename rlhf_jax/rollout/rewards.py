@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.data.scored_text import LAST
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import join
@@ -67,6 +68,15 @@ def model_scores(
     """The reward of each right-padded row, read at its last real token, less the mean; float32."""
     hidden_BTD = decoder.hidden_states(model.config, model.params, tokens_BT)
     return decoder.last_token_scores(hidden_BTD, model.params, lengths_B) - mean
+
+
+def check_embedded(reward: RewardModel, most: int) -> None:
+    """UserError for an id that the model has no embedding of; a lookup would take another token's in silence."""
+    if most >= reward.model.config.vocab_size:
+        raise UserError(
+            f"{reward.folder}: the template {reward.template} writes token {most}, but there are embeddings of "
+            f"{reward.model.config.vocab_size}; use the tokenizer that the model was trained with"
+        )
 
 
 @lru_cache

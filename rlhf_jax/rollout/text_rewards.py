@@ -18,7 +18,7 @@ from rlhf_jax.data.scored_text import encode_scored
 from rlhf_jax.data.tokenization import decode
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
-from rlhf_jax.rollout.rewards import RewardModel, Scored, model_scores
+from rlhf_jax.rollout.rewards import RewardModel, Scored, check_embedded, model_scores
 from rlhf_jax.sampling.decode import Generation
 
 text_program = jax.jit(model_scores)
@@ -58,6 +58,7 @@ class TextRewards:
         tokens = np.zeros((len(ids), self._width(lengths)), np.int32)
         for row, x in zip(tokens, ids, strict=True):
             row[: len(x)] = x
+        check_embedded(reward, int(tokens.max()))
         batch = to_global({"tokens": tokens, "lengths": lengths, "readable": readable}, self._mesh)
         scores_B = text_program(reward.model, batch["tokens"], batch["lengths"], reward.mean)
         return Scored(scores_B, batch["readable"])

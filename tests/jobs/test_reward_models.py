@@ -1,7 +1,7 @@
 """PPO takes any reward model: its scores of its own samples are the `score` job's, and transformers'.
 
 Four reward models that transformers has written: one like the policy; one of the same shapes with another rope base,
-epsilon and window; one of another size and family; one with a tokenizer of equal size and other tokens.
+epsilon and window; one of another size; one with a tokenizer of equal size and other tokens.
 """
 
 import json
@@ -86,7 +86,7 @@ def models(farm, tmp_path_factory):
         "policy": folder / "policy",
         "same": write(folder / "same", tokenizer, reward_mean=MEAN),
         "other settings": write(folder / "settings", tokenizer, "Mistral", **OTHER),
-        "other size": write(folder / "size", tokenizer, "Qwen2", **big),
+        "other size": write(folder / "size", tokenizer, **big),
         "other tokenizer": write(folder / "tokenizer", shuffled(tokenizer)),
         "chat": write(folder / "chat", chat_tokenizer()),
     }
