@@ -277,7 +277,7 @@ def restore_params(checkpoint: str | Path, like: PyTree) -> PyTree:
     Where the optimizer kept an average of them, it is that, as in what is evaluated and exported.
     like: a tree of shapes with shardings; arrays come back so, whatever mesh the checkpoint was written on.
     """
-    where = _average_at(_tree(checkpoint)["opt_state"], (), tuple(like)) or ("params",)
+    where = _average_at(_tree(checkpoint)["opt_state"], ("opt_state",), tuple(like)) or ("params",)
     item = like
     for name in reversed(where):
         item = {name: item}
