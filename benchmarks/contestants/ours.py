@@ -12,7 +12,7 @@ from session import Job, Session
 from setting import GREEDY, PAD, TRAINING
 
 from rlhf_jax.data.batches import bucket
-from rlhf_jax.data.scored_text import EOS
+from rlhf_jax.data.scored_text import EOS, Closing
 from rlhf_jax.jobs import losses
 from rlhf_jax.models import huggingface
 from rlhf_jax.models.config import ModelConfig
@@ -109,7 +109,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         logprob_chunk=CHUNK,
     )
     read = jax.jit(partial(read_rollout, settings=settings, pad_id=PAD))
-    rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS), PAD)
+    rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS, Closing(0)), PAD)
     experience_of = jax.jit(partial(make_experience, settings=settings))
 
     def experience(params: dict[str, Params], sampled: Generation) -> Any:

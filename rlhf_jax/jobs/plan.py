@@ -17,7 +17,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.scored_text import EOS
 from rlhf_jax.jobs import adapters, losses
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.lora import stored
@@ -146,7 +145,7 @@ class Networks(NamedTuple):
 
     Attributes:
       value_from: whose trunk the value model starts from: "reward" or "policy".
-      score_at, tail: where the reward model's score is read, see `rollout.rewards`.
+      closing: what the reward model reads behind a response, see `rollout.rewards`.
       text_length: tokens of the rows that it reads, where these are not the policy's own tokens; else 0.
     """
 
@@ -154,8 +153,7 @@ class Networks(NamedTuple):
     value: ModelConfig
     reward: ModelConfig
     value_from: str = "reward"
-    score_at: str = EOS
-    tail: tuple[int, ...] = ()
+    closing: tuple[int, ...] = (0,)
     text_length: int = 0
 
 
@@ -232,7 +230,7 @@ def ppo(networks: Networks, P: int, pad_id: int, config: ConfigDict, mesh: Mesh)
         if T := networks.text_length:
             text = rows(mesh, N, {"tokens": integers((1, T)), "lengths": integers((1,))})
             return text_program.lower(reward, text["tokens"], text["lengths"], 0.0)
-        return token_program(networks.score_at, networks.tail, pad_id).lower(
+        return token_program(networks.closing, pad_id).lower(
             reward, prompts["tokens"], prompts["lengths"], sampled(), 0.0
         )
 

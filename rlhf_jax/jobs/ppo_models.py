@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.chat import CHAT, encode_chat_prompts
+from rlhf_jax.data.handling import Handling, handling_of
 from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.same_tokens import same_tokens
 from rlhf_jax.data.special_ids import fill_id
@@ -52,7 +53,13 @@ def describe(config: ConfigDict, folder: str, tokenizer: Any, rows: list[dict], 
     if policy.is_scalar:
         raise UserError(f"model.policy: {m.policy} is a reward model; give a language model")
     template = m.reward_template or config.data.template
-    reward = rewarding.described(m.reward, m, field="model.reward", template=template)
+    how = handling_of(config.data)
+    if m.reward_template not in (
+        "",
+        config.data.template,
+    ):  # the settings of the page are for the policy's template
+        how = Handling(date=how.date)
+    reward = rewarding.described(m.reward, m, field="model.reward", template=template, how=how)
     alike = _reads_tokens_of(tokenizer, reward)
     as_tokens = alike and template == config.data.template and _same_chat(template, tokenizer, reward)
     value_from = _value_from(config, alike)
@@ -76,8 +83,7 @@ def describe(config: ConfigDict, folder: str, tokenizer: Any, rows: list[dict], 
         value=value if value_from == "reward" else model,
         reward=reward.model.config,
         value_from=value_from,
-        score_at=reward.score_at,
-        tail=reward.tail,
+        closing=reward.behind.read(reward.score_at),
         text_length=length,
     )
     return Described(folder, networks, reward)
@@ -145,7 +151,7 @@ def _text_length(config: ConfigDict, reward: RewardModel, rows: list[dict]) -> i
     """Tokens of the arrays that text is encoded into; says how many prompts the template cannot write."""
     tokenizer = reward.tokenizer
     if reward.template == CHAT:
-        found = encode_chat_prompts([messages_of(row) for row in rows], tokenizer)
+        found = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, reward.how)
     else:
         found = encode_prompt_texts([render(row, reward.template) for row in rows], tokenizer)
     reasons = sorted({x for x in found if isinstance(x, str)})
@@ -161,5 +167,5 @@ def _text_length(config: ConfigDict, reward: RewardModel, rows: list[dict]) -> i
             f"({'; '.join(reasons)}); their responses get missing_eos_penalty",
             flush=True,
         )
-    width = expected_length(int(lengths.max()) + len(reward.tail), config.rollout.max_new_tokens)
+    width = expected_length(int(lengths.max()) + len(reward.behind.tail), config.rollout.max_new_tokens)
     return within(reward.model.config, width)

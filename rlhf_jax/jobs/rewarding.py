@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import bucket, eval_batches, pad
+from rlhf_jax.data.handling import Handling
 from rlhf_jax.data.scored_text import closing, default_score_at
 from rlhf_jax.data.tokenization import Sequences, load_tokenizer
 from rlhf_jax.errors import UserError
@@ -25,11 +26,19 @@ from rlhf_jax.rollout.rewards import RewardModel, model_scores
 DEMONSTRATIONS = "demonstrations.npz"  # in WORKDIR/model
 
 
-def described(folder: str, model: ConfigDict, *, field: str, template: str, adapter: str = "") -> RewardModel:
+def described(
+    folder: str,
+    model: ConfigDict,
+    *,
+    field: str,
+    template: str,
+    adapter: str = "",
+    how: Handling | None = None,
+) -> RewardModel:
     """A reward model without its parameters; raises the errors that loading it would.
 
     folder: what the page's `field` names, any family's folder, or another run's workdir or checkpoint.
-    template: of the text that it is given.
+    template: of the text that it is given. how: how conversations are written.
     """
     path = loading.resolve(folder)
     tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.REWARD_MODEL)
@@ -43,8 +52,9 @@ def described(folder: str, model: ConfigDict, *, field: str, template: str, adap
             f"such as {missing!r}; put the tokenizer there that it was trained with"
         )
     score_at = model.score_at or found.score_at or default_score_at(template)
-    tail = closing(tokenizer, template, score_at)
-    return RewardModel(Model(found.config, {}), tokenizer, path, template, score_at, tail)
+    how = how or Handling()
+    behind = closing(tokenizer, template, score_at, how)
+    return RewardModel(Model(found.config, {}), tokenizer, path, template, score_at, behind, how)
 
 
 def loaded(

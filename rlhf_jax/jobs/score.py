@@ -40,13 +40,14 @@ def run(config: ConfigDict, workdir: str) -> None:
         config.model,
         field="model.path",
         template=data.template,
+        how=handling_of(data),
         adapter=config.model.adapter,
     )
     rows, left_out = read_responses(data.responses, made_by=hints.PAIRS, chat=data.template == CHAT)
     inputs.say(f"data.responses: {len(rows)} rows read from {data.responses}", left_out)
     flat = [record for row in rows for record in row.records]
     found, reasons = _encoded(flat, reward.tokenizer, data)
-    found = sequences_up_to_score(found, reward.tokenizer, reward.score_at, reward.tail)
+    found = sequences_up_to_score(found, reward.score_at, reward.behind)
     known = iter(_scores(config, reward, mesh, found).tolist())
     scores = iter([None if reason else next(known) for reason in reasons])
     why = iter(reasons)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from rlhf_jax.data.scored_text import LAST
+from rlhf_jax.data.handling import Handling
+from rlhf_jax.data.scored_text import Closing
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.model import Model
@@ -28,7 +29,8 @@ class RewardModel:
     Attributes:
       folder: where it was read from.
       template: of the text that it reads; score_at: at which token of it (see `data.scored_text`).
-      tail: ids between the end token and that token.
+      behind: what stands between a response and that token.
+      how: how conversations are written.
       mean: the mean score of demonstrations. It is subtracted, so that a score of 0 means "as good as a
         demonstration" (rule M8).
     """
@@ -38,7 +40,8 @@ class RewardModel:
     folder: str
     template: str
     score_at: str
-    tail: tuple[int, ...] = ()
+    behind: Closing
+    how: Handling = dataclasses.field(default_factory=Handling)
     mean: float = 0.0
 
 
@@ -80,9 +83,9 @@ def check_embedded(reward: RewardModel, most: int) -> None:
 
 
 @lru_cache
-def token_program(score_at: str, tail: tuple[int, ...], pad_id: int) -> Any:
+def token_program(closing: tuple[int, ...], pad_id: int) -> Any:
     """`score_tokens`, compiled once for the plan and the run."""
-    return jax.jit(partial(score_tokens, score_at=score_at, tail=tail, pad_id=pad_id))
+    return jax.jit(partial(score_tokens, closing=closing, pad_id=pad_id))
 
 
 def score_tokens(
@@ -92,21 +95,23 @@ def score_tokens(
     sampled: Generation,
     mean: ScalarLike,
     *,
-    score_at: str,
-    tail: tuple[int, ...],
+    closing: tuple[int, ...],
     pad_id: int,
 ) -> Scored:
-    """Scores of sampled tokens, none of which is decoded. `tail` is written behind those that ended."""
+    """Scores of sampled tokens, none of which is decoded.
+
+    closing: what the reward model reads in place of the end token, at which of several the sampling may have stopped.
+    """
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
-    lengths_B, ended_B = prompt_lengths_B + sampled.lengths_B, sampled.ended_B.astype(jnp.int32)
-    if score_at == LAST:
-        lengths_B = lengths_B - ended_B
-    if tail:
-        tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, len(tail))), constant_values=pad_id)
+    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, len(closing))), constant_values=pad_id)
+    ended_B = sampled.ended_B.astype(jnp.int32)
+    lengths_B = prompt_lengths_B + sampled.lengths_B - ended_B
+    if closing:
         behind_BT = jnp.arange(tokens_BT.shape[1]) - lengths_B[:, None]
-        written_BT = jnp.array(tail)[jnp.clip(behind_BT, 0, len(tail) - 1)]
-        tokens_BT = jnp.where((behind_BT >= 0) & (behind_BT < len(tail)), written_BT, tokens_BT)
-        lengths_B = lengths_B + ended_B * len(tail)
+        written_BT = jnp.array(closing)[jnp.clip(behind_BT, 0, len(closing) - 1)]
+        here_BT = (behind_BT >= 0) & (behind_BT < len(closing)) & sampled.ended_B[:, None]
+        tokens_BT = jnp.where(here_BT, written_BT, tokens_BT)
+        lengths_B = lengths_B + ended_B * len(closing)
     return Scored(model_scores(model, tokens_BT, lengths_B, mean), jnp.ones_like(sampled.ended_B))
 
 
@@ -115,7 +120,7 @@ class TokenRewards:
 
     def __init__(self, reward: RewardModel, pad_id: int) -> None:
         self.reward = reward
-        self._score = token_program(reward.score_at, reward.tail, pad_id)
+        self._score = token_program(reward.behind.read(reward.score_at), pad_id)
 
     def __call__(
         self,

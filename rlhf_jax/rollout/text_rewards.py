@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from rlhf_jax.data.batches import bucket
 from rlhf_jax.data.scored_text import encode_scored
+from rlhf_jax.data.special_ids import without_end
 from rlhf_jax.data.tokenization import decode
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
@@ -45,13 +46,16 @@ class TextRewards:
         del prompts_BP, prompt_lengths_B
         tokens_BR, lengths_B, ended_B = gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B))
         mine = np.arange(len(rows))[host_rows(len(rows), self._mesh)]
+        said = [
+            without_end(ids[:n], ended) for ids, n, ended in zip(tokens_BR, lengths_B, ended_B, strict=True)
+        ]
         answered = [
-            rows[b]
-            | {"output": decode(self._decoder, tokens_BR[b, : lengths_B[b]]), "ended": bool(ended_B[b])}
-            for b in mine
+            rows[b] | {"output": decode(self._decoder, said[b]), "ended": bool(ended_B[b])} for b in mine
         ]
         reward = self.reward
-        found = encode_scored(answered, reward.tokenizer, reward.template, reward.score_at)
+        found = encode_scored(
+            answered, reward.tokenizer, reward.template, reward.score_at, reward.behind, reward.how
+        )
         ids = [np.zeros(1, np.int32) if isinstance(x, str) else x for x in found]
         readable = np.array([not isinstance(x, str) for x in found])
         lengths = np.array([len(x) for x in ids], np.int32)

@@ -10,7 +10,7 @@ import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 
 from rlhf_jax.data.packing import pack, pad_packs
-from rlhf_jax.data.scored_text import EOS
+from rlhf_jax.data.scored_text import EOS, Closing
 from rlhf_jax.data.tokenization import Pairs, Sequences
 from rlhf_jax.jobs import losses
 from rlhf_jax.models import lora
@@ -105,7 +105,9 @@ def rollout(mesh, case, loss):
     where = {"prompts_BP": prompts["tokens"], "prompt_lengths_B": prompts["lengths"], "sampled": sampled}
     models = Models(*(Model(CONFIG, params) for params in (policy, value, reference)))
     readings = jax.jit(partial(read_rollout, settings=settings, pad_id=0))(models, **where)
-    scored = TokenRewards(RewardModel(Model(CONFIG, reward), None, "", "", EOS, mean=0.25), 0)([], **where)
+    scored = TokenRewards(RewardModel(Model(CONFIG, reward), None, "", "", EOS, Closing(2), mean=0.25), 0)(
+        [], **where
+    )
     make = jax.jit(partial(make_experience, settings=settings))
     experience, metrics = make(readings, prompts["lengths"], sampled, scored, np.float32(0.1))
     first, _ = loss({"policy": policy, "value": value}, experience)

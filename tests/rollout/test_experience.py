@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from rlhf_jax.data.scored_text import EOS as AT_EOS
+from rlhf_jax.data.scored_text import Closing
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
@@ -188,7 +189,7 @@ def readings(models, prompts, sampled, given):
 
 
 def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS):
-    reward = RewardModel(Model(CONFIG, models.reward), None, "", "", score_at, tail, MEAN)
+    reward = RewardModel(Model(CONFIG, models.reward), None, "", "", score_at, Closing(EOS, tail), mean=MEAN)
     return TokenRewards(reward, PAD)([], jnp.array(prompts), LENGTHS, sampled)
 
 
@@ -208,7 +209,7 @@ def sample(key, extra=0):
         ROWS,
         jax.random.key(key),
         Sampling(TEMPERATURE),
-        EOS,
+        jnp.array([EOS], jnp.int32),
         PAD,
         max_new_tokens=R,
     )
