@@ -110,8 +110,9 @@ def ours(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
         "tokens": rng.integers(3, shape.vocab, (N, P)).astype(np.int32),
         "lengths": np.full(N, P, np.int32),
     }
+    no_end = np.array([-1], np.int32)
     given = to_global(prompts | {"rows": np.arange(N, dtype=np.int32)}, mesh)
-    arguments = (given["tokens"], given["lengths"], given["rows"], jax.random.key(0), Sampling(), -1, 0)
+    arguments = (given["tokens"], given["lengths"], given["rows"], jax.random.key(0), Sampling(), no_end, 0)
 
     def decode() -> None:
         jax.block_until_ready(generate(config, params, *arguments, max_new_tokens=args.response))

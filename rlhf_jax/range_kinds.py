@@ -45,7 +45,7 @@ def number(
             return False
         return (least < value if above else least <= value) and (value < most if below else value <= most)
 
-    return Range(fits, says or f"a number {' and '.join(limits)}")
+    return Range(fits, says or f"a {'' if most < math.inf else 'finite '}number {' and '.join(limits)}")
 
 
 def one_of(*names: str, or_none: bool = False) -> Range:

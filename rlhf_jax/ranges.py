@@ -19,8 +19,8 @@ TEXT = Range(is_text, "text in UTF-8")  # A name, a title, or a path.
 FLAG = Range(lambda value: isinstance(value, bool), "true or false")
 SHARE = number(0, 1)
 COUNT = whole(1)
-ALL_OR_COUNT = whole(0, says="how many, or 0 for all")
-NEVER_OR_EVERY = whole(0, says="every how many steps, or 0 for never")
+ALL_OR_COUNT = whole(0, says="a whole number of at least 1: how many, or 0 for all")
+NEVER_OR_EVERY = whole(0, says="a whole number of at least 1: every how many steps, or 0 for never")
 PER_MINUTE = number(0, says="how many in a minute, or 0 for no limit of your own")
 DTYPE = one_of("float32", "bfloat16")
 AXIS = Range(
@@ -66,6 +66,7 @@ _EVALUATED = {
         "eval/entropy",
         "eval/completions/mean_length",
         "eval/completions/ended",
+        "eval/completions/unscored",
         "eval/sampling/logp_difference",
     ),
 }
@@ -174,7 +175,7 @@ RANGES: dict[str, Range] = {
     "kl_estimator": one_of("k1", "k2", "k3"),
     "adaptive_kl": FLAG,
     "target_kl": number(0, above=True),
-    "kl_horizon": number(1, says="a number of responses, such as ten times rollout.batch_size"),
+    "kl_horizon": number(1, says="a number of responses of at least 1, such as ten times rollout.batch_size"),
     "missing_eos_penalty": number(
         most=0,
         says="0 or a negative number: it takes the place of a score. TRL subtracts it, so for TRL's 1 write -1",
@@ -190,7 +191,7 @@ RANGES: dict[str, Range] = {
     "rollout.temperature": number(0.01, 100),  # PPO samples, and takes log-probs at this temperature.
     "rollout.dtype": DTYPE,
     "top_p": number(0, 1, above=True),
-    "top_k": whole(0, says="how many tokens, or 0 for all"),
+    "top_k": whole(0, says="a whole number of at least 1: how many tokens, or 0 for all"),
     "samples": COUNT,
     "max_new_tokens": COUNT,
     # Judges.

@@ -9,6 +9,7 @@ import math
 import flax.linen as nn
 import hlo
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.jobs import losses

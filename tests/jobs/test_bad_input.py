@@ -242,7 +242,7 @@ def test_a_file_without_any_usable_preference(refused, farm, tmp_path):
             {"microbatches": 3},
             r"^microbatches: 3 does not divide the 8 rows per device .*use one of 1, 2, 4, 8",
         ),
-        ("sft", {"epochs": 0.0}, r"^epochs: 0.0; use a number above 0"),
+        ("sft", {"epochs": 0.0}, r"^epochs: 0.0; use a (finite )?number above 0"),
         ("sft", {"optimizer.name": "adam"}, r"^optimizer.name: 'adam'; use one of .*; did you mean adamw\?"),
         (
             "sft",

@@ -33,7 +33,7 @@ def test_outputs_are_joined_on_instruction_and_input_and_every_drop_is_counted(t
     config = settings(tmp_path, base, ours=ours)
     found = read_outputs(config)
     assert found.prompts == [(t, "") for t in "acdea"] and found.rivals == ["ours"]
-    assert found.texts["ours"] == ["first", "?", "as a prompt", "", "second"]
+    assert found.texts["ours"] == ["first", "\ufffd", "as a prompt", "", "second"]
     assert found.texts["baseline"][-1] == "again"
     assert found.records("ours")[3] == {"instruction": "e", "input": "", "output": "", "generator": "ours"}
     left_out = "baseline 2 not in ours, ours 1 without output, ours 1 not in baseline"

@@ -22,7 +22,8 @@ from rlhf_jax.objectives.kl import ESTIMATORS
 from rlhf_jax.objectives.preference import bradley_terry, dpo
 from rlhf_jax.objectives.supervised import sft_loss
 from rlhf_jax.parallel import startup
-from rlhf_jax.rollout.experience import rollout_metrics
+from rlhf_jax.rollout.experience import Readings, rollout_metrics
+from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.settings import load_page
 from rlhf_jax.training import optimizer
@@ -81,14 +82,14 @@ def test_words_are_those_that_the_code_knows(job, field, known):
 B, R = 3, 4
 SIDES, TOKENS = jnp.zeros(B), jnp.ones((B, R))
 SAMPLED = Generation(TOKENS, TOKENS, TOKENS > 0, SIDES, SIDES > 0, jnp.int32(R))
-SCORED = dict.fromkeys(("logprobs_BR", "ref_logprobs_BR", "entropy_BR"), TOKENS)
-SCORED |= {"mask_BR": TOKENS > 0, "scores_B": SIDES, "raw_scores_B": SIDES}
+READ = Readings(TOKENS.astype(jnp.int32), TOKENS > 0, TOKENS, TOKENS, TOKENS, TOKENS)
+SCORED = Scored(SIDES, SIDES == 0)
 EVALUATED = {
     "sft": lambda: sft_loss(TOKENS, TOKENS, TOKENS > 0),
     "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
     "dpo": lambda: dpo(SIDES, SIDES, SIDES, SIDES, SIDES, beta=1.0),
     "ppo": lambda: (
-        rollout_metrics(SCORED, SAMPLED, planning.ppo_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
+        rollout_metrics(READ, SAMPLED, SCORED, planning.ppo_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
     ),
 }
 

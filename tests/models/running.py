@@ -45,7 +45,7 @@ def greedy(config, params, tokens_BP, lengths_B, R):
         jnp.arange(B, dtype=jnp.int32),
         jax.random.key(0),
         Sampling(temperature=0.0),
-        -1,
+        jnp.array([-1], jnp.int32),
         0,
         max_new_tokens=R,
     )

@@ -138,7 +138,7 @@ def test_base_models_saved_without_their_prefix_are_read(tmp_path, name, prefix)
     if name == "gpt2":
         tensors |= {
             "h.0.attn.bias": np.ones((1, 1, 8, 8), np.uint8),
-            "lm_head.weight": tensors["wte.weight"] + 1,
+            "lm_head.weight": tensors["wte.weight"].copy(),
         }
     save_file(tensors, folder / "model.safetensors")
     again, same = huggingface.load(folder)
@@ -151,7 +151,7 @@ def test_a_classifier_of_two_labels_is_refused_by_the_shape_of_its_head(tmp_path
     tensors = load_file(folder / "model.safetensors")
     tensors["score.weight"] = np.zeros((2, 32), np.float32)
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(UserError, match=r"score\.weight is \[2, 32\] and should be \[1, 32\]"):
+    with pytest.raises(UserError, match=r"score\.weight has 2 rows, so this is a classifier of 2 labels"):
         huggingface.load(folder)
 
 
