@@ -96,7 +96,10 @@ def read_instructions(
         beside = {"output_fields": fields} if fields else {}
         return columns | {"output": said} | ended(row, "ended", "ended") | beside
 
-    return _convert_all(rows, convert, name, used, chat=chat)
+    kept, left_out = _convert_all(rows, convert, name, used, chat=chat)
+    if liked and kept:
+        left_out.notes["the column label decides: rows where it is true are demonstrations"] = len(kept)
+    return kept, left_out
 
 
 def read_prompts(

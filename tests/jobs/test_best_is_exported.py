@@ -18,6 +18,19 @@ WORST = {
 }
 
 
+def test_without_a_finite_evaluation_the_last_is_exported_and_that_is_said(
+    farm, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(observed.fit, "make_evaluator", lambda loss_fn: lambda *_: {"loss": float("nan")})
+    observed.run("sft", tiny_farm.settings("sft", farm, **WORST), tmp_path)
+    assert "best_metric: no kept checkpoint has a finite eval/loss, so there is no best one" in (
+        capsys.readouterr().out
+    )
+    last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    found = load_file(tmp_path / "export/model.safetensors")["model.embed_tokens.weight"]
+    np.testing.assert_array_equal(found, embeddings(tmp_path / "checkpoints" / str(last)))
+
+
 def embeddings(checkpoint):
     shape = params_shapes(checkpoint)["embed"]
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
