@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.tables import is_hub_name
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints
+from rlhf_jax.models import gguf_files
 from rlhf_jax.training.storage import check_reachable, is_remote
 
 # Of each job: the fields that name what it reads, and the command that makes it. "" is no file.
@@ -59,6 +60,8 @@ def check(config: ConfigDict, workdir: str) -> None:
     page = config.to_dict()
     check_reachable(workdir)
     check_packages(page, workdir)
+    for field in READS.get(page["job"], {}):
+        gguf_files.check_package(_at(page, field))
     for field, made_by in READS.get(page["job"], {}).items():
         path, instead = _at(page, field), _UNREAD_WITH.get(field)
         if path and not (instead and _at(page, instead)) and not _is_there(field, path):

@@ -91,6 +91,12 @@ def _is_gguf(file: Path) -> bool:
         return False
 
 
+def check_package(path: str) -> None:
+    """Raises UserError where a GGUF file is named and the package that reads it is not installed."""
+    if _is_gguf(Path(path)):
+        _check_package(Path(path))
+
+
 def _check_package(file: Path) -> None:
     try:
         import gguf  # noqa: F401
