@@ -94,7 +94,8 @@ def test_values_and_gradients_equal_the_dense_ones(B, T, D, V, chunk):
     function = weighted_sum(w.astype(np.float32), e.astype(np.float32), targets, **options)
     gradients = jax.jit(jax.grad(function, (0, 1)))(hidden, head)
     for got, want in zip(gradients, dense_gradient(hidden, head, targets, w, e, temperature), strict=True):
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+        # A sum over the vocabulary in float32: what its terms cancel to is as uncertain as the largest of them.
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5 * max(1.0, np.abs(want).max()))
 
 
 def test_chunks_change_nothing():
