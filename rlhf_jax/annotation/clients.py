@@ -21,8 +21,8 @@ from rlhf_jax.annotation.judges import Address
 from rlhf_jax.annotation.masking import Mask
 from rlhf_jax.annotation.readers import read_answer, usage_of
 from rlhf_jax.annotation.retries import EndpointError, Headers, Retryable
-from rlhf_jax.annotation.texts import valid_text
 from rlhf_jax.annotation.wording import said
+from rlhf_jax.data.valid_text import valid_text
 from rlhf_jax.errors import UserError
 
 # By the protocol a judge speaks (`JudgeSpec.api`): below the address of the SDK's client.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from urllib.parse import quote
 
-from rlhf_jax.annotation.texts import valid_text
+from rlhf_jax.data.valid_text import valid_text
 
 MASK = "***"
 _LONGEST = 300

@@ -12,7 +12,7 @@ from rlhf_jax.annotation.contracts import BOTH_TWO_GAMES, PAIRWISE, Parsed
 from rlhf_jax.annotation.orders import SHOWN, judged, orders_of
 from rlhf_jax.annotation.rows import pair_row
 from rlhf_jax.annotation.specs import PoolSpec
-from rlhf_jax.annotation.texts import valid_values
+from rlhf_jax.data.valid_text import valid_values
 from rlhf_jax.errors import UserError
 
 __all__ = ["Annotations", "annotate_pairs"]

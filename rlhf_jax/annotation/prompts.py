@@ -22,7 +22,7 @@ from jinja2 import meta
 
 from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE, RANKING, RATING
 from rlhf_jax.annotation.fields import closest
-from rlhf_jax.annotation.texts import valid_text
+from rlhf_jax.data.valid_text import valid_text
 from rlhf_jax.errors import UserError
 
 TEMPLATE_DIR = Path(__file__).parent / "templates"

@@ -17,7 +17,7 @@ from rlhf_jax.annotation.pairs import annotate_pairs
 from rlhf_jax.annotation.rows import ranking_row
 from rlhf_jax.annotation.samples import beside, ended_of, ended_sides, outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
-from rlhf_jax.annotation.texts import valid_values
+from rlhf_jax.data.valid_text import valid_values
 from rlhf_jax.errors import UserError
 
 

@@ -10,7 +10,7 @@ from rlhf_jax.annotation.contracts import RATING
 from rlhf_jax.annotation.rows import rating_row
 from rlhf_jax.annotation.samples import beside, ended_of, outputs_of
 from rlhf_jax.annotation.specs import PoolSpec
-from rlhf_jax.annotation.texts import valid_values
+from rlhf_jax.data.valid_text import valid_values
 
 
 def annotate_ratings(

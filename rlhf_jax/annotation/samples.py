@@ -6,7 +6,7 @@ from pathlib import Path
 from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
 from rlhf_jax.annotation.specs import PoolSpec
-from rlhf_jax.annotation.texts import valid_values
+from rlhf_jax.data.valid_text import valid_values
 from rlhf_jax.errors import UserError
 
 

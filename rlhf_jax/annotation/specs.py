@@ -19,7 +19,7 @@ from rlhf_jax.annotation.parser_fields import read_parser
 from rlhf_jax.annotation.parsing import PARSER_VERSION, ParserSpec
 from rlhf_jax.annotation.prompts import PromptTemplate, read_template
 from rlhf_jax.annotation.spec_checks import check_together, check_way
-from rlhf_jax.annotation.texts import valid_values
+from rlhf_jax.data.valid_text import valid_values
 from rlhf_jax.errors import UserError
 from rlhf_jax.range_kinds import number
 

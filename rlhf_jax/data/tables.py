@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from rlhf_jax.data.splits import is_hub_name, read_folder, read_hub, split_of_folder
 from rlhf_jax.data.table_files import read_file
+from rlhf_jax.data.valid_text import valid_values
 from rlhf_jax.errors import UserError
 
 __all__ = ["is_hub_name", "read_rows", "read_table", "write_jsonl", "write_parquet"]
@@ -27,8 +28,8 @@ def read_table(source: str | Path, columns: Sequence[str] | None = None, *, made
     rows = read_rows(source, columns, made_by=made_by)
     mended = 0
     for i, row in enumerate(rows):
-        valid = _valid(row)
-        mended += valid is not row
+        valid = valid_values(row)
+        mended += valid != row
         rows[i] = valid
     if mended:
         print(
@@ -118,30 +119,7 @@ def _column(values: list[Any]) -> Any:
         texts = [
             None if x is None else x if isinstance(x, str) else json.dumps(x, default=str) for x in values
         ]
-        return pa.array([_valid(text) for text in texts])
-
-
-def _valid(value: Any) -> Any:
-    """The same value with U+FFFD where its texts are not valid Unicode; itself where all are."""
-    if isinstance(value, str):
-        if value.isascii():
-            return value
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return value
-    if isinstance(value, dict):
-        items = {_valid(name): _valid(x) for name, x in value.items()}
-        same = (
-            all(a is b for a, b in zip(items.values(), value.values(), strict=False))
-            and items.keys() == value.keys()
-        )
-        return value if same else items
-    if isinstance(value, list):
-        found = [_valid(x) for x in value]
-        return value if all(a is b for a, b in zip(found, value, strict=True)) else found
-    return value
+        return pa.array([valid_values(text) for text in texts])
 
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
