@@ -223,7 +223,7 @@ def test_a_checkpoint_of_an_adapter_is_taken_with_the_model_that_it_lies_over(fa
     raw = json.loads((tmp_path / "further/adapter/adapter_config.json").read_text())
     assert raw["base_model_name_or_path"] == str(farm / "sft/export")
     with pytest.raises(UserError, match=r"is the checkpoint of an adapter itself"):
-        run("dpo", config("dpo", farm, **page, **{"model.adapter": "any"}), tmp_path / "both")
+        run("dpo", config("dpo", farm, **page, **{"model.adapter": str(tmp_path)}), tmp_path / "both")
     run("reward_model", config("reward_model", farm, center_on=""), tmp_path / "reward")
     scores = []
     for name in ("reward", "reward/export"):

@@ -137,8 +137,13 @@ def test_a_real_run_in_which_one_process_fails(farm, tmp_path):
     arguments = sft(farm, tmp_path / "run", **{"data.train": "mine.parquet"})
     out = real(4, *arguments, status=2, PYTHON=str(python), PYTHONPATH=str(ROOT))
     assert out.splitlines()[-1] == "error: process 2 ended with status 2; the others were stopped"
-    assert "\nerror: mine.parquet: no such file" in out.split("--- process 2, last lines:")[1].split("---")[0]
-    assert "error: process 2 failed: mine.parquet: no such file" in out.split("---")[0]  # says process 0
+    assert (
+        "\nerror: data.train: mine.parquet: no such file"
+        in out.split("--- process 2, last lines:")[1].split("---")[0]
+    )
+    assert (
+        "error: process 2 failed: data.train: mine.parquet: no such file" in out.split("---")[0]
+    )  # says process 0
     assert "Traceback" not in out
 
 
