@@ -44,6 +44,9 @@ def microfarm() -> ConfigDict:
     c.model = ConfigDict()
     c.model.init = "runs/farm/sft/export"  # The model whose trunk is trained further.
     c.model.adapter = ""  # A PEFT folder that is laid over init.
+    # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
+    # the chat template writes). "": where a reward model that is trained further has it, else eos.
+    c.model.score_at = ""
     c.model.dtype = "float32"
     c.model.remat = "none"
     c.model.attention = "auto"  # Or xla, cudnn (NVIDIA), splash (TPU).
@@ -123,7 +126,8 @@ def alpaca_farm() -> ConfigDict:
     c.model.init = "runs/alpaca_farm/sft/export"
     c.model.dtype = "bfloat16"
     c.model.remat = "full"
-    c.center_on = ""  # AlpacaFarm's scores are as they come. And it reads them at the last word, ours at EOS.
+    c.model.score_at = "last"  # As AlpacaFarm reads them, and as they come.
+    c.center_on = ""
     c.batch_size = 16
     c.epochs = 1.0
     c.optimizer.learning_rate = 3e-6

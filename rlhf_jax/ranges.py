@@ -111,6 +111,7 @@ RANGES: dict[str, Range] = {
     "model.path": TEXT,
     "model.policy": TEXT,
     "model.reward": TEXT,
+    "model.reward_adapter": TEXT,
     "model.reward_template": one_of("", "alpaca", "brief", "human_assistant", "chat"),
     "model.score_at": one_of("", "eos", "last", "template"),
     "model.value_from": one_of("auto", "reward", "policy"),

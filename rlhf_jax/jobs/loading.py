@@ -20,9 +20,9 @@ from rlhf_jax.models.decoder import Params, trunk
 from rlhf_jax.models.embeddings import grow
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.placement import planned
-from rlhf_jax.parallel import startup
+from rlhf_jax.parallel import notices, startup
 from rlhf_jax.parallel.arrays import replicate
-from rlhf_jax.training.checkpoint import chosen, params_shapes, restore_params
+from rlhf_jax.training.checkpoint import Chosen, chosen, params_shapes, restore_params
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.state import joined
 
@@ -30,20 +30,37 @@ ADAPTER = "adapter.json"  # in WORKDIR/model
 _LARGE = 10**8  # parameters, from which on reading takes long enough to be watched
 
 
-def resolve(folder: str) -> str:
+def resolve(folder: str, adapter_field: str = "model.adapter") -> str:
     """A trainer's workdir -> the checkpoint that its export is made of, which is said; any other folder as it is.
 
-    A GGUF file -> the folder made of it.
+    A GGUF file -> the folder made of it. UserError for an adapter's folder, which belongs into `adapter_field`.
     """
+    huggingface.check_no_adapter(folder, adapter_field)
     with told(f"writing {folder} as a Hugging Face folder") as tell:
         folder = gguf_files.as_folder(folder, tell)
     path = Path(folder)
-    found = chosen(path) if (path / "model" / "config.json").is_file() else None
+    found = _chosen(path)
     if found is None:
+        _tell_old(path)
         return folder
     if startup.is_main():
         print(f"{folder}: checkpoint {found.folder.name} is taken, {found.why}", flush=True)
     return str(found.folder)
+
+
+def _chosen(workdir: Path) -> Chosen | None:
+    return chosen(workdir) if (workdir / "model" / "config.json").is_file() else None
+
+
+def _tell_old(export: Path) -> None:
+    """A notice where an export is older than the checkpoint it would be made of now: its run was stopped later."""
+    made = export / "config.json"
+    later = _chosen(export.parent) if export.name == "export" and made.is_file() else None
+    if later is not None and later.folder.stat().st_mtime > made.stat().st_mtime:
+        notices.once(
+            f"{export}: older than checkpoint {later.folder.name} of its run, {later.why}; "
+            f"give {export.parent} to take that"
+        )
 
 
 def tokenizer_folder(folder: str) -> str:
@@ -137,7 +154,7 @@ def _own_shape(folder: str, model: ConfigDict, made_by: str) -> huggingface.Chec
     scalar = "score" in params_shapes(folder)
     # The mean of a checkpoint's scores is not known before it is read, see `rewarding`.
     return huggingface.Checkpoint(
-        config, is_scalar=scalar, reward_mean=None, adapter=settings, score_at=str(raw.get("score_at", ""))
+        config, is_scalar=scalar, reward_mean=None, adapter=settings, score_at=raw.get("score_at", "")
     )
 
 

@@ -83,7 +83,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             config.data.train,
             config.data.eval,
             *loading.sources(folder, config.model.adapter),
-            *loading.sources(reward.folder),
+            *loading.sources(reward.folder, config.model.reward_adapter),
         ),
         show=("objective/scores", "objective/kl", "completions/mean_length", "eval/scores"),
         eval_first=True,

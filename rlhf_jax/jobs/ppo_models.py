@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.chat import CHAT, encode_chat_prompts
+from rlhf_jax.data.chat import CHAT, encode_chat_prompts, prompts_differ
 from rlhf_jax.data.handling import Handling, handling_of
 from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.same_tokens import same_tokens
@@ -26,7 +26,7 @@ from rlhf_jax.models.decoder import Params, trunk, value_from_reward
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.parallel import startup
 from rlhf_jax.rollout.rewards import RewardModel, Rewards, TokenRewards
-from rlhf_jax.rollout.text_rewards import TextRewards, expected_length, within
+from rlhf_jax.rollout.text_rewards import TextRewards, expected_length, longest_row
 
 
 class Described(NamedTuple):
@@ -59,10 +59,12 @@ def describe(config: ConfigDict, folder: str, tokenizer: Any, rows: list[dict], 
         config.data.template,
     ):  # the settings of the page are for the policy's template
         how = Handling(date=how.date)
-    reward = rewarding.described(m.reward, m, field="model.reward", template=template, how=how)
+    reward = rewarding.described(
+        m.reward, m, field="model.reward", template=template, how=how, adapter=m.reward_adapter
+    )
     alike = _reads_tokens_of(tokenizer, reward)
     as_tokens = alike and template == config.data.template and _same_chat(template, tokenizer, reward)
-    value_from = _value_from(config, alike)
+    value_from = _value_from(config, alike, policy.config.vocab_size, reward.model.config.vocab_size)
     model = adapters.model_of(policy, lora)
     value = (
         dataclasses.replace(reward.model.config, adapter_scale=lora.scale)
@@ -103,7 +105,7 @@ def load(
         adapter=m.adapter,
         base_dtype=lora.base_dtype,
     )
-    reward = rewarding.loaded(found.reward, m, mesh, base_dtype=lora.base_dtype)
+    reward = rewarding.loaded(found.reward, m, mesh, adapter=m.reward_adapter, base_dtype=lora.base_dtype)
     if n.value_from == "reward":
         value = value_from_reward(reward.model.params)
     else:
@@ -134,17 +136,27 @@ def _reads_tokens_of(tokenizer: Any, reward: RewardModel) -> bool:
 
 
 def _same_chat(template: str, tokenizer: Any, reward: RewardModel) -> bool:
-    return template != CHAT or tokenizer.chat_template == reward.tokenizer.chat_template
+    """Whether what a prompt and a response make together is what the reward model's template would write."""
+    if template != CHAT:
+        return True
+    same = tokenizer.chat_template == reward.tokenizer.chat_template
+    return same and not prompts_differ(reward.tokenizer, reward.how)
 
 
-def _value_from(config: ConfigDict, alike: bool) -> str:
-    asked = config.model.value_from
-    if asked == "reward" and not alike:
-        raise UserError(
-            f"model.value_from: reward, but {config.model.reward} has another tokenizer than the policy, whose tokens "
-            "the value model reads; use auto or policy"
+def _value_from(config: ConfigDict, alike: bool, policy_rows: int, reward_rows: int) -> str:
+    """policy_rows, reward_rows: embeddings; a policy may sample any token that it has one of."""
+    asked, fits = config.model.value_from, alike and reward_rows >= policy_rows
+    if asked == "reward" and not fits:
+        what = (
+            f"embeddings of {reward_rows} tokens, and the policy of {policy_rows}"
+            if alike
+            else "another tokenizer than the policy"
         )
-    return asked if asked != "auto" else "reward" if alike else "policy"
+        raise UserError(
+            f"model.value_from: reward, but {config.model.reward} has {what}, whose tokens the value model reads; use "
+            "auto or policy"
+        )
+    return asked if asked != "auto" else "reward" if fits else "policy"
 
 
 def _text_length(config: ConfigDict, reward: RewardModel, rows: list[dict]) -> int:
@@ -168,4 +180,11 @@ def _text_length(config: ConfigDict, reward: RewardModel, rows: list[dict]) -> i
             flush=True,
         )
     width = expected_length(int(lengths.max()) + len(reward.behind.tail), config.rollout.max_new_tokens)
-    return within(reward.model.config, width)
+    most = longest_row(reward.model.config)
+    if width > most and startup.is_main():
+        print(
+            f"model.reward: {reward.folder} has {most} learned positions; responses whose text is longer with their "
+            "prompt get missing_eos_penalty",
+            flush=True,
+        )
+    return min(width, most)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions
+from rlhf_jax.data.scored_text import EOS, Closing, closing, default_score_at, sequences_up_to_score
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.tokenization import NO_LIMIT, Pairs, Sequences, encode_sft, load_tokenizer
 from rlhf_jax.errors import UserError
@@ -21,6 +22,7 @@ from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, rewardi
 from rlhf_jax.jobs.reward_pad import exported_tokenizer
 from rlhf_jax.jobs.rows import rows_of
 from rlhf_jax.models.decoder import Params, reward_from_language
+from rlhf_jax.models.huggingface import Checkpoint
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.model import Model
 from rlhf_jax.parallel import startup
@@ -43,12 +45,27 @@ def run(config: ConfigDict, workdir: str) -> None:
     found = loading.describe_model(
         init, config.model, hints.SFT, tokens=len(tokenizer), adapter=config.model.adapter
     )
+    score_at = _score_at(config, found)
+    behind = closing(tokenizer, config.data.template, score_at, handling_of(config.data))
+    split = split._replace(
+        train=_read(split.train, score_at, behind), eval=_read(split.eval, score_at, behind)
+    )
+    if demonstrations is not None:
+        demonstrations = sequences_up_to_score(demonstrations, score_at, behind)
     model, base = adapters.model_of(found, lora), loading.base_of(init)
     kept = (
         {} if demonstrations is None else {rewarding.DEMONSTRATIONS: partial(rewarding.keep, demonstrations)}
     )
     setup.describe(
-        workdir, model, tokenizer, tokenizer_from, scalar=True, adapter=lora, base=base, beside=kept
+        workdir,
+        model,
+        tokenizer,
+        tokenizer_from,
+        scalar=True,
+        adapter=lora,
+        base=base,
+        score_at=score_at,
+        beside=kept,
     )
     pad_id = fill_id(tokenizer)
     train, held, _ = rows_of(split, config.data, pad_id, config.seed)
@@ -77,7 +94,22 @@ def run(config: ConfigDict, workdir: str) -> None:
         mean = rewarding.mean_score(Model(model, state.params), demonstrations, config.batch_size, mesh)
     ends = end_ids(tokenizer, tokenizer_from, config.data.template, handling_of(config.data))
     with exported_tokenizer(tokenizer, tokenizer_from, ends, model.vocab_size) as (tokenizer, tokenizer_from):
-        setup.export(workdir, model, state.params, tokenizer, tokenizer_from, reward_mean=mean, base=base)
+        about = {"reward_mean": mean, "score_at": score_at, "base": base}
+        setup.export(workdir, model, state.params, tokenizer, tokenizer_from, **about)
+
+
+def _score_at(config: ConfigDict, init: Checkpoint) -> str:
+    """At which token the score is trained: where init's makers read theirs, if it is a reward model already."""
+    published = init.score_at or default_score_at(config.data.template)
+    found = config.model.score_at or (published if init.is_scalar else EOS)
+    if found != EOS and startup.is_main():
+        print(f"reward model: its score stands at the token {found}", flush=True)
+    return found
+
+
+def _read(found: Pairs, score_at: str, behind: Closing) -> Pairs:
+    """Both sides up to the token at which their scores are read."""
+    return Pairs(*(sequences_up_to_score(side, score_at, behind) for side in found))
 
 
 def _params(config: ConfigDict, mesh: Mesh, init: str, tokens: int, lora: Lora) -> Params:

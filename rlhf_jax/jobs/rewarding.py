@@ -40,7 +40,7 @@ def described(
     folder: what the page's `field` names, any family's folder, or another run's workdir or checkpoint.
     template: of the text that it is given. how: how conversations are written.
     """
-    path = loading.resolve(folder)
+    path = loading.resolve(folder, "model.reward_adapter" if field == "model.reward" else "model.adapter")
     tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.REWARD_MODEL)
     found = loading.describe_model(path, model, hints.REWARD_MODEL, tokens=0, adapter=adapter)
     if not found.is_scalar:

@@ -47,7 +47,9 @@ def _plain(found: Sequences | Pairs, T: int, pad_id: int) -> Rows:
 
 
 def _packed(split: inputs.Split, max_length: int, pad_id: int, seed: int) -> tuple[Rows, Rows, int]:
-    longest = bucket(max_length * len(_sides(split.train)), 8)  # both sides of a pair share a row
+    # Both sides of a pair share a row; a reward model may read tokens behind the end, which max_length does not count.
+    most = max(int(sum(side.lengths for side in _sides(found)).max()) for found in (split.train, split.eval))
+    longest = bucket(max(most, max_length * len(_sides(split.train))), 8)
     packs = [pack(found, longest, seed) for found in (split.train, split.eval)]
     R, S = (max(sizes) for sizes in zip(*((p.most_targets, p.most_documents) for p in packs), strict=True))
     for name, p in zip(("train", "eval"), packs, strict=True):

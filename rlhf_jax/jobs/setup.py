@@ -50,17 +50,23 @@ def describe(
     scalar: bool = False,
     adapter: Lora,
     base: str,
+    score_at: str = "eos",
     beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({}),
 ) -> None:
     """Writes WORKDIR/model, which says what the checkpoints beside it are, so that another run can start from them.
 
-    beside: further files by name, and what writes each.
+    score_at: of a reward model, at which token it is read. beside: further files by name, and what writes each.
     adapter, base: what is trained, if not everything (rank 0), and the folder of what is frozen beside it.
     """
     if startup.is_main():
         with _folder(workdir, "model") as folder:
             huggingface_export.save_shape(
-                folder, config, scalar=scalar, token_ids=token_ids(tokenizer), tokenizer_from=tokenizer_from
+                folder,
+                config,
+                scalar=scalar,
+                token_ids=token_ids(tokenizer),
+                tokenizer_from=tokenizer_from,
+                score_at=score_at,
             )
             if adapter.rank:
                 targets = [name for site in lora.chosen(config, adapter.targets) for name in site.kernels]
@@ -84,10 +90,12 @@ def export(
     reward_mean: float = 0.0,
     *,
     base: str,
+    score_at: str = "eos",
     ends: tuple[int, ...] = (),
 ) -> None:
     """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model.
 
+    reward_mean, score_at: of a reward model, what readers subtract and at which token they read.
     ends: the tokens that end a response, of a model that writes some; its generation_config.json names them all.
     An adapter is merged into it, and written in PEFT's format to WORKDIR/adapter, where `base` is its base.
     """
@@ -105,6 +113,7 @@ def export(
             token_ids=token_ids(tokenizer),
             tokenizer_from=tokenizer_from,
             reward_mean=reward_mean,
+            score_at=score_at,
             write=startup.is_main(),
             tell=tell,
         )

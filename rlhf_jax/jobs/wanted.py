@@ -41,6 +41,7 @@ READS = {
         "data.eval": hints.FARM,
         "model.policy": hints.SFT,
         "model.reward": hints.REWARD_MODEL,
+        "model.reward_adapter": hints.REWARD_MODEL,
         "model.adapter": hints.SFT,
     },
     "generate": {"data.prompts": hints.FARM, "model.path": hints.SFT, "model.adapter": hints.SFT},

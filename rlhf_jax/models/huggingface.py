@@ -54,11 +54,10 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
       UserError: no config.json, a family that is not in the table, or a setting that is not supported; by name.
     """
     path = Path(folder) / "config.json"
+    check_no_adapter(folder)
     if not path.is_file():
-        kind = "this is an adapter: name it as model.adapter, and its base as the model; "
-        adapter = (Path(folder) / peft_settings.CONFIG).is_file()
         raise UserError(
-            f"{folder}: no config.json; {kind * adapter}a model folder is what a training job writes to its export/"
+            f"{folder}: no config.json; a model folder is what a training job writes to its export/"
         )
     raw = read_object(path, "copy the config.json of the model again")
     kind = raw.get("model_type")
@@ -70,6 +69,17 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
         values |= piece.read(fields, values)
     fields.finish(kind)
     return ModelConfig(**values), raw
+
+
+def check_no_adapter(folder: str | Path, field: str = "model.adapter") -> None:
+    """UserError for an adapter's folder where a model's is needed. field: where the page takes adapters."""
+    there = Path(folder)
+    if (there / peft_settings.CONFIG).is_file() and not (there / "config.json").is_file():
+        base = peft_settings.base_of(there)
+        raise UserError(
+            f"{folder}: no config.json; this is an adapter: name it as {field}, and its base as the model"
+            f"{f' ({base})' if base else ''}"
+        )
 
 
 def describe(folder: str | Path, **overrides: object) -> Checkpoint:
@@ -154,8 +164,8 @@ def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tenso
         config = dataclasses.replace(config, tie_embeddings=False)
     expected = places(config, scalar=is_scalar)
     check(folder, config, expected, tensors.shapes)
-    mean = model_heads.reward_mean(folder / "config.json", raw) if is_scalar else 0.0
-    return Checkpoint(config, is_scalar, mean, score_at=str(raw.get("score_at", ""))), tensors, expected
+    mean, score_at = model_heads.reading(folder / "config.json", raw) if is_scalar else (0.0, "")
+    return Checkpoint(config, is_scalar, mean, score_at=score_at), tensors, expected
 
 
 def _assemble(

@@ -32,6 +32,7 @@ def save(
     token_ids: dict[str, int | None],
     tokenizer_from: str | Path,
     reward_mean: float | None = None,
+    score_at: str = "eos",
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
     write: bool = True,
@@ -47,6 +48,7 @@ def save(
       token_ids: `pad_token_id`, `bos_token_id`, `eos_token_id` for config.json.
       tokenizer_from: folder whose tokenizer files and generation_config.json are copied unchanged.
       reward_mean: for reward models, the mean score of demonstrations; readers subtract it (rule M8).
+      score_at: for reward models, at which token they are read (see `data.scored_text`).
       dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
       shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
       write: whether this process writes; one that does not only hands over its part of the arrays.
@@ -69,7 +71,7 @@ def save(
         return
     with tensor_shards.replacing(Path(folder)) as new:
         shape = {"scalar": scalar, "token_ids": token_ids, "tokenizer_from": tokenizer_from}
-        save_shape(new, config, **shape, reward_mean=reward_mean, dtype=dtype)
+        save_shape(new, config, **shape, reward_mean=reward_mean, score_at=score_at, dtype=dtype)
         shapes = {name: place.shape for name, place in named.items()}
         tensor_shards.write(new, shapes, read, dtype=dtype, shard_bytes=shard_bytes)
 
@@ -82,6 +84,7 @@ def save_shape(
     token_ids: dict[str, int | None],
     tokenizer_from: str | Path,
     reward_mean: float | None = None,
+    score_at: str = "eos",
     dtype: str = "float32",
 ) -> None:
     """Writes all that `save` writes but the weights: config, tokenizer and generation settings."""
@@ -93,7 +96,11 @@ def save_shape(
         _write_json(
             folder / _GENERATION, {name: token for name, token in token_ids.items() if token is not None}
         )
-    _write_json(folder / "config.json", _raw_config(config, scalar, token_ids, reward_mean, dtype))
+    raw = _raw_config(config, scalar, token_ids, dtype)
+    if scalar:
+        # What transformers does not know of a reward model of ours: what readers subtract, and where they read.
+        raw |= {"reward_mean": 0.0 if reward_mean is None else reward_mean, "score_at": score_at}
+    _write_json(folder / "config.json", raw)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -147,9 +154,7 @@ def _part(x: jax.Array, index: tuple[jax.Array, ...], dtype: str, sharding: Shar
     return jax.lax.with_sharding_constraint(x.astype(dtype), sharding)
 
 
-def _raw_config(
-    config: ModelConfig, scalar: bool, token_ids: dict, reward_mean: float | None, dtype: str
-) -> dict:
+def _raw_config(config: ModelConfig, scalar: bool, token_ids: dict, dtype: str) -> dict:
     family = FAMILIES[config.family]
     raw = {"model_type": config.family, "architectures": [family.classes[scalar]], "dtype": dtype}
     for piece in family.pieces:
@@ -157,8 +162,6 @@ def _raw_config(
     raw |= token_ids
     if scalar:
         raw |= {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-        # What transformers does not know of a reward model of ours: what readers subtract, and that they read at EOS.
-        raw |= {"reward_mean": 0.0 if reward_mean is None else reward_mean, "score_at": "eos"}
     return raw
 
 

@@ -16,6 +16,7 @@ from rlhf_jax.models.tensor_files import Tensors
 from rlhf_jax.parallel import notices
 
 SCORE = "score.weight"
+SCORE_AT = ("eos", "last", "template")  # what each means is in `data.scored_text`
 _OTHER_TASKS = ("ForTokenClassification", "ForQuestionAnswering")
 _CLASSIFIER = "ForSequenceClassification"
 
@@ -56,15 +57,17 @@ def has_own(config: ModelConfig, tensors: Tensors) -> bool:
     return not np.array_equal(*(tensors.read(name).astype(np.float32) for name in (table, head)))
 
 
-def reward_mean(path: Path, raw: dict[str, Any]) -> float:
-    """What readers subtract from a reward model's scores."""
-    found = raw.get("reward_mean")
-    if found is None:
+def reading(path: Path, raw: dict[str, Any]) -> tuple[float, str]:
+    """What readers subtract from a reward model's scores, and at which token they read; "" where it is not said."""
+    mean, score_at = raw.get("reward_mean"), raw.get("score_at")
+    if score_at not in (None, *SCORE_AT):
+        raise UserError(f"{path}: score_at is {score_at!r}; use one of {', '.join(SCORE_AT)}, or take it out")
+    if mean is None:
         notices.once(f"{path}: no reward_mean, so scores are taken as they are")
-        return 0.0
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise UserError(f"{path}: reward_mean is {found!r}; a number is needed")
-    return float(found)
+        return 0.0, score_at or ""
+    if isinstance(mean, bool) or not isinstance(mean, int | float) or not math.isfinite(mean):
+        raise UserError(f"{path}: reward_mean is {mean!r}; a number is needed")
+    return float(mean), score_at or ""
 
 
 def _disagree(path: Path, name: str, what: str) -> UserError:

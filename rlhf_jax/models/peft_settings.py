@@ -90,6 +90,12 @@ def read(folder: Path) -> Settings:
     return Settings(int(rank), alpha / root, str(raw.get("base_model_name_or_path") or ""))
 
 
+def base_of(folder: Path) -> str:
+    """The model that an adapter says it was trained on; "" where it does not."""
+    raw = read_object(folder / CONFIG, "save the adapter again with PEFT's save_pretrained")
+    return str(raw.get("base_model_name_or_path") or "")
+
+
 def merge_advice(folder: Path, base: str = "") -> str:
     """What helps where an adapter cannot be laid over a model: PEFT can."""
     return (

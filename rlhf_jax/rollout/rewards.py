@@ -100,10 +100,14 @@ def score_tokens(
 ) -> Scored:
     """Scores of sampled tokens, none of which is decoded.
 
+    A policy may have more embeddings than its tokenizer has tokens; a response that holds such an id, of which the
+    reward model has no embedding, has no score.
     closing: what the reward model reads in place of the end token, at which of several the sampling may have stopped.
     """
+    readable_B = jnp.all((sampled.tokens_BR < model.config.vocab_size) | ~sampled.mask_BR, axis=1)
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
-    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, len(closing))), constant_values=pad_id)
+    # The first of them stands where the end token does. No column more: learned positions are few.
+    tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, max(0, len(closing) - 1))), constant_values=pad_id)
     ended_B = sampled.ended_B.astype(jnp.int32)
     lengths_B = prompt_lengths_B + sampled.lengths_B - ended_B
     if closing:
@@ -112,7 +116,7 @@ def score_tokens(
         here_BT = (behind_BT >= 0) & (behind_BT < len(closing)) & sampled.ended_B[:, None]
         tokens_BT = jnp.where(here_BT, written_BT, tokens_BT)
         lengths_B = lengths_B + ended_B * len(closing)
-    return Scored(model_scores(model, tokens_BT, lengths_B, mean), jnp.ones_like(sampled.ended_B))
+    return Scored(model_scores(model, tokens_BT, lengths_B, mean), readable_B)
 
 
 class TokenRewards:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int
 from rlhf_jax.data.batches import bucket
 from rlhf_jax.data.scored_text import encode_scored
 from rlhf_jax.data.special_ids import without_end
-from rlhf_jax.data.tokenization import decode
+from rlhf_jax.data.tokenization import NO_LIMIT, decode
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel.arrays import gather, host_rows, to_global
 from rlhf_jax.rollout.rewards import RewardModel, Scored, check_embedded, model_scores
@@ -56,8 +56,9 @@ class TextRewards:
         found = encode_scored(
             answered, reward.tokenizer, reward.template, reward.score_at, reward.behind, reward.how
         )
-        ids = [np.zeros(1, np.int32) if isinstance(x, str) else x for x in found]
-        readable = np.array([not isinstance(x, str) for x in found])
+        most = longest_row(reward.model.config)
+        readable = np.array([not isinstance(x, str) and len(x) <= most for x in found])
+        ids = [x if able else np.zeros(1, np.int32) for x, able in zip(found, readable, strict=True)]
         lengths = np.array([len(x) for x in ids], np.int32)
         tokens = np.zeros((len(ids), self._width(lengths)), np.int32)
         for row, x in zip(tokens, ids, strict=True):
@@ -72,14 +73,12 @@ class TextRewards:
         most, width = int(gather(to_global(lengths, self._mesh)).max()), self._longest
         while width < most:
             width *= 2
-        return within(self.reward.model.config, width, most)
+        return min(width, longest_row(self.reward.model.config))
 
 
-def within(config: ModelConfig, width: int, most: int = 0) -> int:
-    """A width that a table of learned positions holds, where rows of `most` tokens fit into it."""
-    if config.positions != "learned":
-        return width
-    return max(min(width, config.max_positions), most)
+def longest_row(config: ModelConfig) -> int:
+    """Tokens that a model can read, where positions are learned; longer rows have no score."""
+    return config.max_positions if config.positions == "learned" else NO_LIMIT
 
 
 def expected_length(longest_prompt: int, max_new_tokens: int) -> int:

@@ -14,13 +14,15 @@ import torch
 import transformers
 from chat_tokenizers import CHATML, build
 
-from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.data.records import read_instructions, read_pairs, read_table, write_parquet
 from rlhf_jax.data.same_tokens import same_tokens
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import ppo, score, setup
+from rlhf_jax.jobs import inputs, ppo, reward_model, rewarding, score, setup
 from rlhf_jax.models import huggingface_export
+from rlhf_jax.models.huggingface import Checkpoint
+from rlhf_jax.parallel.mesh import make_mesh
 
 SHAPE = {
     "hidden_size": 16,
@@ -42,9 +44,8 @@ MEAN = 0.125  # of the one that says it
 def write(folder, tokenizer, kind="Llama", *, seed=1, reward_mean=None, **changes):
     torch.manual_seed(seed)
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=len(tokenizer), max_position_embeddings=256, **SHAPE | changes, **ids
-    )
+    given = {"vocab_size": len(tokenizer), "max_position_embeddings": 256, **SHAPE, **ids, **changes}
+    config = getattr(transformers, f"{kind}Config")(**given)
     getattr(transformers, f"{kind}ForSequenceClassification")(config).float().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if reward_mean is not None:
@@ -192,6 +193,54 @@ def test_a_chat_reward_model_reads_conversations(farm, models, tmp_path, score_a
     np.testing.assert_allclose([row["score"] for row in rows], wanted, atol=1e-4)
     how = {"data.template": "chat", "model.score_at": score_at, "data.max_length": 250}
     np.testing.assert_allclose(job_scores(farm, tmp_path, models["chat"], rows, **how), wanted, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def continued(farm, models, tmp_path_factory):
+    """A chat reward model whose config.json does not say where it is read, after a step that changes nothing."""
+    folder = tmp_path_factory.mktemp("continued")
+    given = {"model.init": str(models["chat"]), "data.template": "chat", "data.max_length": 250}
+    still = {"optimizer.learning_rate": 1e-12, "epochs": 0.1, "center_rows": 5, "data.packing": True}
+    reward_model.run(tiny_farm.settings("reward_model", farm, **given, **still), str(folder))
+    return folder
+
+
+def test_a_reward_model_that_is_trained_further_is_read_where_its_makers_read_it(farm, models, continued):
+    """In the loss, in the mean of demonstrations and by whoever reads the export or the workdir."""
+    page = tiny_farm.settings("reward_model", farm)
+    held = inputs.hold_out(read_pairs(page.data.train)[0], page.data.eval_rows, page.seed)[1]
+    chosen, rejected = (
+        transformers_scores(models["chat"], [row | {"output": row[side]} for row in held], "chat")
+        for side in ("chosen", "rejected")
+    )
+    found = [row for row in tiny_farm.rows(continued) if "eval/loss" in row][-1]
+    assert found["eval/loss"] == pytest.approx(np.logaddexp(0, rejected - chosen).mean(), abs=1e-5)
+    assert found["eval/rewards/margins"] == pytest.approx((chosen - rejected).mean(), abs=1e-5)
+    raw = json.loads((continued / "export/config.json").read_text())
+    rows = inputs.draw(read_instructions(page.center_on)[0], 5, np.random.default_rng(page.seed))
+    wanted = transformers_scores(models["chat"], rows, "chat")
+    assert raw["score_at"] == "template" and raw["reward_mean"] == pytest.approx(wanted.mean(), abs=1e-5)
+    settings, mesh = tiny_farm.settings("score", farm).model, make_mesh(1, 1, 1)
+    for folder in (continued / "export", continued):
+        read = rewarding.described(str(folder), settings, field="model.path", template="chat")
+        assert read.score_at == "template" and len(read.behind.tail) == 1
+        assert rewarding.loaded(read, settings, mesh).mean == pytest.approx(wanted.mean(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "said", "scalar", "wanted"),
+    [
+        ("", "", False, "eos"),  # a language model
+        ("", "", True, "template"),
+        ("", "last", True, "last"),
+        ("eos", "last", True, "eos"),
+        ("last", "", False, "last"),
+    ],
+)
+def test_where_a_reward_model_is_trained(farm, given, said, scalar, wanted):
+    page = tiny_farm.settings("reward_model", farm, **{"data.template": "chat", "model.score_at": given})
+    init = Checkpoint(tiny_farm.model_config(), scalar, None, score_at=said)
+    assert reward_model._score_at(page, init) == wanted
 
 
 def test_a_value_model_that_reads_other_tokens_is_refused(farm, models, tmp_path):

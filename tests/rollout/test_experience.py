@@ -1,5 +1,6 @@
 """join, window and make_experience, recomputed row by row in plain NumPy."""
 
+import dataclasses
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import join, response_mask, window
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.rollout import text_rewards
 from rlhf_jax.rollout.experience import Models, Settings, final_scores, make_experience, read_rollout
 from rlhf_jax.rollout.rewards import RewardModel, TokenRewards, model_scores
 from rlhf_jax.sampling.choose import Sampling
@@ -318,3 +321,38 @@ def test_what_could_not_be_scored_gets_the_penalty_and_is_counted():
     assert metrics["objective/raw_scores"] == pytest.approx(
         np.mean(np.asarray(scored.scores_B)[[0, 2, 3]]), rel=1e-5
     )
+
+
+def test_a_token_that_the_reward_model_has_no_embedding_of_has_no_score():
+    """A policy may have spare embeddings behind its tokenizer's tokens, and sample one."""
+    sampled = sample_arrays()
+    known = int(
+        sampled.tokens_BR[1, :2].max()
+    )  # The row that ended in the middle holds the first unknown one.
+    reward = {**MODELS.reward, "embed": MODELS.reward["embed"][:known]}
+    config = dataclasses.replace(CONFIG, vocab_size=known)
+    given = RewardModel(Model(config, reward), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
+    found = TokenRewards(given, PAD)([], jnp.array(prompt_arrays()), LENGTHS, SAMPLED)
+    wanted = [bool((row[: sampled.lengths_B[b]] < known).all()) for b, row in enumerate(sampled.tokens_BR)]
+    assert found.readable_B.tolist() == wanted and not wanted[1] and wanted[0]
+
+
+def test_text_longer_than_a_reward_models_learned_positions_has_no_score(monkeypatch):
+    """And its arrays never become longer than the table."""
+    rows = [np.arange(1, n + 1, dtype=np.int32) for n in (3, 9, 10)] + ["no text"]
+    monkeypatch.setattr(text_rewards, "encode_scored", lambda *_: rows)
+    monkeypatch.setattr(text_rewards, "decode", lambda *_: "")
+    seen = []
+
+    def program(model, tokens_BT, lengths_B, mean):
+        seen.append(tokens_BT.shape)
+        return lengths_B - mean
+
+    monkeypatch.setattr(text_rewards, "text_program", program)
+    config = dataclasses.replace(CONFIG, positions="learned", max_positions=9)
+    reward = RewardModel(Model(config, {}), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
+    found = text_rewards.TextRewards(reward, None, make_mesh(1, 1, 1), 8)(
+        [{}] * 4, jnp.array(prompt_arrays()), LENGTHS, SAMPLED
+    )
+    assert seen == [(4, 9)] and found.readable_B.tolist() == [True, True, False, False]
+    assert found.scores_B.tolist()[:2] == [3 - MEAN, 9 - MEAN]
