@@ -5,10 +5,8 @@ which tokens are trained follows from their character offsets. Trained is all th
 the end of the generation prompt (Mistral's template writes a space after it) over the assistant's text to the end
 token that the template writes after it.
 
-Where the assistant's texts lie in the string is found by rendering a second time with invisible marks around
-them; that string without its marks must be the first one. So any template works, also one that trims its texts, and
-one that rewrites a response costs the row, which is counted. The thoughts of a reasoning model are given to the
-template as it takes them (see `thoughts`); one that leaves them out costs the row, too.
+Where the assistant's texts lie in the string is found by rendering it a second time, see `turns`. What a template
+cannot write as it was said costs the row, which is counted.
 
 A row begins with exactly one BOS when the tokenizer has one, whether the template writes none, one, or the tokenizer
 would add another. BOS tokens that a template writes between turns (Llama 2) stay where they are.
@@ -21,30 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from rlhf_jax.data.chat_templates import check_template, render_chat
+from rlhf_jax.data.call_spans import MARK
 from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.messages import THOUGHTS, ChatMessage, RowError
-from rlhf_jax.data.thoughts import CLOSE, FIELDS, INLINE, VERBATIM, continued, kept, said_of, written
+from rlhf_jax.data.left_out import RowError
+from rlhf_jax.data.thoughts import kept, said_of
 from rlhf_jax.data.tokenizer_calls import tokenized
-from rlhf_jax.errors import UserError
+from rlhf_jax.data.turns import END, START, Chat, Span, Text, as_sampled, as_templated, prompt_of, turn_of
 
 CHAT = "chat"  # The name that says so among the templates.
 
-_START, _END = (
-    "\ufdd0",
-    "\ufdd1",
-)  # Unicode keeps these for uses like ours; text has no business holding them.
-_MARKS = re.compile(f"[{_START}{_END}]")
-_EMPTY_THOUGHTS = re.compile(r"<think>\s*</think>")
-PROMPTS_DIFFER = (
-    "chat template begins a response otherwise in training text than where it is sampled "
-    "(row kept; data.generation_prompt=training or sampling makes them meet)"
-)
 _DEFAULTS = Handling()
-_TRIMS = (str, str.strip, str.rstrip, str.lstrip)
-
-Chat = Sequence[ChatMessage]
-Span = tuple[int, int]
 
 
 class Encoded(NamedTuple):
@@ -52,32 +36,6 @@ class Encoded(NamedTuple):
 
     ids: Int32[np.ndarray, "T"]
     trained: Bool[np.ndarray, "T"]
-    notes: tuple[str, ...] = ()
-
-
-class Turn(NamedTuple):
-    """What a template writes around an assistant's text.
-
-    Attributes:
-      opening: what it writes to have the assistant speak, "" when nothing.
-      lead: what it writes between that and the text: " ", for example.
-      end: what it writes behind the text, "" when nothing.
-      end_id: the token that the end ends with, or else EOS.
-      meets: whether training text goes on where a prompt for sampling ends.
-    """
-
-    opening: str
-    lead: str
-    end: str
-    end_id: int
-    meets: bool
-
-
-class Text(NamedTuple):
-    """A rendered conversation: texts that are tokenised apart, where in each the trained turns lie, and notes."""
-
-    pieces: list[str]
-    spans: list[list[Span]]
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +53,7 @@ def encode_chats(
     ended: whether each conversation's last turn ended by itself; one that did not has no end. None: all did.
     Raises UserError when the tokenizer has no chat template, or one that cannot be trained with.
     """
-    turn = _turn(tokenizer, how)
+    turn = turn_of(tokenizer, how)
     specials = _special_tokens(tokenizer)
     rendered: list[Text | str] = []
     ended = [True] * len(chats) if ended is None else ended
@@ -103,7 +61,7 @@ def encode_chats(
         try:
             _check_text(chat, specials)
             chat = kept(chat, how.thoughts)
-            write = _as_sampled if how.generation_prompt == "sampling" else _as_templated
+            write = as_sampled if how.generation_prompt == "sampling" else as_templated
             rendered.append(write(chat, tokenizer, turn, all_turns, whole, how))
         except RowError as reason:
             rendered.append(str(reason))
@@ -119,178 +77,46 @@ def encode_chats(
 
 def encode_chat_prompts(
     chats: Sequence[Chat], tokenizer: Any, how: Handling = _DEFAULTS
-) -> list[Int32[np.ndarray, "P"] | str]:
-    """Conversations that end with the user -> tokens up to where the assistant begins, or the reason why not."""
-    _turn(tokenizer, how)
+) -> list[Encoded | str]:
+    """Conversations that the assistant is to go on with -> tokens up to where it begins, or the reason why not."""
+    turn_of(tokenizer, how)
     specials = _special_tokens(tokenizer)
-    rendered: list[str | RowError] = []
+    rendered: list[tuple[str, tuple[str, ...]] | RowError] = []
     for chat in chats:
         try:
             _check_text(chat, specials)
-            rendered.append(_prompt_text(kept(chat, how.thoughts, prompt=True), tokenizer, how))
+            rendered.append(prompt_of(kept(chat, how.thoughts, prompt=True), tokenizer, how))
         except RowError as reason:
             rendered.append(reason)
-    tokens = iter(_tokenize([text for text in rendered if isinstance(text, str)], tokenizer))
+    tokens = iter(_tokenize([x[0] for x in rendered if isinstance(x, tuple)], tokenizer))
     return [
-        str(text) if isinstance(text, RowError) else _one_bos(next(tokens)[0], tokenizer)[0]
-        for text in rendered
+        Encoded(*_one_bos(next(tokens)[0], tokenizer), x[1]) if isinstance(x, tuple) else str(x)
+        for x in rendered
     ]
 
 
 def end_of_turn(tokenizer: Any, how: Handling = _DEFAULTS) -> int:
     """The token that the chat template writes behind what the assistant says. Raises UserError as `encode_chats`."""
-    return _turn(tokenizer, how).end_id
+    return turn_of(tokenizer, how).end_id
 
 
 def prompts_differ(tokenizer: Any, how: Handling = _DEFAULTS) -> bool:
     """Whether the template begins a response otherwise in training text than where it is sampled, uncorrected."""
-    return how.generation_prompt == "template" and not _turn(tokenizer, how).meets
-
-
-def _turn(tokenizer: Any, how: Handling) -> Turn:
-    """How the template writes a turn of the assistant.
-
-    Its end must be one token, or several of which the last stands for nothing else, as sampling stops there.
-    UserError otherwise, and when the tokenizer cannot be used for chats at all.
-    """
-    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
-    check_template(tokenizer, name, how)
-    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": f"{_START}x{_END}"}]
-    try:
-        pieces = _MARKS.split(render_chat(probe, tokenizer, how))
-        asked = render_chat(probe[:1], tokenizer, how)
-        prompt = render_chat(probe[:1], tokenizer, how, add_generation_prompt=True)
-    except RowError as e:
-        raise UserError(
-            f"template: the chat template of {name} does not take a plain conversation ({e})"
-        ) from e
-    if len(pieces) != 3:
-        raise UserError(f"template: the chat template of {name} does not write what the assistant says")
-    end = pieces[2].rstrip()
-    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else [tokenizer.eos_token_id]
-    if len(ids) > 1 and ids[-1] not in {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}:
-        raise UserError(
-            f"template: the chat template of {name} ends a turn with {end!r}, which is {len(ids)} tokens of plain "
-            f"text, and EOS is {tokenizer.eos_token!r}, so sampling would not stop there; add {end!r} with "
-            "tokenizer.add_special_tokens and save it to a new folder with save_pretrained"
-        )
-    meets = pieces[0].startswith(prompt)
-    opening = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
-    return Turn(opening, pieces[0].removeprefix(prompt) if meets else "", end, int(ids[-1]), meets)
+    return how.generation_prompt == "template" and not turn_of(tokenizer, how).meets
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
     found = {str(t) for t in tokenizer.added_tokens_decoder.values() if t.special}
-    return re.compile("|".join(map(re.escape, sorted(found | {_START, _END}))))
+    return re.compile("|".join(map(re.escape, sorted(found | {START, END, MARK}))))
 
 
 def _check_text(chat: Chat, specials: re.Pattern[str]) -> None:
     # In one string they could not be told from those of the template. The tags around thoughts are meant as such.
     for message in chat:
         texts = said_of(message) if message["role"] == "assistant" else (message["content"],)
-        if any(specials.search(text) for text in texts):
+        calls = (text for call in message.get("tool_calls", ()) for text in call["function"].values())
+        if any(specials.search(text) for text in (*texts, *calls, message.get("tools", ""))):
             raise RowError("text holds a special token")
-
-
-def _prompt_text(chat: Chat, tokenizer: Any, how: Handling) -> str:
-    if how.generation_prompt != "training":
-        return render_chat(chat, tokenizer, how, add_generation_prompt=True)
-    answered = [*chat, {"role": "assistant", "content": f"{_START}x{_END}"}]
-    return render_chat(answered, tokenizer, how).partition(_START)[0]
-
-
-def _chosen(chat: Chat, all_turns: bool) -> list[int]:
-    """Which turns are trained."""
-    turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-    chosen = [i for i in (turns if all_turns else turns[-1:]) if chat[i].get("train", True)]
-    if not chosen:
-        raise RowError("every turn has weight 0")
-    return chosen
-
-
-def _as_sampled(chat: Chat, tokenizer: Any, turn: Turn, all_turns: bool, ended: bool, how: Handling) -> Text:
-    """The prompt as it is sampled from, and behind it what the model has to write, tokenised apart as there."""
-    if len(chat) - 1 not in _chosen(chat, all_turns):
-        raise RowError("the last turn has weight 0")
-    prompt = _prompt_text(kept(chat[:-1], how.thoughts, prompt=True), tokenizer, how)
-    said = said_of(chat[-1])
-    if not said.answer.strip():
-        raise RowError("empty response")
-    unfinished = not ended and CLOSE not in chat[-1]["content"] and not said.thoughts
-    text = chat[-1]["content"] if unfinished else continued(prompt, said)
-    text += turn.end if ended else ""
-    return Text([prompt, text], [[], [(0, len(text))]])
-
-
-def _as_templated(
-    chat: Chat, tokenizer: Any, turn: Turn, all_turns: bool, ended: bool, how: Handling
-) -> Text:
-    """The text of a conversation as the template writes it, and where the trained turns lie, their ends included.
-
-    ended: whether the last turn has an end; one that its sampler cut has none.
-    """
-    chosen = _chosen(chat, all_turns)
-    thinking = [bool(said_of(chat[i]).thoughts) for i in chosen]
-    notes = () if turn.meets or how.generation_prompt != "template" else (PROMPTS_DIFFER,)
-    for form in (VERBATIM, FIELDS, INLINE) if any(thinking) else (VERBATIM,):
-        in_fields = any(chat[i].get(name) for i in chosen for name in THOUGHTS)
-        if form == VERBATIM and in_fields:
-            continue
-        plain = [written(m, form) if i in chosen else m for i, m in enumerate(chat)]
-        text = render_chat(plain, tokenizer, how)
-        parts = [1 + (form == FIELDS and thought) for thought in thinking]
-        for trim in _TRIMS:
-            marked = [
-                written(m, form, (_START, _END), trim) if i in chosen else m for i, m in enumerate(chat)
-            ]
-            pieces = _MARKS.split(render_chat(marked, tokenizer, how))
-            if len(pieces) == 2 * sum(parts) + 1 and "".join(pieces) == text:
-                spans = _spans(_merged(pieces, parts), turn, how)
-                if not ended and chosen[-1] == len(chat) - 1:
-                    spans[-1] = spans[-1][0], len("".join(pieces[:-1]))
-                if form == INLINE:
-                    notes += (f"thoughts written {INLINE} (row kept)",)
-                if any(_EMPTY_THOUGHTS.search(text, *span) for span in spans):
-                    notes += ("empty think block of the chat template trained (row kept)",)
-                return Text([text], [spans], notes)
-    if any(thinking):
-        earlier = any(thinking[:-1])
-        raise RowError(
-            "chat template leaves out thoughts of earlier turns (data.thoughts=last leaves them out, too)"
-            if earlier
-            else "chat template leaves out thoughts (data.generation_prompt=sampling writes them, "
-            "data.thoughts=drop trains without)"
-        )
-    raise RowError("chat template rewrites a response")
-
-
-def _merged(pieces: list[str], parts: list[int]) -> list[str]:
-    """Pieces in which what a turn thought, what stands between, and what it said is one."""
-    merged, at = [pieces[0]], 1
-    for count in parts:
-        stop = at + 2 * count - 1
-        merged += ["".join(pieces[at:stop]), pieces[stop]]
-        at = stop + 1
-    return merged
-
-
-def _spans(pieces: list[str], turn: Turn, how: Handling) -> list[Span]:
-    """Where the trained turns lie. pieces: the text cut at the marks, so that every second piece is what is said."""
-    spans, at = [], 0
-    for before, said, after in zip(pieces[:-1:2], pieces[1::2], pieces[2::2], strict=True):
-        start = at + len(before)
-        stop = start + len(said)
-        lead = 0 if how.generation_prompt == "training" else _lead(before, turn)
-        spans.append((start - lead, stop + len(turn.end) if after.startswith(turn.end) else stop))
-        at = stop
-    return spans
-
-
-def _lead(before: str, turn: Turn) -> int:
-    """Characters before what is said that the model has to write itself: all since the template had it speak."""
-    if turn.meets and turn.opening and turn.opening in before:
-        return len(before) - before.rindex(turn.opening) - len(turn.opening)
-    return len(turn.lead) if before.endswith(turn.lead) else 0
 
 
 def _tokenize(texts: Sequence[str], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import date, datetime, time
 from typing import Any
 
 import jinja2
 
 from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.messages import ChatMessage, RowError
+from rlhf_jax.data.left_out import RowError
+from rlhf_jax.data.messages import ChatMessage
+from rlhf_jax.data.tools import for_template
 from rlhf_jax.errors import UserError
 
 # What templates do that are given something they were not made for.
@@ -22,17 +25,29 @@ def render_chat(chat: Sequence[ChatMessage], tokenizer: Any, how: Handling, **op
     """The text of a conversation. Raises RowError with the template's own words where it refuses it.
 
     A template that asks for the time is told the beginning of the day `how.date`, so that it writes the same text
-    in every call. Without thoughts it is asked for its prompt without thoughts, where it has one.
+    in every call. Without thoughts it is asked for its prompt without thoughts, where it has one. The arguments of
+    tool calls are given as objects, or as JSON texts to a template that only takes those.
     """
     if how.thoughts == "drop":
         options |= {"enable_thinking": False, "thinking": False}
     try:
-        template = tokenizer.get_chat_template(how.chat_template or None)
-        if "strftime_now" in template:
-            template = _at(how.date, template)
-        return tokenizer.apply_chat_template(list(chat), tokenize=False, chat_template=template, **options)
+        return _rendered(*for_template(chat), tokenizer, how, options)
     except _REFUSALS as e:  # templates refuse with raise_exception
+        if any(message.get("tool_calls") for message in chat):
+            with suppress(*_REFUSALS):
+                return _rendered(*for_template(chat, as_text=True), tokenizer, how, options)
         raise RowError(f"chat template: {' '.join(str(e).split())[:80]}") from e
+
+
+def _rendered(
+    messages: list[ChatMessage], tools: list[Any] | None, tokenizer: Any, how: Handling, options: dict
+) -> str:
+    template = tokenizer.get_chat_template(how.chat_template or None, tools)
+    if "strftime_now" in template:
+        template = _at(how.date, template)
+    return tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, chat_template=template, **options
+    )
 
 
 def _at(day: str, template: str) -> str:

@@ -6,6 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 
+class RowError(ValueError):
+    """A row that cannot be understood; its message is the reason under which the row is counted."""
+
+
 class LeftOut(Counter[str]):
     """Counts of dropped rows, reason -> rows, as a plain Counter has them.
 

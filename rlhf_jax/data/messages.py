@@ -1,7 +1,8 @@
 """Chat messages and transcripts -> prompt columns and a response.
 
 A message is {role, content}, with what chat templates may read besides: `reasoning_content` or `thinking`, a model's
-thoughts before it speaks, and `train`: False on a turn of the assistant that is shown and not learnt.
+thoughts before it speaks; `tool_calls`, and `tools` of the first message (see `tools`); and `train`: False on a turn of
+the assistant that is shown and not learnt.
 """
 
 import json
@@ -9,7 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.data.left_out import has_content
+from rlhf_jax.data import tools
+from rlhf_jax.data.left_out import RowError, has_content
 
 # hh-rlhf's plain-text form of a conversation, also used here for any prompt of more than one turn.
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -22,18 +24,15 @@ _ROLES = {
     "model": "assistant",
     "system": "system",
     "developer": "system",
+    **dict.fromkeys(tools.CALL_ROLES, "assistant"),
+    **dict.fromkeys(tools.ANSWER_ROLES, "tool"),
 }
-_TOOL_ROLES = ("tool", "function", "ipython", "observation", "function_call", "function_response")
-_TOOL_FIELDS = ("tool_calls", "function_call", "tool_call_id", "tool_responses")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+ASKING = ("user", "tool")  # Roles that the assistant speaks after.
 THOUGHTS = ("reasoning_content", "thinking")
-_READ = {"role", "from", "content", "value", "weight", "train", *THOUGHTS, *_TOOL_FIELDS}
+_READ = {"role", "from", "content", "value", "weight", "train", "tools", *THOUGHTS, *tools.CALL_FIELDS}
 
-ChatMessage = dict[str, Any]  # role (user, assistant, system) and content, as chat templates take them
-
-
-class RowError(ValueError):
-    """A row that cannot be understood; its message is the reason under which the row is counted."""
+ChatMessage = dict[str, Any]  # role (user, assistant, system, tool) and content, as chat templates take them
 
 
 def is_messages(value: Any) -> bool:
@@ -54,9 +53,15 @@ def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessa
     if not is_messages(value):
         raise RowError("unreadable messages")
     if unused is not None:
-        named = {name for m in value for name, x in m.items() if name not in _READ and has_content(x)}
+        named = {name for m in value for name, x in m.items() if not _is_read(name, m) and has_content(x)}
         unused.update(f"{name} of messages" for name in named)
-    return [_message(message) for message in value]
+    return [_message(message, unused) for message in value]
+
+
+def _is_read(name: str, message: Mapping[str, Any]) -> bool:
+    if name in tools.ANSWER_FIELDS:
+        return _role(message) in tools.ANSWER_ROLES
+    return name in _READ
 
 
 def _rows_of(value: Any) -> Any:
@@ -77,27 +82,38 @@ def _from_json(value: Any) -> Any:
         raise RowError("unreadable messages") from e
 
 
-def _message(message: Mapping[str, Any]) -> ChatMessage:
+def _role(message: Mapping[str, Any]) -> str:
     role = message.get("role") if message.get("role") is not None else message.get("from")
     if not isinstance(role, str):
         raise RowError("message without a role" if role is None else "role is not text")
-    if role.lower() in _TOOL_ROLES or any(has_content(message.get(name)) for name in _TOOL_FIELDS):
-        raise RowError("tool calls")
     if role.lower() not in _ROLES:
         raise RowError(f"role {role[:40]!r}")
+    return role.lower()
+
+
+def _message(message: Mapping[str, Any], unused: set[str] | None) -> ChatMessage:
+    named = _role(message)
+    parsed: ChatMessage = {"role": _ROLES[named], "content": ""}
     content = message.get("content") if message.get("content") is not None else message.get("value")
+    if named in tools.CALL_ROLES:
+        parsed["tool_calls"], content = tools.calls_in(content, unused), ""
+    elif calls := tools.calls_of(message, unused):
+        if _ROLES[named] != "assistant":
+            raise RowError(f"tool calls of the role {named!r}")
+        parsed["tool_calls"], content = calls, "" if content is None else content
     if isinstance(content, list):
         content, thoughts = _joined(content)
-    else:
-        thoughts = {}
+        parsed |= thoughts
     if not isinstance(content, str):
         raise RowError("message without content" if content is None else "message content is not text")
-    parsed = {"role": _ROLES[role.lower()], "content": content} | thoughts
-    for name in THOUGHTS:
+    parsed["content"] = content
+    for name in (*THOUGHTS, *(tools.ANSWER_FIELDS if _ROLES[named] == "tool" else ())):
         if has_content(message.get(name)):
             if not isinstance(message[name], str):
                 raise RowError(f"{name} is not text")
             parsed[name] = message[name]
+    if has_content(message.get("tools")):
+        parsed["tools"] = tools.definitions(message["tools"])
     if not _trained(message):
         parsed["train"] = False
     return parsed
@@ -134,14 +150,16 @@ def prompt_columns(messages: Sequence[ChatMessage]) -> dict[str, str]:
     """The prompt of a conversation whose next turn is the assistant's.
 
     A single user message is an instruction, so a template applies to it. Anything longer is a transcript:
-    the system text, then "Human:" and "Assistant:" turns as in hh-rlhf, ending with "Assistant:".
+    the system text, then "Human:" and "Assistant:" turns as in hh-rlhf, ending with "Assistant:". One with tools
+    is only there to tell it from others: it is not written but by chat templates.
     """
-    if not messages or messages[-1]["role"] != "user":
+    if not messages or messages[-1]["role"] not in ASKING:
         raise RowError("conversation does not end with a user turn")
-    if len(messages) == 1:
+    if len(messages) == 1 and messages[0]["role"] == "user":
         return {"instruction": messages[0]["content"], "input": ""}
-    marks = {"user": f"{_HUMAN} ", "assistant": f"{_ASSISTANT} ", "system": ""}
-    return {"prompt": "".join(marks[m["role"]] + m["content"] for m in messages) + _ASSISTANT}
+    marks = {"user": f"{_HUMAN} ", "assistant": f"{_ASSISTANT} ", "system": "", "tool": "\n\nTool: "}
+    said = (marks[m["role"]] + m["content"] + tools.text_of(m.get("tool_calls", ())) for m in messages)
+    return {"prompt": "".join(said) + _ASSISTANT}
 
 
 def split_last(messages: list[ChatMessage]) -> tuple[list[ChatMessage], ChatMessage]:

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.data.left_out import Fields, LeftOut, describe
-from rlhf_jax.data.messages import THOUGHTS, RowError, messages_of
+from rlhf_jax.data import tools
+from rlhf_jax.data.left_out import Fields, LeftOut, RowError, describe
+from rlhf_jax.data.messages import THOUGHTS, ChatMessage, messages_of
 from rlhf_jax.data.row_parts import (
     CONVERSATIONS,
     INSTRUCTIONS,
@@ -169,9 +170,10 @@ def read_pairs(
         pair = _pair_of(row)(row)
         for column in ("chosen_ended", "rejected_ended"):
             pair |= ended(row, column, column)
-        if not pair["chosen"].strip() or not pair["rejected"].strip():
+        sides = [(pair[side], pair.get(f"{side}_fields", {})) for side in ("chosen", "rejected")]
+        if not all(said.strip() or fields.get("tool_calls") for said, fields in sides):
             raise RowError("empty response")
-        if pair["chosen"] == pair["rejected"]:
+        if sides[0] == sides[1] or (sides[0][0] == sides[1][0] and not chat):
             raise RowError("identical outputs")
         return pair
 
@@ -234,9 +236,7 @@ def _convert_all(
             skipped[str(e)] += 1
             continue
         if unique:
-            key = tuple(
-                x for x in record.items() if isinstance(x[1], str | bool)
-            )  # rows compare by their texts
+            key = _key(record)
             if key in seen:
                 skipped["duplicate"] += 1
                 continue
@@ -250,25 +250,50 @@ def _convert_all(
     return kept, skipped
 
 
+def _key(record: Row) -> tuple:
+    """What rows compare by: their texts, what further fields of responses hold, and the tools."""
+    texts = [x for x in record.items() if isinstance(x[1], str | bool)]
+    fields = [repr(record[name]) for name in FURTHER if name in record]
+    return (*texts, *fields, *(m["tools"] for m in record.get("messages", ()) if m.get("tools")))
+
+
 def usable(record: Row, row: Fields, chat: bool) -> Row:
     """A record with what the kind of template takes, or RowError when it cannot be used.
 
     The tokenizer's own takes messages with all their fields; the others take texts, so the fields are named as unused.
     """
     messages = messages_of(record)
+    if chat:
+        messages = _with_tools(messages, row)
     said = [*messages, *(record[name] for name in FURTHER if name in record)]
     for value in [
         *(x for x in record.values() if isinstance(x, str)),
         *(x for m in said for x in m.values()),
+        *(x for m in said for call in m.get("tool_calls", ()) for x in call["function"].values()),
     ]:
         if isinstance(value, str) and not _is_unicode(value):
             raise RowError("text that is not valid Unicode")
     if chat:
         return record | {"messages": messages}
+    if any(m.get("tool_calls") or m.get("role") == "tool" for m in said):
+        raise RowError(tools.NEED_CHAT)
     if any(record.get(name, {}).get("train") is False for name in FURTHER):
         raise RowError("response with weight 0")
-    row.dropped.update(f"{name} of messages" for m in said for name in m if name in THOUGHTS)
+    row.dropped.update(f"{name} of messages" for m in said for name in m if name in (*THOUGHTS, "tools"))
     return {name: value for name, value in record.items() if name not in ("messages", *FURTHER)}
+
+
+def _with_tools(messages: list[ChatMessage], row: Fields) -> list[ChatMessage]:
+    """The conversation with the definitions of tools that stand beside it in the row."""
+    name = row.first_with_content(*tools.DEFINITIONS)
+    if not name:
+        return messages
+    found = tools.definitions(row[name])
+    held = [m["tools"] for m in messages if m.get("tools")]
+    if held and found and held != [found]:
+        raise RowError("two lists of tools")
+    first = messages[0] | {"tools": found} if found else messages[0]
+    return [first, *messages[1:]]
 
 
 def _is_unicode(text: str) -> bool:

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from rlhf_jax.data.left_out import Fields, LeftOut
-from rlhf_jax.data.messages import RowError
+from rlhf_jax.data.left_out import Fields, LeftOut, RowError
 from rlhf_jax.data.records import Source, load, usable
 from rlhf_jax.data.row_parts import (
     CONVERSATIONS,
@@ -74,13 +73,13 @@ def read_responses(
 def _answers(row: Fields, chat: bool) -> tuple[list[str | None], list[Row | str]]:
     """The texts of a row's responses, and for each a record or the reason why there is none."""
     try:
-        columns, values = _prompt_and_values(row)
+        columns, values, fields = _prompt_and_values(row)
     except RowError as reason:
         texts = [value if isinstance(value, str) else None for value in _values(row)]
         return texts, [str(reason)] * len(texts)
     records = [
-        _record(row, columns, value, whole, chat)
-        for value, whole in zip(values, _ended(row, values), strict=True)
+        _record(row, columns, value, beside, whole, chat)
+        for value, beside, whole in zip(values, fields, _ended(row, values), strict=True)
     ]
     said = [
         record["output"] if isinstance(record, dict) else value
@@ -89,16 +88,19 @@ def _answers(row: Fields, chat: bool) -> tuple[list[str | None], list[Row | str]
     return [text if isinstance(text, str) else None for text in said], records
 
 
-def _prompt_and_values(row: Fields) -> tuple[Row, list[Any]]:
+def _prompt_and_values(row: Fields) -> tuple[Row, list[Any], list[Row]]:
+    """The prompt's columns, the responses, and for each the further fields of its message that are known by now."""
     if row.has("chosen") and row.has("rejected"):
         pair = (explicit_pair if row.first_with_content(*PROMPTS) else implicit_pair)(row)
         values = [pair.pop("chosen"), pair.pop("rejected")]
-        return {name: x for name, x in pair.items() if not name.endswith(("_fields", "_ended"))}, values
+        fields = [pair.pop(f"{side}_fields", {}) for side in ("chosen", "rejected")]
+        return {name: x for name, x in pair.items() if not name.endswith("_ended")}, values, fields
     named = (*RESPONSES, *_LISTS, "output_1", "output_2", "chosen", "rejected")
     if row.first_with_content(*CONVERSATIONS) and not row.first_with_content(*named):
-        before, said, _ = last_turn(conversation(row))
-        return of_messages(before), [said]
-    return prompt(row), _values(row)
+        before, said, fields = last_turn(conversation(row))
+        return of_messages(before), [said], [fields]
+    values = _values(row)
+    return prompt(row), values, [{} for _ in values]
 
 
 def _values(row: Fields) -> list[Any]:
@@ -121,11 +123,13 @@ def _ended(row: Fields, values: list[Any]) -> list[Any]:
     return sides if len(sides) == len(values) else [row.get("ended")] * len(values)
 
 
-def _record(row: Fields, columns: Mapping[str, Any], value: Any, whole: Any, chat: bool) -> Row | str:
+def _record(
+    row: Fields, columns: Mapping[str, Any], value: Any, fields: Row, whole: Any, chat: bool
+) -> Row | str:
     try:
-        said, fields = (
-            (value, {}) if isinstance(value, str) else response(value, row)
-        )  # A model may say nothing.
+        said = value
+        if not isinstance(value, str):  # A model may say nothing.
+            said, fields = response(value, row)
         mark = ended(Fields({"ended": whole}), "ended", "ended")
         record = {**columns, "output": said, **mark} | ({"output_fields": fields} if fields else {})
         return usable(record, row, chat)

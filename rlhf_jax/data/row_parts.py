@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from rlhf_jax.data.left_out import Fields, has_content
+from rlhf_jax.data.left_out import Fields, RowError, has_content
 from rlhf_jax.data.messages import (
+    ASKING,
     ChatMessage,
-    RowError,
     is_messages,
     messages_of,
     parse_messages,
@@ -73,9 +73,10 @@ def of_messages(messages: Sequence[ChatMessage]) -> Row:
     if len(messages) == 1:
         text(columns["instruction"], "instruction")
     for message in messages[:-1]:
-        if message["role"] != "system" and not message["content"].strip():
+        if message["role"] in ("user", "assistant") and not _says_something(message):
             raise RowError(f"empty {message['role']} message")
-    text(messages[-1]["content"], "prompt")
+    if messages[-1]["role"] == "user":
+        text(messages[-1]["content"], "prompt")
     return columns | {"messages": list(messages)}
 
 
@@ -92,7 +93,13 @@ def response(value: Any, row: Fields) -> tuple[str, Row]:
 def last_turn(messages: list[ChatMessage]) -> tuple[list[ChatMessage], str, Row]:
     """What came before the assistant's last turn, what it says, and the further fields of its message."""
     before, last = split_last(messages)
-    return before, text(last["content"], "response"), further(last)
+    if not last.get("tool_calls"):
+        text(last["content"], "response")
+    return before, last["content"], further(last)
+
+
+def _says_something(message: ChatMessage) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))
 
 
 def further(message: ChatMessage) -> Row:
@@ -138,7 +145,7 @@ def _messages_beside(row: Fields) -> Row:
         messages = parse_messages(row.peek("messages"))
     except RowError:
         return {}
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] not in ASKING:
         return {}
     return {"messages": parse_messages(row["messages"], row.dropped)}
 
@@ -251,7 +258,7 @@ def _with_turns(columns: Row, before: list[ChatMessage], *, is_list: bool) -> Ro
     own = messages_of(columns)
     if before[-1]["role"] == "system":
         return of_messages(_joined(before, own))
-    if before[-1]["role"] != "user":
+    if before[-1]["role"] not in ASKING:
         raise RowError("conversation does not end with a user turn")
     if before == own:
         return columns

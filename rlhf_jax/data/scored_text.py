@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from rlhf_jax.data.chat import CHAT, encode_chats, end_of_turn, render_chat
+from rlhf_jax.data.chat import CHAT, encode_chats, end_of_turn
+from rlhf_jax.data.chat_templates import render_chat
 from rlhf_jax.data.handling import Handling
 from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.templates import render

@@ -18,14 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, Integer
 
-from rlhf_jax.data.chat import (
-    CHAT,
-    PROMPTS_DIFFER,
-    Encoded,
-    encode_chat_prompts,
-    encode_chats,
-    prompts_differ,
-)
+from rlhf_jax.data.chat import CHAT, Encoded, encode_chat_prompts, encode_chats, prompts_differ
 from rlhf_jax.data.handling import Handling
 from rlhf_jax.data.limits import CUT_PROMPT, CUT_RESPONSE, DROP, cut_left, fitted
 from rlhf_jax.data.messages import messages_of
@@ -33,6 +26,7 @@ from rlhf_jax.data.records import describe
 from rlhf_jax.data.tables import is_hub_name
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenizer_calls import tokenized
+from rlhf_jax.data.turns import PROMPTS_DIFFER
 from rlhf_jax.errors import UserError
 
 NO_LIMIT = 2**31 - 1  # As max_length: nothing is cut or dropped for its length.
@@ -264,9 +258,12 @@ def encode_prompts(
     their beginning. Raises UserError when none is left.
     """
     if template == CHAT:
-        prompts = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, how)
+        found = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, how)
+        prompts = [x if isinstance(x, str) else x.ids for x in found]
+        notes = [() if isinstance(x, str) else x.notes for x in found]
     else:
         prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
+        notes = [()] * len(rows)
     kept, counts = [], Counter()
     differ = template == CHAT and prompts_differ(tokenizer, how)
     for i, prompt in enumerate(prompts):
@@ -278,6 +275,7 @@ def encode_prompts(
             if len(prompt) > max_prompt_length:
                 counts["prompt cut at its beginning (row kept)"] += 1
                 prompts[i] = cut_left(prompt, max_prompt_length, tokenizer)
+            counts.update(notes[i])
             kept.append(i)
     if differ and kept:
         counts[PROMPTS_DIFFER] = len(kept)

@@ -16,7 +16,8 @@ from rlhf_jax.data import inspection
 from rlhf_jax.data.batches import bucket
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
-from rlhf_jax.data.messages import RowError, parse_messages
+from rlhf_jax.data.left_out import RowError
+from rlhf_jax.data.messages import parse_messages
 from rlhf_jax.data.packing import pack
 from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.tables import read_rows

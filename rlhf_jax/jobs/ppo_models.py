@@ -163,7 +163,8 @@ def _text_length(config: ConfigDict, reward: RewardModel, rows: list[dict]) -> i
     """Tokens of the arrays that text is encoded into; says how many prompts the template cannot write."""
     tokenizer = reward.tokenizer
     if reward.template == CHAT:
-        found = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, reward.how)
+        asked = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, reward.how)
+        found = [x if isinstance(x, str) else x.ids for x in asked]
     else:
         found = encode_prompt_texts([render(row, reward.template) for row in rows], tokenizer)
     reasons = sorted({x for x in found if isinstance(x, str)})
