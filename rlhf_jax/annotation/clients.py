@@ -5,8 +5,8 @@ the body as it was hashed, and answers come back as the raw response: that skips
 reads, which is half of a call's CPU time. Retrying is not done here; the clients' own retries are off.
 """
 
+import asyncio
 import importlib
-import json
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import replace
@@ -19,7 +19,7 @@ from rlhf_jax.annotation.environment import check_connections, hidden_from_clien
 from rlhf_jax.annotation.faults import error_in, fault, meant_status
 from rlhf_jax.annotation.judges import Address
 from rlhf_jax.annotation.masking import Mask
-from rlhf_jax.annotation.readers import read_answer, usage_of
+from rlhf_jax.annotation.readers import read_answer, read_json, usage_of
 from rlhf_jax.annotation.retries import EndpointError, Headers, Retryable
 from rlhf_jax.annotation.wording import said
 from rlhf_jax.data.valid_text import valid_text
@@ -34,6 +34,9 @@ PATHS = {
 }
 _ERRORS = {"openai": "OpenAIError", "anthropic": "AnthropicError"}
 _CONNECT_TIMEOUT_S = 10.0
+_ERROR_BYTES = 20_000
+# A server that sends a blank now and then is never silent for `timeout_s`, and would be waited for without end.
+_LONGEST_TIMEOUTS = 10
 
 
 class Endpoint:
@@ -45,6 +48,7 @@ class Endpoint:
     def __init__(self, address: Address, *, max_connections: int, timeout_s: float) -> None:
         self.address = address
         self._mask = Mask(address.secrets())
+        self._longest_s = _LONGEST_TIMEOUTS * timeout_s
         self._sdk = _package(address.provider)
         self._httpx = _package("httpx2")
         # The class of all errors that a client has for what it will not do.
@@ -98,7 +102,8 @@ class Endpoint:
         started = time.monotonic()
         path, sdk = PATHS[api], self._sdk
         try:
-            response = await self.client.post(path, body=body, cast_to=self._httpx.Response)
+            async with asyncio.timeout(self._longest_s):
+                response = await self.client.post(path, body=body, cast_to=self._httpx.Response)
         except sdk.APIStatusError as error:
             on_headers(error.response.headers)
             raise self._status_error(error) from None
@@ -106,6 +111,9 @@ class Endpoint:
             raise self._connection_error(error.__cause__ or error) from None
         except Elsewhere as error:
             raise self._connection_error(error) from None
+        except TimeoutError:
+            reason = f"no whole answer in {self._longest_s:.0f} s"
+            raise Retryable(reason, crowded=True, may_cost=True) from None
         except self._httpx.HTTPError as error:
             raise Retryable(self.clean(str(error)) or type(error).__name__, may_cost=True) from None
         except self._sdk_error as error:
@@ -128,7 +136,7 @@ class Endpoint:
     def _payload(self, response: Any) -> object:
         """The JSON of a response; words for what is none: nothing at all, a web page, half a text."""
         try:
-            return json.loads(response.content.decode("utf-8", "replace"))
+            return read_json(response.content)
         except (ValueError, RecursionError):
             words = said(response.content[:2000])[1].strip()
             what = f"no JSON: {words}" if words else "it is empty"
@@ -156,12 +164,17 @@ class Endpoint:
         """Send JSON text as it is; the JSON that comes back. Errors are those of the SDK, see `call`."""
         headers = {"Content-Type": "application/json"}
         options = {"content": data, "options": {"headers": headers}, "cast_to": self._httpx.Response}
-        return json.loads((await self.client.post(path, **options)).content.decode("utf-8", "replace"))
+        return read_json((await self.client.post(path, **options)).content)
 
     def _connection_error(self, cause: BaseException) -> Retryable | EndpointError:
         reason = self.clean(str(cause)) or type(cause).__name__
         if isinstance(cause, Elsewhere):
             return EndpointError(f"{self.address.shown}: {reason}; set base_url to that address", 307)
+        if isinstance(cause, self._httpx.TooManyRedirects):
+            return EndpointError(
+                f"{self.address.shown}: it sends requests in a circle; correct base_url, or log in where it wants that",
+                310,
+            )
         nobody = isinstance(
             cause, (self._httpx.ConnectError, self._httpx.ConnectTimeout, self._httpx.ProxyError)
         )
@@ -173,7 +186,7 @@ class Endpoint:
     def _status_error(self, error: Any) -> Exception:
         body = error.body
         if isinstance(body, str) or not body:
-            body = error.response.content.decode("utf-8", "replace")
+            body = error.response.content[:_ERROR_BYTES].decode("utf-8", "replace")
         return self.fault(error.status_code, body, error.response.headers)
 
     def fault(self, status: int, body: object, headers: Mapping[str, str]) -> Exception:

@@ -130,19 +130,37 @@ def logsumexp(values: list[float]) -> float:
 
 
 def json_spans(text: str) -> list[tuple[int, int, dict]]:
-    """Start, end and value of every outermost JSON object in `text`. At most one failed attempt per "{", and at
-    most 200 of them."""
-    decoder, found, place = json.JSONDecoder(), [], text.find("{")
-    for _ in range(200):
+    """Start, end and value of every outermost JSON object in `text`, also of one with line breaks in its texts, or
+    written as Python does it. At most a few failed attempts per "{", and at most 200 of those."""
+    decoder, found, place = json.JSONDecoder(strict=False), [], text.find("{")
+    for attempt in range(200):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
             found.append((place, end, value))
         except (ValueError, RecursionError):
-            end = place + 1
+            value, end = _python_dict(text, place) if attempt < _MOST_DICTS else (None, place + 1)
+            if value is not None:
+                found.append((place, end, value))
         place = text.find("{", end)
     return found
+
+
+_MOST_DICTS, _DICT_CHARS = 20, 1_000
+
+
+def _python_dict(text: str, start: int) -> tuple[dict | None, int]:
+    """A dict as Python writes it, with single quotes or a comma before its end, and where it ends."""
+    end = start
+    for _ in range(3):
+        end = text.find("}", end, start + _DICT_CHARS) + 1
+        if not end:
+            break
+        value = literal(text[start:end])
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return value, end
+    return None, start + 1
 
 
 def json_objects(text: str) -> list[dict]:

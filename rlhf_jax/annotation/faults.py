@@ -12,6 +12,7 @@ from rlhf_jax.annotation.retries import EndpointError, Rejected, Retryable
 from rlhf_jax.annotation.waits import retry_after
 from rlhf_jax.annotation.wording import said
 
+_SAID_CHARS = 4_000  # What is told stands at the beginning; a body may have any size.
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
 _CROWDED = frozenset({408, 503, 529})
 _MEND = {
@@ -133,6 +134,7 @@ def fault(
     EndpointError for the whole endpoint, Filtered and Rejected for this request, Retryable for now.
     """
     code, message = said(body)
+    code, message = code[:_SAID_CHARS], message[:_SAID_CHARS]
     words = line(
         " ".join(part for part in (str(status), code if code != str(status) else "", message) if part)
     )

@@ -18,7 +18,7 @@ _DECIMAL = re.compile(r"\d+(?:[.,]\d+)?")
 _DRESS = r"[\s*_`\"'\])}]{0,10}"
 _UNITS = r"(?:\s?(?:stars?|points?|pts?|marks?)\b\.?)?"
 _OUT_OF = re.compile(
-    rf"{_UNITS}{_DRESS}[\s([{{]{{0,3}}(?P<how>/|\b(?:out of|of|von|sur)\b)\s?"
+    rf"{_UNITS}{_DRESS}[\s([{{]{{0,3}}(?P<how>[/\u2044\u2215]|\b(?:out of|of|von|sur)\b)\s?"
     rf"(?:a (?:possible |total of )?|the |possible )?[*_`\[(]{{0,4}}(?P<total>{_DIGITS}|(?:{_WORD})\b)(?P<tail>%?)",
     re.IGNORECASE,
 )
@@ -26,12 +26,15 @@ _UNIT = re.compile(r"\s?(?:stars?|points?|pts?|marks?)\b\.?", re.IGNORECASE)
 _PERCENT = re.compile(r"\s?(?:%|percent\b|per cent\b)", re.IGNORECASE)
 # Behind a number these make it a range, a list entry, a date, an ordinal, an expression: something else.
 _GOES_ON = re.compile(
-    r"[\w%‰°^+#&$€£<>=~×÷]|[.,:;/\\-]\d|[-–—]\w|\s?(?:-|–|—|~|/|to\b|or\b|and\b|through\b|bis\b|oder\b|±|\+|x\b|×|vs\b)"
-    r"\s?[*_]{0,2}(?:\d|(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\b)|\s?[%‰]|-(?:st|nd|rd|th|star)\b"
-    r"|\.\.\d|\s?\?|[,;]?[ \t]{1,3}\d",
+    r"[\w%‰°^+#&$€£<>=~×÷]|[.,:;/|\\-]\d|[-–—]\w|\s?(?:[-–—~〜∼/\u2044\u2215]|to\b|or\b|and\b|through\b|bis\b|oder\b"
+    r"|ou\b|à\b|y\b|o\b|a\b|至|到|±|\+|x\b|×|vs\b|[,(]?\s?(?:or |and |to )?(?:maybe|perhaps|possibly|even|rather)\b)"
+    r"\s?(?:an? )?[*_]{0,2}(?:\d|(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\b)|\s?[%‰]"
+    r"|-(?:st|nd|rd|th|star)\b|\.\.\d|\s?\?|[,;]?[ \t]{1,3}\d",
     re.IGNORECASE,
 )
-_CAME_BEFORE = re.compile(r"(?:[\w.,:/\\#$€£<>~≈±^]|\d\s?[-–—/]\s?)\Z")
+# "5 (five)": the same again, or another number.
+_AGAIN = re.compile(rf"\s?[(\[]\s?(?P<again>{_DIGITS}|(?:{_WORD})\b)\s?[)\]]", re.IGNORECASE)
+_CAME_BEFORE = re.compile(r"(?:[\w.,/\\#$€£<>~≈±^]|\d:|\d\s?[-–—~〜/]\s?)\Z")
 _SIGN = re.compile(r"(?:^|[\s\"'`*_:=([])([-−–])\Z")
 
 
@@ -67,13 +70,19 @@ def number_at(text: str, match: re.Match, high: float) -> Found:
                 None, f"{text[match.start() : end]!r} is not on the scale, which ends at {high:g}", end
             )
         out_of, plainly = total, share.group("how").lower() != "of"
-    elif (percent := _PERCENT.match(text, end)) and high == 100:
+    elif percent := _PERCENT.match(text, end):
         end = percent.end()
+        if high != 100:
+            return Found(None, f"{text[match.start() : end]!r} is no single number", end)
     elif unit := _UNIT.match(text, end):
         end = unit.end()
     if _GOES_ON.match(text, end):
         said = text[match.start() : end + 12].split("\n")[0]
         return Found(None, f"{said!r} is no single number", end)
+    if again := _AGAIN.match(text, end):
+        if abs(value) != _value(NUMBER.match(again.group("again"))):
+            return Found(None, f"{text[match.start() : again.end()]!r} is no single number", end)
+        end = again.end()
     return Found(value, "", end, out_of, plainly)
 
 

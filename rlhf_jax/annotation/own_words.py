@@ -12,10 +12,18 @@ from rlhf_jax.annotation.reported_speech import after_refusals, apologises, mask
 
 # Thoughts of reasoning models that their server left in the text. Only what follows them is the answer.
 _OPEN = re.compile(
-    r"\s{0,200}(?:<(?:think|thinking|thought|reasoning)>|\[THINK\]|◁think▷|<\|channel\|>analysis)"
+    r"\s{0,200}(?:<(?:think|thinking|thoughts?|reasoning|seed:think)\s?>|\[THINK\]|◁think▷|<\|channel\|>analysis"
+    r"|<\|begin_of_thought\|>|<\|START_THINKING\|>|<\|channel>thought\b)",
+    re.IGNORECASE,
 )
 _CLOSE = re.compile(
-    r"</(?:think|thinking|thought|reasoning)>|\[/THINK\]|◁/think▷|<\|channel\|>final(?:<\|message\|>)?"
+    r"</(?:think|thinking|thoughts?|reasoning|seed:think)\s?>|\[/THINK\]|◁/think▷|<\|channel\|>final(?:<\|message\|>)?"
+    r"|<\|end_of_thought\|>|<\|END_THINKING\|>|<channel\|>",
+    re.IGNORECASE,
+)
+_END_TOKENS = re.compile(
+    r"(?:\s{0,9}(?:<\|[a-z][a-z_]{1,30}\|>|</s>|<end_of_turn>|<eos>|<[|｜]end▁of▁sentence[|｜]>)){1,4}\s{0,9}\Z",
+    re.I,
 )
 _DICTS = re.compile(r"\[[^\[\]]{0,500}\]")
 _PLACE = 0xE000  # Private characters stand for what is kept as it is while quotations are looked for.
@@ -86,8 +94,16 @@ def declined(text: str, own: str) -> bool:
     return apologises(own) or refusal_in(own_words(text, reports=True)) is not None
 
 
+def without_end_token(text: str) -> str:
+    """`text` without the token that ended it, which some servers leave; behind "<s>", "</s>" is HTML."""
+    end = _END_TOKENS.search(text)
+    return text if end is None or "<s>" in text else text[: end.start()]
+
+
 def _plain(text: str) -> str:
-    """Full-width letters and any script's digits as ASCII, so that "５" and "＞" are read as 5 and >."""
+    """Full-width letters and any script's digits as ASCII, so that "５" and "＞" are read as 5 and >; without
+    what nobody sees."""
+    text = without_end_token(text)
     if text.isascii():
         return text
     return "".join(_plain_character(c) for c in text)
@@ -98,6 +114,8 @@ def _plain_character(c: str) -> str:
         return c
     if "\uff01" <= c <= "\uff5e":
         return chr(ord(c) - 0xFEE0)
+    if unicodedata.category(c) == "Cf":  # Marks of direction, joiners, a file's first mark: nobody sees them.
+        return ""
     digit = unicodedata.decimal(c, None)
     return c if digit is None else str(digit)
 

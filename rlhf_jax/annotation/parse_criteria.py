@@ -6,7 +6,14 @@ import re
 from rlhf_jax.annotation.answers import OK, Answer
 from rlhf_jax.annotation.contracts import Parsed, ParserSpec, failed, is_number, json_spans, wrong_count
 from rlhf_jax.annotation.numbers import NUMBER, Found, number_at
-from rlhf_jax.annotation.parse_ratings import all_or_none, denied, of_json, off_scale, without_scale
+from rlhf_jax.annotation.parse_ratings import (
+    all_or_none,
+    denied,
+    of_json,
+    off_scale,
+    other_scale,
+    without_scale,
+)
 
 _DRESS = r"[\s*_`\"'\[\](){}]{0,10}"
 
@@ -14,6 +21,9 @@ _DRESS = r"[\s*_`\"'\[\](){}]{0,10}"
 def ratings(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """A rating per criterion, as JSON objects or as lines "Relevance: 4"; their sum or mean is the rating."""
     wanted = [aspect.casefold() for aspect in spec.aspects]
+    told = without_scale(answer.text, spec)
+    if other := other_scale(told, spec) or _other_scale_of(told, wanted, spec):
+        return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
     found = _objects(answer.text, wanted, spec) or _lines(answer.text, wanted, spec)
     if n == 1 and len({_values(one) for one in found}) == 1:
         found = found[:1]
@@ -34,6 +44,21 @@ def _objects(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, F
         if all(_could_be(folded.get(aspect)) for aspect in wanted) and not denied(text, start, 0):
             made.append({aspect: of_json(folded[aspect], spec) for aspect in wanted})
     return made
+
+
+def _other_scale_of(text: str, wanted: list[str], spec: ParserSpec) -> str:
+    """Words that give a criterion another scale, as "Relevance (1-10)"; "" if there are none."""
+    for aspect in wanted:
+        for match in _scale_of(aspect).finditer(text):
+            if float(match[1]) != spec.high:
+                return match.group()
+    return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_of(aspect: str) -> re.Pattern:
+    between = r"[\s*_]{0,4}[(\[]\d{1,3}\s?(?:-|–|to)\s?(\d{1,3})\b"
+    return re.compile(rf"(?<!\w){re.escape(aspect)}{between}", re.IGNORECASE)
 
 
 def _could_be(value: object) -> bool:

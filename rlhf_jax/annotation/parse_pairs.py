@@ -25,6 +25,12 @@ from rlhf_jax.annotation.shares import known_logprobs
 _BARE_CHARS = 100
 _CALLED = r"(?i:(?:(?:my|the|final) ){0,3}(?:answer|verdict|choice)\s?(?:is|:)\s?)?"
 _DRESSED = _CALLED + r"[\s\"'`*(\[]*(?i:output\s*)?[(\[]?NAME[\s\"'`*)\].!]*"
+# "Output (a) is not the better one": the pattern's verdict, turned around.
+_DENIED_BEHIND = re.compile(
+    r"[\s*_`\"')\]]{0,6}(?:(?:is|was|does|did|seems|looks)(?: clearly| slightly| much| far)?\s?(?:not\b|n[’']t\b"
+    r"|(?:the )?(?:worse|worst|weaker|inferior|poorer)\b)|loses\b|fails\b)",
+    re.IGNORECASE,
+)
 _LIST = re.compile(r"\[[^\[\]]{0,500}\]")
 
 
@@ -44,7 +50,7 @@ def cot_json(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """JSON objects with the outputs best first under `key`: names, or {"model": name, "rank": 1 or 2}."""
     firsts, explanations = [], []
     for start, _, found in json_spans(answer.text):
-        first = _best(found.get(spec.key), spec)
+        first = _best(_under(found, spec.key), spec)
         if first is not None and not denied(answer.text, start, 0):
             firsts.append(first)
             said = found.get("concise_explanation", found.get("explanation"))
@@ -60,11 +66,30 @@ def _best(ordered: object, spec: ParserSpec) -> str | None:
     if not isinstance(ordered, list) or len(ordered) != 2:
         return None
     if all(isinstance(entry, dict) for entry in ordered):
-        by_rank = {entry.get("rank"): entry.get("model") for entry in ordered if _is_plain(entry)}
+        by_rank = {_rank(entry): entry.get("model") for entry in ordered}
         if set(by_rank) != {1, 2}:
             return None
         ordered = [by_rank[1], by_rank[2]]
-    return ordered[0] if _is_permutation(ordered, spec) else None
+    names = [_bare_name(name, spec) for name in ordered]
+    return names[0] if _is_permutation(names, spec) else None
+
+
+def _under(found: dict, key: str) -> object:
+    """The value under a key however it is capitalised."""
+    return next((value for name, value in found.items() if name.casefold() == key.casefold()), None)
+
+
+def _bare_name(value: object, spec: ParserSpec) -> object:
+    """The name in "Output (a)" or "(A)"; whatever else it is, as it is."""
+    named = matches(value[:_BARE_CHARS], spec, _DRESSED, whole=True) if isinstance(value, str) else []
+    return named[0] if named else value
+
+
+def _rank(entry: dict) -> object:
+    """The rank of an entry as a number, also where it was written as text; None for what is none."""
+    rank = entry.get("rank")
+    rank = int(rank) if isinstance(rank, str) and rank in ("1", "2") else rank
+    return rank if is_number(rank) else None
 
 
 def ranking(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
@@ -116,7 +141,9 @@ def regex(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
         found = [(match.start(), i, match.end()) for i, p in enumerate(compiled) if (match := p.search(text))]
         if not found:
             break
-        _, which, end = min(found)
+        start, which, end = min(found)
+        if denied(text, start, 0) or _DENIED_BEHIND.match(text, end):
+            return [failed(f"the verdict {text[start:end].strip()[:40]!r} is denied")] * n
         values.append((1.0, 2.0, 1.5)[which])
         text = text[end:]
     if len(values) != n:
@@ -138,7 +165,7 @@ def two_scores(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]
     """The first line holds a score of each output, within the scale; equal scores are a tie (FastChat)."""
     line = next((line for line in answer.text.splitlines() if line.strip()), "")
     scores = re.findall(r"-?\d+(?:\.\d+)?", line[:_BARE_CHARS])
-    if len(line) > _BARE_CHARS or len(scores) != 2 or re.sub(r"-?\d+(?:\.\d+)?|[\s,;/]", "", line):
+    if len(line) > _BARE_CHARS or len(scores) != 2 or re.sub(r"-?\d+(?:\.\d+)?|[\s,;]", "", line):
         return [failed("no line with two scores at the start of the answer")]
     one, two = map(float, scores)
     last = answer.finish_reason in CUT_OFF and answer.text.endswith(scores[1])
@@ -154,8 +181,3 @@ def _is_permutation(names: list, spec: ParserSpec) -> bool:
     if not all(isinstance(name, str) for name in names):
         return False
     return sorted((name in spec.second) - (name in spec.first) for name in names) == [-1, 1]
-
-
-def _is_plain(entry: dict) -> bool:
-    rank, model = entry.get("rank"), entry.get("model")
-    return isinstance(rank, int) and is_number(rank) and isinstance(model, str)

@@ -13,13 +13,14 @@ from rlhf_jax.annotation.contracts import (
     json_spans,
     wrong_count,
 )
+from rlhf_jax.annotation.last_lines import answered, taken_back
 from rlhf_jax.annotation.numbered import in_order, split_number
 from rlhf_jax.annotation.numbers import NUMBER, STARTS, Found, number_at
 
 _LINE_CHARS = 200
 _HOLLOW = "\ufffc"
-_OPENING = r"[\s*_`\"'\[({#|>]{0,12}"
-_CLOSING = re.compile(r"[\s*_`\"'\])}.!,|]{0,12}")
+_OPENING = r"[\s*_`\"'“«„\[({#|>]{0,12}"
+_CLOSING = re.compile(r"[\s*_`\"'”»“\])}.!,|]{0,12}")
 # "6 (very good)": a remark without another number.
 _REMARK = re.compile(r"[\s*_]{0,4}\([^()\d]{1,100}\)[\s*_.!]{0,6}")
 _WHAT = r"(?:rating|score|grade|verdict|mark)"
@@ -37,7 +38,9 @@ _ONLY_LABEL = re.compile(
 _TO = r"\d{1,3}\s?(?:-|–|—|to|\.\.)\s?(\d{1,3})\b"
 _SCALES = re.compile(
     rf"\b{_WHAT}s?\s?[(\[]{_TO}|\bscale (?:of|from) {_TO}"
-    rf"|\bscale (?:of|from) (\d{{1,3}})\b(?!\s?(?:-|–|to\b))|{_TO}[- ]scale",
+    rf"|\bscale (?:of|from) (\d{{1,3}})\b(?!\s?(?:-|–|to\b))|{_TO}[- ]scale"
+    r"|\b(\d{1,3})[- ]points?\s(?:\w{1,12}\s)?scale"
+    r"|[(\[]\s?(?:out of|of|from|max\.?|maximum|/)(?: of)?\s(\d{1,3})\s?[)\]]",
     re.IGNORECASE,
 )
 _FINAL = re.compile(r"\b(?:overall|final)\b", re.IGNORECASE)
@@ -62,7 +65,7 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     several examples each has a line of its own. Outside the scale it is unreadable, never clipped.
     """
     text = without_scale(answer.text, spec)
-    if other := _other_scale(text, spec):
+    if other := other_scale(text, spec):
         return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
     if n > 1:
         lines = [split_number(line) for line in text.splitlines()]
@@ -71,16 +74,35 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
         if len(found) != n:
             return wrong_count(len(found), n, "rating")
         return all_or_none([_rated(one, spec) for one in found])
-    for tier in (_marked, _final, _plain):
+    for tier in (_marked, _final, _plain, _last_line):
         found = {(one.value, one.problem): one for one in tier(text, spec)}
         if found:
             break
     if len(found) != 1:
         return wrong_count(len(found), 1, "rating")
     (one,) = found.values()
+    if again := _correction(one, text, spec):
+        return [failed(f"the rating is taken back: {again}")]
     if answer.finish_reason in CUT_OFF and _could_go_on(one, text, spec):
         return [failed(f"the answer was cut off ({answer.finish_reason}) at its rating", TRUNCATED)]
     return [_rated(one, spec)]
+
+
+def _last_line(text: str, spec: ParserSpec) -> Iterator[Found]:
+    """The number that the last line gives as the answer, where nothing in the text is called a rating."""
+    for value in answered(text):
+        found = _of_line(value, spec) if isinstance(value, str) else of_json(value, spec)
+        if found is not None:
+            yield found
+
+
+def _correction(one: Found, text: str, spec: ParserSpec) -> str:
+    """Words by which the judge takes its rating back for another number, "" for none."""
+    text = _without_objects(text)
+    others = (
+        words for words, match in taken_back(text) if number_at(text, match, spec.high).value != one.value
+    )
+    return next(others, "")
 
 
 def without_scale(text: str, spec: ParserSpec) -> str:
@@ -91,7 +113,7 @@ def without_scale(text: str, spec: ParserSpec) -> str:
     return re.sub(pattern, lambda match: _HOLLOW, text, flags=re.IGNORECASE)
 
 
-def _other_scale(text: str, spec: ParserSpec) -> str:
+def other_scale(text: str, spec: ParserSpec) -> str:
     """Words by which the judge puts its rating on another scale, "" if there are none."""
     for match in _SCALES.finditer(text):
         end = float(next(number for number in match.groups() if number))

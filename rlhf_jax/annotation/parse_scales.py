@@ -13,7 +13,7 @@ from rlhf_jax.annotation.contracts import (
     literal,
     wrong_count,
 )
-from rlhf_jax.annotation.own_words import split_thoughts
+from rlhf_jax.annotation.own_words import split_thoughts, without_end_token
 from rlhf_jax.annotation.parse_ratings import denied
 from rlhf_jax.annotation.shares import known_logprobs
 
@@ -87,7 +87,7 @@ def text(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     if answer.finish_reason in CUT_OFF and not spec.allow_cut:
         return [failed(f"the completion was cut off ({answer.finish_reason})", TRUNCATED)]
     thoughts, rest = split_thoughts(answer.text)
-    stripped = rest.strip()
+    stripped = without_end_token(rest).strip()
     if not stripped:
         return [failed("the completion is empty" + (" behind its thoughts" if thoughts else ""))]
     return [Parsed(None, OK, text=stripped, explanation=thoughts or None)]

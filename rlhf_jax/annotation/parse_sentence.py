@@ -28,12 +28,36 @@ _AGAINST = re.compile(
     rf"|less|least)\b.{{0,40}}\b{_OUTPUT}",
     re.IGNORECASE,
 )
+# A sentence decides for the output it names when it says so, or when it says nothing but the name and perhaps why.
+_FOR = re.compile(
+    r"\b(?:better|best|prefer(?:s|red|able)?|superior|winner|wins?|won|choose|chosen|chose|choice|pick(?:ed)?|select(?:ed)?"
+    r"|stronger|strongest|favou?r(?:ed|s)?|beats|outperforms|surpasses|verdict|more \w{1,20}|go with|vote)\b",
+    re.IGNORECASE,
+)
+_ONLY_NAMED = re.compile(
+    rf"[\s\"'`*_(\[#:-]{{0,12}}(?:(?:so|thus|therefore|hence|overall|I think|I say|answer:|my answer:?),?\s)?"
+    rf"{_OUTPUT}[^()]{{1,60}}\)[\s\"'`*_)\].!:,-]{{0,8}}(?:$|(?:because|since|as|due to|for|given)\b.*)",
+    re.IGNORECASE | re.DOTALL,
+)
+# What leaves it open, and what makes both alike.
+_OPEN = re.compile(
+    r"\?|\b(?:maybe|perhaps|possibly|might|could|would|should|equal(?:ly)?|ties?|tied|same|as \w{1,20} as|on par"
+    r"|comparable|similar|second[- ]best|runner[- ]up|outperformed|surpassed)\b",
+    re.IGNORECASE,
+)
+# A second thought, or a word for the one that has no name.
+_TURNED = re.compile(
+    r"\b(?:no,? wait|wait,? no|wait,|scratch that|on (?:second thought|reflection)|correction|changed? my mind"
+    r"|actually,? no)\b"
+    r"|\bthe other (?:one |output |response )?(?:is|was|wins|seems|comes|looks)\b",
+    re.IGNORECASE,
+)
 
 
 def sentence(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
-    """ "Output (a)" anywhere, as long as the other is not named as well and nothing says that it is not the better
-    one; or as all that the last line says. Of several examples exactly one each. An answer that was cut off might
-    yet have named the other: it must be the bare verdict."""
+    """ "Output (a)" in a sentence that decides for it, as long as the other is not named as well and nothing says
+    that it is not the better one; or as all that the last line says. Of several examples exactly one each. An answer
+    that was cut off might yet have named the other: it must be the bare verdict."""
     if n == 1 and answer.finish_reason in CUT_OFF:
         return choice(answer, spec, n, k)
     lines = [split_number(line) for line in answer.text.splitlines() if line.strip()]
@@ -50,11 +74,18 @@ def sentence(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
         return verdicts(bare, spec, n, what)
     parsed = verdicts([name for _, names in named for name in names], spec, n, what)
     if parsed[0].status == OK and _doubted(answer.text):
-        return [failed('"Output (...)" stands in a sentence that speaks against it')]
+        return [failed('"Output (...)" stands in no sentence that decides for it')]
     return parsed
 
 
 def _doubted(text: str) -> bool:
-    """Whether a sentence that names an output may mean that the other is better."""
+    """Whether the sentences that name an output may mean that the other is better, or that none is."""
+    if _TURNED.search(text):
+        return True
     sentences = [one for one in _SENTENCE_END.split(text) if _ANY_OUTPUT.search(one)]
-    return any(_AGAINST.search(one) for one in sentences)
+    if any(_AGAINST.search(one) for one in sentences):
+        return True
+    # One that decides is enough: others may describe the same output.
+    return not any(
+        _ONLY_NAMED.fullmatch(one) or (_FOR.search(one) and not _OPEN.search(one)) for one in sentences
+    )

@@ -36,7 +36,7 @@ from rlhf_jax.annotation.own_words import declined, own_words, refusal_in, split
 __all__ = ["KINDS", "PARSERS", "PARSER_VERSION", "Parsed", "ParserSpec", "parse", "parse_all", "parsers_of"]
 
 # Raised when the reading of a cached answer can change; it is part of a judge's identity.
-PARSER_VERSION = 3
+PARSER_VERSION = 4
 
 Reader = Callable[[Answer, ParserSpec, int, int], list[Parsed]]
 

@@ -7,6 +7,7 @@ the provider says it has enough (additive increase, multiplicative decrease: Chi
 """
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -214,7 +215,7 @@ def read_limit(headers: Mapping[str, str], provider: str, kind: str) -> tuple[fl
         limit, remaining = float(limit), float(remaining)
     except (TypeError, ValueError):
         return None
-    if not limit > 0:
+    if not 1 <= limit < math.inf:  # Less would be waited for without end.
         return None
     per_s, full_in = limit / 60.0, span_s(reset)
     if full_in and full_in > 60.0 and remaining < limit:

@@ -16,6 +16,16 @@ _TEXTS = ("text", "output_text")
 _REFUSALS = ("refusal",)
 
 
+def read_json(content: bytes) -> object:
+    """The JSON that an endpoint sent, in whichever encoding of Unicode; letters that are broken are marked as such.
+
+    Errors: ValueError or RecursionError for what is none.
+    """
+    text = content.decode(json.detect_encoding(content), "replace")
+    # A number of thousands of digits is no count; it must not cost the answer it stands beside.
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 400 else math.inf)
+
+
 def read_answer(api: str, payload: object) -> Answer:
     """The Answer in the payload of a response with status 200, or out of a batch's results.
 
@@ -50,7 +60,9 @@ def _words(payload: dict) -> str:
 
 
 def _read_chat(payload: dict) -> dict:
-    choice = payload["choices"][0]
+    choices = payload["choices"]
+    # Several may come in any order; the first by its number is the one that was asked for.
+    choice = next((one for one in choices if isinstance(one, dict) and one.get("index") == 0), choices[0])
     message = choice.get("message") or {"content": choice["text"]}
     logprobs = choice.get("logprobs")
     refusal = _parts(message.get("refusal"), _TEXTS) or _parts(message.get("content"), _REFUSALS)
@@ -181,7 +193,11 @@ def _top_logprobs(content: object) -> tuple | None:
 
 def _alternatives(token: object) -> Iterable[tuple[str, float]]:
     tops = token.get("top_logprobs") if isinstance(token, dict) else None
-    for top in tops if isinstance(tops, list) else ():
+    tops = [top for top in tops if isinstance(top, dict)] if isinstance(tops, list) else []
+    # The token that was taken need not be among the likeliest, or these may not have been sent.
+    if isinstance(token, dict) and all(top.get("token") != token.get("token") for top in tops):
+        tops.append(token)
+    for top in tops:
         try:
             yield _text(top["token"]), float(top["logprob"])
         except (KeyError, TypeError, ValueError, OverflowError):

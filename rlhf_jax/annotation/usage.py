@@ -14,11 +14,15 @@ def _chat(usage: dict) -> dict:
     cached = _inner(usage, "prompt_tokens_details", "cached_tokens")
     # Some leave the reasoning, which is billed as output, out of their completion tokens: the total has it.
     rest = None if total is None or tokens_in is None else max(0, total - tokens_in)
+    reasoning = _inner(usage, "completion_tokens_details", "reasoning_tokens")
+    out = told if rest is None else max(told or 0, rest)
+    if out is not None and reasoning is not None and reasoning > out:  # It cannot be a part of so few.
+        out += reasoning
     return {
         "tokens_in": tokens_in,
         "tokens_cached": _count(usage.get("prompt_cache_hit_tokens")) if cached is None else cached,
-        "tokens_out": told if rest is None else max(told or 0, rest),
-        "tokens_reasoning": _inner(usage, "completion_tokens_details", "reasoning_tokens"),
+        "tokens_out": out,
+        "tokens_reasoning": reasoning,
         "tokens_cache_write": None,
     }
 

@@ -38,6 +38,12 @@ def test_openai_headers(limit: str, remaining: str, reset: str, expected: tuple 
     assert read_limit({}, "openai", "requests") is None
 
 
+@pytest.mark.parametrize("limit", ["1e-9", "0", "-1", "inf", "nan", "many"])
+def test_a_limit_that_is_none_is_not_waited_for(limit: str) -> None:
+    headers = {"x-ratelimit-limit-requests": limit, "x-ratelimit-remaining-requests": "0"}
+    assert read_limit(headers, "openai", "requests") is None
+
+
 def test_anthropic_headers() -> None:
     soon = (datetime.now(UTC) + timedelta(seconds=30)).strftime("%Y-%m-%dT%H:%M:%SZ")
     kind = "anthropic-ratelimit-input-tokens"

@@ -3,6 +3,7 @@
 import json
 import re
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from rlhf_jax.annotation.costs import Price
 from rlhf_jax.annotation.faults import Filtered, fault
 from rlhf_jax.annotation.limits import Limits
 from rlhf_jax.annotation.parsing import parse
-from rlhf_jax.annotation.readers import read_answer
+from rlhf_jax.annotation.readers import read_answer, read_json
 from rlhf_jax.annotation.retries import EndpointError, Rejected, Retryable
 from rlhf_jax.annotation.usage import counts_of
 from rlhf_jax.errors import UserError
@@ -215,6 +216,51 @@ def test_odd_words_and_numbers_around_an_answer_do_not_cost_it() -> None:
     assert read_answer("chat", {"choices": [{"text": "a"}]}).text == "a"
 
 
+def test_of_several_choices_the_first_by_its_number_is_read() -> None:
+    choices = [{"index": 1, "message": {"content": "b"}}, {"index": 0, "message": {"content": "a"}}]
+    assert read_answer("chat", {"choices": choices}).text == "a"
+
+
+@pytest.mark.parametrize("tops", [None, [], [{"token": "a", "logprob": -5.0}]])
+def test_the_token_that_was_taken_counts_though_it_is_not_among_the_likeliest(tops: list | None) -> None:
+    payload = openai_payload("b")
+    payload["choices"][0]["logprobs"] = {"content": [{"token": "b", "logprob": -0.01, "top_logprobs": tops}]}
+    parsed = parse(read_answer("chat", payload), ParserSpec("logprob"))
+    assert parsed.status == "ok" and parsed.preference > 1.99
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_json_is_read_in_every_encoding_of_unicode(encoding: str) -> None:
+    assert read_json(json.dumps({"content": "é"}, ensure_ascii=False).encode(encoding)) == {"content": "é"}
+
+
+def test_a_count_of_thousands_of_digits_does_not_cost_its_answer() -> None:
+    told = b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": ' + b"9" * 5000 + b"}}"
+    answer = read_answer("chat", read_json(told))
+    assert (answer.text, answer.tokens_in) == ("a", None)
+
+
+def test_an_error_of_any_size_is_read_at_its_beginning() -> None:
+    began = time.monotonic()
+    failed = meant(400, {"error": {"message": "access " * 1_000_000}})
+    assert isinstance(failed, Rejected) and time.monotonic() - began < 2.0
+
+
+def test_redirects_in_a_circle_end_the_run_and_a_server_that_drips_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    there = {"Location": "/v1/chat/completions"}
+    with (
+        FakeServer(lambda body, nth: (307, there, {})) as server,
+        pytest.raises(UserError, match="in a circle"),
+    ):
+        annotate(server)
+    monkeypatch.setattr("rlhf_jax.annotation.clients._LONGEST_TIMEOUTS", 0.002)
+    with FakeServer(delay_s=0.5) as server:
+        rows, summary = annotate(server, 1, timeout_s=30.0, limits=Limits(retry=QUICK))
+    assert "no whole answer in" in rows[0]["status_detail"] and summary["unpriced_attempts"] == 7
+
+
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
@@ -227,6 +273,8 @@ def test_odd_words_and_numbers_around_an_answer_do_not_cost_it() -> None:
         ({"prompt_tokens": 5, "total_tokens": 12}, (5, 7)),
         ({"prompt_tokens": True, "completion_tokens": "many"}, (None, None)),
         ({"prompt_tokens": 10**30, "completion_tokens": 3}, (None, 3)),
+        ({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7,
+          "completion_tokens_details": {"reasoning_tokens": 50}}, (5, 52)),
         ([], (None, None)),
         (None, (None, None)),
         ("none", (None, None)),
