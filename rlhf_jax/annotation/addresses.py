@@ -132,7 +132,7 @@ def is_symbolic(base_url: str) -> bool:
 
 def check_url(where: str, url: str) -> None:
     """Errors: UserError beginning with `where` for what is no http(s) URL; no password is repeated in it."""
-    wrong, shown = "", _without_login(url)
+    wrong, shown = "", masked(url)
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -183,7 +183,7 @@ def _root(parts: SplitResult) -> str:
     return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
 
 
-def _without_login(url: str) -> str:
+def masked(url: str) -> str:
     """What cannot be taken apart, without what may be a password or a key."""
     url = re.sub(r"[^/]*@", "***@", url)
     return re.sub(r"([?&][^=&]*)=[^&]*", lambda m: m[1] + "=***" if _SECRET_NAME.search(m[1]) else m[0], url)

@@ -127,6 +127,7 @@ def answer_asks(
             return {}, estimate(jobs, cache, limits) | {"rows": len(asks_of_rows)}
         waiting = [{places[ask][0].key for ask in asks} for asks in asks_of_rows]
         reporter = _Reporter(options.progress, counters, waiting, len(jobs))
+        cache.told = reporter.waits
         reporter.report()
         outcomes = answer_all(jobs, cache, limits, counters, reporter.job_done, reporter.report)
     parsed = {job.key: _parse(job, outcomes[job.key]) for job in jobs}
@@ -191,6 +192,11 @@ class _Reporter:
             self._left[row] -= 1
             self._done += not self._left[row]
         self._jobs_left -= 1
+        self.report()
+
+    def waits(self, trouble: str) -> None:
+        """Something other than an answer is waited for."""
+        self._counters.waits(trouble)
         self.report()
 
     def report(self) -> None:

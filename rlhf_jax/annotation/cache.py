@@ -44,6 +44,8 @@ _FROM_1 = f"""
     {_SCHEMA}
 """
 _CHUNK = 500
+# An answer that came is paid for: another process may write for so long before it is given up, and that is told.
+_LONGEST_LOCK_S, _TELL_S = 600.0, 1.0
 # What to do about what the database says; the first is for all else.
 _MENDING = (
     ((), "give a writable path to a new or existing cache"),
@@ -51,7 +53,7 @@ _MENDING = (
         ("malformed", "not a database", "decode", "corrupt", "no such column", "no such table", "constraint"),
         "it is damaged or no answer cache: restore a copy, or move it away and run again",
     ),
-    (("locked", "busy"), "another process has held it for a minute; wait until that is done, or stop it"),
+    (("locked", "busy"), "another process has held it for minutes; wait until that is done, or stop it"),
     (("disk is full", "disk I/O"), "free space or give another cache path; the answers until now are kept"),
     (("readonly",), "it may only be read; give a writable path, or a copy of it"),
 )
@@ -65,6 +67,11 @@ class AnswerCache:
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
+        self.told: Callable[[str], None] = lambda words: None  # Hears what is waited for.
+        if "://" in str(path):
+            raise UserError(
+                f"cache {path}: is no path of a local file, which an answer cache must be; give one"
+            )
         try:
             if self.path is not None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +81,7 @@ class AnswerCache:
                 self.path or ":memory:", timeout=60.0, isolation_level=None, check_same_thread=False
             )
             self._open()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: a path no system has.
             raise self._error(error) from None
 
     def _open(self) -> None:
@@ -210,7 +217,7 @@ class AnswerCache:
     def writing(self) -> Iterator[None]:
         """One transaction: all of it, or nothing. Errors: UserError when the file cannot be written."""
         try:
-            self.db.execute("BEGIN IMMEDIATE")
+            self._begin()
             try:
                 yield
             except BaseException:
@@ -220,6 +227,22 @@ class AnswerCache:
             self.db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._error(error) from None
+
+    def _begin(self) -> None:
+        """Begin to write, and tell who waits for whom while another process does."""
+        deadline = time.monotonic() + _LONGEST_LOCK_S
+        self.db.execute(f"PRAGMA busy_timeout = {int(_TELL_S * 1000)}")
+        try:
+            while True:
+                try:
+                    self.db.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError as error:
+                    if "locked" not in str(error) or time.monotonic() > deadline:
+                        raise
+                    self.told(f"another process that writes to the cache {self.path}")
+        finally:
+            self.db.execute("PRAGMA busy_timeout = 60000")
 
     def note_failure(self, key: str, reason: str, usd: float | None = None) -> None:
         """Record a failed attempt and what it cost, None when nobody knows; it never counts as an answer."""

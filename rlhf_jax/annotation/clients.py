@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.courier import Courier, Elsewhere
+from rlhf_jax.annotation.courier import Courier, Elsewhere, keep_out_of_logs
 from rlhf_jax.annotation.environment import check_connections, hidden_from_clients, proxy_variable
 from rlhf_jax.annotation.faults import error_in, fault, meant_status
 from rlhf_jax.annotation.judges import Address
@@ -74,6 +74,7 @@ class Endpoint:
             max_connections=max_connections, max_keepalive_connections=max_connections
         )
         courier = Courier(self.address)
+        keep_out_of_logs()
         self._httpx.URL(self.address.root)  # Refuses here what it would refuse request by request.
         http = self._sdk.DefaultAsyncHttpxClient(
             limits=limits, timeout=timeout, trust_env=trust_env, event_hooks={"request": [courier.check]}

@@ -1,10 +1,11 @@
 """What goes over the wire, checked request by request: keys and questions go to the judge's own address only."""
 
 import base64
+import logging
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlhf_jax.annotation.addresses import Address
+from rlhf_jax.annotation.addresses import Address, masked
 
 _FOR_ANYBODY = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
 _AZURE = ".azure.com"
@@ -42,6 +43,22 @@ class Courier:
             )
         for name in set(request.headers) - _FOR_ANYBODY:
             del request.headers[name]
+
+
+def keep_out_of_logs() -> None:
+    """The clients' logs name the address of every request, and a key may stand in its query."""
+    for name in ("httpx2", "openai._base_client", "anthropic._base_client"):
+        logging.getLogger(name).addFilter(_without_secrets)
+
+
+def _without_secrets(record: logging.LogRecord) -> bool:
+    if isinstance(record.args, tuple):
+        record.args = tuple(masked(str(one)) if _is_url(one) else one for one in record.args)
+    return True
+
+
+def _is_url(value: object) -> bool:
+    return str(value).startswith(("http://", "https://")) and " " not in str(value)
 
 
 def _credentials(address: Address) -> dict[str, str]:

@@ -43,7 +43,8 @@ class BatchServer:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> "BatchServer":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        # It looks for the end of the block so often: half a second, as is usual, adds up over all tests.
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -87,6 +87,58 @@ def test_what_is_no_cache_is_refused_in_one_line(tmp_path: Path, kind: str) -> N
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("path", ["gs://bucket/answers.sqlite", "s3://b/c", "a\0b"])
+def test_what_is_no_local_path_is_told(path: str) -> None:
+    with pytest.raises(UserError, match=r"cache .*; give"):
+        AnswerCache(path)
+
+
+def test_an_empty_file_becomes_a_cache(tmp_path: Path) -> None:
+    (tmp_path / "c").touch()
+    with AnswerCache(tmp_path / "c") as cache:
+        cache.put("k", FULL, **WHERE)
+        assert cache.count() == 1
+
+
+def test_a_cache_that_another_process_holds_is_waited_for_aloud_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlhf_jax.annotation.cache._TELL_S", 0.02)
+    with AnswerCache(tmp_path / "c") as cache, AnswerCache(tmp_path / "c") as other:
+        told: list[str] = []
+
+        def tell(words: str) -> None:
+            told.append(words)
+            if len(told) == 2:
+                other.db.execute("ROLLBACK")
+
+        cache.told = tell
+        other.db.execute("BEGIN IMMEDIATE")
+        cache.put("k", FULL, **WHERE)
+        assert (
+            cache.get("k") == FULL and told == [f"another process that writes to the cache {cache.path}"] * 2
+        )
+        monkeypatch.setattr("rlhf_jax.annotation.cache._LONGEST_LOCK_S", 0.05)
+        other.db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UserError, match="locked; another process has held it"):
+            cache.put("m", FULL, **WHERE)
+        other.db.execute("ROLLBACK")
+
+
+def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path: Path) -> None:
+    with AnswerCache(tmp_path / "c") as cache:
+        cache.put("k", FULL, **WHERE)
+        cache.db.execute("PRAGMA max_page_count = 20")  # What a disk without space says, too.
+        with pytest.raises(UserError, match="is full; free space") as caught:
+            for i in range(100):
+                cache.put(f"{i}", Answer("x" * 4000), **WHERE)
+        assert "\n" not in str(caught.value) and cache.get("k") == FULL
+        cache.db.execute("PRAGMA query_only = 1")
+        with pytest.raises(UserError, match="it may only be read; give a writable path"):
+            cache.put("m", FULL, **WHERE)
+        assert cache.get("k") == FULL
+
+
 WRITER = """
     import sys
     from rlhf_jax.annotation.answers import Answer

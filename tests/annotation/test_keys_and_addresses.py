@@ -1,6 +1,7 @@
 """Keys and passwords: none in a message or file, none sent where it does not belong; addresses of every form."""
 
 import base64
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -135,6 +136,19 @@ def test_no_file_and_no_message_holds_the_key_or_the_password(
     pieces += [f"****{KEY[-4:]}"] if status == 401 else []
     assert not [piece for piece in pieces if piece in stored]
     assert repr(Judge(judge, {}).address).count("Passw0rd") == 0 and judge.judge_id
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_no_log_of_any_library_holds_a_key_or_a_password(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, provider: str
+) -> None:
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with caplog.at_level(logging.DEBUG), FakeServer() as server:
+        for url in (server.url.replace("//", "//me:Passw0rdOfMine@") + "/v1?code=QuerySecret77", server.url):
+            annotate(judge_spec(provider=provider, base_url=url, api_key_env="JUDGE_KEY"))
+    assert f"POST {server.url}/v1" in caplog.text
+    login = base64.b64encode(b"me:Passw0rdOfMine").decode()
+    assert not [word for word in (KEY[:14], "Passw0rd", login, "QuerySecret") if word in caplog.text]
 
 
 def test_masking_keeps_the_words_around() -> None:
