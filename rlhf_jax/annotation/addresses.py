@@ -184,6 +184,8 @@ def _root(parts: SplitResult) -> str:
 
 
 def masked(url: str) -> str:
-    """What cannot be taken apart, without what may be a password or a key."""
+    """An address that may not be one, without what may be a password or a key."""
     url = re.sub(r"[^/]*@", "***@", url)
-    return re.sub(r"([?&][^=&]*)=[^&]*", lambda m: m[1] + "=***" if _SECRET_NAME.search(m[1]) else m[0], url)
+    return re.sub(
+        r"([?&][^=&]*)=[^&]*", lambda m: m[1] + "=***" if _SECRET_NAME.search(m[1][1:]) else m[0], url
+    )

@@ -99,6 +99,7 @@ def test_a_key_typed_into_the_name_of_its_variable_is_not_repeated(tmp_path: Pat
         ("base_url: http://me:sk-proj-abcdef0123@host:port/v1", r"'http://\*\*\*@host:port/v1'"),
         ("base_url: me:sk-proj-abcdef0123@host/v1", "does not begin with http"),
         ("base_url: 'http://h:x/v1?api-key=sk-proj-abcdef0123'", r"api-key=\*\*\*"),
+        ("base_url: 'http://h:x/v1?a=1&code=abcdef0123'", r"a=1&code=\*\*\*"),
     ],
 )
 def test_a_file_with_a_key_in_the_wrong_place_is_refused_without_repeating_it(
