@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
 from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.data.valid_text import shown
 from rlhf_jax.errors import UserError
 
 
@@ -84,7 +85,9 @@ def _keys(rows: Sequence[Mapping], name: str) -> list[tuple[str, str, int]]:
     for i, row in enumerate(rows):
         for column in ("instruction", "output"):
             if not isinstance(row.get(column), str):
-                raise UserError(f"{name}[{i}]: {column}: found {row.get(column)!r}; it must be text")
+                raise UserError(f"{name}[{i}]: {column}: found {shown(row.get(column))}; it must be text")
+        if not isinstance(row.get("input") or "", str):
+            raise UserError(f"{name}[{i}]: input: found {shown(row['input'])}; it must be text")
         prompt = (row["instruction"], row.get("input") or "")
         keys.append((*prompt, seen[prompt]))
         seen[prompt] += 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_jax.annotation.rows import status_counts
 from rlhf_jax.annotation.whole_files import whole_file
+from rlhf_jax.data.tables import json_text
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,8 +92,9 @@ def schema() -> "pa.Schema":
 def write_labels(path: str | Path, rows: Sequence[Mapping], config: Mapping) -> None:
     """Write labelled rows and the run's `config` (anything JSON can hold). Further columns are kept.
 
-    The file appears under `path` complete or not at all. Errors: UserError for a column of mixed types or an
-    unwritable path.
+    A column of text, or one that we do not know, whose values are of several kinds is kept as JSON texts: what it
+    holds is not worth losing paid labels for. The file appears under `path` complete or not at all. Errors: UserError
+    for another column of mixed types or an unwritable path.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -108,8 +110,12 @@ def write_labels(path: str | Path, rows: Sequence[Mapping], config: Mapping) -> 
         try:
             array = pa.array([row.get(name) for row in rows], type=kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-            said = " ".join(str(error).split())
-            raise UserError(f"labels column {name!r}: cannot be stored ({said}); give it one type") from None
+            if kind not in (None, pa.string()):
+                said = " ".join(str(error).split())
+                raise UserError(
+                    f"labels column {name!r}: cannot be stored ({said}); give it one type"
+                ) from None
+            array = pa.array([json_text(row.get(name)) for row in rows], type=pa.string())
         arrays.append(array)
         fields.append(pa.field(name, array.type))
     metadata = {_META_VERSION: str(SCHEMA_VERSION).encode(), _META_CONFIG: json.dumps(config).encode()}

@@ -12,7 +12,7 @@ from rlhf_jax.annotation.contracts import BOTH_TWO_GAMES, PAIRWISE, Parsed
 from rlhf_jax.annotation.orders import SHOWN, judged, orders_of
 from rlhf_jax.annotation.rows import pair_row
 from rlhf_jax.annotation.specs import PoolSpec
-from rlhf_jax.data.valid_text import valid_values
+from rlhf_jax.data.valid_text import shown, valid_values
 from rlhf_jax.errors import UserError
 
 __all__ = ["Annotations", "annotate_pairs"]
@@ -65,7 +65,7 @@ def checked(row: Mapping, i: int, outputs: Sequence[str]) -> dict:
             there = ", ".join(map(repr, row))
             raise UserError(f"rows[{i}]: {column}: missing; the row has {there}")
         if not isinstance(row[column], str):
-            raise UserError(f"rows[{i}]: {column}: found {row[column]!r}; it must be text")
+            raise UserError(f"rows[{i}]: {column}: found {shown(row[column])}; it must be text")
     # Neither a request nor a file can hold a lone surrogate, in whatever column it stands.
     return valid_values(row)
 

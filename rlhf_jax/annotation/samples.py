@@ -6,7 +6,7 @@ from pathlib import Path
 from rlhf_jax.annotation import seeding
 from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
 from rlhf_jax.annotation.specs import PoolSpec
-from rlhf_jax.data.valid_text import valid_values
+from rlhf_jax.data.valid_text import shown, valid_values
 from rlhf_jax.errors import UserError
 
 
@@ -59,6 +59,7 @@ def pair_samples(
     return pairs, counts
 
 
+_LISTS = (list, tuple)
 _OF_OUTPUTS = ("output", "outputs", "generators", "ended")
 
 
@@ -97,19 +98,22 @@ def outputs_of(row: Mapping, i: int) -> tuple[list[str], list]:
     for wanted in ("instruction", column):
         if row.get(wanted) is None:
             raise UserError(f"rows[{i}]: {wanted}: missing; the row has {', '.join(map(repr, row))}")
-    outputs = [row[column]] if isinstance(row[column], str) else list(row[column])
-    wrong = next((output for output in outputs if not isinstance(output, str)), None)
-    if wrong is not None:
-        raise UserError(f"rows[{i}]: {column}: found {wrong!r}; it must be text or a list of texts")
+    found = row[column]
+    outputs = [found] if isinstance(found, str) else found
+    wrong = [x for x in outputs if not isinstance(x, str)] if isinstance(outputs, _LISTS) else [found]
+    if wrong:
+        raise UserError(f"rows[{i}]: {column}: found {shown(wrong[0])}; it must be text or a list of texts")
     for name in ("instruction", "input"):
-        if not isinstance(row.get(name) or "", str):
-            raise UserError(f"rows[{i}]: {name}: found {row[name]!r}; it must be text")
-    generators = list(row.get("generators") or [])
+        if not isinstance(row[name] if name == "instruction" else row.get(name) or "", str):
+            raise UserError(f"rows[{i}]: {name}: found {shown(row[name])}; it must be text")
+    generators = row.get("generators") or []
+    if not isinstance(generators, _LISTS):
+        raise UserError(f"rows[{i}]: generators: found {shown(generators)}; it must be a list")
     if generators and len(generators) != len(outputs):
         raise UserError(
             f"rows[{i}]: generators: found {len(generators)} for {len(outputs)} outputs; give one for each"
         )
-    return outputs, generators
+    return list(outputs), list(generators)
 
 
 def annotate_samples(

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from rlhf_jax.data.splits import is_hub_name, read_folder, read_hub, split_of_folder
 from rlhf_jax.data.table_files import read_file
-from rlhf_jax.data.valid_text import valid_values
+from rlhf_jax.data.valid_text import valid_text, valid_values
 from rlhf_jax.errors import UserError
 
 __all__ = ["is_hub_name", "read_rows", "read_table", "write_jsonl", "write_parquet"]
@@ -116,10 +116,15 @@ def _column(values: list[Any]) -> Any:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        texts = [
-            None if x is None else x if isinstance(x, str) else json.dumps(x, default=str) for x in values
-        ]
-        return pa.array([valid_values(text) for text in texts])
+        return pa.array([json_text(value) for value in values])
+
+
+def json_text(value: Any) -> str | None:
+    """A value of a column whose values are of several kinds: texts as they are, others as JSON, NaN as null."""
+    if value is None or value != value:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+    return valid_text(text)
 
 
 def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:

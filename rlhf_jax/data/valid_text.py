@@ -1,4 +1,4 @@
-"""Text that every file, database and request can hold."""
+"""Text that every file, database and request can hold, and every message."""
 
 from collections.abc import Mapping
 
@@ -12,6 +12,15 @@ def valid_text(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def shown(value: object) -> str:
+    """A value of a record as a message shows it: on one line, and not at any length."""
+    try:
+        text = repr(value)
+    except ValueError:  # An integer of more digits than Python writes.
+        return f"a long {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def valid_values(value: object) -> object:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rlhf_jax.data.valid_text import shown
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, wilson_interval, win_rate
 
@@ -70,12 +71,13 @@ def ranking_preferences(rows: Sequence[Mapping]) -> list[float | None]:
             value = read_preferences([row["preference"]], f"rows[{i}]: preference")[0]
             out.append(None if math.isnan(value) else float(value))
         elif "ranking" in row:
-            said = (row["ranking"] or "").strip().lower()
-            if said and said not in RANKINGS:
+            found = row["ranking"]
+            said = found.strip().lower() if isinstance(found, str) else found
+            if not (said in ("", None) or said != said or (isinstance(said, str) and said in RANKINGS)):
                 raise UserError(
-                    f"rows[{i}]: ranking: found {row['ranking']!r}; give one of {', '.join(RANKINGS)}"
+                    f"rows[{i}]: ranking: found {shown(row['ranking'])}; give one of {', '.join(RANKINGS)}"
                 )
-            out.append(RANKINGS.get(said))
+            out.append(RANKINGS.get(said) if isinstance(said, str) else None)
         else:
             raise UserError(f"rows[{i}]: has no preference and no ranking; it has {', '.join(row)}")
     return out
@@ -136,8 +138,13 @@ def _by_prompt(rows: Iterable[Mapping], name: str) -> dict[tuple[str, str], floa
 def _prompt(row: Mapping, where: str) -> tuple[str, str]:
     text = row.get("instruction", row.get("prompt"))
     if not isinstance(text, str):
-        raise UserError(f"{where}: instruction: found {text!r}; it must be text (or give prompt)")
-    return text, row.get("input") or ""
+        raise UserError(f"{where}: instruction: found {shown(text)}; it must be text (or give prompt)")
+    extra = row.get("input")
+    if extra is None or extra != extra:
+        return text, ""
+    if not isinstance(extra, str):
+        raise UserError(f"{where}: input: found {shown(extra)}; it must be text")
+    return text, extra
 
 
 def _rating(row: Mapping, where: str) -> float | None:
@@ -145,7 +152,9 @@ def _rating(row: Mapping, where: str) -> float | None:
     if value is None:
         return None
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: rating: found {value!r}; give a number, or null where it failed") from None
+        number = math.inf if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
+    if math.isinf(number):
+        raise UserError(f"{where}: rating: found {shown(value)}; give a number, or null where it failed")
     return None if math.isnan(number) else number

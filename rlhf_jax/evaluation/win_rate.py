@@ -83,6 +83,8 @@ def read_preferences(preferences: Sequence[object], name: str = "preference") ->
     for i, value in enumerate(values):
         try:
             x = math.nan if value is None else float(value)
+        except OverflowError:
+            x = math.inf
         except (TypeError, ValueError):
             raise UserError(
                 f"{name}[{i}]: {value!r} is not a number; give 1, 2, 1.5 (draw) or null"

@@ -97,7 +97,10 @@ def _table(name: str, path: str) -> dict[Key, dict]:
         print(
             f"{path}: {joined} rows label a pair that another row labels, too; the mean is taken", flush=True
         )
-    models = sorted({str(row["generator_2"]) for row in pairs if row.get("generator_2") is not None})
+    named_2 = [row.get("generator_2") for row in pairs]
+    models = sorted(
+        {" ".join(str(name).split()) for name in named_2 if name is not None and name == name} - {""}
+    )
     if len(models) > 1:
         raise UserError(
             f"judged: {name}: {path} holds outputs of {len(models)} models ({', '.join(models[:4])}); give one file "

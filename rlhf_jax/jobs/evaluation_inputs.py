@@ -14,6 +14,7 @@ from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.jobs import hints
+from rlhf_jax.jobs.label_rows import wrong_input
 from rlhf_jax.settings import closest
 
 Key = tuple[str, str, int]  # instruction, input, how many rows of the file had this prompt before
@@ -167,6 +168,8 @@ def _by_prompt(rows: Iterable[Mapping[str, object]], path: str) -> tuple[dict[Ke
             left_out["without instruction"] += 1
         elif not isinstance(output, str):
             left_out["without output"] += 1
+        elif wrong := wrong_input(row):
+            left_out[wrong] += 1
         else:
             extra = row.get("input")
             prompt = (_clean(instruction), _clean(extra) if isinstance(extra, str) else "")

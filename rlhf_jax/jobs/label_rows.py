@@ -59,10 +59,20 @@ def _unusable(row: Mapping, texts: Sequence[str]) -> str:
         if not isinstance(row.get(name), str):
             found = "missing" if row.get(name) is None else f"{type(row[name]).__name__}, no text"
             return f"with {name} {found}"
+    if (extra := wrong_input(row)) is not None:
+        return extra
     preference = row.get("preference")
     if isinstance(preference, bool | str) or not isinstance(preference, int | float | None):
         return f"with a preference that is {type(preference).__name__}, no number"
     return ""
+
+
+def wrong_input(row: Mapping) -> str | None:
+    """Why a row's `input` cannot be used; None where it is text, or not there."""
+    value = row.get("input")
+    if value is None or isinstance(value, str) or value != value:
+        return None
+    return f"with input {type(value).__name__}, no text"
 
 
 def _check_sides(given: Sequence[object], source: str) -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import ranges
 from rlhf_jax.annotation.formats import read_feedback
 from rlhf_jax.data.tables import columns_of, read_table, require_columns, write_parquet
+from rlhf_jax.data.valid_text import shown
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import measure_tables as tables
 from rlhf_jax.evaluation.difficulty import difficulty_rows
@@ -133,4 +134,7 @@ def _rated(path: str) -> list[dict]:
     """Rated outputs; a CSV file is sparse_feedback's."""
     rows = read_feedback(path, "sparse_ratings") if path.endswith(".csv") else read_table(path)
     require_columns(rows, ("output", "rating"), path)
+    for i, row in enumerate(rows):
+        if not isinstance(row.get("output"), str):
+            raise UserError(f"{path}: row {i + 1}: output: found {shown(row.get('output'))}; it must be text")
     return rows

@@ -62,8 +62,8 @@ def test_a_status_is_counted(labelled: list[dict]) -> None:
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path, labelled: list[dict]) -> None:
     path = tmp_path / "labels.parquet"
     write_labels(path, labelled, {"v": 1})
-    with pytest.raises(UserError, match=r"labels column 'mixed'"):
-        write_labels(path, [labelled[0] | {"mixed": 1}, labelled[1] | {"mixed": "x"}], {"v": 2})
+    with pytest.raises(UserError, match=r"labels column 'rating'"):
+        write_labels(path, [labelled[0] | {"rating": 1}, labelled[1] | {"rating": "x"}], {"v": 2})
     assert read_labels(path).config == {"v": 1}
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):

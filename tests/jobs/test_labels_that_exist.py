@@ -95,14 +95,18 @@ def test_both_orders_count_once_and_what_cannot_be_used_is_said(
         rows[0] | {"output_2": False},
         rows[0] | {"preference": "1"},
         rows[0] | {"instruction": None},
+        rows[0] | {"input": ["a"]},
+        rows[11] | {"generator_2": " \n"},
+        rows[11] | {"generator_2": float("nan")},
     ]
     path = saved(tmp_path / "m.json", rows + twice + broken)
     found = run("evaluate.py:labels", tmp_path / "w", judged=f"m={path}")
     said = capsys.readouterr().out
     assert "1 with output_2 bool, no text" in said and "1 with instruction missing" in said
+    assert "1 with input list, no text" in said
     assert (
         "1 with a preference that is str, no number" in said
-        and "10 rows label a pair that another row" in said
+        and "12 rows label a pair that another row" in said
     )
     assert "1 with a preference that is bool, no number" in said
     scores = [0.5] * 10 + [row["preference"] - 1 for row in rows[10:]]
