@@ -6,12 +6,12 @@ one message and gives back one stream. Neither keeps an order: requests are know
 """
 
 import json
-import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from rlhf_jax.annotation.answers import Answer
+from rlhf_jax.annotation.batch_results import body_of, reasons_of, results_in
 from rlhf_jax.annotation.clients import PATHS, Endpoint
 from rlhf_jax.annotation.ledger import Entry
 from rlhf_jax.annotation.retries import EndpointError, Fault, Rejected, Retryable
@@ -102,9 +102,12 @@ class OpenAIBatches:
         data = "".join(lines).encode()
         file = await self._client.files.create(file=(f"{entry.name}.jsonl", data), purpose="batch")
         batch = await self._client.batches.create(
-            input_file_id=file.id, endpoint=self._url, completion_window="24h", metadata={"name": entry.name}
+            input_file_id=_id(file.id),
+            endpoint=self._url,
+            completion_window="24h",
+            metadata={"name": entry.name},
         )
-        return batch.id
+        return _id(batch.id)
 
     async def find(self, entry: Entry, known: set[str]) -> str | None:
         """By the name in the metadata."""
@@ -116,33 +119,34 @@ class OpenAIBatches:
         return None
 
     async def look(self, batch_id: str) -> State:
-        """A batch that failed was not accepted as a whole; too many enqueued tokens pass with time."""
+        """A batch that failed was not accepted as a whole, unless it has results; too many enqueued tokens pass with
+        time."""
         batch = await self._client.batches.retrieve(batch_id)
         status, done = str(batch.status).lower(), _sum(batch.request_counts, "completed", "failed")
-        if status in _FAILED:
-            errors = (batch.errors.data if batch.errors else None) or []
-            words = "; ".join(f"{e.code}: {e.message}" for e in errors[:3]) or "no reason given"
-            full = any(e.code == "token_limit_exceeded" for e in errors)
-            return State(True, 0, self._endpoint.clean(words), full)
-        return State(status in _ENDED, done, cancelled=status in ("cancelled", "canceled"))
+        if status in _FAILED and not (batch.output_file_id or batch.error_file_id):
+            words = reasons_of(batch.errors)
+            return State(True, 0, self._endpoint.clean(words), "token_limit_exceeded" in words)
+        return State(
+            status in _FAILED or status in _ENDED, done, cancelled=status in ("cancelled", "canceled")
+        )
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """Both files; a batch may have only one of them."""
         batch = await self._client.batches.retrieve(batch_id)
         for file_id in filter(None, (batch.output_file_id, batch.error_file_id)):
             async with self._client.files.with_streaming_response.content(file_id) as response:
-                async for told in _told(response.iter_bytes(), self._outcome):
+                async for told in results_in(response.iter_bytes(), self._outcome):
                     yield told
 
     def _outcome(self, item: dict) -> Answer | Fault:
         response, error = item.get("response"), item.get("error")
-        if response is None or error:
-            code, message = said({"error": error})
+        status = int(response.get("status_code") or 200) if isinstance(response, dict) else 0
+        if 200 <= status < 300 and (body := body_of(response)) is not None:
+            return _read(self._endpoint, self._api, body)
+        code, message = said({"error": error} if error else "")
+        if response is None or code or message:
             words = self._endpoint.clean(": ".join(part for part in (code, message) if part) or "no answer")
             return Expired(words) if code == "batch_expired" else Retryable(words)
-        status = int(response.get("status_code") or 200)
-        if status == 200:
-            return _read(self._endpoint, self._api, response["body"])
         return _as_fault(self._endpoint.fault(status, response.get("body"), {}))
 
     async def cancel(self, batch_id: str) -> None:
@@ -167,7 +171,7 @@ class AnthropicBatches:
         """The message is put together from the lines, as they were counted."""
         data = ('{"requests":[' + ",".join(lines) + "]}").encode()
         batch = await self._endpoint.post_json("/v1/messages/batches", data)
-        return batch["id"]
+        return _id(batch["id"])
 
     async def find(self, entry: Entry, known: set[str]) -> str | None:
         """Batches carry no names here: one of the same size, made since, that nobody knows; its requests tell."""
@@ -189,12 +193,12 @@ class AnthropicBatches:
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """One line per request."""
         async with self._batches.with_streaming_response.results(batch_id) as response:
-            async for told in _told(response.iter_bytes(), lambda item: self._outcome(item["result"])):
+            async for told in results_in(response.iter_bytes(), lambda item: self._outcome(item["result"])):
                 yield told
 
     def _outcome(self, result: dict) -> Answer | Fault:
         kind = result["type"]
-        if kind == "succeeded":
+        if kind == "succeeded" or isinstance(result.get("message"), dict):
             return _read(self._endpoint, "messages", result["message"])
         if kind == "expired":
             return Expired("the batch ran out of time")
@@ -215,49 +219,16 @@ class AnthropicBatches:
 _NEVER = frozenset({"invalid_request_error", "request_too_large"})
 
 
-async def _told(
-    chunks: AsyncIterator[bytes], outcome: Callable[[dict], Answer | Fault]
-) -> AsyncIterator[tuple[str, Answer | Fault]]:
-    """(request hash, what became of it) line by line; a line that cannot be read costs its own request."""
-    async for line in _lines(chunks):
-        text = line.decode("utf-8", "replace")
-        try:
-            item = json.loads(text)
-            key = item["custom_id"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            named = _NAMED.search(text)
-            if named:
-                yield named[1], _unreadable("the line of its result is broken")
-            continue
-        try:
-            yield str(key), outcome(item)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            yield str(key), _unreadable(f"malformed result ({type(error).__name__})")
-
-
-_NAMED = re.compile(r'"custom_id"\s*:\s*"([^"]+)"')
-
-
-def _unreadable(reason: str) -> Retryable:
-    return Retryable(reason, may_cost=True, of_row=True)
+def _id(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("no id")
+    return value
 
 
 def _sum(counts: object, *names: str) -> int:
     """How many requests are in these states, as far as the provider tells."""
     found = (getattr(counts, name, 0) for name in names)
     return sum(count for count in found if isinstance(count, int))
-
-
-async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The lines that end in a line feed; nothing else ends one, whatever an answer holds."""
-    rest = b""
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            if line.strip():
-                yield line
-    if rest.strip():
-        yield rest
 
 
 def _read(endpoint: Endpoint, api: str, payload: dict) -> Answer | Fault:

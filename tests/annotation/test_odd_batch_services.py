@@ -1,6 +1,7 @@
 """Batch services that are not there, or lose things: nothing is sent without end, nothing paid is lost."""
 
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -175,6 +176,94 @@ def test_a_broken_line_costs_its_own_request(tmp_path: Path, kind: str, provider
         rows, summary = annotate(server, provider=provider, cache_path=tmp_path / "c")
     assert {row["status"] for row in rows} == {"ok"} and len(server.made()) == 2
     assert sorted(server.sent.values()) == [1, 1, 1, 1, 1, 2] and summary["failed_attempts"] == 1
+
+
+def _of_all(change: object) -> object:
+    """Every line as the value it holds, changed."""
+    return lambda lines: [json.dumps(change(json.loads(line))).encode() for line in lines]
+
+
+def _with_response(**changes: object) -> object:
+    return _of_all(
+        lambda told: told | {"response": told["response"] | changes} if "response" in told else told
+    )
+
+
+# Forms in which gateways write results that say all there is to say.
+FORMS = {
+    "a file's mark": lambda lines: [b"\xef\xbb\xbf" + lines[0], *lines[1:]],
+    "a JSON list": lambda lines: [b"[" + b",".join(lines) + b"]"],
+    "line ends of Windows": lambda lines: [line + b"\r" for line in lines],
+    "another status of success": _with_response(status_code=201),
+    "a status as text": _with_response(status_code="200"),
+    "an error without words": _of_all(lambda told: told | {"error": {"code": None, "message": None}}),
+    "JSON as text": _of_all(lambda told: told | {"response": told["response"] | {
+        "body": json.dumps(told["response"]["body"])}} if "response" in told else told),
+    "no body around it": _of_all(lambda told: told | {"response": told["response"]["body"]}
+                                 if "response" in told else told),
+    "an unknown word": _of_all(lambda told: told | {"result": told["result"] | {"type": "ok"}}
+                               if "result" in told else told),
+    "digits without end": lambda lines: [re.sub(rb'(put|prompt)_tokens": \d+', lambda m: m[0] + b"9" * 5000, line)
+                                         for line in lines],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("form", list(FORMS))
+def test_results_in_any_form_are_taken_and_not_paid_for_twice(form: str, provider: str) -> None:
+    with Odd(changed(FORMS[form])) as server:
+        rows, _ = annotate(server, provider=provider)
+    assert {row["status"] for row in rows} == {"ok"} and len(server.made()) == 1
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_web_page_in_the_place_of_results_keeps_the_batch(tmp_path: Path, provider: str) -> None:
+    with Odd(changed(lambda lines: [b"<html><title>Log in</title></html>"])) as server:
+        with pytest.raises(
+            UserError, match="a web page stands in the place of the results; the batches go on"
+        ):
+            annotate(server, provider=provider, cache_path=tmp_path / "c")
+        server.odd = lambda server, method, path: None
+        rows, _ = annotate(server, provider=provider, cache_path=tmp_path / "c")
+    assert {row["status"] for row in rows} == {"ok"} and len(server.made()) == 1
+
+
+@pytest.mark.parametrize("errors", ["bad file", [{"message": "bad file"}], {"message": "bad file"}])
+def test_why_a_batch_failed_is_read_in_any_form_and_locks_nothing(tmp_path: Path, errors: object) -> None:
+    def odd(server: BatchServer, method: str, path: str) -> object:
+        told = path.endswith("/batches/b0")
+        return server._shown(server.batches["b0"]) | {"status": "failed", "errors": errors} if told else None
+
+    with Odd(odd) as server, pytest.raises(UserError, match="batch b0 was not accepted: bad file"):
+        annotate(server, cache_path=tmp_path / "c")
+    with FakeServer() as server:
+        rows, _ = annotate(server, online=True, cache_path=tmp_path / "c")
+    assert {row["status"] for row in rows} == {"ok"}
+
+
+def test_what_a_failed_batch_has_finished_is_taken() -> None:
+    def odd(server: BatchServer, method: str, path: str) -> object:
+        if not path.endswith("/batches/b0"):
+            return None
+        if not server.batches["b0"]["ended"]:
+            server._end(server.batches["b0"])
+        return server._shown(server.batches["b0"]) | {"status": "failed", "errors": None}
+
+    with Odd(odd) as server:
+        rows, _ = annotate(server)
+    assert {row["status"] for row in rows} == {"ok"} and len(server.made()) == 1
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("name", [None, "", 7])
+def test_a_batch_without_a_name_was_not_sent(tmp_path: Path, provider: str, name: object) -> None:
+    def odd(server: BatchServer, method: str, path: str) -> object:
+        return {"object": "batch", "id": name} if method == "POST" and path.endswith("batches") else None
+
+    with Odd(odd) as server, pytest.raises(UserError, match="the batch could not be sent"):
+        annotate(server, provider=provider, cache_path=tmp_path / "c")
+    with AnswerCache(tmp_path / "c") as cache:
+        assert Ledger(cache).unfinished() == []
 
 
 def test_what_cannot_be_sent_again_fails_alone() -> None:
