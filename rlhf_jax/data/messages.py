@@ -12,6 +12,7 @@ from typing import Any
 
 from rlhf_jax.data import tools
 from rlhf_jax.data.left_out import RowError, has_content
+from rlhf_jax.data.turn_flags import is_flag, trained
 
 # hh-rlhf's plain-text form of a conversation, also used here for any prompt of more than one turn.
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -27,10 +28,11 @@ _ROLES = {
     **dict.fromkeys(tools.CALL_ROLES, "assistant"),
     **dict.fromkeys(tools.ANSWER_ROLES, "tool"),
 }
+_THOUGHT_PARTS = ("thinking", "reasoning")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 ASKING = ("user", "tool")  # Roles that the assistant speaks after.
 THOUGHTS = ("reasoning_content", "thinking")
-_READ = {"role", "from", "content", "value", "weight", "train", "tools", *THOUGHTS, *tools.CALL_FIELDS}
+_READ = {"role", "from", "content", "value", "tools", "reasoning", *THOUGHTS, *tools.CALL_FIELDS}
 
 ChatMessage = dict[str, Any]  # role (user, assistant, system, tool) and content, as chat templates take them
 
@@ -61,7 +63,20 @@ def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessa
 def _is_read(name: str, message: Mapping[str, Any]) -> bool:
     if name in tools.ANSWER_FIELDS:
         return _role(message) in tools.ANSWER_ROLES
-    return name in _READ
+    return name in _READ or is_flag(name, message[name])
+
+
+def from_text(value: Any) -> Any:
+    """A conversation that a file keeps as JSON text, as that list; anything else, other text too, as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("[") or '"role"' not in value:
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    texts = ("content", "tool_calls")
+    said = is_messages(found) and all("role" in m and any(name in m for name in texts) for m in found)
+    return found if said else value
 
 
 def _rows_of(value: Any) -> Any:
@@ -107,14 +122,14 @@ def _message(message: Mapping[str, Any], unused: set[str] | None) -> ChatMessage
     if not isinstance(content, str):
         raise RowError("message without content" if content is None else "message content is not text")
     parsed["content"] = content
-    for name in (*THOUGHTS, *(tools.ANSWER_FIELDS if _ROLES[named] == "tool" else ())):
+    for name in ("reasoning", *THOUGHTS, *(tools.ANSWER_FIELDS if _ROLES[named] == "tool" else ())):
         if has_content(message.get(name)):
             if not isinstance(message[name], str):
                 raise RowError(f"{name} is not text")
-            parsed[name] = message[name]
+            parsed["reasoning_content" if name == "reasoning" else name] = message[name]
     if has_content(message.get("tools")):
         parsed["tools"] = tools.definitions(message["tools"])
-    if not _trained(message):
+    if not trained(message):
         parsed["train"] = False
     return parsed
 
@@ -130,20 +145,10 @@ def _joined(parts: list[Any]) -> tuple[str, dict[str, str]]:
             raise RowError("message content is not text")
         kind = part.get("type") or next((k for k, x in part.items() if has_content(x)), "text")
         text = part.get("thinking" if kind == "thinking" else "text")
-        if kind not in (*_TEXT_PARTS, "thinking") or not isinstance(text, str):
+        if kind not in (*_TEXT_PARTS, *_THOUGHT_PARTS) or not isinstance(text, str):
             raise RowError(f"{str(kind)[:40]} part in a message")
-        (thoughts if kind == "thinking" else texts).append(text)
+        (thoughts if kind in _THOUGHT_PARTS else texts).append(text)
     return "".join(texts), {"thinking": "".join(thoughts)} if thoughts else {}
-
-
-def _trained(message: Mapping[str, Any]) -> bool:
-    """What `weight` (0 or 1) and `train` say of a turn."""
-    weight, train = message.get("weight"), message.get("train")
-    if weight not in (None, 0, 1):
-        raise RowError(f"weight {weight!r} of a turn is neither 0 nor 1"[:60])
-    if not (train is None or isinstance(train, bool)):
-        raise RowError("train of a turn is neither true nor false")
-    return weight != 0 and train is not False
 
 
 def prompt_columns(messages: Sequence[ChatMessage]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data import tools
-from rlhf_jax.data.left_out import Fields, LeftOut, RowError, describe
+from rlhf_jax.data.left_out import Fields, LeftOut, RowError, describe, has_content
 from rlhf_jax.data.messages import THOUGHTS, ChatMessage, messages_of
 from rlhf_jax.data.row_parts import (
     CONVERSATIONS,
@@ -44,6 +44,7 @@ from rlhf_jax.data.tables import (
     write_parquet,
 )
 from rlhf_jax.data.template_marks import mark_note
+from rlhf_jax.data.turn_flags import flag, liked_column
 from rlhf_jax.errors import UserError
 
 __all__ = [
@@ -81,7 +82,7 @@ def read_instructions(
     found = set(columns_of(rows))
     if not (found & set(CONVERSATIONS) or (found & {"prompt", *INSTRUCTIONS} and found & set(RESPONSES))):
         raise _unknown_layout(rows, name, "instruction", "output", "messages, or prompt and completion")
-    liked = _has_labels(rows)
+    liked = liked_column(rows, found)
 
     def convert(row: Fields) -> Row:
         answered = row.first_with_content(*RESPONSES)
@@ -92,14 +93,15 @@ def read_instructions(
             columns = prompt(row)
             named = answered or next((column for column in RESPONSES if column in row), "output")
             said, fields = response(row.get(named), row)
-        if liked and row.get("label") is not True:
-            raise RowError(f"label={'missing' if row.get('label') is None else row['label']}")
+        if liked and flag(row.get(liked)) is not True:
+            value = row.get(liked)
+            raise RowError(f"{liked}={value if has_content(value) else 'missing'}")
         beside = {"output_fields": fields} if fields else {}
         return columns | {"output": said} | ended(row, "ended", "ended") | beside
 
     kept, left_out = _convert_all(rows, convert, name, used, chat=chat)
     if liked and kept:
-        left_out.notes["the column label decides: rows where it is true are demonstrations"] = len(kept)
+        left_out.notes[f"the column {liked} decides: rows where it is true are demonstrations"] = len(kept)
     return kept, left_out
 
 
@@ -156,7 +158,7 @@ def read_pairs(
         require_columns(rows, ("output_1", "output_2", "preference"), name)
         if not found & set(PROMPTS):
             require_columns(rows, ("instruction",), name)
-    elif found & set(RESPONSES) and _has_labels(rows):
+    elif found & set(RESPONSES) and liked_column(rows, found):
         raise UserError(
             f"{name}: one completion a row with a label is no pair; put a liked and a disliked completion of one "
             "prompt into chosen and rejected, or train those that are liked with configs/sft.py"
@@ -184,12 +186,6 @@ def _pair_of(row: Fields) -> Callable[[Fields], Row]:
     if not ("chosen" in row or "rejected" in row):
         return labelled_pair
     return explicit_pair if row.first_with_content(*PROMPTS) else implicit_pair
-
-
-def _has_labels(rows: Sequence[Row]) -> bool:
-    """Whether rows say of one completion that it is liked or not, as KTO's do."""
-    labels = [row["label"] for row in rows if row.get("label") is not None]
-    return bool(labels) and all(isinstance(label, bool) for label in labels)
 
 
 def load(

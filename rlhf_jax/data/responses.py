@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.left_out import Fields, LeftOut, RowError
+from rlhf_jax.data.messages import from_text
 from rlhf_jax.data.records import Source, load, usable
 from rlhf_jax.data.row_parts import (
     CONVERSATIONS,
@@ -127,8 +128,8 @@ def _record(
     row: Fields, columns: Mapping[str, Any], value: Any, fields: Row, whole: Any, chat: bool
 ) -> Row | str:
     try:
-        said = value
-        if not isinstance(value, str):  # A model may say nothing.
+        said = from_text(value)
+        if not isinstance(said, str):  # A model may say nothing.
             said, fields = response(value, row)
         mark = ended(Fields({"ended": whole}), "ended", "ended")
         record = {**columns, "output": said, **mark} | ({"output_fields": fields} if fields else {})

@@ -12,6 +12,7 @@ from rlhf_jax.data.left_out import Fields, RowError, has_content
 from rlhf_jax.data.messages import (
     ASKING,
     ChatMessage,
+    from_text,
     is_messages,
     messages_of,
     parse_messages,
@@ -82,6 +83,7 @@ def of_messages(messages: Sequence[ChatMessage]) -> Row:
 
 def response(value: Any, row: Fields) -> tuple[str, Row]:
     """A response given as text or as a list with one message, and the further fields of its message."""
+    value = from_text(value)
     if not (is_messages(value) or isinstance(value, Mapping)):
         return text(value, "response"), {}
     messages = parse_messages(value, row.dropped)
@@ -119,7 +121,7 @@ def _prompt_alone(row: Fields) -> Row:
     name = row.first_with_content(*PROMPTS)
     if name is None:  # Why not, by the column that the file has.
         name = next((x for x in (*INSTRUCTIONS, "prompt", *CONVERSATIONS) if x in row), "instruction")
-    value = row.get(name)
+    value = from_text(row.get(name)) if name == "prompt" else row.get(name)
     if name in CONVERSATIONS or (name == "prompt" and is_messages(value)):
         return of_messages(parse_messages(value, row.dropped))
     if name == "prompt":
@@ -222,14 +224,14 @@ def explicit_pair(row: Fields) -> Row:
     if before != other:
         raise RowError("chosen and rejected have different prompts")
     if before:
-        columns = _with_turns(columns, before, is_list=is_messages(row.get("prompt")))
+        columns = _with_turns(columns, before, is_list=is_messages(from_text(row.get("prompt"))))
     return columns | _pair(chosen, rejected)
 
 
 def implicit_pair(row: Fields) -> Row:
     """Both sides are whole conversations; what comes before their last turn must be the same."""
     _refuse_media(row)
-    if is_messages(row.get("chosen")):
+    if is_messages(from_text(row.get("chosen"))):
         (before, *chosen), (other, *rejected) = (_side(row, side) for side in ("chosen", "rejected"))
         columns = of_messages(_joined([*_system(row), *_history(row)], before))
     else:
@@ -246,7 +248,7 @@ def implicit_pair(row: Fields) -> Row:
 
 def _side(row: Fields, side: str) -> tuple[list[ChatMessage], str, Row]:
     """The turns before a response, the response as text, and the further fields of its message."""
-    value = row.get(side)
+    value = from_text(row.get(side))
     if not (isinstance(value, Mapping) or is_messages(value)):
         return [], answer(value), {}
     before, last = split_last(parse_messages(value, row.dropped))

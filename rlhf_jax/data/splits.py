@@ -15,6 +15,7 @@ from rlhf_jax.errors import UserError
 Row = dict[str, Any]
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(:\w[\w.-]*){0,2}")
 _SHARD = re.compile(r"(\w+(?:[.-]\w+)*?)-\d+-of-\d+$")
+_NUMBERED = re.compile(r"(.+?)-(\d+)-of-(\d+)(?=[.-])")
 _WORDS = {
     "train": "train",
     "training": "train",
@@ -27,6 +28,7 @@ _WORDS = {
     "eval": "test",
     "evaluation": "test",
 }
+_OTHER_TABLES = (".csv", ".tsv", ".arrow", ".xlsx", ".feather")
 # Files that describe a dataset or a model, and are no tables.
 _ABOUT = {
     "dataset_info.json",
@@ -67,7 +69,12 @@ def read_folder(folder: Path, split: str = "") -> list[Row]:
     """All rows of a folder's tables, or of those of one split."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _read_saved(folder, split)
-    files = [path for path in _visible(folder) if path.is_file() and _is_table(path)]
+    there = [path for path in _visible(folder) if path.is_file()]
+    files = [path for path in there if _is_table(path)]
+    if others := [path.name for path in there if path.suffix in _OTHER_TABLES]:
+        print(
+            f"{folder}: not read, as they are no {', '.join(SUFFIXES)}: {', '.join(others[:8])}", flush=True
+        )
     groups = _groups(folder, files)
     if not files:
         folders = [path for path in _visible(folder) if path.is_dir() and _holds_tables(path)]
@@ -93,12 +100,28 @@ def _groups(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     groups: dict[str, list[Path]] = {}
     for path in files:
         groups.setdefault(_split_of_file(path.name) or "", []).append(path)
+    _check_shards(folder, files)
     if len(groups) > 1 and "" in groups:
         named = ", ".join(sorted(path.name for path in files)[:8])
         raise UserError(
             f"{folder}: some of its files belong to splits and others do not ({named}); name one file"
         )
     return groups
+
+
+def _check_shards(folder: Path, files: list[Path]) -> None:
+    """Raises UserError where a file's name says that there are more of its kind than there are."""
+    shards: dict[tuple[str, int], set[int]] = {}
+    for path in files:
+        if found := _NUMBERED.match(path.name):
+            shards.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (name, count), numbers in shards.items():
+        first = int(count in numbers)  # Some count from one.
+        if lacking := sorted(set(range(first, count + first)) - numbers):
+            raise UserError(
+                f"{folder}: it holds {len(numbers)} of the {count} files of {name}, without {name}-{lacking[0]:05d}-of-"
+                f"{count:05d}; fetch the others, or name one file"
+            )
 
 
 def _chosen(name: Path | str, splits: list[str], split: str) -> str:
