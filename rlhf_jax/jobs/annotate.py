@@ -36,6 +36,7 @@ from rlhf_jax.jobs.judging import (
     kept_answers,
     limits_of,
 )
+from rlhf_jax.training import lock
 
 SOURCES = ("samples", "pairs", "outputs_2", "ratings", "rankings", "instructions", "feedback")
 # The formats that hold pairs; ratings and rankings are expanded for them.
@@ -46,6 +47,14 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/labels.parquet; answers are kept in WORKDIR/answers.sqlite as they come."""
     ranges.check(config.to_dict())
     folder = Path(workdir)
+    if config.transport == "cancel" and not config.feedback:  # also what another process is waiting for
+        cancel(config, load_pool(config.judges), folder)
+        return
+    with lock.holding(workdir):
+        _run(config, folder)
+
+
+def _run(config: ConfigDict, folder: Path) -> None:
     write_files(folder, {"config.json": as_json(config.to_dict())})
     source = _source(config)
     for name in config.formats:
@@ -55,9 +64,6 @@ def run(config: ConfigDict, workdir: str) -> None:
         _write(folder, config, rows, f"read from {config.feedback}")
         return
     pool = load_pool(config.judges)
-    if config.transport == "cancel":
-        cancel(config, pool, folder)
-        return
     check_keys(config, pool, folder)
     with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
         done = _annotate(config, source, pool, cache, urls)

@@ -39,6 +39,7 @@ from rlhf_jax.jobs.judging import (
     kept_answers,
     limits_of,
 )
+from rlhf_jax.training import lock
 
 ANNOTATIONS = "annotations.parquet"
 
@@ -60,15 +61,21 @@ def run(config: ConfigDict, workdir: str) -> None:
     are missing or do not fit together, a judge that cannot be reached, and one that fails on too many rows.
     """
     ranges.check(config.to_dict())
-    folder, started = Path(workdir), time.monotonic()
-    results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
-    if config.judged:
-        evaluate_labels.run(config, folder)
+    folder = Path(workdir)
+    if config.transport == "cancel" and not config.judged:  # also what another process is waiting for
+        cancel(config, load_pool(config.judges), folder)
         return
-    pool = load_pool(config.judges)
-    if config.transport == "cancel":
-        cancel(config, pool, folder)
-        return
+    with lock.holding(workdir):
+        results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
+        if config.judged:
+            evaluate_labels.run(config, folder)
+        else:
+            _run(config, folder)
+
+
+def _run(config: ConfigDict, folder: Path) -> None:
+    """Asks the judges, and writes what they say."""
+    started, pool = time.monotonic(), load_pool(config.judges)
     check_keys(config, pool, folder)
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)

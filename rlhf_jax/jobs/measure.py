@@ -30,6 +30,7 @@ from rlhf_jax.jobs.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.label_rows import usable_labels
 from rlhf_jax.jobs.measure_annotators import compare_annotators
 from rlhf_jax.jobs.measure_results import Found
+from rlhf_jax.training import lock
 
 PAIR = ("instruction", "output_1", "output_2")
 DIFFICULTY = "difficulty.parquet"
@@ -43,7 +44,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     a smaller share of its rows than config.min_coverage.
     """
     ranges.check(config.to_dict())
-    folder = Path(workdir)
+    with lock.holding(workdir):
+        _run(config, Path(workdir))
+
+
+def _run(config: ConfigDict, folder: Path) -> None:
     write_files(folder, {"config.json": as_json(config.to_dict())})
     found = Found()
     if config.games:

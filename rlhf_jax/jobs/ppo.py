@@ -117,9 +117,10 @@ def make_iteration(
         world.generator.close()
         rolled_out = done_at(sampled.lengths_B)
         where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
+        score = world.rewards([world.rows[i] for i in index_B], sampled=sampled, **where)
         # The devices are given this first, so that a reward model which reads text can be prepared for meanwhile.
         readings = read(models=models, sampled=sampled, **where)
-        scores = world.rewards([world.rows[i] for i in index_B], sampled=sampled, **where)
+        scores = score()
         experience, metrics = experience_of(
             readings, batch["lengths"], sampled, scores, state.extra["kl_coef"]
         )

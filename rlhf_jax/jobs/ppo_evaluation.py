@@ -59,8 +59,9 @@ def make_evaluation(
         sampled = world.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         world.generator.close()
         where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
+        score = world.rewards(asked, sampled=sampled, **where)
         readings = read(models=models, sampled=sampled, **where)
-        scored = world.rewards(asked, sampled=sampled, **where)
+        scored = score()
         scores_B, metrics = measure(readings, sampled, scored)
         tokens_BR, lengths_B, ended_B, scores_B, logprobs_BR = gather(
             (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scores_B, sampled.logprobs_BR)

@@ -6,6 +6,7 @@ One that has another tokenizer or template reads the text instead, see `text_rew
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -53,7 +54,11 @@ class Scored(NamedTuple):
 
 
 class Rewards(Protocol):
-    """Scores of sampled responses."""
+    """Scores of sampled responses, in two parts: a call, and a call of what it returns.
+
+    The first fetches what the host needs, so it comes before the devices are given other work, behind which a fetch
+    from several processes would wait. The second comes after that, and works on the host meanwhile.
+    """
 
     def __call__(
         self,
@@ -61,7 +66,7 @@ class Rewards(Protocol):
         prompts_BP: Int[Array, "B P"],
         prompt_lengths_B: Int[Array, " B"],
         sampled: Generation,
-    ) -> Scored:
+    ) -> Callable[[], Scored]:
         """rows: the records that the prompts were made of, for who reads text."""
 
 
@@ -132,6 +137,7 @@ class TokenRewards:
         prompts_BP: Int[Array, "B P"],
         prompt_lengths_B: Int[Array, " B"],
         sampled: Generation,
-    ) -> Scored:
+    ) -> Callable[[], Scored]:
         del rows
-        return self._score(self.reward.model, prompts_BP, prompt_lengths_B, sampled, self.reward.mean)
+        reward = self.reward
+        return partial(self._score, reward.model, prompts_BP, prompt_lengths_B, sampled, reward.mean)

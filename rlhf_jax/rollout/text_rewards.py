@@ -6,6 +6,8 @@ devices need not wait for it: they run the other networks meanwhile. Each proces
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,9 +44,13 @@ class TextRewards:
         prompts_BP: Int[Array, "B P"],
         prompt_lengths_B: Int[Array, " B"],
         sampled: Generation,
-    ) -> Scored:
+    ) -> Callable[[], Scored]:
         del prompts_BP, prompt_lengths_B
-        tokens_BR, lengths_B, ended_B = gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B))
+        return partial(self._score, rows, *gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B)))
+
+    def _score(
+        self, rows: list[dict], tokens_BR: np.ndarray, lengths_B: np.ndarray, ended_B: np.ndarray
+    ) -> Scored:
         mine = np.arange(len(rows))[host_rows(len(rows), self._mesh)]
         said = [
             without_end(ids[:n], ended) for ids, n, ended in zip(tokens_BR, lengths_B, ended_B, strict=True)

@@ -8,6 +8,7 @@ changes. Clocks of machines differ, so what is compared is never a time, only wh
 from __future__ import annotations
 
 import atexit
+import errno
 import json
 import os
 import socket
@@ -15,16 +16,19 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import Any
-
-from etils import epath
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.training.storage import at, is_remote, named, write_text
 
 FILE = "lock.json"
 _BEAT_S, _REMOTE_BEAT_S = 5.0, 30.0  # a write to an object store costs money
+_UNSEEN = "there"  # a process of which nothing is known but that its number is taken
+# What file systems say that have no hard links: mounted object stores, FAT, some network shares.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 _BEATS = 3  # of silence, after which a holder elsewhere is taken for dead
 _AGREE_S = (
     1.0  # two that write at the same moment to a store, which has no exclusive creation, both see the last
@@ -55,6 +59,24 @@ def hold(workdir: str | PurePath) -> None:
     atexit.register(release, workdir)
 
 
+@contextmanager
+def holding(workdir: str | PurePath) -> Iterator[None]:
+    """A folder of this machine, made and held by a job of one process while that runs. Raises UserError as `hold`."""
+    if is_remote(workdir):
+        raise UserError(f"workdir: {workdir}: this job writes to a folder of this machine; use one")
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        hold(workdir)
+    except OSError as e:
+        raise UserError(
+            f"workdir: {workdir} cannot be written ({e.strerror or e}); use another --workdir"
+        ) from e
+    try:
+        yield
+    finally:
+        release(workdir)
+
+
 def release(workdir: str | PurePath) -> None:
     """Gives the folder back. Does nothing where this process does not hold it."""
     lock = _held.pop(named(workdir), None)
@@ -65,7 +87,7 @@ def release(workdir: str | PurePath) -> None:
 class _Lock:
     """The file while it is held, and the thread that renews it."""
 
-    def __init__(self, path: Path | epath.Path, mine: dict[str, Any]) -> None:
+    def __init__(self, path: PurePath, mine: dict[str, Any]) -> None:
         self._path, self._mine = path, mine
         self._ending = threading.Event()
         # A daemon: a process that dies of an error takes its thread along, and the file falls silent.
@@ -75,8 +97,11 @@ class _Lock:
     def end(self) -> None:
         self._ending.set()
         self._thread.join()
-        if _token(_read(self._path)) == self._mine["token"]:
-            self._path.unlink()
+        try:
+            if _token(_read(self._path)) == self._mine["token"]:
+                self._path.unlink()
+        except Exception as error:  # the job's own end, good or bad, is what counts
+            _say(f"workdir: {self._path} could not be given back ({error})")
 
     def _beat(self) -> None:
         while not self._ending.wait(_beat_s(self._path)):
@@ -86,23 +111,25 @@ class _Lock:
                     _lost(found)
                 self._mine["beat"] += 1
                 write_text(self._path, json.dumps(self._mine))
-            except OSError as error:
+            except Exception as error:  # stores have errors of their own
                 # A full disk or a store that is away for a moment; the run itself will meet what stays so.
-                print(f"workdir: {self._path} could not be renewed ({error})", file=sys.stderr, flush=True)
+                _say(f"workdir: {self._path} could not be renewed ({error})")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _lost(found: dict[str, Any]) -> None:
     """Ends this process at once: it stood still for so long that another one took its place."""
-    print(
+    _say(
         f"error: workdir: {_who(found)} has taken over, because this one did not answer for a while; "
-        "it stops, so that only one of them writes",
-        file=sys.stderr,
-        flush=True,
+        "it stops, so that only one of them writes"
     )
     os._exit(1)
 
 
-def _take(path: Path | epath.Path, found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
+def _take(path: PurePath, found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
     """Writes the file in the place of a dead holder's, or of none; False when somebody else was faster."""
     text = json.dumps(mine)
     if is_remote(path):
@@ -117,22 +144,47 @@ def _take(path: Path | epath.Path, found: dict[str, Any] | None, mine: dict[str,
         except FileNotFoundError:
             return False
         if _token(_read(own)) != _token(found):
-            os.link(own, path)
-            own.unlink()
+            _put(own, path)
             return False
-    own.write_text(text, encoding="utf-8")
+    try:
+        own.write_text(text, encoding="utf-8")
+    except OSError:
+        own.unlink(missing_ok=True)
+        raise
+    return _put(own, path)
+
+
+def _put(own: PurePath, path: PurePath) -> bool:
+    """Gives a file its name; False where that is taken."""
     try:
         os.link(own, path)  # fails where there is one, on NFS too
     except FileExistsError:
         return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        return _create(path, own.read_text(encoding="utf-8"))
     finally:
         own.unlink()
     return True
 
 
-def _lives(found: dict[str, Any], path: Path | epath.Path, workdir: str | PurePath) -> bool:
+def _create(path: PurePath, text: str) -> bool:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _lives(found: dict[str, Any], path: PurePath, workdir: str | PurePath) -> bool:
     if found.get("machine") == _machine():
-        return _started(found["process"]) == found["started"] is not None and _same(found["folder"], workdir)
+        if not _same(str(found.get("folder")), workdir):
+            return False
+        started = _started(found.get("process"))
+        if started != _UNSEEN:
+            return started is not None and started == found.get("started")
     print(
         f"workdir: {workdir} is held by {_who(found)}; looking for {_BEATS * _beat_s(path):.0f} s whether it lives",
         flush=True,
@@ -151,11 +203,11 @@ def _same(folder: str, workdir: str | PurePath) -> bool:
     return os.path.exists(folder) and os.path.samefile(folder, workdir)
 
 
-def _beat_s(path: Path | epath.Path) -> float:
+def _beat_s(path: PurePath) -> float:
     return _REMOTE_BEAT_S if is_remote(path) else _BEAT_S
 
 
-def _read(path: Path | epath.Path) -> dict[str, Any] | None:
+def _read(path: PurePath) -> dict[str, Any] | None:
     """What the file says; None where there is none, an empty holder where it is broken."""
     try:
         found = json.loads(path.read_text())
@@ -167,7 +219,8 @@ def _read(path: Path | epath.Path) -> dict[str, Any] | None:
 
 
 def _token(found: dict[str, Any] | None) -> str | None:
-    return None if found is None else found.get("token")
+    token = None if found is None else found.get("token")
+    return token if isinstance(token, str) else None
 
 
 def _who(found: dict[str, Any]) -> str:
@@ -200,20 +253,20 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _started(process: int) -> str | None:
+def _started(process: Any) -> str | None:
     """When a process of this machine began, as its number may have been given again; None where it is gone."""
+    if not isinstance(process, int) or process < 1:  # of a file that somebody wrote by hand
+        return None
     try:
         # The name in brackets may itself hold blanks and brackets.
         state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if state == "Z" else rest[18]
     except OSError:
         pass
-    if Path("/proc/self").exists():
-        return None
-    try:
+    try:  # Not Linux, or another user's process, which /proc may hide.
         os.kill(process, 0)
     except ProcessLookupError:
         return None
-    except PermissionError:
-        return "there"
-    return "there"
+    except (PermissionError, OverflowError):
+        return _UNSEEN
+    return _UNSEEN

@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path, PurePath
-
-from etils import epath
+from typing import Any
 
 from rlhf_jax.errors import UserError
 
@@ -27,14 +26,18 @@ def is_remote(path: str | PurePath) -> bool:
     return bool(found)
 
 
-def at(path: str | PurePath) -> Path | epath.Path:
+def at(path: str | PurePath) -> Any:
     """A path as an object with the methods of pathlib.Path."""
-    return epath.Path(path) if is_remote(path) else Path(path)
+    if not is_remote(path):
+        return Path(path)
+    from etils import epath  # jobs without jax do without it
+
+    return epath.Path(path)
 
 
 def named(path: str | PurePath) -> str:
     """The one name of a path, the same wherever a process was started."""
-    return str(path) if is_remote(path) else os.path.abspath(path)
+    return str(path).rstrip("/") if is_remote(path) else os.path.abspath(path)
 
 
 def check_reachable(path: str | PurePath) -> None:

@@ -8,9 +8,17 @@ import importlib
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import tiny_farm
 
+from rlhf_jax.data.records import read_table
+from rlhf_jax.jobs import rewarding
 from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.arrays import gather, host_rows, to_global
+from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.rollout.text_rewards import TextRewards
+from rlhf_jax.sampling.decode import Generation
 
 STEPS = 3
 # A large eps makes Adam's first updates smooth in the gradient; else they are its sign, rounding or not.
@@ -39,8 +47,34 @@ def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
     importlib.import_module(f"rlhf_jax.jobs.{page}").run(config, str(out / job))
 
 
+def score_text(farm: Path, out: Path, mesh: str = "1,1,1") -> None:
+    """Scores by a reward model that is given text, as PPO asks for them; written to OUT/text_scores.npy.
+
+    The rows of one process are longer than those of the other, and than was expected.
+    """
+    over = make_mesh(*map(int, mesh.split(",")))
+    page = tiny_farm.settings("score", farm).model
+    reward = rewarding.described(page.path, page, field="model.path", template="alpaca")
+    reward = rewarding.loaded(reward, page, over)
+    tokens = np.random.default_rng(0).integers(3, tiny_farm.VOCAB, (8, 40)).astype(np.int32)
+    lengths = np.array([3, 40, 2, 1, 5, 4, 6, 7], np.int32)
+    mask = np.arange(40) < lengths[:, None]
+    whole = Generation(tokens, np.float32(0 * mask), mask, lengths, lengths % 2 == 0, np.int32(40))
+    mine = host_rows(8, over)
+    sampled = to_global(jax.tree.map(lambda x: x[mine] if x.ndim else x, whole), over)
+    prompts = to_global(np.zeros((8, 1), np.int32)[mine], over)
+    rows = read_table(farm / "data/unlabeled.parquet")[:8]
+    found = gather(
+        TextRewards(reward, reward.tokenizer, over, 8)(rows, prompts, sampled.lengths_B, sampled)()
+    )
+    if startup.is_main():
+        np.save(out / "text_scores.npy", np.where(found.readable_B, found.scores_B, np.nan))
+
+
 if __name__ == "__main__":
     farm, out = map(Path, sys.argv[1:3])
     startup.start()
     for job in sys.argv[4:] or CHANGES:
         run(job, farm, out, *sys.argv[3:4])
+    if not sys.argv[4:]:
+        score_text(farm, out, *sys.argv[3:4])

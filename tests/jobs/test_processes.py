@@ -10,6 +10,7 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run_jobs
 import tiny_farm
@@ -107,6 +108,12 @@ def test_elsewhere_samples_and_scores_as_one(elsewhere, alone):
         assert [b["scores"][i] for i in there] == pytest.approx(
             [a["scores"][i] for i in there], rel=1e-5, abs=5e-6
         )
+
+
+def test_text_for_a_reward_model_is_encoded_elsewhere_as_on_one(elsewhere, alone):
+    one, two = (np.load(folder / "text_scores.npy") for folder in (alone, elsewhere))
+    assert np.isfinite(one).all() and np.ptp(one) > 0.1
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 @wide

@@ -193,7 +193,7 @@ def readings(models, prompts, sampled, given):
 
 def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS):
     reward = RewardModel(Model(CONFIG, models.reward), None, "", "", score_at, Closing(EOS, tail), mean=MEAN)
-    return TokenRewards(reward, PAD)([], jnp.array(prompts), LENGTHS, sampled)
+    return TokenRewards(reward, PAD)([], jnp.array(prompts), LENGTHS, sampled)()
 
 
 def experience(models=MODELS, *, extra=0, sampled=SAMPLED, **changes):
@@ -332,7 +332,7 @@ def test_a_token_that_the_reward_model_has_no_embedding_of_has_no_score():
     reward = {**MODELS.reward, "embed": MODELS.reward["embed"][:known]}
     config = dataclasses.replace(CONFIG, vocab_size=known)
     given = RewardModel(Model(config, reward), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
-    found = TokenRewards(given, PAD)([], jnp.array(prompt_arrays()), LENGTHS, SAMPLED)
+    found = TokenRewards(given, PAD)([], jnp.array(prompt_arrays()), LENGTHS, SAMPLED)()
     wanted = [bool((row[: sampled.lengths_B[b]] < known).all()) for b, row in enumerate(sampled.tokens_BR)]
     assert found.readable_B.tolist() == wanted and not wanted[1] and wanted[0]
 
@@ -353,6 +353,6 @@ def test_text_longer_than_a_reward_models_learned_positions_has_no_score(monkeyp
     reward = RewardModel(Model(config, {}), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
     found = text_rewards.TextRewards(reward, None, make_mesh(1, 1, 1), 8)(
         [{}] * 4, jnp.array(prompt_arrays()), LENGTHS, SAMPLED
-    )
+    )()
     assert seen == [(4, 9)] and found.readable_B.tolist() == [True, True, False, False]
     assert found.scores_B.tolist()[:2] == [3 - MEAN, 9 - MEAN]

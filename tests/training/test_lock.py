@@ -1,5 +1,6 @@
 """One writer for a workdir: the second one hears who the first is, and takes over where that one is dead."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from rlhf_jax.training import lock
 HOLD = """
 import sys, time
 from rlhf_jax.training import lock
+lock._BEAT_S = 0.1
 lock.hold(sys.argv[1])
 print("held", flush=True)
 time.sleep(600)
@@ -48,10 +51,10 @@ def there(folder):
     return json.loads((folder / lock.FILE).read_text())
 
 
-def elsewhere(folder, **changes):
+def elsewhere(where, **changes):
     """The file of a holder on another machine."""
     found = lock._myself() | {"host": "far", "machine": "far 1 2", "process": 77, "token": "theirs"} | changes
-    (folder / lock.FILE).write_text(json.dumps(found))
+    (where / lock.FILE).write_text(json.dumps(found))
     return found
 
 
@@ -131,11 +134,101 @@ def test_a_holder_on_another_machine_that_shows_life_keeps_it(folder):
     thread.join()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
-def test_a_broken_file_is_a_dead_holder(folder, text):
-    (folder / lock.FILE).write_text(text)
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"machine": "far"}', b'{"token": [1], "beat": "x"}']
+)
+def test_a_broken_file_is_a_dead_holder(folder, content):
+    (folder / lock.FILE).write_bytes(content)
     lock.hold(folder)
     assert there(folder)["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("process", [None, "7", 0, -1, 2**70, 2**22 + 1])
+def test_a_file_that_names_no_process_of_this_machine_is_a_dead_holders(folder, process):
+    found = {"machine": lock._machine(), "folder": str(folder), "process": process, "started": "1"}
+    (folder / lock.FILE).write_text(json.dumps(found))
+    lock.hold(folder)
+    assert there(folder)["process"] == os.getpid()
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_process_that_cannot_be_looked_at_is_watched(folder, monkeypatch, lives):
+    """Another user's, which /proc may hide; or any where there is no /proc."""
+    started = lock._started
+    monkeypatch.setattr(lock, "_started", lambda p: "there" if p == os.getppid() else started(p))
+    mine = {"machine": lock._machine(), "folder": str(folder), "process": os.getppid(), "started": "1"}
+    elsewhere(folder, **mine)
+    beats = threading.Timer(0.1, lambda: elsewhere(folder, **mine, beat=1))
+    if lives:
+        beats.start()
+        with pytest.raises(UserError, match=f"in use by process {os.getppid()} on far since"):
+            lock.hold(folder)
+        beats.join()
+    else:
+        lock.hold(folder)
+
+
+def test_another_users_process_is_one_that_cannot_be_looked_at(monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert lock._started(2**22 + 1) == "there"
+
+
+@pytest.mark.parametrize("old", [None, "silent"])
+def test_a_file_system_without_hard_links(folder, monkeypatch, old):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    if old:
+        elsewhere(folder)
+    lock.hold(folder)
+    assert [path.name for path in folder.iterdir()] == [lock.FILE]
+    assert not lock._take(
+        folder / lock.FILE, None, lock._myself()
+    )  # who comes a moment later does not get it
+    assert there(folder)["process"] == os.getpid()
+    lock.release(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_store_that_fails_for_a_moment_does_not_end_the_beats(folder, monkeypatch, capfd):
+    write, failures = lock.write_text, iter([RuntimeError("503 from the store")])
+
+    def sometimes(*given):
+        for error in failures:
+            raise error
+        write(*given)
+
+    monkeypatch.setattr(lock, "write_text", sometimes)
+    lock.hold(folder)
+    time.sleep(0.35)
+    assert there(folder)["beat"] > 1
+    assert "could not be renewed (503 from the store)" in capfd.readouterr().err
+    monkeypatch.setattr(lock, "_read", lambda _: 1 / 0)
+    lock.release(folder)  # the job's own end is what counts
+    assert "could not be given back (division by zero)" in capfd.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    def refused(folder):
+        with pytest.raises(UserError) as error, lock.holding(folder):
+            pass
+        return str(error.value)
+
+    (tmp_path / "file").write_text("")
+    assert refused(tmp_path / "file/run").endswith(
+        "file/run cannot be written (Not a directory); use another --workdir"
+    )
+    monkeypatch.setattr(Path, "write_text", full)
+    assert "run cannot be written (Read-only file system); use another --workdir" in refused(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+    assert "this job writes to a folder of this machine" in refused("gs://bucket/run")
 
 
 def _race(folder, start, won):

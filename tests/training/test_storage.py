@@ -4,6 +4,7 @@ Checkpoints there are TensorStore's own work: without a network only the address
 """
 
 import json
+import os
 
 import pytest
 import toy_training as toy
@@ -11,7 +12,7 @@ from etils import epath
 from etils.epath import backend, gpath
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import storage, workdir
+from rlhf_jax.training import lock, storage, workdir
 from rlhf_jax.training.checkpoint import Checkpoints
 from rlhf_jax.training.metrics import make_writer
 
@@ -72,6 +73,29 @@ def test_the_small_files_of_a_workdir(bucket):
     assert not workdir.is_finished(run, {"a": 1})
     workdir.finish(run, {"a": 1})
     assert workdir.is_finished(run, {"a": 1}) and not workdir.is_finished(run, {"a": 2})
+    lock.release(run)
+
+
+def test_a_workdir_there_has_one_writer_too(bucket, monkeypatch):
+    """Which is seen to live by its beats, and followed when it has fallen silent or is gone from this machine."""
+    monkeypatch.setattr(lock, "_REMOTE_BEAT_S", 0.1)
+    monkeypatch.setattr(lock, "_AGREE_S", 0.0)
+    run, file = "gs://bucket/runs/e", bucket / "runs/e/lock.json"
+    lock.hold(run)
+    mine = json.loads(file.read_text())
+    assert (mine["process"], mine["folder"]) == (os.getpid(), run)
+    lock.release(run + "/")
+    assert not file.exists()
+    file.parent.mkdir(exist_ok=True)
+    parent = {"process": os.getppid(), "started": lock._started(os.getppid()), "token": "theirs"}
+    file.write_text(json.dumps(mine | parent))
+    with pytest.raises(UserError, match=f"in use by process {os.getppid()} on "):
+        lock.hold(run + "/")
+    for dead in (mine | {"machine": "far"}, mine | {"started": "0"}):
+        file.write_text(json.dumps(dead | {"token": "theirs"}))
+        lock.hold(run)
+        assert json.loads(file.read_text())["token"] != "theirs"
+        lock.release(run)
 
 
 def test_metrics_are_written_as_a_whole_and_go_on_after_a_step(bucket):
@@ -124,7 +148,7 @@ def test_checkpoints_are_given_the_address_unchanged(monkeypatch):
 
 
 def test_addresses():
-    assert storage.named("gs://bucket/a") == "gs://bucket/a"
+    assert storage.named("gs://bucket/a") == storage.named("gs://bucket/a/") == "gs://bucket/a"
     assert storage.named("runs/a").startswith("/")
     with pytest.raises(UserError, match=r"ftp:// is not known; use a folder, or one of gs://, s3://"):
         storage.is_remote("ftp://host/a")
