@@ -154,9 +154,14 @@ def test_what_cannot_be_a_reward_model_is_one_line(farm, tokenizer, tmp_path, ki
     assert "\n" not in str(refused.value)
 
 
-def test_score_at_null_is_none(farm, tokenizer, tmp_path):
-    folder = config_of(write(tmp_path / "rm", tokenizer), score_at=None)
+def test_what_config_json_does_not_say(farm, tokenizer, tmp_path, capsys):
+    """A null is nothing said. Scores of which nothing is subtracted are told of."""
+    folder = config_of(write(tmp_path / "rm", tokenizer), score_at=None, reward_mean=None)
     assert described(farm, folder).reward.score_at == "eos"
+    assert f"{folder}/config.json: no reward_mean, so scores are taken as they are" in capsys.readouterr().out
+    config_of(folder, score_at="last", reward_mean=0.5)
+    assert described(farm, folder).reward.score_at == "last"
+    assert "no reward_mean" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("thinks", [False, True])
