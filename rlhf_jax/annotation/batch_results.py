@@ -21,8 +21,7 @@ async def results_in(
     """(request hash, what became of it) line by line; a line that cannot be read costs its own request."""
     first = True
     async for line in _lines(chunks):
-        line = line.removeprefix(b"\xef\xbb\xbf")  # Some editors and exports begin a file with this mark.
-        if first and line.lstrip().startswith(b"<"):
+        if first and line.lstrip(b"\xef\xbb\xbf \t\r").startswith(b"<"):
             raise Retryable("a web page stands in the place of the results")
         first = False
         try:

@@ -75,7 +75,7 @@ PIECES += [
     "not ",
 ]
 TEXTS = st.one_of(st.text(max_size=300), st.lists(st.sampled_from(PIECES), max_size=40).map("".join))
-FAST = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+FAST = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def label(parsed: Parsed) -> object:
@@ -176,6 +176,45 @@ def test_ratings_there_and_back(value: int, form: str) -> None:
     assert parse_all(Answer(form.format(value)), SPECS["rating"])[0].rating == value
 
 
+# Ways to say that a number is of another scale, not the judge's last word, or somebody else's.
+NOT_ON_THE_SCALE = (
+    "Rating (out of {high}): {value}",
+    "Rating: {value} (out of {high})",
+    "Rating: {value} (max {high})",
+    "Rating: {value}/{high}",
+    "{value} out of {high}",
+    "{value}∕{high}",
+    "On a {high}-point scale, I rate it {value}.",
+    "On a scale of 1 to {high}, I'd give it a {value}",
+    "Rating (1-{high}): {value}",
+)
+TAKEN_BACK = (
+    "Rating: {value}. Actually, {other}.",
+    "Rating: {value}\nWait, make that {other}",
+    "Rating: {value}, no wait, {other}.",
+    "Rating: {value} or {other}",
+    "Rating: {value}–{other}",
+    "Rating: {value} (maybe {other})",
+)
+
+
+@FAST
+@given(
+    form=st.sampled_from(NOT_ON_THE_SCALE), value=st.integers(1, 7), high=st.sampled_from([5, 10, 20, 100])
+)
+def test_a_number_of_another_scale_is_no_rating(form: str, value: int, high: int) -> None:
+    text = form.format(value=value, high=high)
+    assert label(parse_all(Answer(text), SPECS["rating"])[0]) is None, text
+    assert label(parse_all(Answer("Good.\n" + text + "\n"), SPECS["rating"])[0]) is None, text
+
+
+@FAST
+@given(form=st.sampled_from(TAKEN_BACK), value=st.integers(1, 7), by=st.integers(1, 6))
+def test_a_number_that_is_taken_back_is_no_rating(form: str, value: int, by: int) -> None:
+    text = form.format(value=value, other=1 + (value - 1 + by) % 7)
+    assert label(parse_all(Answer(text), SPECS["rating"])[0]) is None, text
+
+
 UNITS = [
     "\n",
     " ",
@@ -206,15 +245,21 @@ UNITS += [
     "relevance",
     "\ud800",
     "says the output ",
+    "Actually, ",
+    "{'a':",
+    "Output (a) ",
+    "<|im_end|>",
+    "relevance (1-10) ",
+    "\\boxed{",
 ]
 
 
 @pytest.mark.parametrize("name", sorted(PARSERS))
-def test_a_hundred_thousand_adversarial_characters_are_read_in_time(name: str) -> None:
+def test_long_adversarial_answers_are_read_in_time(name: str) -> None:
     began = time.process_time()
     for unit in UNITS:
         for tail in ("x", "\n1"):
-            text = (unit * (100_000 // len(unit))) + tail
+            text = (unit * (40_000 // len(unit))) + tail
             parse_all(Answer(text, finish_reason="length"), SPECS[name], 1, 3)
     assert (time.process_time() - began) / (2 * len(UNITS)) < 1.0
 
