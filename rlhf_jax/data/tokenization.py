@@ -1,4 +1,4 @@
-"""Text to token ids: tokenizer loading and the encoding of demonstrations, pairs and prompts.
+"""Text to token ids: the encoding of demonstrations, pairs and prompts.
 
 Prompt and response are tokenised apart and joined: [BOS] prompt | response EOS. So the prompt's ids are the
 same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
@@ -8,11 +8,9 @@ A response that its record says did not end (its sampler ran out of tokens) gets
 With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see `chat`).
 """
 
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +21,6 @@ from rlhf_jax.data.handling import Handling
 from rlhf_jax.data.limits import CUT_PROMPT, CUT_RESPONSE, DROP, cut_left, fitted
 from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.records import describe
-from rlhf_jax.data.tables import is_hub_name
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenizer_calls import tokenized
 from rlhf_jax.data.turns import PROMPTS_DIFFER
@@ -33,13 +30,6 @@ NO_LIMIT = 2**31 - 1  # As max_length: nothing is cut or dropped for its length.
 Row = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
 _DEFAULTS = Handling()
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "vocab.json",
-    "spiece.model",
-)
 
 
 @dataclass(frozen=True)
@@ -89,55 +79,6 @@ class Pairs(NamedTuple):
 
     def __len__(self) -> int:
         return len(self.chosen)
-
-
-def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
-    """Loads a Hugging Face tokenizer from a folder (or a hub name) and checks that it can be trained with.
-
-    It must have an EOS token. It need not have a PAD token, and that may be EOS: masks come from lengths. Nothing
-    is added silently. made_by: the command that makes a missing folder. Raises UserError.
-    """
-    tokenizer = _read_tokenizer(path, made_by)
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"tokenizer: {path} has no EOS token, so responses could not end; set tokenizer.eos_token and "
-            "save it to a new folder with save_pretrained"
-        )
-    return tokenizer
-
-
-def add_pad(source: str | Path, token: str, folder: Path, *, made_by: str = "") -> bool:
-    """Writes the tokenizer of `source` with the PAD token `token` to `folder`; False when it has a PAD already.
-
-    A PAD that is the EOS token counts as none. The other tokens keep their ids. Errors as `load_tokenizer`.
-    """
-    tokenizer = _read_tokenizer(source, made_by)
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return False
-    tokenizer.add_special_tokens({"pad_token": token})
-    tokenizer.save_pretrained(str(folder))
-    return True
-
-
-def _read_tokenizer(path: str | Path, made_by: str) -> Any:
-    folder = Path(path)
-    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise UserError(f"tokenizer: {path} holds no tokenizer (no tokenizer.json); {_made_by(made_by)}")
-    if not folder.exists() and not is_hub_name(str(path)):
-        raise UserError(f"tokenizer: {path} does not exist; {_made_by(made_by)}")
-    # transformers would ask for torch, which we never use
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(path))
-    except Exception as e:  # transformers raises many kinds, down to bare Exception from its Rust core
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"tokenizer: {path} could not be loaded ({reason}); {_made_by(made_by)}") from e
-
-
-def _made_by(made_by: str) -> str:
-    return f"make it with: {made_by}" if made_by else "give a folder saved with save_pretrained"
 
 
 def encode_sft(

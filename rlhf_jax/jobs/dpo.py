@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.special_ids import end_ids, fill_id
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, reference, setup
 from rlhf_jax.jobs.rows import Rows, rows_of

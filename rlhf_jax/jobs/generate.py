@@ -16,7 +16,8 @@ from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import read_prompts, write_parquet
 from rlhf_jax.data.special_ids import end_ids, fill_id, without_end
-from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts, load_tokenizer
+from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs, loading, setup
 from rlhf_jax.parallel import startup

@@ -29,8 +29,8 @@ from rlhf_jax.data.tokenization import (
     encode_pairs,
     encode_prompts,
     encode_sft,
-    load_tokenizer,
 )
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import hints, inputs
 from rlhf_jax.jobs.rows import describe as describe_packs

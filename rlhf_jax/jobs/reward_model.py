@@ -16,7 +16,8 @@ from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import describe, read_instructions
 from rlhf_jax.data.scored_text import EOS, Closing, closing, default_score_at, sequences_up_to_score
 from rlhf_jax.data.special_ids import end_ids, fill_id
-from rlhf_jax.data.tokenization import NO_LIMIT, Pairs, Sequences, encode_sft, load_tokenizer
+from rlhf_jax.data.tokenization import NO_LIMIT, Pairs, Sequences, encode_sft
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, rewarding, setup
 from rlhf_jax.jobs.reward_pad import exported_tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.special_ids import with_spare_pad
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.parallel import startup
 
 

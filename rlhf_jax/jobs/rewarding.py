@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.batches import bucket, eval_batches, pad
 from rlhf_jax.data.handling import Handling
 from rlhf_jax.data.scored_text import closing, default_score_at
-from rlhf_jax.data.tokenization import Sequences, load_tokenizer
+from rlhf_jax.data.tokenization import Sequences
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, hints, loading
 from rlhf_jax.models.lora import stored

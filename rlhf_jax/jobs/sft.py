@@ -13,7 +13,7 @@ from rlhf_jax.data.handling import handling_of
 from rlhf_jax.data.records import read_instructions
 from rlhf_jax.data.special_ids import end_ids, fill_id
 from rlhf_jax.data.templates import render
-from rlhf_jax.data.tokenization import add_pad, load_tokenizer
+from rlhf_jax.data.tokenizer_files import add_pad, load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, fit, hints, inputs, loading, losses, setup
 from rlhf_jax.jobs.rows import rows_of

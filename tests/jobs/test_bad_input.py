@@ -14,7 +14,7 @@ from absl import flags
 
 from rlhf_jax import main
 from rlhf_jax.data.records import read_table, write_parquet
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.jobs import inputs
 
 MAKES = r"make it with: python -m rlhf_jax\.main --config=configs/"

@@ -8,7 +8,8 @@ import tiny_farm
 
 from rlhf_jax.data.batches import pad
 from rlhf_jax.data.records import read_table, write_jsonl, write_parquet
-from rlhf_jax.data.tokenization import Sequences, load_tokenizer
+from rlhf_jax.data.tokenization import Sequences
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import dpo, generate, inputs, losses, ppo, reward_model, score, sft
 from rlhf_jax.models import decoder

@@ -3,7 +3,8 @@
 import tiny_farm
 
 from rlhf_jax.data.records import read_pairs, read_table
-from rlhf_jax.data.tokenization import encode_pairs, load_tokenizer
+from rlhf_jax.data.tokenization import encode_pairs
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.jobs import annotate, generate, score
 
 

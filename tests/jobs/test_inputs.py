@@ -7,7 +7,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.data.tables import write_jsonl
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import inputs
 

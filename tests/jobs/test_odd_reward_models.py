@@ -14,7 +14,7 @@ from chat_tokenizers import CHATML, build
 from safetensors.torch import load_file, save_file
 from test_reward_models import write
 
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import loading, ppo_models, rewarding
 from rlhf_jax.jobs.adapters import settings

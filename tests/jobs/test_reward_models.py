@@ -17,7 +17,7 @@ from chat_tokenizers import CHATML, build
 from rlhf_jax.data.records import read_instructions, read_pairs, read_table, write_parquet
 from rlhf_jax.data.same_tokens import same_tokens
 from rlhf_jax.data.templates import render
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import inputs, ppo, reward_model, rewarding, score, setup
 from rlhf_jax.models import huggingface_export

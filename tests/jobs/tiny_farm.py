@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.records import read_table, write_parquet
-from rlhf_jax.data.tokenization import load_tokenizer
+from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.microfarm import world
 from rlhf_jax.microfarm.utility import utility
 from rlhf_jax.models import decoder, huggingface_export
