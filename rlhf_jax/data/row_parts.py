@@ -71,7 +71,7 @@ def prompt(row: Fields) -> Row:
 def of_messages(messages: Sequence[ChatMessage]) -> Row:
     """The prompt columns of a conversation, with the conversation itself."""
     columns = prompt_columns(messages)
-    if len(messages) == 1:
+    if "instruction" in columns:
         text(columns["instruction"], "instruction")
     for message in messages[:-1]:
         if message["role"] in ("user", "assistant") and not _says_something(message):

@@ -35,7 +35,11 @@ def _definition(one: Any) -> Any:
     if not isinstance(one, Mapping):
         raise RowError("unreadable tools")
     one = _without_nulls(one)
-    return one if "function" in one or "type" in one else {"type": "function", "function": one}
+    if "function" in one or "type" in one:
+        return one
+    if not isinstance(one.get("name"), str):
+        raise RowError("tools without a name")
+    return {"type": "function", "function": one}
 
 
 def calls_of(message: Message, unused: set[str] | None = None) -> list[dict[str, Any]]:
@@ -128,6 +132,6 @@ def _without_nulls(value: Any) -> Any:
 
 def _text(value: Any, what: str) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as e:
         raise RowError(f"{what} hold what JSON cannot") from e

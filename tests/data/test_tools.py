@@ -1,6 +1,7 @@
 """Tools in records: definitions reach the template, calls are written and trained, and what is not written is said."""
 
 import copy
+import datetime
 import json
 from collections import Counter
 
@@ -272,6 +273,26 @@ def test_tools_that_cannot_be_read(tools):
         [{"messages": CHATS[0], "tools": tools}, {"messages": CHATS[1]}], chat=True
     )
     assert len(kept) == 1 and skipped == {"unreadable tools": 1}
+
+
+def test_odd_ones_cost_their_row():
+    nan = bot(None, call(x=float("nan")))
+    rows = [
+        {"messages": CHATS[1]},
+        {"messages": CHATS[1], "tools": {"clock": TOOL["function"]}},
+        {"messages": [user("u"), nan]},
+        {"messages": [user("u"), bot(None, call(x=datetime.date(2026, 1, 1)))]},
+        {"messages": [user("u"), bot(None, call()), answer(None), bot("r")]},
+    ]
+    kept, skipped = read_instructions(rows, chat=True)
+    assert len(kept) == 1
+    assert skipped == {
+        "tools without a name": 1,
+        "tool calls hold what JSON cannot": 2,
+        "message without content": 1,
+    }
+    (row,), _ = read_prompts([{"prompt": [answer("x")]}], chat=True)
+    assert row["messages"] == [answer("x")]
 
 
 def test_no_tools_are_none():
