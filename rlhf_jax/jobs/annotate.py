@@ -24,12 +24,11 @@ from rlhf_jax.annotation.specs import PoolSpec, load_pool
 from rlhf_jax.data.records import read_table
 from rlhf_jax.data.tables import require_columns
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints
+from rlhf_jax.jobs import hints, wanted
 from rlhf_jax.jobs.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.judging import (
     JudgingLine,
     cancel,
-    check_keys,
     describe,
     describe_estimate,
     judge_urls,
@@ -50,21 +49,19 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.transport == "cancel" and not config.feedback:  # also what another process is waiting for
         cancel(config, load_pool(config.judges), folder)
         return
-    with lock.holding(workdir):
-        _run(config, folder)
-
-
-def _run(config: ConfigDict, folder: Path) -> None:
-    write_files(folder, {"config.json": as_json(config.to_dict())})
     source = _source(config)
-    for name in config.formats:
-        format_named(name)
+    wanted.check(config, workdir)
+    with lock.holding(workdir):
+        _run(config, folder, source)
+
+
+def _run(config: ConfigDict, folder: Path, source: str) -> None:
+    write_files(folder, {"config.json": as_json(config.to_dict())})
     if source == "feedback":
         rows = read_feedback(config.feedback, config.feedback_format)
         _write(folder, config, rows, f"read from {config.feedback}")
         return
     pool = load_pool(config.judges)
-    check_keys(config, pool, folder)
     with kept_answers(config, folder) as cache, judge_urls(pool) as urls:
         done = _annotate(config, source, pool, cache, urls)
     if config.dry_run:

@@ -25,14 +25,13 @@ from rlhf_jax.evaluation.leaderboard import LeaderboardRow, average_length
 from rlhf_jax.evaluation.plots import plot_curves
 from rlhf_jax.evaluation.report_data import Stage
 from rlhf_jax.evaluation.win_rate import WinRate, read_preferences, utility_win_rate, win_rate
-from rlhf_jax.jobs import evaluate_labels
+from rlhf_jax.jobs import evaluate_labels, wanted
 from rlhf_jax.jobs import evaluation_measures as measures
 from rlhf_jax.jobs import evaluation_results as results
 from rlhf_jax.jobs.evaluation_inputs import Outputs, named, read_outputs, read_stages
 from rlhf_jax.jobs.judging import (
     JudgingLine,
     cancel,
-    check_keys,
     describe,
     describe_estimate,
     judge_urls,
@@ -65,6 +64,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     if config.transport == "cancel" and not config.judged:  # also what another process is waiting for
         cancel(config, load_pool(config.judges), folder)
         return
+    wanted.check(config, workdir)
     with lock.holding(workdir):
         results.write_files(folder, {"config.json": results.as_json(config.to_dict())})
         if config.judged:
@@ -76,7 +76,6 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _run(config: ConfigDict, folder: Path) -> None:
     """Asks the judges, and writes what they say."""
     started, pool = time.monotonic(), load_pool(config.judges)
-    check_keys(config, pool, folder)
     outputs = read_outputs(config)
     print(outputs.line(), flush=True)
     extras = measures.read_extras(config)

@@ -76,7 +76,7 @@ def read_outputs(config: ConfigDict) -> Outputs:
     left_out: dict[str, Counter] = {}
     tables: dict[str, dict[Key, str]] = {}
     for name, path in ({config.baseline_name: config.baseline} | files).items():
-        tables[name], left_out[name] = _by_prompt(read_table(path, made_by=_made_by(name, path)), path)
+        tables[name], left_out[name] = _by_prompt(read_table(path, made_by=hints.outputs(name, path)), path)
     _check_baseline(config, files, tables)
     shared = _shared(tables, left_out, config.baseline_name, files)
     if config.max_instructions and len(shared) > config.max_instructions:
@@ -133,8 +133,6 @@ def _check_names(config: ConfigDict, files: Mapping[str, str]) -> None:
     if config.utility and config.reference_method not in known:
         hint = closest(config.reference_method, known) or f"; use one of {', '.join(known)}"
         raise UserError(f"reference_method: {config.reference_method!r} is not among the outputs{hint}")
-    if config.max_instructions < 0:
-        raise UserError(f"max_instructions: {config.max_instructions}; use 0 for all, or how many to take")
 
 
 def _check_baseline(
@@ -146,7 +144,7 @@ def _check_baseline(
         return
     if len(files) == 1:
         raise UserError(f"outputs: only the baseline {name!r} is named; name a method to compare it with")
-    rows = read_table(config.baseline, made_by=_made_by(name, config.baseline))
+    rows = read_table(config.baseline, made_by=hints.outputs(name, config.baseline))
     found, _ = _by_prompt(rows, config.baseline)
     if found != tables[name]:
         raise UserError(
@@ -212,18 +210,6 @@ def _shared(
             lacking = [other for other in tables if key not in tables[other]]
             left_out[name][f"not in {' or '.join(lacking)}"] += 1
     return shared
-
-
-def _made_by(name: str, path: str) -> str:
-    """The command that writes a file of the farm's layout; "" for a file no job of ours writes."""
-    file = Path(path)
-    if file.name == "outputs.parquet":
-        model = file.parent.parent.parent / name / "export"
-        return (
-            f"{hints.OUTPUTS.rsplit(' --workdir', 1)[0]} --workdir={file.parent} "
-            f"--config.model.path={model} --config.model.name={name}"
-        )
-    return hints.FARM if file.name == "eval.parquet" else ""
 
 
 def _read_metrics(path: Path) -> tuple[list[dict], int]:

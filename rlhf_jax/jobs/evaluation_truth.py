@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -25,7 +24,6 @@ from rlhf_jax.microfarm import human
 from rlhf_jax.microfarm.families import parse
 from rlhf_jax.microfarm.utility import utility
 
-SCORES = "python -m rlhf_jax.main --config=configs/score.py --workdir=runs/farm/scores"
 HUMANS = ("h0", "h1")
 _FEWEST = 20  # labels; a rate over fewer says nothing about one judge of a pool
 
@@ -96,8 +94,6 @@ def judge_agreement(path: str, *, margin: float, seed: int) -> tuple[list[JudgeR
     them), another human, "longer output wins", then each judge of a pool with enough labels. Empty when no
     label is usable. Raises UserError when the file is missing or not of the annotate job.
     """
-    if not Path(path).is_file():
-        raise UserError(f"labels: no {path}; make it with: {hints.LABELS} (--config.labels= leaves it out)")
     rows = read_labels(path).rows
     used = [row for row in rows if row["status"] in (OK, NOISE) and row["preference"] is not None]
     others = Counter(row["status"] for row in rows) - Counter(row["status"] for row in used)
@@ -145,12 +141,10 @@ def reward_model(path: str, *, margin: float, seed: int) -> tuple[RewardModel | 
     path: scores.parquet of the score job. Also returns a line on which rows were used. None when no row has
     two different scored responses. Raises UserError when the file is missing or lacks a column.
     """
-    if not Path(path).is_file():
-        raise UserError(f"scored: no {path}; make it with: {SCORES} (--config.scored= leaves it out)")
-    rows = read_table(path, made_by=SCORES)
+    rows = read_table(path, made_by=hints.SCORES)
     missing = [name for name in ("instruction", "responses", "scores") if name not in rows[0]]
     if missing:
-        raise UserError(f"scored: {path} has no column {missing[0]!r}; write it with: {SCORES}")
+        raise UserError(f"scored: {path} has no column {missing[0]!r}; write it with: {hints.SCORES}")
     left_out: Counter = Counter()
     used = []
     for row in rows:

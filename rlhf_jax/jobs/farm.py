@@ -14,9 +14,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
-from rlhf_jax.annotation.specs import load_pool
-from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import judging, own_data, wanted
+from rlhf_jax.jobs import own_data, wanted
 from rlhf_jax.microfarm import world
 from rlhf_jax.parallel import startup
 from rlhf_jax.training import workdir as folders
@@ -38,13 +36,20 @@ class Stage(NamedTuple):
 def run(config: ConfigDict, workdir: str) -> None:
     """Runs what is not finished yet, then prints the leaderboard and where the report is."""
     ranges.check(config.to_dict())
-    _check_wanted(config, workdir)
+    wanted.check(config, workdir)
+    stages = list(plan(config, workdir))
+    for stage in stages:
+        # What a later stage asks for is said now, not after the stages before it have been trained.
+        wanted.check(stage.config, str(Path(workdir) / stage.name), f"{stage.name}.", made=workdir)
     startup.start(config.distributed)
+    for stage in stages:
+        if stage.job not in HOST_JOBS:
+            wanted.check_models(stage.config, f"{stage.name}.", made=workdir)
     root = Path(workdir)
     folders.prepare(workdir, config.to_dict())
     started = time.monotonic()
     upstream = _build_world(config, root)
-    for number, stage in enumerate(plan(config, workdir), 1):
+    for number, stage in enumerate(stages, 1):
         upstream = _fingerprint(upstream, stage.config)
         where = root / stage.name
         reused = folders.is_finished(where, upstream)
@@ -73,18 +78,6 @@ def plan(config: ConfigDict, workdir: str) -> Iterator[Stage]:
         where = f"{DEFAULT_ROOT}/{model}/export"
         yield stage(f"outputs/{model}", "outputs", **{"model.path": where, "model.name": model})
     yield stage("evaluate", "evaluate")
-
-
-def _check_wanted(config: ConfigDict, workdir: str) -> None:
-    """What a later stage asks for and is not there is said now, not after the stages before it have been trained."""
-    for stage in plan(config, workdir):
-        where = Path(workdir) / stage.name
-        wanted.check_packages(stage.config.to_dict(), str(where), f"{stage.name}.")
-        if stage.job in HOST_JOBS and stage.config.judges:
-            try:
-                judging.check_keys(stage.config, load_pool(stage.config.judges), where)
-            except UserError as error:
-                raise UserError(f"{stage.name}.judges: {error}") from None
 
 
 def _build_world(config: ConfigDict, root: Path) -> str:

@@ -32,7 +32,7 @@ from rlhf_jax.data.tokenization import (
 )
 from rlhf_jax.data.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, inputs
+from rlhf_jax.jobs import hints, inputs, wanted
 from rlhf_jax.jobs.rows import describe as describe_packs
 from rlhf_jax.models import gguf_files
 from rlhf_jax.parallel import startup
@@ -54,8 +54,8 @@ class Lengths(NamedTuple):
 def run(config: ConfigDict, workdir: str) -> None:
     """Prints the report, and writes it to WORKDIR/inspection.txt."""
     ranges.check(config.to_dict())
+    wanted.check(config, workdir)
     prepare(workdir, config.to_dict())
-    _check(config)
     lines = list(_report(config))
     if startup.is_main():
         coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -164,16 +164,3 @@ def _answered(messages: Any) -> bool:
         return parse_messages(messages)[-1]["role"] == "assistant"
     except RowError:
         return False
-
-
-def _check(config: ConfigDict) -> None:
-    if config.data.kind not in ("auto", *READERS):
-        raise UserError(f"data.kind: {config.data.kind!r}; use auto, {', '.join(READERS)}")
-    for field, value, least in (
-        ("data.max_length", config.data.max_length, 1),
-        ("data.rows", config.data.rows, 0),
-        ("examples", config.examples, 0),
-        ("bins", config.bins, 1),
-    ):
-        if value < least:
-            raise UserError(f"{field}: {value}; use a number of at least {least}")

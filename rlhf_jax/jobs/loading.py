@@ -63,6 +63,12 @@ def _tell_old(export: Path) -> None:
         )
 
 
+def is_plain(folder: str) -> bool:
+    """Whether a model folder is an ordinary one, neither a trainer's nor a GGUF file."""
+    trained = (Path(folder) / "model" / "config.json").is_file() or described_in(folder) is not None
+    return Path(folder).is_dir() and not trained
+
+
 def tokenizer_folder(folder: str) -> str:
     """Where the tokenizer of a model folder is; a checkpoint's stands in its workdir."""
     described = described_in(folder)

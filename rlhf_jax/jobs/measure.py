@@ -25,6 +25,7 @@ from rlhf_jax.evaluation.ratings import (
 )
 from rlhf_jax.evaluation.report import write_report
 from rlhf_jax.jobs import measure_results as results
+from rlhf_jax.jobs import wanted
 from rlhf_jax.jobs.evaluation_inputs import named
 from rlhf_jax.jobs.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.label_rows import usable_labels
@@ -44,6 +45,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     a smaller share of its rows than config.min_coverage.
     """
     ranges.check(config.to_dict())
+    wanted.check(config, workdir)
     with lock.holding(workdir):
         _run(config, Path(workdir))
 

@@ -38,7 +38,9 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
     startup.agree("config", config.to_json_best_effort(sort_keys=True))
     startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {_code()}")
     _keep_compiled_programs()
-    return make_mesh(**config.mesh.to_dict())
+    mesh = make_mesh(**config.mesh.to_dict())
+    wanted.check_models(config)
+    return mesh
 
 
 def describe(

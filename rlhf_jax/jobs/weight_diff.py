@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import ranges
 from rlhf_jax.data.scored_text import LAST
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints
+from rlhf_jax.jobs import wanted
 from rlhf_jax.json_files import read_object
 from rlhf_jax.models import tensor_shards, weight_diff
 from rlhf_jax.models.families import FAMILIES
@@ -32,11 +32,13 @@ def run(config: ConfigDict, workdir: str) -> None:
         raise UserError(
             "diff, target: set exactly one; diff recovers a model, target makes a difference from it"
         )
-    for field, known in (("new_rows", weight_diff.NEW_ROWS), ("dtype", tuple(tensor_shards.DTYPES))):
-        if config[field] not in known:
-            raise UserError(f"{field}: {config[field]!r}; use one of {', '.join(known)}")
+    if not config.base:
+        raise UserError(
+            "base: not set; give a model folder, for example from hf download ... --local-dir=..."
+        )
+    wanted.check(config, workdir)
     prepare(workdir, config.to_dict())
-    base_folder, other_folder = _folder("base", config.base), _folder("diff", config.diff or config.target)
+    base_folder, other_folder = Path(config.base), Path(config.diff or config.target)
     base, other = open_folder(base_folder), open_folder(other_folder)
     matches = weight_diff.match(
         base.shapes, other.shapes, where=str(other_folder), base_where=str(base_folder)
@@ -122,18 +124,6 @@ def _write_config(config: ConfigDict, out: Path, diff: Tensors, classifier: bool
         raw["reward_mean"] = raw.get("reward_mean", 0.0) - weight_diff.head_bias(diff)
         raw["score_at"] = LAST  # AlpacaFarm's reward models read responses without an end token.
     path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
-
-
-def _folder(field: str, path: str) -> Path:
-    if not path:
-        raise UserError(
-            f"{field}: not set; give a model folder, for example from hf download ... --local-dir=..."
-        )
-    if not Path(path).is_dir():
-        raise UserError(
-            f"{path}: no such model folder; download it with hf download, or make it with: {hints.SFT}"
-        )
-    return Path(path)
 
 
 def _copy_others(source: Path, target: Path) -> None:

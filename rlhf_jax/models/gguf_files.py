@@ -43,7 +43,7 @@ def as_folder(path: str, tell: Callable[[int, int], None] = lambda done, total: 
         or tensor in it that is not supported; by name.
     """
     file = Path(path)
-    if not _is_gguf(file):
+    if not is_gguf(file):
         return path
     _check_package(file)
     if not file.is_file():
@@ -78,7 +78,7 @@ def convert(file: Path, folder: Path, tell: Callable[[int, int], None] = lambda 
         tensor_shards.write(partial, shapes, read)
 
 
-def _is_gguf(file: Path) -> bool:
+def is_gguf(file: Path) -> bool:
     """By its name, or, as other programs' stores have names without an ending, by how it begins."""
     if file.is_dir():
         return False
@@ -93,7 +93,7 @@ def _is_gguf(file: Path) -> bool:
 
 def check_package(path: str) -> None:
     """Raises UserError where a GGUF file is named and the package that reads it is not installed."""
-    if _is_gguf(Path(path)):
+    if is_gguf(Path(path)):
         _check_package(Path(path))
 
 

@@ -1,0 +1,134 @@
+"""What each job reads: the fields that name a file, a folder or an environment, and the command that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from rlhf_jax.jobs import hints
+
+Page = Mapping[str, Any]
+
+# Kinds of what a field names. A table is a file or folder of records, or a dataset of the hub.
+TABLE, TABLES, NAMED_TABLES = "table", "tables", "named tables"  # One; comma-separated; NAME=TABLE,...
+FILE = "file"
+MODEL, ADAPTER, WEIGHTS = (
+    "model",
+    "adapter",
+    "weights",
+)  # Any folder a model is read from; PEFT's; any tensors.
+TOKENIZER = "tokenizer"
+
+
+class Read(NamedTuple):
+    """A field that names what a job reads; "" is nothing.
+
+    made_by: the command, or what gives it for the NAME and PATH of a table. when: of a page, whether it is read there.
+    over: of an adapter, the field of the model that it is laid over.
+    """
+
+    field: str
+    kind: str
+    made_by: str | Callable[[str, str], str] = ""
+    when: Callable[[Page], bool] = lambda page: True
+    over: str = ""
+
+
+def _asks(page: Page) -> bool:
+    return not page["judged"]
+
+
+def _knows_truth(page: Page) -> bool:
+    return page["utility"] and not page["judged"]
+
+
+READS: dict[str, tuple[Read, ...]] = {
+    "sft": (
+        Read("data.train", TABLE, hints.FARM),
+        Read("data.eval", TABLE, hints.FARM),
+        Read("model.init", MODEL, hints.SFT),
+        Read("model.tokenizer", TOKENIZER, hints.FARM, lambda page: not page["model"]["init"]),
+        Read("model.adapter", ADAPTER, hints.SFT, over="model.init"),
+    ),
+    "reward_model": (
+        Read("data.train", TABLE, hints.LABELS),
+        Read("data.eval", TABLE, hints.LABELS),
+        Read("model.init", MODEL, hints.SFT),
+        Read("model.adapter", ADAPTER, hints.SFT, over="model.init"),
+        Read("center_on", TABLE, hints.FARM),
+    ),
+    "dpo": (
+        Read("data.train", TABLE, hints.LABELS),
+        Read("data.eval", TABLE, hints.LABELS),
+        Read("model.init", MODEL, hints.SFT),
+        Read("model.adapter", ADAPTER, hints.SFT, over="model.init"),
+    ),
+    "ppo": (
+        Read("data.train", TABLE, hints.FARM),
+        Read("data.eval", TABLE, hints.FARM),
+        Read("model.policy", MODEL, hints.SFT),
+        Read("model.reward", MODEL, hints.REWARD_MODEL),
+        Read("model.reward_adapter", ADAPTER, hints.REWARD_MODEL, over="model.reward"),
+        Read("model.adapter", ADAPTER, hints.SFT, over="model.policy"),
+    ),
+    "generate": (
+        Read("data.prompts", TABLE, hints.FARM),
+        Read("model.path", MODEL, hints.SFT),
+        Read("model.adapter", ADAPTER, hints.SFT, over="model.path"),
+    ),
+    "score": (
+        Read("data.responses", TABLE, hints.PAIRS),
+        Read("model.path", MODEL, hints.REWARD_MODEL),
+        Read("model.adapter", ADAPTER, hints.REWARD_MODEL, over="model.path"),
+    ),
+    "inspect_data": (
+        Read("data.path", TABLE, hints.FARM),
+        Read("tokenizer", TOKENIZER, hints.FARM),
+    ),
+    "weight_diff": (
+        Read("base", WEIGHTS, hints.SFT),
+        Read("diff", WEIGHTS, hints.SFT),
+        Read("target", WEIGHTS, hints.SFT),
+    ),
+    "annotate": (
+        *(Read(field, TABLE, hints.PAIRS) for field in ("samples", "pairs", "ratings", "rankings")),
+        Read("outputs_1", TABLE, hints.OUTPUTS, lambda page: bool(page["outputs_2"])),
+        Read("outputs_2", TABLE, hints.OUTPUTS),
+        Read("instructions", TABLE, hints.FARM),
+        Read("feedback", FILE),
+        Read("import_answers", FILE),
+    ),
+    "evaluate": (
+        Read("outputs", NAMED_TABLES, hints.outputs, _asks),
+        Read("baseline", TABLE, hints.outputs, _asks),
+        Read("judged", NAMED_TABLES),
+        Read("difficulty", TABLE),
+        Read("regulariser", TABLE),
+        Read("published", FILE),
+        Read("labels", FILE, f"{hints.LABELS} (--config.labels= leaves it out)", _knows_truth),
+        Read("scored", FILE, f"{hints.SCORES} (--config.scored= leaves it out)", _knows_truth),
+        Read("import_answers", FILE, "", _asks),
+    ),
+    "measure": (
+        Read("games", TABLES),
+        Read("annotators", NAMED_TABLES),
+        Read("gold", TABLE),
+        Read("ratings", NAMED_TABLES),
+        Read("baseline", TABLE, "", lambda page: bool(page["ratings"])),
+        Read("rankings", TABLE),
+    ),
+    "farm": (Read("world.instructions", TABLE),),
+}
+# Files that a job writes beside its workdir, and folders.
+WRITES = {
+    "annotate": ("cache", "export_answers"),
+    "evaluate": ("cache", "export_answers"),
+    "dpo": ("reference_cache",),
+}
+# Jobs that ask judges, and when.
+ASKS: dict[str, Callable[[Page], bool]] = {
+    "annotate": lambda page: not page["feedback"],
+    "evaluate": lambda page: not page["judged"],
+}
+# Jobs whose workdir may lie in an object store.
+REMOTE = ("sft", "reward_model", "dpo", "ppo")
