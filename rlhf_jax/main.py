@@ -19,7 +19,7 @@ from rlhf_jax import idle, quiet, ranges
 from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import UserError
 from rlhf_jax.machine import problem_of_machine
-from rlhf_jax.settings import check_overrides, explain
+from rlhf_jax.settings import changed, check_fields, check_overrides, explain, is_own
 
 JOBS = (
     "inspect_data",
@@ -54,8 +54,14 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
         if not (WORKDIR.value or "").strip():
             raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
-        ranges.check(CONFIG.value.to_dict())
-        for line in idle.notices(CONFIG.value, idle.given(argv)):
+        page, given = CONFIG.value, idle.given(argv)
+        if page.job not in JOBS:
+            raise UserError(f"job: {page.job!r}; use one of {', '.join(JOBS)}")
+        if is_own(argv):
+            check_fields(page)
+            given |= changed(page)
+        ranges.check(page.to_dict())
+        for line in idle.notices(page, given):
             print(f"notice: {line}", flush=True)
         return rest
     except UserError as error:
@@ -82,8 +88,6 @@ def leave(status: int, reason: str) -> NoReturn:
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
-    if config.job not in JOBS:
-        fail(f"config.job: {config.job!r}; use one of {', '.join(JOBS)}")
     try:
         importlib.import_module(f"rlhf_jax.jobs.{config.job}").run(config, WORKDIR.value)
     except UserError as error:

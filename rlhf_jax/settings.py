@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 
-_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+PAGES = Path(__file__).resolve().parents[1] / "configs"
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "tuple": "a tuple",
+}
 
 
 def load_page(spec: str) -> ConfigDict:
@@ -22,14 +32,76 @@ def load_page(spec: str) -> ConfigDict:
         pages = ", ".join(sorted(str(p) for p in Path("configs").glob("*.py"))) or "none in ./configs"
         raise UserError(f"--config: no file {path}; pages here: {pages}")
     module_spec = importlib.util.spec_from_file_location(f"rlhf_jax_config_{Path(path).stem}", path)
+    if module_spec is None:
+        raise UserError(f"--config: {path} is no page; a page is a file NAME.py")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"--config: {path} is no page: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {path} is no page; it needs a function get_config")
-    return module.get_config(variant) if variant else module.get_config()
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError(f"--config: {path} is no page; it needs a function get_config")
+        page = module.get_config(variant) if variant else module.get_config()
+    except UserError:
+        raise
+    except Exception as error:  # A page is a program: whatever it raises is its writer's to mend.
+        raise UserError(f"--config: {path} is no page: {_reason(error, path)}") from error
+    if not isinstance(page, ConfigDict) or not isinstance(page.get("job"), str):
+        raise UserError(
+            f"--config: {path} is no page; its get_config should return a ConfigDict with a field `job`, as "
+            "configs/sft.py does"
+        )
+    return page
+
+
+_WRONG_KIND = re.compile(
+    r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '([\w.]+)'> and cannot be casted to "
+    r"type <class '(\w+)'>"
+)
+
+
+def _reason(error: Exception, path: str) -> str:
+    """What went wrong in a page, in one line, and in which of its lines."""
+    frames = [x for x in traceback.extract_tb(error.__traceback__) if Path(x.filename) == Path(path)]
+    where = f"line {frames[-1].lineno}: " if frames else ""
+    wrong = _WRONG_KIND.search(" ".join(str(error).split()))
+    if wrong:
+        field, value, kind, wanted = wrong.groups()
+        return f"{where}{field}: {value} is {kind}; it takes {_KINDS.get(wanted, wanted)}"
+    return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def check_fields(page: ConfigDict) -> None:
+    """Raises UserError for a field that the job's own page does not have, or that it has and this one lacks."""
+    known, found = stock(page.job), set(leaves(page))
+    for name in sorted(found - known.keys() if known else ()):
+        raise UserError(f"{name}: the job {page.job} has no such field{closest(name, known)}")
+    for name in sorted(known.keys() - found):
+        raise UserError(f"{name}: missing; a page of the job {page.job} needs it, see configs/{page.job}.py")
+
+
+def changed(page: ConfigDict) -> set[str]:
+    """The fields of a user's own page that have other values than the job's own page gives them."""
+    known, here = stock(page.job), page.to_dict()
+    return {name for name in leaves(page) if name in known and _value(here, name) != known[name]}
+
+
+def stock(job: str) -> dict[str, Any]:
+    """The fields of a job's own page and their values; none where the pages do not lie beside the program."""
+    path = PAGES / f"{job}.py"
+    if not path.is_file():
+        return {}
+    page = load_page(str(path))
+    return {name: _value(page.to_dict(), name) for name in leaves(page)}
+
+
+def _value(page: dict[str, Any], name: str) -> Any:
+    for part in name.split("."):
+        page = page[part]
+    return page
+
+
+def is_own(argv: list[str]) -> bool:
+    """Whether the page of a command line is a user's own, and not one of ours."""
+    return Path(_page_of(argv).partition(":")[0]).resolve().parent != PAGES
 
 
 def sibling(file: str, name: str, variant: str = "") -> ConfigDict:
