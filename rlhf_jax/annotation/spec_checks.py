@@ -9,7 +9,49 @@ from rlhf_jax.annotation.parsing import ONE_EXAMPLE
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from rlhf_jax.annotation.fields import Fields
     from rlhf_jax.annotation.specs import JudgeSpec
+
+
+# Of vLLM and its like, or of one provider.
+_OF_SERVERS = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "n",
+    "verbosity",
+    "service_tier",
+    "chat_template_kwargs",
+)
+# What others keep with a model, and here the job's page says.
+_OF_THE_PAGE = {
+    **dict.fromkeys(("concurrency", "max_concurrency", "n_concurrent"), "max_concurrency"),
+    **dict.fromkeys(("timeout", "timeout_s", "request_timeout"), "timeout_s"),
+    **dict.fromkeys(("rpm", "requests_per_minute"), "requests_per_minute"),
+    **dict.fromkeys(("tpm", "tokens_per_minute"), "tokens_per_minute"),
+    **dict.fromkeys(("retries", "max_retries", "num_retries"), ""),
+}
+
+
+def check_places(fields: "Fields", of_sampling: tuple[str, ...]) -> None:
+    """Errors: UserError for a setting that stands elsewhere, and where."""
+    for name in of_sampling:
+        if name in fields:
+            raise UserError(
+                f"{fields.where}: {name}: stands below `sampling`; write sampling: {{{name}: ...}}"
+            )
+    for name, page in _OF_THE_PAGE.items():
+        if name in fields:
+            fix = f"give --config.{page} instead" if page else "failed requests are tried again anyway"
+            raise UserError(f"{fields.where}: {name}: is no setting of a judge; {fix}")
+
+
+def check_servers(sampling: dict, where: str) -> None:
+    """Errors: UserError for a sampling setting of some servers only."""
+    for name in sampling:
+        if name in _OF_SERVERS:
+            raise UserError(f"{where}: {name}: not in every server's API; write it below extra_body instead")
 
 
 def check_together(spec: "JudgeSpec", where: str) -> None:

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from rlhf_jax.annotation.addresses import public
 from rlhf_jax.annotation.contracts import KINDS, ORDERS, PAIRWISE, SEEDED
 from rlhf_jax.annotation.costs import Price, read_price
@@ -18,10 +16,10 @@ from rlhf_jax.annotation.fields import Fields
 from rlhf_jax.annotation.parser_fields import read_parser
 from rlhf_jax.annotation.parsing import PARSER_VERSION, ParserSpec
 from rlhf_jax.annotation.prompts import PromptTemplate, read_template
-from rlhf_jax.annotation.spec_checks import check_together, check_way
-from rlhf_jax.data.valid_text import valid_values
+from rlhf_jax.annotation.spec_checks import check_places, check_servers, check_together, check_way
+from rlhf_jax.annotation.yaml_files import read_yaml
 from rlhf_jax.errors import UserError
-from rlhf_jax.range_kinds import number
+from rlhf_jax.range_kinds import number, whole
 
 PROVIDERS = ("openai", "anthropic")
 APIS = {"openai": ("chat", "responses", "decisions"), "anthropic": ("messages",)}  # The first is the default.
@@ -36,6 +34,7 @@ _KINDS_OF_SAMPLING = {
 }
 _RANGES_OF_SAMPLING = {
     "temperature": number(0, 2),
+    "seed": whole(-(2**63), 2**63 - 1),
     "top_p": number(0, 1, above=True),
     "presence_penalty": number(-2, 2),
     "frequency_penalty": number(-2, 2),
@@ -131,7 +130,7 @@ def load_pool(path: str | Path) -> PoolSpec:
     Errors: UserError that names the file, the field, what was found and the closest thing that would work.
     """
     path = Path(path)
-    fields = Fields(str(path), _read_yaml(path))
+    fields = Fields(str(path), read_yaml(path))
     if "judges" not in fields:
         judge = _judge(fields, path.parent)
         return PoolSpec(judge.name, (judge,), (1.0,))
@@ -155,35 +154,7 @@ def load_pool(path: str | Path) -> PoolSpec:
 def load_judge(path: str | Path) -> JudgeSpec:
     """Read one judge file. Errors as `load_pool`."""
     path = Path(path)
-    return _judge(Fields(str(path), _read_yaml(path)), path.parent)
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        others = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        there = f"there is {', '.join(others)}" if others else "no .yaml file is there"
-        raise UserError(f"{path}: no such judge or pool file; in {path.parent} {there}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give a judge or pool file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({_problem(error)}); mend the line it names") from None
-    if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds {type(loaded).__name__}, not fields; start with `name: ...`")
-    return valid_values(loaded)
-
-
-def _problem(error: Exception) -> str:
-    """What is wrong and where; the line itself may hold a key and is not repeated."""
-    mark = getattr(error, "problem_mark", None)
-    if mark is None:
-        return (
-            " ".join(str(error).split())[:200]
-            if isinstance(error, UnicodeDecodeError)
-            else "it cannot be read"
-        )
-    return f"{getattr(error, 'problem', None) or 'it cannot be read'}, line {mark.line + 1}, column {mark.column + 1}"
+    return _judge(Fields(str(path), read_yaml(path)), path.parent)
 
 
 def _entry(where: str, entry: object, defaults: dict, folder: Path) -> tuple[JudgeSpec, float]:
@@ -203,6 +174,7 @@ def _entry(where: str, entry: object, defaults: dict, folder: Path) -> tuple[Jud
 
 
 def _judge(fields: Fields, folder: Path) -> JudgeSpec:
+    check_places(fields, tuple(_KINDS_OF_SAMPLING))
     provider = fields.choice("provider", PROVIDERS)
     kind = fields.choice("kind", KINDS, default=PAIRWISE)
     api = fields.choice("api", APIS[provider], default=APIS[provider][0])
@@ -248,6 +220,7 @@ def _sampling(fields: Fields, api: str) -> dict:
             "remove it, the answer cache is what makes a rerun repeat"
         )
     inner = Fields(f"{fields.where}: sampling", given)
+    check_servers(given, inner.where)
     taken = {name: inner.take(name, _KINDS_OF_SAMPLING[name], default=None) for name in _SAMPLING[api]}
     inner.done()
     found = {name: value for name, value in taken.items() if name in given}

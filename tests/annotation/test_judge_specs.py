@@ -209,6 +209,30 @@ def test_a_missing_or_broken_file(tmp_path: Path) -> None:
         load_pool(tmp_path / "list.yaml")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("temperature: 0.5", "temperature: stands below `sampling`"),
+        ("sampling: {top_k: 4}", "top_k: not in every server's API; write it below extra_body"),
+        ("sampling: {seed: 99999999999999999999}", "seed: found 99999999999999999999"),
+        ("concurrency: 3", "concurrency: is no setting of a judge; give --config.max_concurrency"),
+        ("timeout: 3", "give --config.timeout_s"),
+        ("retries: 3", "failed requests are tried again anyway"),
+        ("name: again", r"found a field a second time, line \d+, column 1"),
+        ("sampling: {temperature: 1, temperature: 0}", "found a field a second time"),
+        ("max_tokens: " + "9" * 5000, "not valid YAML"),
+        ("extra_body: {day: 2020-13-45}", "not valid YAML"),
+        ("extra_body: &x {y: *x}", "not valid YAML"),
+    ],
+)
+def test_a_setting_that_stands_elsewhere_or_cannot_be(tmp_path: Path, more: str, said: str) -> None:
+    path = _write(tmp_path, GOOD)
+    path.write_text(f"{path.read_text()}\n{more}\n")
+    with pytest.raises(UserError, match=said) as caught:
+        load_pool(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
 def test_a_pool_mixes_files_inline_judges_defaults_and_weights(tmp_path: Path) -> None:
     _write(tmp_path, GOOD)
     inline = {k: v for k, v in GOOD.items() if k not in ("name", "model")}
