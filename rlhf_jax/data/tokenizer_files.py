@@ -6,6 +6,7 @@ from typing import Any
 
 from rlhf_jax.data.tables import is_hub_name
 from rlhf_jax.errors import UserError
+from rlhf_jax.json_files import read_object
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -14,6 +15,8 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "spiece.model",
 )
+# Of them, and beside them, those that are JSON objects.
+_SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
@@ -55,8 +58,14 @@ def _read_tokenizer(path: str | Path, made_by: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        # Never a stranger's code; asked for it, transformers would wait for an answer on the terminal.
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer("a \u2603")  # Some files are read, and fail only when they are used.
+        return tokenizer
     except Exception as e:  # transformers raises many kinds, down to bare Exception from its Rust core
+        for name in _SIDE_FILES:
+            if (folder / name).is_file():
+                read_object(folder / name)  # Where it is this file that cannot be read, it is named.
         reason = " ".join(str(e).split())[:200]
         raise UserError(f"tokenizer: {path} could not be loaded ({reason}); {_made_by(made_by)}") from e
 

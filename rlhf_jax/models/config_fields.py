@@ -135,7 +135,10 @@ def _is_number(value: Any) -> bool:
 
 
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "int": (lambda x: isinstance(x, int) and not isinstance(x, bool) and x > 0, "a positive whole number"),
+    "int": (
+        lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 < x < 2**31,
+        "a positive whole number",
+    ),
     "float": (lambda x: _is_number(x) and 0 <= x < math.inf, "a number of at least 0"),
     "bool": (lambda x: isinstance(x, bool), "true or false"),
     "str": (lambda x: isinstance(x, str), "a name"),

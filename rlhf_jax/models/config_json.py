@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.config_fields import REQUIRED, Fields
 
+_MOST_LAYERS = 10_000  # Each takes time and memory before its weights are missed.
+
 
 class Piece(NamedTuple):
     """Some fields of a family's config.json.
@@ -29,8 +31,15 @@ class Piece(NamedTuple):
 def same(ours: str, theirs: str, default: Any = REQUIRED) -> Piece:
     """A field that both have, under two names. Numbers keep our type: 1 is 1.0 where ours is a float."""
     kind = {field.name: field.type for field in dataclasses.fields(ModelConfig)}[ours]
+
+    def read(fields: Fields, _: dict) -> dict:
+        found = fields.of_kind(kind, theirs, default)
+        if ours == "layers" and found > _MOST_LAYERS:
+            raise fields.refuse(theirs, found, f"no model has more than {_MOST_LAYERS} layers")
+        return {ours: found}
+
     return Piece(
-        lambda fields, _: {ours: fields.of_kind(kind, theirs, default)},
+        read,
         lambda config: {theirs: getattr(config, ours)},
     )
 
@@ -54,7 +63,9 @@ def settings(**values: Any) -> Piece:
 
 _ACTIVATIONS = {
     "silu": "silu",
+    "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",

@@ -252,6 +252,17 @@ def _residual() -> Piece:
     )
 
 
+def _chosen_experts() -> Piece:
+    def read(fields: Fields, so_far: dict) -> dict:
+        found = fields.whole("num_experts_per_tok", 2)
+        if found > so_far["experts"]:
+            fix = f"at most num_local_experts={so_far['experts']} can be chosen"
+            raise fields.refuse("num_experts_per_tok", found, fix)
+        return {"experts_per_token": found}
+
+    return Piece(read, lambda config: {"num_experts_per_tok": config.experts_per_token})
+
+
 def _opt_width() -> Piece:
     """OPT-350m embeds in fewer dimensions than it computes in; the others say so with equal numbers."""
 
@@ -278,7 +289,7 @@ FAMILIES: dict[str, Family] = {
         *_SILU,
         window_everywhere(None),
         same("experts", "num_local_experts", 8),
-        same("experts_per_token", "num_experts_per_tok", 2),
+        _chosen_experts(),
         layer=_MIXTRAL_LAYER,
     ),
     "qwen2": _like_llama(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,8 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
     path = Path(folder) / "config.json"
     check_no_adapter(folder)
     if not path.is_file():
+        if path.is_symlink():
+            raise UserError(f"{path}: a link to nothing ({os.readlink(path)}); copy the file itself")
         raise UserError(
             f"{folder}: no config.json; a model folder is what a training job writes to its export/"
         )

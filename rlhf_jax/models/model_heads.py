@@ -24,7 +24,9 @@ _CLASSIFIER = "ForSequenceClassification"
 def check(path: Path, raw: dict[str, Any], shapes: Shapes, family: Family) -> None:
     """UserError where `architectures` and the tensors speak of different heads; a notice of another family's name."""
     found = raw.get("architectures") or []
-    names = [found] if isinstance(found, str) else list(found)
+    names = [found] if isinstance(found, str) else found
+    if not isinstance(names, list):
+        raise UserError(f"{path}: architectures is {found!r}; a list with the name of a class is needed")
     labels = shapes[SCORE][0] if SCORE in shapes else 0
     for name in map(str, names):
         if name.endswith(_OTHER_TASKS):

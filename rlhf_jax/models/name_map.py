@@ -17,6 +17,7 @@ from rlhf_jax.models.layouts import Layout
 from rlhf_jax.parallel import notices
 
 Shapes = dict[str, tuple[int, ...]]
+_SCALES = ("scale", "scale_inv", "scales", "qweight", "qzeros", "g_idx", "absmax", "quant_map", "zero_point")
 _NAMED = 4  # tensors named in an error, of each kind
 
 
@@ -100,6 +101,7 @@ def check(folder: Path, config: ModelConfig, expected: list[Place], shapes: Shap
     """UserError that names the tensors that are missing, too many, or of another shape."""
     family = FAMILIES[config.family]
     stored = stored_names(config, shapes)
+    twice = [name for name in shapes if name not in stored.values()]
     wanted = {place.name: place for place in expected}
     missing = [file_name(family, name) for name in wanted if name not in stored]
     # A tied model may hold its table twice; one of them is read.
@@ -115,7 +117,12 @@ def check(folder: Path, config: ModelConfig, expected: list[Place], shapes: Shap
     said = [
         f"{what}: {', '.join(sorted(names)[:_NAMED])}"
         + (f" and {len(names) - _NAMED} more" * (len(names) > _NAMED))
-        for what, names in (("missing tensors", missing), ("unknown tensors", extra), ("other shapes", other))
+        for what, names in (
+            ("missing tensors", missing),
+            ("unknown tensors", extra),
+            ("tensors under two names", twice),
+            ("other shapes", other),
+        )
         if names
     ]
     if said:
@@ -136,6 +143,10 @@ def _advice(config: ModelConfig, missing: list[str], extra: list[str]) -> str:
         if table in missing and name.endswith(f".{table}"):
             wrapper = name.removesuffix(table)
             return f"every name begins with {wrapper!r}: save the model without what is wrapped around it"
+    if any(".base_layer." in name or ".lora_" in name for name in extra):
+        return "an adapter is saved within it: save what PEFT's merge_and_unload() gives"
+    if any(name.endswith(_SCALES) for name in extra):
+        return "these are quantized weights, which cannot be trained: take the float version"
     if missing == [family.head] and not extra:
         return (
             "give the language model and not its trunk alone, or, where its head is its embedding table, "

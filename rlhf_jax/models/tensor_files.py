@@ -6,6 +6,8 @@ only while a tensor is read, so host memory holds that tensor and no more.
 
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,8 +47,16 @@ def open_folder(folder: Path) -> Tensors:
         if files:
             _name_others(folder, files)
             return open_files(files)
+    ggufs = sorted(x for x in folder.glob("*.gguf"))
+    if ggufs:
+        raise UserError(f"{folder}: no weights but a GGUF file; give the file itself: {ggufs[0]}")
+    links = [folder / name for name in (SAFETENSORS, TORCH) if (folder / name).is_symlink()]
+    if links:
+        raise UserError(f"{links[0]}: a link to nothing ({os.readlink(links[0])}); copy the file itself")
+    shards = sorted(x.name for x in (*folder.glob("*.safetensors"), *folder.glob("*.bin")))
+    beside = f"{shards[0]} is there, but no {SAFETENSORS}.index.json that names it; " if shards else ""
     raise UserError(
-        f"{folder}: no weights; a model folder has {SAFETENSORS} (or {TORCH}), whole or in shards"
+        f"{folder}: no weights; {beside}a model folder has {SAFETENSORS} (or {TORCH}), whole or in shards with an index"
     )
 
 
@@ -113,8 +123,11 @@ def open_torch(files: list[Path]) -> Tensors:
         ) from error
     found, where = {}, {}
     for path in files:
-        try:  # mapped, not read
-            part = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        try:
+            mapped = zipfile.is_zipfile(
+                path
+            )  # Files of before torch 1.6 are no archives and must be read whole.
+            part = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         except Exception as error:  # torch and pickle raise many kinds
             raise _unreadable(path, "torch", error) from error
         if not isinstance(part, dict) or not all(torch.is_tensor(tensor) for tensor in part.values()):
@@ -172,6 +185,11 @@ def _unreadable(path: Path, kind: str, error: Exception) -> UserError:
     problem = pointer_problem(start)
     if problem:
         return UserError(f"{path}: {problem}")
+    if "Weights only load failed" in str(error):
+        fix = "save the model with save_pretrained as safetensors"
+        return UserError(
+            f"{path}: holds more than tensors, and reading that could run a stranger's code; {fix}"
+        )
     reason = "the file is empty" if not start else " ".join(str(error).split())[:200]
     return UserError(f"{path}: not a readable {kind} file ({reason}); copy it again")
 

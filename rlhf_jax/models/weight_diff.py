@@ -17,7 +17,6 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.tensor_files import Tensors
 
-NEW_ROWS = ("mean", "zero")
 SUM_FILE = "model_sum.txt"
 
 _BACKBONE = "backbone_model."

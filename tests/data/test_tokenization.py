@@ -1,5 +1,6 @@
 """Encoding: [BOS] prompt | response EOS, by id and by length; drops and cuts counted; no id compared."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -222,7 +223,7 @@ def test_missing_and_broken_tokenizers(tmp_path):
     cases = {"absent": "does not exist", "empty": "holds no tokenizer", "broken": "could not be loaded"}
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "tokenizer.json").write_text("{")
+    (tmp_path / "broken" / "tokenizer.json").write_text("{}")
     for folder, words in cases.items():
         with pytest.raises(UserError) as error:
             load_tokenizer(tmp_path / folder, made_by="python -m x")
@@ -230,3 +231,26 @@ def test_missing_and_broken_tokenizers(tmp_path):
         assert words in message
         assert message.endswith("make it with: python -m x")
         assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json"])
+def test_the_file_of_a_tokenizer_that_cannot_be_read_is_named(tmp_path, name):
+    build(["<pad>", "</s>"], eos_token="</s>").save_pretrained(tmp_path)
+    (tmp_path / name).write_text('{"a": ')
+    with pytest.raises(UserError, match=rf"{name}: not readable as JSON"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_of_own_code_is_refused_without_a_question(tmp_path, monkeypatch):
+    """And one whose settings fail only when it is used."""
+    tokenizer = build(["<pad>", "</s>"], eos_token="</s>")
+    for more in (
+        {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"},
+        {"model_max_length": "x"},
+    ):
+        tokenizer.save_pretrained(tmp_path)
+        path = tmp_path / "tokenizer_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+        monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+        with pytest.raises(UserError, match=r"^tokenizer: .* could not be loaded"):
+            load_tokenizer(tmp_path)

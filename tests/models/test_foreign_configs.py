@@ -65,6 +65,7 @@ def test_fields_that_transformers_ignores_pass_with_a_notice(tmp_path, name, cap
         ("llama", {"sliding_window": 8}, "sliding_window is 8; this setting of transformers' LlamaConfig"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0 is supported"),
         ("llama", {"is_encoder_decoder": True}, "is_encoder_decoder is True"),
+        ("mixtral", {"num_experts_per_tok": 99}, "num_experts_per_tok is 99; at most num_local_experts="),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True"),
         ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'"),

@@ -75,11 +75,14 @@ def test_every_side_file_is_read_with_it(tmp_path, name):
     ("fields", "said"),
     [
         ({"num_hidden_layers": "2"}, "num_hidden_layers is '2'; a positive whole number is needed"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; no model has more than"),
+        ({"hidden_size": 10**12}, "hidden_size is 1000000000000; a positive whole number"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0; a positive whole number"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; a divisor of num_attention_heads=4"),
         ({"rope_theta": "x"}, "rope_theta is 'x'"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear'; an object"),
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'; true or false is needed"),
+        ({"architectures": 3}, "architectures is 3; a list with the name of a class is needed"),
         ({"model_type": ["llama"]}, "model_type is ['llama']"),
         (
             {"architectures": ["LlamaForTokenClassification"]},
@@ -163,6 +166,27 @@ def test_names_below_a_wrapper_say_which(tmp_path):
         huggingface.describe(folder)
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("norm.weight", "tensors under two names: .*norm.weight"),
+        ("model.layers.0.self_attn.q_proj.weight_scale_inv", "quantized weights, which cannot be trained"),
+        ("model.layers.0.self_attn.q_proj.lora_A.default.weight", "save what PEFT's merge_and_unload"),
+    ],
+)
+def test_a_tensor_too_many_says_what_helps(tmp_path, more, said):
+    folder = changed(tmp_path / "m", lambda tensors: tensors | {more: np.ones(32, np.float32)})
+    with pytest.raises(UserError, match=said):
+        huggingface.describe(folder)
+
+
+def test_shards_without_their_index_are_named(tmp_path):
+    folder = changed(tmp_path / "m")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(UserError, match=r"model-00001-of-00001\.safetensors is there, but no .*index.json"):
+        huggingface.describe(folder)
+
+
 def test_a_tensor_in_two_files_must_be_the_same(tmp_path):
     folder = changed(tmp_path / "m")
     tensors = load_file(folder / "model.safetensors")
@@ -192,6 +216,35 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
     assert "because it is computed: model.layers.0.self_attn.rotary_emb.inv_freq" in said
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"this is an adapter: name it as model\.adapter"):
+        huggingface.describe(folder)
+
+
+def test_links_to_nothing_and_files_of_other_programs_are_named(tmp_path):
+    folder = changed(tmp_path / "m")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: a link to nothing"):
+        huggingface.describe(folder)
+    (folder / "a.gguf").touch()
+    with pytest.raises(UserError, match=r"a GGUF file; give the file itself: .*a\.gguf"):
+        huggingface.describe(folder)
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/nowhere/config.json")
+    with pytest.raises(UserError, match=r"config\.json: a link to nothing \(/nowhere/config\.json\)"):
+        huggingface.describe(folder)
+
+
+def test_torch_files_of_all_ages_are_read(tmp_path):
+    """Before torch 1.6 they were no archives; and one that holds objects is not opened."""
+    torch = pytest.importorskip("torch")
+    folder = changed(tmp_path / "m")
+    tensors = {name: torch.from_numpy(x) for name, x in load_file(folder / "model.safetensors").items()}
+    wanted = huggingface.load(folder)[1]
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    tiny_families.assert_same_tree(huggingface.load(folder)[1], wanted)
+    torch.save(torch.nn.Linear(2, 2), folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: holds more than tensors"):
         huggingface.describe(folder)
 
 
