@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 _LARGEST = 2**31 - 1  # Counts are 32-bit integers on the devices.
@@ -23,7 +22,7 @@ def whole(least: int, most: int = _LARGEST, says: str = "") -> Range:
     limits = f"of at least {least}" if most == _LARGEST else f"from {least} to {most}"
 
     def fits(value: Any) -> bool:
-        return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
     return Range(fits, says or f"a whole number {limits}")
 
@@ -41,11 +40,18 @@ def number(
     limits += [f"{'below' if below else 'at most'} {most:g}"] if most < math.inf else []
 
     def fits(value: Any) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not _is_finite(value):
             return False
         return (least < value if above else least <= value) and (value < most if below else value <= most)
 
     return Range(fits, says or f"a {'' if most < math.inf else 'finite '}number {' and '.join(limits)}")
+
+
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # A whole number beyond all floats.
+        return False
 
 
 def one_of(*names: str, or_none: bool = False) -> Range:

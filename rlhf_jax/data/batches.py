@@ -23,12 +23,10 @@ def row_indices(step: int, batch_size: int, n: int, seed: int) -> Int64[np.ndarr
 
     The stream is one permutation of 0..n-1 per epoch, put end to end, so every row comes once per epoch and
     no row is dropped at an epoch's end. With fewer rows than the batch, a batch holds rows several times.
-    Raises UserError when there is no row or no batch.
+    Raises UserError when there is no row.
     """
     if n < 1:
         raise UserError("data: there are no rows to train on")
-    if batch_size < 1:
-        raise UserError(f"batch_size: {batch_size} is not a batch; use a positive number")
     first, last = step * batch_size, (step + 1) * batch_size
     epochs = range(first // n, (last - 1) // n + 1)
     stream = np.concatenate([permutation(epoch, n, seed) for epoch in epochs])

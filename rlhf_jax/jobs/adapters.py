@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.huggingface import Checkpoint
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.placement import planned as planned_params
-from rlhf_jax.models.tensor_shards import DTYPES
+from rlhf_jax.parallel import notices
 from rlhf_jax.training.state import joined
 
 
@@ -41,20 +42,9 @@ class Start(NamedTuple):
 
 
 def settings(group: ConfigDict) -> Lora:
-    """A page's group `lora`; UserError for values that cannot be."""
+    """A page's group `lora`, whose ranges have been checked."""
     found = Lora(**group.to_dict())
-    targets = tuple(name.strip() for name in found.targets.split(",")) if found.targets else ()
-    if found.rank < 0:
-        raise UserError(
-            f"lora.rank: {found.rank}; use a small number such as 16, or 0 to train all parameters"
-        )
-    if not found.alpha > 0:
-        raise UserError(f"lora.alpha: {found.alpha}; use a positive number, such as twice the rank")
-    for name in targets or ("",):
-        if name not in lora.TARGETS and targets != (lora.ALL,):
-            raise UserError(f"lora.targets: {name!r}; use all, or some of {','.join(lora.TARGETS)}")
-    if found.base_dtype not in DTYPES:
-        raise UserError(f"lora.base_dtype: {found.base_dtype!r}; use one of {', '.join(DTYPES)}")
+    targets = tuple(name.strip() for name in found.targets.split(","))
     return found._replace(targets=targets, base_dtype=found.base_dtype if found.rank else "float32")
 
 
@@ -62,6 +52,7 @@ def model_of(checkpoint: Checkpoint, found: Lora) -> ModelConfig:
     """The shape of the model that is trained; UserError when it has an adapter of other settings already."""
     if not found.rank:
         return checkpoint.config
+    _check_rank(found, checkpoint.config)
     if checkpoint.adapter is not None:
         _check_same(found, checkpoint.adapter, checkpoint.config)
     return dataclasses.replace(checkpoint.config, adapter_scale=found.scale)
@@ -101,6 +92,25 @@ def _divided(base: Params, adapter: Params) -> Start:
     if "score" in base:  # a head of one number per feature: trained whole, as PEFT does
         trained["score"] = base["score"]
     return Start({name: x for name, x in base.items() if name != "score"}, trained)
+
+
+def _check_rank(found: Lora, config: ModelConfig) -> None:
+    """A rank beyond a kernel's own adds nothing but cost: refused where that holds for all kernels, else said."""
+    sides = {
+        "".join(site.kernels): min(math.prod(site.inputs), sum(map(math.prod, site.outputs)))
+        for site in lora.chosen(config, found.targets)
+    }
+    low, high = min(sides.values()), max(sides.values())
+    if found.rank > high:
+        raise UserError(
+            f"lora.rank: {found.rank}; no kernel of this model has a rank above {high}; use a small number such as "
+            f"{min(16, low)}, or 0 to train all parameters"
+        )
+    if found.rank > low:
+        names = ", ".join(name for name, side in sides.items() if side < found.rank)
+        notices.once(
+            f"lora.rank: {found.rank} is more than the rank of {names} itself ({low}); less does the same"
+        )
 
 
 def _check_same(wanted: Lora, there: Lora, config: ModelConfig) -> None:

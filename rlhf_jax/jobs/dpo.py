@@ -23,7 +23,6 @@ def run(config: ConfigDict, workdir: str) -> None:
     mesh = setup.start(config, workdir)
     prepare(workdir, config.to_dict())
     check_batch(config.batch_size, mesh)
-    reference.check(config)
     lora = adapters.settings(config.lora)
     init = loading.resolve(config.model.init)
     tokenizer_from = loading.tokenizer_folder(init)

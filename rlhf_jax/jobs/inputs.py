@@ -141,10 +141,6 @@ def keep_date(config: ConfigDict, workdir: str, tokenizer: Any) -> None:
 
 
 def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
-    if data.eval_rows < 1:
-        raise UserError(f"data.eval_rows: {data.eval_rows}; use 1 or more rows to evaluate on")
-    if data.train_rows < 0:
-        raise UserError(f"data.train_rows: {data.train_rows}; use the number of rows to draw, or 0 for all")
     chat = data.template == CHAT
     rows, skipped = read(data.train, made_by=made_by, chat=chat)
     say(f"data.train: {len(rows)} rows read from {data.train}", skipped)

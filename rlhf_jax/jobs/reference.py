@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import eval_batches
 from rlhf_jax.data.tokenization import Pairs
-from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import adapters, losses
 from rlhf_jax.jobs.adapters import Start
 from rlhf_jax.jobs.rows import Rows
@@ -31,13 +30,7 @@ from rlhf_jax.training.state import joined
 from rlhf_jax.training.workdir import digest
 
 NAMES = ("ref_chosen", "ref_rejected")
-WAYS = ("cached", "step")
 _VERSION = 2  # of what is computed: raise it when the numbers of the same model and pairs change
-
-
-def check(config: ConfigDict) -> None:
-    if config.reference not in WAYS:
-        raise UserError(f"reference: {config.reference!r}; use one of {', '.join(WAYS)}")
 
 
 def zeros(found: Rows) -> dict[str, np.ndarray]:

@@ -24,7 +24,6 @@ import jax
 
 from rlhf_jax.errors import UserError
 
-MODES = ("auto", "on", "off")
 _OURS = ("RLHF_JAX_COORDINATOR", "RLHF_JAX_NUM_PROCESSES", "RLHF_JAX_PROCESS_ID")
 # SLURM_STEP_NODELIST exists only inside srun: a batch script run by sbatch alone is one process.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -67,8 +66,6 @@ def start(distributed: str = "auto", *, timeout_s: int = 300) -> Processes:
     timeout_s: how long to wait for the others.
     A second call does nothing more.
     """
-    if distributed not in MODES:
-        raise UserError(f"distributed: {distributed!r} is unknown; use one of {', '.join(MODES)}")
     if distributed != "off" and not jax.distributed.is_initialized():
         ours = _from_environment()
         if ours is not None:

@@ -71,11 +71,6 @@ class Checkpoints:
         best_mode: str = "max",
         keep_best: int = 1,
     ) -> None:
-        for field, count in (("keep_checkpoints", keep), ("keep_best", keep_best)):
-            if count < 1:
-                raise UserError(f"{field}: {count}; use a number of at least 1")
-        if best_mode not in ("max", "min"):
-            raise UserError(f"best_mode: {best_mode!r}; use max or min")
         self.best_metric, self._keep_best = best_metric, keep_best
         self._directory = epath.Path(named(workdir)) / "checkpoints"
         self._config = flatten(config)

@@ -59,7 +59,7 @@ def run(
     Exits with status 0 after SIGTERM, having saved. Raises UserError when training diverges, when the config
     changed, or when a file cannot be written.
     """
-    _check(steps, log_every, eval_every, save_every, evaluate, checkpoints)
+    _check(evaluate, checkpoints)
     restored = _restore(state, steps, workdir, checkpoints)
     start, state, evaluated = (0, state, False) if restored is None else restored
     writer.start(None if restored is None else start)
@@ -138,22 +138,7 @@ def _restore(
     return restored
 
 
-def _check(
-    steps: int,
-    log_every: int,
-    eval_every: int,
-    save_every: int,
-    evaluate: Evaluate | None,
-    checkpoints: Checkpoints,
-) -> None:
-    for field, value, least in (
-        ("steps", steps, 0),
-        ("log_every", log_every, 1),
-        ("eval_every", eval_every, 0),
-        ("save_every", save_every, 0),
-    ):
-        if value < least:
-            raise UserError(f"{field}: {value}; use a number of at least {least}")
+def _check(evaluate: Evaluate | None, checkpoints: Checkpoints) -> None:
     if checkpoints.best_metric and evaluate is None:
         raise UserError(f"best_metric: {checkpoints.best_metric!r} needs an evaluation, and there is none")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,7 +12,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.training.average import averaging
 from rlhf_jax.training.directions import DIRECTIONS, is_stacked
 from rlhf_jax.training.vetoing import Veto, VetoingOptimizer, vetoing
@@ -48,22 +46,8 @@ def make_optimizer(
         once per iteration, not with every update.
     weight_decay: on matrices only; see `decay_mask`.
     max_grad_norm: 0 switches clipping off.
-    Raises UserError naming the field that does not fit.
     """
-    build = _choose("optimizer.name", name, _OPTIMIZERS)
-    _choose("optimizer.schedule", schedule, _SHAPES)
-    for field, value, least in (
-        ("optimizer.learning_rate", learning_rate, 0),
-        ("optimizer.warmup_steps", warmup_steps, 0),
-        ("optimizer.total_steps", total_steps, 1),
-        ("optimizer.weight_decay", weight_decay, 0),
-        ("optimizer.max_grad_norm", max_grad_norm, 0),
-        ("optimizer.updates_per_step", updates_per_step, 1),
-    ):
-        if not value >= least:
-            raise UserError(f"{field}: {value}; use a number of at least {least}")
-    if not 0 <= ema < 1:
-        raise UserError(f"optimizer.ema: {ema}; use a decay below 1, such as 0.999, or 0 for no average")
+    build = _OPTIMIZERS[name]
 
     def rate(count: Int[Array, ""]) -> Float[Array, ""]:
         step = count // updates_per_step
@@ -249,11 +233,3 @@ _SHAPES = {  # of (share of the way from the end of warm-up to total_steps, step
     "cosine": lambda progress, _: 0.5 * (1.0 + jnp.cos(jnp.pi * progress)),
     "inverse_sqrt": lambda _, since: jax.lax.rsqrt(1.0 + since),
 }
-
-
-def _choose(field: str, name: str, table: Mapping[str, Any]) -> Any:
-    if name in table:
-        return table[name]
-    close = difflib.get_close_matches(name, table, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(table)}"
-    raise UserError(f"{field}: {name!r} is unknown; {hint}")

@@ -81,8 +81,6 @@ def make_train_step(
     learning_rate and nonfinite. When the loss or the gradient is not finite, nonfinite is 1 and params,
     optimizer state (the schedule's count too) and state.step stay as they were.
     """
-    if microbatches < 1:
-        raise UserError(f"microbatches: {microbatches}; use a number of at least 1")
     return TrainStep(partial(_train_step, loss_fn, vetoing(optimizer), microbatches, divided))
 
 
@@ -91,7 +89,7 @@ def check_microbatches(
 ) -> None:
     """Raises UserError unless `microbatches` divides the rows that each device holds of a batch."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if microbatches < 1 or batch_size % (ways * microbatches):
+    if batch_size % (ways * microbatches):
         fits = [m for m in range(1, batch_size // ways + 1) if batch_size % (ways * m) == 0]
         raise UserError(
             f"{field}: {microbatches} does not divide the {batch_size / ways:g} rows per device "

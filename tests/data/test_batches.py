@@ -62,10 +62,9 @@ def test_hosts_split_the_batch():
     np.testing.assert_array_equal(crossed["tokens"], full["tokens"][[0, 1, 4, 5]])
 
 
-@pytest.mark.parametrize(("n", "batch_size", "field"), [(0, 4, "data:"), (4, 0, "batch_size:")])
-def test_nothing_to_train_on(n, batch_size, field):
-    with pytest.raises(UserError, match=field):
-        row_indices(0, batch_size, n, seed=0)
+def test_nothing_to_train_on():
+    with pytest.raises(UserError, match="data:"):
+        row_indices(0, 4, 0, seed=0)
 
 
 def test_right_padding():

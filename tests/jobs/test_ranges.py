@@ -14,14 +14,13 @@ from rlhf_jax.annotation.limits import TRANSPORTS
 from rlhf_jax.data.chat import CHAT
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit, reference
+from rlhf_jax.jobs import fit
 from rlhf_jax.jobs import plan as planning
-from rlhf_jax.models import lora, tensor_shards, weight_diff
+from rlhf_jax.models import lora, tensor_shards
 from rlhf_jax.models.config import IMPLEMENTATIONS, REMAT_POLICIES
 from rlhf_jax.objectives.kl import ESTIMATORS
 from rlhf_jax.objectives.preference import bradley_terry, dpo
 from rlhf_jax.objectives.supervised import sft_loss
-from rlhf_jax.parallel import startup
 from rlhf_jax.rollout.experience import Readings, rollout_metrics
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
@@ -64,10 +63,7 @@ def test_no_row_is_left_over():
         ("sft", "model.attention", IMPLEMENTATIONS),
         ("sft", "lora.base_dtype", tensor_shards.DTYPES),
         ("weight_diff", "dtype", tensor_shards.DTYPES),
-        ("weight_diff", "new_rows", weight_diff.NEW_ROWS),
         ("ppo", "kl_estimator", ESTIMATORS),
-        ("dpo", "reference", reference.WAYS),
-        ("sft", "distributed", startup.MODES),
         ("sft", "data.template", {*TEMPLATES, CHAT}),
         ("annotate", "transport", {*TRANSPORTS, "cancel"}),
         ("annotate", "feedback_format", FORMATS),
@@ -116,7 +112,8 @@ WRONG = {
         "data.rows": (-1,),
         "data.max_prompt_length": (0,),
         "seed": (-1, 2**32, 2**64),
-        "mesh.fsdp": (0, -2),
+        "mesh.fsdp": (0, -2, True),
+        "distributed": ("yes",),
         "model.dtype": ("fp32", "float16", "float32 "),
     },
     "sft": {
@@ -133,7 +130,7 @@ WRONG = {
         "epochs": (0.0, -1.0, math.inf, math.nan),
         "lora.alpha": (math.nan, 0.0),
         "lora.rank": (-1,),
-        "lora.targets": ("q_proj,v_proj",),
+        "lora.targets": ("q_proj,v_proj", "q,w", ""),
         "data.max_length": (0,),
         "data.train_rows": (-1,),
         "data.eval_rows": (0, -1),
@@ -147,6 +144,9 @@ WRONG = {
         "save_every": (-1,),
         "keep_checkpoints": (0,),
         "keep_best": (0,),
+        "model.remat": ("all",),
+        "model.attention": ("flash",),
+        "lora.base_dtype": ("int8",),
         "best_mode": ("lowest",),
         "best_metric": ("eval_loss", "loss", "eval/rlhf_reward"),
     },

@@ -126,12 +126,6 @@ def test_several_of_the_best_stay(tmp_path, best, kept):
     assert save(tmp_path, range(5), [1.0, 5.0, 2.0, 3.0, 0.0], keep=1, keep_best=best) == kept
 
 
-@pytest.mark.parametrize("field", ["keep", "keep_best"])
-def test_none_cannot_be_kept(tmp_path, field):
-    with pytest.raises(UserError, match=f"{field}\\w*: 0; use a number of at least 1"):
-        Checkpoints(tmp_path, config={}, **{field: 0})
-
-
 def test_record_tells_when_an_evaluation_is_the_best_so_far(tmp_path):
     with Checkpoints(tmp_path, config={}, best_metric="eval/x", best_mode="min") as checkpoints:
         said = [
@@ -254,14 +248,6 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written"):
         Checkpoints(tmp_path / "file", config={})
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"), [({"keep": 0}, "keep_checkpoints: 0"), ({"best_mode": "x"}, "best_mode")]
-)
-def test_settings_that_do_not_fit(tmp_path, settings, message):
-    with pytest.raises(UserError, match=message):
-        Checkpoints(tmp_path, config={}, **settings)
 
 
 def test_meta_is_plain_json(tmp_path):

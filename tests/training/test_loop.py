@@ -208,9 +208,6 @@ def test_metrics_are_fetched_one_iteration_late(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": -1}, "steps: -1; use a number of at least 0"),
-        ({"log_every": 0}, "log_every: 0; use a number of at least 1"),
-        ({"save_every": -2}, "save_every: -2"),
         ({"best": "eval/loss"}, "best_metric: 'eval/loss' needs an evaluation"),
         (
             {"best": "eval/los", "eval_every": 1},
