@@ -16,15 +16,23 @@ OUTPUTS = ("output_1", "output_2")
 
 
 class Usable(NamedTuple):
-    """rows: with text where text belongs and a preference in [1, 2] or None. left_out: reason -> rows."""
+    """rows: with text where text belongs and a preference in [1, 2] or None. left_out: reason -> rows.
+
+    unread: rows whose preference stands beside a status that is none of a label, and counts as missing.
+    """
 
     rows: list[dict]
     left_out: dict[str, int]
+    unread: int = 0
 
     def line(self, source: str) -> str:
         """How many rows can be used, and why others cannot; "" when all can."""
         reasons = ", ".join(f"{n} {why}" for why, n in self.left_out.items())
-        return f"{source}: {len(self.rows)} rows used; left out: {reasons}" if reasons else ""
+        said = f"left out: {reasons}" if reasons else ""
+        if self.unread:
+            beside = f"{self.unread} preferences beside a status that is no label's count as missing"
+            said = f"{said}; {beside}" if said else beside
+        return f"{source}: {len(self.rows)} rows used; {said}" if said else ""
 
 
 def usable_labels(rows: Iterable[Mapping], source: str, texts: Sequence[str] = OUTPUTS) -> Usable:
@@ -35,12 +43,16 @@ def usable_labels(rows: Iterable[Mapping], source: str, texts: Sequence[str] = O
     """
     kept: list[dict] = []
     left_out: Counter = Counter()
+    unread = 0
     for i, row in enumerate(rows):
         reason = _unusable(row, texts)
         if reason:
             left_out[reason] += 1
             continue
-        given = row.get("preference") if row.get("status", LABELLED[0]) in LABELLED else None
+        given = row.get("preference")
+        if row.get("status", LABELLED[0]) not in LABELLED:
+            unread += given is not None and given == given
+            given = None
         label = read_preferences([given], f"{source}: row {i + 1}: preference")[0]
         input_text = row.get("input") if isinstance(row.get("input"), str) else ""
         kept.append({**row, "input": input_text, "preference": None if math.isnan(label) else float(label)})
@@ -49,7 +61,7 @@ def usable_labels(rows: Iterable[Mapping], source: str, texts: Sequence[str] = O
     if not kept:
         reasons = ", ".join(f"{n} {why}" for why, n in left_out.items()) or "it has no rows"
         raise UserError(f"{source}: no row is a labelled pair ({reasons}); give a file of pairwise labels")
-    return Usable(kept, dict(left_out))
+    return Usable(kept, dict(left_out), unread)
 
 
 def _unusable(row: Mapping, texts: Sequence[str]) -> str:

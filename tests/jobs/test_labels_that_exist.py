@@ -113,13 +113,14 @@ def test_both_orders_count_once_and_what_cannot_be_used_is_said(
     assert found["methods"]["m"]["judge"]["win_rate"] == pytest.approx(100 * np.mean(scores), abs=1e-9)
 
 
-def test_the_labels_of_the_annotate_job(tmp_path: Path) -> None:
+def test_the_labels_of_the_annotate_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [row | {"kind": "pairwise", "status": "ok"} for row in pairs(0)]
     rows[0] |= {"status": "parse_error"}  # Whatever number stands beside it.
     write_labels(tmp_path / "labels.parquet", [*rows, rated("p", "", "x", 3.0)], {})
     found = run("evaluate.py:labels", tmp_path / "w", judged=f"m={tmp_path / 'labels.parquet'}")
     got = found["methods"]["m"]["judge"]
     assert (got["n_total"], got["n_missing"]) == (59, 1)
+    assert "; 1 preferences beside a status that is no label's count as missing" in capsys.readouterr().out
     assert got["win_rate"] == pytest.approx(100 * np.mean([r["preference"] - 1 for r in rows[1:]]), abs=1e-5)
 
 
