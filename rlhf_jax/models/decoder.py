@@ -7,6 +7,8 @@ of "layers" is stacked [L, ...].
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -133,6 +135,16 @@ def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> P
     if config.head_bias and not scalar:
         params["head_bias"] = nn.LogicallyPartitioned(jnp.zeros(config.vocab_size, jnp.float32), ("vocab",))
     return params
+
+
+def shapes(config: ModelConfig, *, scalar: bool = False) -> Params:
+    """What `init` would make: shapes, dtypes and logical axes, without a number of it."""
+    return jax.tree.map(lambda x: x, _traced_shapes(config, scalar))  # dicts of the caller's own
+
+
+@functools.cache  # A run asks for them dozens of times, and every answer is a trace of the whole model.
+def _traced_shapes(config: ModelConfig, scalar: bool) -> Params:
+    return jax.eval_shape(lambda: init(config, jax.random.key(0), scalar=scalar))
 
 
 def hidden_states(

@@ -241,7 +241,7 @@ def _kernels(
     config: ModelConfig,
 ) -> dict[str, dict[str, tuple[jax.ShapeDtypeStruct, tuple[str | None, ...]]]]:
     """group -> kernel -> (shape with all layers, logical axes)."""
-    boxed = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0)))["layers"]
+    boxed = decoder.shapes(config)["layers"]
     groups = ("attention",) if config.experts else ("attention", "mlp")
     return {
         group: {name: (x.value, x.names) for name, x in boxed[group].items() if name in TARGETS}

@@ -41,7 +41,7 @@ class Place(NamedTuple):
 
 def parameter_shapes(config: ModelConfig, *, scalar: bool) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Shape of every parameter by its path."""
-    tree = nn.unbox(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0), scalar=scalar)))
+    tree = nn.unbox(decoder.shapes(config, scalar=scalar))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {tuple(key.key for key in path): leaf.shape for path, leaf in leaves}
 

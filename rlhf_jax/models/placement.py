@@ -21,7 +21,7 @@ def param_shardings(
     config: ModelConfig, mesh: Mesh, *, scalar: bool = False, rules: Rules = TRAIN_RULES
 ) -> Shardings:
     """Where every parameter of a language model (or scalar model) lives; UserError when the mesh does not fit."""
-    boxed = jax.eval_shape(lambda: decoder.init(config, jax.random.key(0), scalar=scalar))
+    boxed = decoder.shapes(config, scalar=scalar)
     return shardings(nn.get_partition_spec(boxed), mesh, rules, shapes=nn.unbox(boxed))
 
 
@@ -34,7 +34,7 @@ def planned(
     dtype: str = "float32",
 ) -> decoder.Params:
     """Parameters as shapes with shardings: enough to compile with, before any weight is read."""
-    shapes = nn.unbox(jax.eval_shape(lambda: decoder.init(config, jax.random.key(0), scalar=scalar)))
+    shapes = nn.unbox(decoder.shapes(config, scalar=scalar))
     where = param_shardings(config, mesh, scalar=scalar, rules=rules)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, where)
 

@@ -135,7 +135,7 @@ def model_config() -> ModelConfig:
 def random_params(*, scalar: bool, eos_id: int = 2, seed: int = 0) -> decoder.Params:
     """Host parameters. Larger than at birth, so that attention, gates and log-probs vary as in a trained model."""
     rng = np.random.default_rng(seed)
-    shapes = nn.unbox(jax.eval_shape(lambda: decoder.init(model_config(), jax.random.key(0), scalar=scalar)))
+    shapes = nn.unbox(decoder.shapes(model_config(), scalar=scalar))
 
     def draw(path: tuple, shape: jax.ShapeDtypeStruct) -> np.ndarray:
         name, noise = path[-1].key, rng.normal(size=shape.shape)
