@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.data.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import dpo, reference
+from rlhf_jax.jobs import dpo, fit, reference
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +21,24 @@ def model(farm, tmp_path_factory):
     return folder
 
 
-def run(farm, folder, cache, **changes):
-    """(rows of metrics, whether the reference was computed)."""
-    computed, original = [], reference._computed
+def looked_up(farm, folder, cache, **changes):
+    """Whether the reference was computed, by a run that ends before it compiles a step."""
+
+    def only_load(config, workdir, mesh, model, make_loss, load, **_):
+        load()
+        raise UserError("enough")
+
+    computed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "offline", only_load)
+        with pytest.raises(UserError, match=r"^enough$"):
+            run(farm, folder, cache, computed, **changes)
+    return bool(computed)
+
+
+def run(farm, folder, cache, computed=None, **changes):
+    """(rows of metrics, whether the reference was computed); `computed` also gets what was, if the run ends early."""
+    computed, original = [] if computed is None else computed, reference._computed
 
     def watched(*args):
         computed.append(args)
@@ -91,18 +106,19 @@ def other_pairs(farm, model):
 def test_whatever_it_depends_on_makes_it_anew(change, farm, model, tmp_path):
     cache, copy = tmp_path / "cache", tmp_path / "model"
     shutil.copytree(model, copy)
-    run(farm, tmp_path / "one", cache, **{"model.init": str(copy)})
+    assert looked_up(farm, tmp_path / "one", cache, **{"model.init": str(copy)})
     before = {path.name for path in cache.iterdir()}
     changes = change(farm, copy)
-    _, computed = run(farm, tmp_path / "two", cache, **{"model.init": str(copy)} | changes)
-    assert computed and {path.name for path in cache.iterdir()} > before
+    assert looked_up(farm, tmp_path / "two", cache, **{"model.init": str(copy)} | changes)
+    assert {path.name for path in cache.iterdir()} > before
 
 
 def test_how_an_adapter_and_its_base_are_kept_makes_it_anew(farm, tmp_path):
     adapter = {"lora.rank": 2}
     half = adapter | {"lora.base_dtype": "bfloat16"}
     found = [
-        run(farm, tmp_path / str(i), tmp_path / "cache", **x)[1] for i, x in enumerate((adapter, half, half))
+        looked_up(farm, tmp_path / str(i), tmp_path / "cache", **x)
+        for i, x in enumerate((adapter, half, half))
     ]
     assert found == [True, True, False]
 

@@ -1,4 +1,4 @@
-"""local.sh: processes of a stand-in program, and real training runs of two and four."""
+"""local.sh: processes of a stand-in program, and real training runs of two, and with RLHF_JAX_WIDE=1 of four."""
 
 import os
 import re
@@ -18,6 +18,7 @@ SAVES = (
     "trap 'echo saved $RLHF_JAX_PROCESS_ID; exit 0' TERM; touch $HOME/up.$RLHF_JAX_PROCESS_ID; "
     "while true; do sleep 0.1; done"
 )
+wide = pytest.mark.skipif(os.environ.get("RLHF_JAX_WIDE") != "1", reason="minutes; RLHF_JAX_WIDE=1 runs it")
 DEAF = "trap '' TERM; while true; do sleep 0.1; done"
 
 
@@ -111,7 +112,7 @@ def sft(farm, workdir, **changes):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=wide)])
 def test_a_real_run(farm, alone, tmp_path, processes):
     workdir = tmp_path / 'a run\'s "folder"'
     out = real(processes, *sft(farm, workdir))
