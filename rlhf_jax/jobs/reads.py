@@ -12,11 +12,8 @@ Page = Mapping[str, Any]
 # Kinds of what a field names. A table is a file or folder of records, or a dataset of the hub.
 TABLE, TABLES, NAMED_TABLES = "table", "tables", "named tables"  # One; comma-separated; NAME=TABLE,...
 FILE = "file"
-MODEL, ADAPTER, WEIGHTS = (
-    "model",
-    "adapter",
-    "weights",
-)  # Any folder a model is read from; PEFT's; any tensors.
+# Any folder that a model is read from; PEFT's; any tensors.
+MODEL, ADAPTER, WEIGHTS = "model", "adapter", "weights"
 TOKENIZER = "tokenizer"
 
 

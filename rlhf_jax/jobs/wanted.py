@@ -48,9 +48,8 @@ def check(config: ConfigDict, workdir: str, prefix: str = "", made: str = "") ->
     if job in ASKS and ASKS[job](page):
         _check_judges(config, workdir, prefix)
     rows = [row for row in READS[job] if row.when(page)]
-    for row in sorted(
-        rows, key=lambda row: row.kind != MODEL
-    ):  # Packages that read a model come before data.
+    # A package that a model needs is said before data that is missing.
+    for row in sorted(rows, key=lambda row: row.kind != MODEL):
         for name, path in _paths(row, _at(page, row.field)):
             if not (made and _below(path, made)):
                 _check_there(row, prefix, name, path)
@@ -123,10 +122,8 @@ def _paths(row: Read, value: str) -> Iterator[tuple[str, str]]:
 
 
 def _check_there(row: Read, prefix: str, name: str, path: str) -> None:
-    field, what = (
-        f"{prefix}{row.field}",
-        "file" if row.kind in (TABLE, TABLES, NAMED_TABLES, FILE) else "folder",
-    )
+    field = f"{prefix}{row.field}"
+    what = "file" if row.kind in (TABLE, TABLES, NAMED_TABLES, FILE) else "folder"
     if "://" in path:
         raise UserError(
             f"{field}: {path}: only files on a disk are read; copy it there, and give that {what}"
