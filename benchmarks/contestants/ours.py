@@ -116,7 +116,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         models = Models(*(Model(config, x) for x in (params["policy"], params["value"], reference)))
         where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
         readings = read(models=models, sampled=sampled, **where)
-        scored = rewards([], sampled=sampled, **where)
+        scored = rewards([], sampled=sampled, **where)()
         return experience_of(readings, batch["lengths"], sampled, scored, np.float32(TRAINING.kl_coef))[0]
 
     check = _check(loss_fn, params, experience(params, to_global(_given(job, len(prompts)), mesh)))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs.plan import Plan, PlanOf
+from rlhf_jax.models import fused
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.ahead import GIB, Needs, available, matrix_flops, needs
@@ -44,7 +45,7 @@ def prepare(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
             f"{_advice(plan_of, config, mesh, total)}"
         )
     startup.barrier("train step compiled", startup.SLOW_S)
-    return plan._replace(flops=_model_flops(plan_of, config, mesh))
+    return plan._replace(flops=_model_flops(plan_of, config, mesh, traced))
 
 
 def placed(params: Any, planned: Any) -> Any:
@@ -71,13 +72,16 @@ def _traced(plan: Plan) -> jax.stages.Traced:
     return plan.step.trace(plan.state, plan.batch, plan.frozen)
 
 
-def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> float:
+def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, traced: jax.stages.Traced) -> float:
     """FLOPs of a train step as MFU counts them: without what remat computes again, whatever computes attention.
 
     Fused attention is one opaque operation to a count of matrix products, so XLA's is traced in its place.
     """
-    plain = _changed(config.to_dict(), {"model.remat": "none", "model.attention": "xla"})
-    return float(matrix_flops(_traced(plan_of(plain, mesh)).jaxpr))
+    fused_there = config.model.attention != "xla" and fused.here()[0] != "cpu"
+    if config.model.remat != "none" or fused_there:
+        plain = _changed(config.to_dict(), {"model.remat": "none", "model.attention": "xla"})
+        traced = _traced(plan_of(plain, mesh))
+    return float(matrix_flops(traced.jaxpr))
 
 
 def _parameters(plan: Plan) -> str:

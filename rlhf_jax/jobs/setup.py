@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 import rlhf_jax
 from rlhf_jax import ranges
+from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import loading, wanted
 from rlhf_jax.models import huggingface_export, lora, peft
 from rlhf_jax.models.config import ModelConfig
@@ -32,7 +33,11 @@ from rlhf_jax.training.storage import at, is_remote, named, publish
 def start(config: ConfigDict, workdir: str) -> Mesh:
     """Checks the settings, joins the processes of the run, sees that they agree on what it is, and builds the mesh."""
     ranges.check(config.to_dict())
-    wanted.check(config, workdir)
+    try:
+        wanted.check(config, workdir)
+    except UserError:
+        startup.start(config.distributed)  # Only who has joined can tell the others why they need not wait.
+        raise
     startup.start(config.distributed)
     startup.agree("workdir", named(workdir))
     startup.agree("config", config.to_json_best_effort(sort_keys=True))

@@ -48,8 +48,9 @@ def check(config: ConfigDict, workdir: str, prefix: str = "", made: str = "") ->
     if job in ASKS and ASKS[job](page):
         _check_judges(config, workdir, prefix)
     rows = [row for row in READS[job] if row.when(page)]
-    # A package that a model needs is said before data that is missing.
-    for row in sorted(rows, key=lambda row: row.kind != MODEL):
+    for row in rows:  # A package that a model needs is said before data that is missing.
+        _is_gguf(row, _at(page, row.field))
+    for row in rows:
         for name, path in _paths(row, _at(page, row.field)):
             if not (made and _below(path, made)):
                 _check_there(row, prefix, name, path)

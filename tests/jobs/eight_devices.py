@@ -107,7 +107,7 @@ def rollout(mesh, case, loss):
     readings = jax.jit(partial(read_rollout, settings=settings, pad_id=0))(models, **where)
     scored = TokenRewards(RewardModel(Model(CONFIG, reward), None, "", "", EOS, Closing(2), mean=0.25), 0)(
         [], **where
-    )
+    )()
     make = jax.jit(partial(make_experience, settings=settings))
     experience, metrics = make(readings, prompts["lengths"], sampled, scored, np.float32(0.1))
     first, _ = loss({"policy": policy, "value": value}, experience)

@@ -296,7 +296,7 @@ def test_wrong_inputs_are_one_line_that_says_what_would_work(farm, tmp_path):
         ({"judges": f"{farm}/gone.yaml"}, "gone.yaml"),
         ({"difficulty": f"{farm}/data/val.parquet"}, "no column 'difficulty'"),
         ({"regulariser": f"{farm}/data/val.parquet"}, "no column 'output_1'"),
-        ({"published": f"{farm}/gone.csv"}, "gone.csv: not a readable CSV"),
+        ({"published": f"{farm}/gone.csv"}, "gone.csv: no such file"),
     ):
         assert told in refused(settings(farm, **changes), tmp_path / "wrong"), changes
     (tmp_path / "file").write_text("")

@@ -65,8 +65,6 @@ def test_train_rows_draws_a_part(farm, capsys):
     assert (len(everything), len(part)) == (200, 50)
     assert set(sequences(part)) <= set(sequences(everything))
     assert sequences(train(50)) == sequences(part) != sequences(train(50, seed=1))
-    with pytest.raises(UserError, match=r"data\.train_rows: -1; use"):
-        train(-1)
 
 
 def test_evaluation_rows_and_demonstrations_are_drawn_with_the_seed(farm, tmp_path, capsys):

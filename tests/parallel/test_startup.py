@@ -155,8 +155,3 @@ def test_leaving_alone_is_a_plain_exit(calls):
     with pytest.raises(SystemExit) as end:
         startup.leave(2)
     assert end.value.code == 2
-
-
-def test_unknown_mode(calls):
-    with pytest.raises(UserError, match=r"distributed: 'yes' is unknown; use one of auto, on, off"):
-        startup.start("yes")

@@ -245,7 +245,7 @@ def test_experience_recomputed_token_by_token(whiten_rewards):
 def test_a_policy_that_is_its_reference_has_no_kl():
     models = MODELS._replace(reference=MODELS.policy, value=decoder.value_from_reward(MODELS.reward))
     found, metrics = experience(models)
-    assert metrics["objective/kl"] == 0
+    assert metrics["objective/kl"] == pytest.approx(0, abs=1e-6)  # two programs, which may round differently
     assert not np.asarray(found.old_values_BR).any()
     # Then all reward is the score at the last token, and returns are that score, discounted.
     scores = [

@@ -191,7 +191,7 @@ def same(a, b):
 def start(*arguments, script=__file__, devices=1, **environment):
     """Starts a script of this folder in a process of its own."""
     root = str(Path(rlhf_jax.__file__).parents[1])
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
     env = {**os.environ, "PYTHONPATH": root, "XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1", **environment}
     command = [sys.executable, str(script), *map(str, arguments)]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
