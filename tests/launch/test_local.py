@@ -151,7 +151,7 @@ def test_a_real_run_in_which_one_process_fails(farm, tmp_path):
 @pytest.mark.timeout(900)
 def test_a_real_run_that_is_told_to_stop(farm, tmp_path):
     """Both processes save after the same step, and the same command goes on from there."""
-    arguments = sft(farm, tmp_path / "run", epochs=4)
+    arguments = sft(farm, tmp_path / "run", epochs=2)
     run = start_real(2, *arguments)
     metrics = tmp_path / "run/metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, timeout=300)

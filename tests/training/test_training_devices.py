@@ -1,5 +1,6 @@
 """The same run on one device, on 8, and on 2 processes. Other device counts need processes of their own."""
 
+import os
 import re
 import signal
 import socket
@@ -11,6 +12,8 @@ import toy_training as toy
 
 from rlhf_jax.training import state
 from rlhf_jax.training.checkpoint import Checkpoints
+
+wide = pytest.mark.skipif(os.environ.get("RLHF_JAX_WIDE") != "1", reason="minutes; RLHF_JAX_WIDE=1 runs it")
 
 HERE = Path(__file__).parent
 SETTINGS = {"steps": 6, "save_every": 2, "eval_every": 3}  # as in sharded_checks.py
@@ -84,7 +87,7 @@ def until(moment, runs):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("count", "mesh"), [(2, "1,2,1"), (4, "2,2,1")])
+@pytest.mark.parametrize(("count", "mesh"), [(2, "1,2,1"), pytest.param(4, "2,2,1", marks=wide)])
 def test_sigterm_to_one_of_several_processes_stops_all_and_the_run_goes_on(tmp_path, alone, count, mesh):
     folder, _ = alone
     runs = start_several(tmp_path, mesh, count, pause=0.3)
