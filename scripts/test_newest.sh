@@ -22,6 +22,5 @@ export PYTHON=$newest VENV=.venv-newest
 bash scripts/install.sh fast
 # What depends on jax, numpy and the standard library most, and compiles least.
 exec "$VENV/bin/python" -m pytest -n "${TEST_WORKERS:-2}" --dist=worksteal \
-  tests/objectives tests/sampling tests/data tests/rollout tests/evaluation \
-  tests/training/test_{checkpoint,clock,loop,optimizer,state,step}.py tests/annotation/test_*parsing.py \
-  tests/jobs/test_master_weights.py "$@"
+  tests/objectives tests/sampling/test_choose.py tests/data tests/rollout tests/evaluation \
+  tests/training/test_{checkpoint,clock,loop,optimizer,state,step}.py tests/annotation/test_*parsing.py "$@"
