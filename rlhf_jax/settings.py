@@ -81,7 +81,7 @@ def check_fields(page: ConfigDict) -> None:
 def changed(page: ConfigDict) -> set[str]:
     """The fields of a user's own page that have other values than the job's own page gives them."""
     known, here = stock(page.job), page.to_dict()
-    return {name for name in leaves(page) if name in known and _value(here, name) != known[name]}
+    return {name for name in leaves(page) if name in known and value_at(here, name) != known[name]}
 
 
 def stock(job: str) -> dict[str, Any]:
@@ -90,10 +90,11 @@ def stock(job: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     page = load_page(str(path))
-    return {name: _value(page.to_dict(), name) for name in leaves(page)}
+    return {name: value_at(page.to_dict(), name) for name in leaves(page)}
 
 
-def _value(page: dict[str, Any], name: str) -> Any:
+def value_at(page: Mapping[str, Any], name: str) -> Any:
+    """The value of a field by its dotted name."""
     for part in name.split("."):
         page = page[part]
     return page
@@ -173,9 +174,7 @@ def explain(error: flags.Error, argv: list[str]) -> str:
         return text
     field, _, rest = text.removeprefix("flag --config.").partition("=")
     value = rest.split(":", 1)[0]
-    default = load_page(_page_of(argv))
-    for part in field.split("."):
-        default = default[part]
+    default = value_at(load_page(_page_of(argv)), field)
     kind = _KINDS.get(type(default).__name__, type(default).__name__)
     return f"--config.{field}: {value!r} does not fit; it takes {kind}, by default {default!r}"
 

@@ -9,7 +9,7 @@ import tempfile
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "rlhf_jax_test_compiled")
 )
-# Of programs this small nearly all time goes to compiling them; this takes a third off. Tests of what XLA makes of a
+# Of programs this small nearly all time goes to compiling them; this takes a quarter off. Tests of what XLA makes of a
 # program, and those of several devices, set their own.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 # What the jobs keep for other runs, apart from the user's own.

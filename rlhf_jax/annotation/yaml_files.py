@@ -23,11 +23,8 @@ def read_yaml(path: Path) -> dict:
         raise UserError(f"{path}: no such judge or pool file; in {path.parent} {there}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a judge or pool file") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # Dates, numbers and anchors that cannot be.
+    # The last two: dates, numbers and anchors that cannot be.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML ({_problem(error)}); mend the line it names") from None
 
 

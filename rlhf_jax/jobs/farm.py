@@ -36,12 +36,14 @@ class Stage(NamedTuple):
 def run(config: ConfigDict, workdir: str) -> None:
     """Runs what is not finished yet, then prints the leaderboard and where the report is."""
     ranges.check(config.to_dict())
-    wanted.check(config, workdir)
     stages = list(plan(config, workdir))
-    for stage in stages:
-        # What a later stage asks for is said now, not after the stages before it have been trained.
-        wanted.check(stage.config, str(Path(workdir) / stage.name), f"{stage.name}.", made=workdir)
-    startup.start(config.distributed)
+    try:
+        wanted.check(config, workdir)
+        for stage in stages:
+            # What a later stage asks for is said now, not after the stages before it have been trained.
+            wanted.check(stage.config, str(Path(workdir) / stage.name), f"{stage.name}.", made=workdir)
+    finally:  # Only who has joined can tell the others why they need not wait.
+        startup.start(config.distributed)
     for stage in stages:
         if stage.job not in HOST_JOBS:
             wanted.check_models(stage.config, f"{stage.name}.", made=workdir)

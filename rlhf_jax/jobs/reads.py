@@ -39,44 +39,41 @@ def _knows_truth(page: Page) -> bool:
     return page["utility"] and not page["judged"]
 
 
+def _split(made_by: str) -> tuple[Read, ...]:
+    return Read("data.train", TABLE, made_by), Read("data.eval", TABLE, made_by)
+
+
+def _model(field: str, made_by: str, adapter: str = "model.adapter") -> tuple[Read, ...]:
+    return Read(field, MODEL, made_by), Read(adapter, ADAPTER, made_by, over=field)
+
+
 READS: dict[str, tuple[Read, ...]] = {
     "sft": (
-        Read("data.train", TABLE, hints.FARM),
-        Read("data.eval", TABLE, hints.FARM),
-        Read("model.init", MODEL, hints.SFT),
+        *_split(hints.FARM),
+        *_model("model.init", hints.SFT),
         Read("model.tokenizer", TOKENIZER, hints.FARM, lambda page: not page["model"]["init"]),
-        Read("model.adapter", ADAPTER, hints.SFT, over="model.init"),
     ),
     "reward_model": (
-        Read("data.train", TABLE, hints.LABELS),
-        Read("data.eval", TABLE, hints.LABELS),
-        Read("model.init", MODEL, hints.SFT),
-        Read("model.adapter", ADAPTER, hints.SFT, over="model.init"),
+        *_split(hints.LABELS),
+        *_model("model.init", hints.SFT),
         Read("center_on", TABLE, hints.FARM),
     ),
     "dpo": (
-        Read("data.train", TABLE, hints.LABELS),
-        Read("data.eval", TABLE, hints.LABELS),
-        Read("model.init", MODEL, hints.SFT),
-        Read("model.adapter", ADAPTER, hints.SFT, over="model.init"),
+        *_split(hints.LABELS),
+        *_model("model.init", hints.SFT),
     ),
     "ppo": (
-        Read("data.train", TABLE, hints.FARM),
-        Read("data.eval", TABLE, hints.FARM),
-        Read("model.policy", MODEL, hints.SFT),
-        Read("model.reward", MODEL, hints.REWARD_MODEL),
-        Read("model.reward_adapter", ADAPTER, hints.REWARD_MODEL, over="model.reward"),
-        Read("model.adapter", ADAPTER, hints.SFT, over="model.policy"),
+        *_split(hints.FARM),
+        *_model("model.policy", hints.SFT),
+        *_model("model.reward", hints.REWARD_MODEL, adapter="model.reward_adapter"),
     ),
     "generate": (
         Read("data.prompts", TABLE, hints.FARM),
-        Read("model.path", MODEL, hints.SFT),
-        Read("model.adapter", ADAPTER, hints.SFT, over="model.path"),
+        *_model("model.path", hints.SFT),
     ),
     "score": (
         Read("data.responses", TABLE, hints.PAIRS),
-        Read("model.path", MODEL, hints.REWARD_MODEL),
-        Read("model.adapter", ADAPTER, hints.REWARD_MODEL, over="model.path"),
+        *_model("model.path", hints.REWARD_MODEL),
     ),
     "inspect_data": (
         Read("data.path", TABLE, hints.FARM),

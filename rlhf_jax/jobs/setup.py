@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 import rlhf_jax
 from rlhf_jax import ranges
-from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import loading, wanted
 from rlhf_jax.models import huggingface_export, lora, peft
 from rlhf_jax.models.config import ModelConfig
@@ -35,10 +34,8 @@ def start(config: ConfigDict, workdir: str) -> Mesh:
     ranges.check(config.to_dict())
     try:
         wanted.check(config, workdir)
-    except UserError:
-        startup.start(config.distributed)  # Only who has joined can tell the others why they need not wait.
-        raise
-    startup.start(config.distributed)
+    finally:  # Only who has joined can tell the others why they need not wait.
+        startup.start(config.distributed)
     startup.agree("workdir", named(workdir))
     startup.agree("config", config.to_json_best_effort(sort_keys=True))
     startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {_code()}")

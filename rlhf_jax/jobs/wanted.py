@@ -32,6 +32,7 @@ from rlhf_jax.jobs.reads import (
     WRITES,
     Read,
 )
+from rlhf_jax.settings import value_at
 
 _PACKAGES = {"tensorboard": ("tensorboardX", ""), "wandb_project": ("wandb", ", then wandb login")}
 
@@ -49,9 +50,10 @@ def check(config: ConfigDict, workdir: str, prefix: str = "", made: str = "") ->
         _check_judges(config, workdir, prefix)
     rows = [row for row in READS[job] if row.when(page)]
     for row in rows:  # A package that a model needs is said before data that is missing.
-        _is_gguf(row, _at(page, row.field))
+        if row.kind in (MODEL, TOKENIZER):
+            _check_gguf(value_at(page, row.field))
     for row in rows:
-        for name, path in _paths(row, _at(page, row.field)):
+        for name, path in _paths(row, value_at(page, row.field)):
             if not (made and _below(path, made)):
                 _check_there(row, prefix, name, path)
     for field in WRITES.get(job, ()):
@@ -71,13 +73,13 @@ def check_models(config: ConfigDict, prefix: str = "", made: str = "") -> None:
 
     page = config.to_dict()
     for row in READS[page["job"]]:
-        path = _at(page, row.field)
+        path = value_at(page, row.field)
         if row.kind != MODEL or not path or (made and _below(path, made)) or not loading.is_plain(path):
             continue
         laid = next(x.field for x in READS[page["job"]] if x.over == row.field)
         try:
             huggingface.check_no_adapter(path, laid)
-            over = _at(page, laid)
+            over = value_at(page, laid)
             loading.describe_model(path, config.model, "", tokens=0, adapter=over)
         except UserError as error:
             raise UserError(f"{prefix}{row.field}: {error}") from error
@@ -129,7 +131,8 @@ def _check_there(row: Read, prefix: str, name: str, path: str) -> None:
         raise UserError(
             f"{field}: {path}: only files on a disk are read; copy it there, and give that {what}"
         )
-    there = local_path(path).exists() if what == "file" else Path(path).is_dir() or _is_gguf(row, path)
+    as_gguf = row.kind in (MODEL, TOKENIZER) and _is_gguf(path)
+    there = local_path(path).exists() if what == "file" else Path(path).is_dir() or as_gguf
     if there:
         return
     from_hub = is_hub_name(path)
@@ -151,13 +154,16 @@ def _check_there(row: Read, prefix: str, name: str, path: str) -> None:
     )
 
 
-def _is_gguf(row: Read, path: str) -> bool:
-    """Whether a GGUF file is given for a model; UserError where what reads it is missing."""
-    if row.kind not in (MODEL, TOKENIZER):
-        return False
+def _check_gguf(path: str) -> None:
+    """UserError where a GGUF file is given and the package that reads it is missing."""
     from rlhf_jax.models import gguf_files  # Jobs without models need no jax.
 
     gguf_files.check_package(path)
+
+
+def _is_gguf(path: str) -> bool:
+    from rlhf_jax.models import gguf_files
+
     return gguf_files.is_gguf(Path(path))
 
 
@@ -174,9 +180,3 @@ def _not_writable(path: str, *, folder: bool = False) -> str:
 
 def _below(path: str, folder: str) -> bool:
     return Path(path).absolute().is_relative_to(Path(folder).absolute())
-
-
-def _at(page: dict[str, Any], field: str) -> Any:
-    for part in field.split("."):
-        page = page[part]
-    return page

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.config_fields import REQUIRED, Fields
 
-_MOST_LAYERS = 10_000  # Each takes time and memory before its weights are missed.
+# Each takes time and memory before its weights are missed, so what no model has is refused by its field.
+_MOST = {"layers": 10_000}
 
 
 class Piece(NamedTuple):
@@ -34,8 +35,8 @@ def same(ours: str, theirs: str, default: Any = REQUIRED) -> Piece:
 
     def read(fields: Fields, _: dict) -> dict:
         found = fields.of_kind(kind, theirs, default)
-        if ours == "layers" and found > _MOST_LAYERS:
-            raise fields.refuse(theirs, found, f"no model has more than {_MOST_LAYERS} layers")
+        if ours in _MOST and found > _MOST[ours]:
+            raise fields.refuse(theirs, found, f"no model has more than {_MOST[ours]}")
         return {ours: found}
 
     return Piece(

@@ -1,14 +1,13 @@
 """The model families of Hugging Face: for each, a row of settings and a map of names.
 
 A row says which fields of config.json are which fields of ModelConfig (pieces of `config_json`), and where each
-tensor of a checkpoint goes in our parameters (layouts of `layouts`).
+tensor of a checkpoint goes in our parameters (`family_tensors`).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlhf_jax.models import layouts
 from rlhf_jax.models.config_fields import Fields
 from rlhf_jax.models.config_json import (
     Piece,
@@ -30,9 +29,19 @@ from rlhf_jax.models.config_positions import (
     window_everywhere,
     window_in_some,
 )
-from rlhf_jax.models.layouts import Layout
-
-Path = tuple[str, ...]
+from rlhf_jax.models.family_tensors import (
+    GEMMA_LAYER,
+    GPT2_LAYER,
+    GPTJ_LAYER,
+    LLAMA_LAYER,
+    LLAMA_TRUNK,
+    MIXTRAL_LAYER,
+    NEOX_LAYER,
+    OPT_LAYER,
+    Tensor,
+    norm_of,
+    tensor_of,
+)
 
 # Masks and rotary tables that older versions of transformers wrote beside the weights.
 _BUFFERS = (
@@ -42,20 +51,6 @@ _BUFFERS = (
     ".attention.bias",
     ".attention.masked_bias",
 )
-
-
-class Tensor(NamedTuple):
-    """One tensor of a checkpoint.
-
-    Attributes:
-      name: below the family's prefix, and below the layer's where it is a layer's; {e} is the expert.
-      leaves: the parameters it holds.
-      layout: how.
-    """
-
-    name: str
-    leaves: tuple[Path, ...]
-    layout: Layout
 
 
 class Family(NamedTuple):
@@ -82,68 +77,7 @@ class Family(NamedTuple):
     harmless: tuple[str, ...] = _BUFFERS
 
 
-def _to(name: str, leaf: str, layout: Layout = layouts.SAME) -> Tensor:
-    """A tensor that holds one parameter; "a.b" is the path ("a", "b")."""
-    return Tensor(name, (tuple(leaf.split(".")),), layout)
-
-
-def _qkv(name: str, layout: Layout, ending: str = "") -> Tensor:
-    """A tensor that holds query, key and value."""
-    return Tensor(name, tuple(("attention", part + ending) for part in "qkv"), layout)
-
-
-def _norm(name: str, leaf: str) -> tuple[Tensor, Tensor]:
-    return _to(f"{name}.weight", f"{leaf}.scale"), _to(f"{name}.bias", f"{leaf}.bias")
-
-
-def _projections(attention: str, out: str) -> tuple[Tensor, ...]:
-    """Separate tensors for query, key, value and output."""
-    found = []
-    for part in "qkv":
-        found.append(_to(f"{attention}.{part}_proj.weight", f"attention.{part}", layouts.INTO_HEADS))
-        found.append(_to(f"{attention}.{part}_proj.bias", f"attention.{part}_bias"))
-    found.append(_to(f"{attention}.{out}.weight", "attention.o", layouts.OUT_OF_HEADS))
-    found.append(_to(f"{attention}.{out}.bias", "attention.o_bias"))
-    return tuple(found)
-
-
-def _plain_mlp(up: str, down: str, layout: Layout = layouts.MATRIX) -> tuple[Tensor, ...]:
-    return (
-        _to(f"{up}.weight", "mlp.up", layout),
-        _to(f"{up}.bias", "mlp.up_bias"),
-        _to(f"{down}.weight", "mlp.down", layout),
-        _to(f"{down}.bias", "mlp.down_bias"),
-    )
-
-
 # --- Llama and those with its names -------------------------------------------------------------------------
-
-_LLAMA_TRUNK = (_to("embed_tokens.weight", "embed"), *_norm("norm", "norm"))
-_LLAMA_ATTENTION = (
-    *_norm("input_layernorm", "attention_norm"),
-    *_projections("self_attn", "o_proj"),
-    _to("self_attn.q_norm.weight", "attention.q_norm.scale"),
-    _to("self_attn.k_norm.weight", "attention.k_norm.scale"),
-)
-_LLAMA_MLP = tuple(
-    _to(f"mlp.{part}_proj.weight", f"mlp.{part}", layouts.MATRIX) for part in ("gate", "up", "down")
-)
-_LLAMA_LAYER = (*_LLAMA_ATTENTION, *_norm("post_attention_layernorm", "mlp_norm"), *_LLAMA_MLP)
-_GEMMA_LAYER = (
-    *_LLAMA_ATTENTION,
-    *_norm("post_attention_layernorm", "attention_post_norm"),
-    *_norm("pre_feedforward_layernorm", "mlp_norm"),
-    *_norm("post_feedforward_layernorm", "mlp_post_norm"),
-    *_LLAMA_MLP,
-)
-_MIXTRAL_LAYER = (
-    *_LLAMA_ATTENTION,
-    *_norm("post_attention_layernorm", "mlp_norm"),
-    _to("block_sparse_moe.gate.weight", "mlp.router", layouts.MATRIX),
-    _to("block_sparse_moe.experts.{e}.w1.weight", "mlp.gate", layouts.MATRIX),
-    _to("block_sparse_moe.experts.{e}.w3.weight", "mlp.up", layouts.MATRIX),
-    _to("block_sparse_moe.experts.{e}.w2.weight", "mlp.down", layouts.MATRIX),
-)
 
 
 def _shape(
@@ -166,11 +100,9 @@ def _shape(
     )
 
 
-def _like_llama(
-    name: str, *pieces: Piece, layer: tuple[Tensor, ...] = _LLAMA_LAYER, text: str = ""
-) -> Family:
+def _like_llama(name: str, *pieces: Piece, layer: tuple[Tensor, ...] = LLAMA_LAYER, text: str = "") -> Family:
     classes = (f"{name}ForCausalLM", f"{name}{text}ForSequenceClassification")
-    return Family(classes, pieces, "model.", _LLAMA_TRUNK, layer)
+    return Family(classes, pieces, "model.", LLAMA_TRUNK, layer)
 
 
 def _gemma(*pieces: Piece) -> tuple[Piece, ...]:
@@ -197,35 +129,6 @@ _GEMMA_2_3 = settings(norm_offset=True, post_norms=True)
 
 # --- GPT-2, GPT-J, GPT-NeoX, OPT ----------------------------------------------------------------------------
 
-_GPT2_LAYER = (
-    *_norm("ln_1", "attention_norm"),
-    _qkv("attn.c_attn.weight", layouts.CONV_QKV),
-    _qkv("attn.c_attn.bias", layouts.CONV_QKV_BIAS, "_bias"),
-    _to("attn.c_proj.weight", "attention.o", layouts.CONV_OUT_OF_HEADS),
-    _to("attn.c_proj.bias", "attention.o_bias"),
-    *_norm("ln_2", "mlp_norm"),
-    *_plain_mlp("mlp.c_fc", "mlp.c_proj", layouts.SAME),
-)
-_GPTJ_LAYER = (
-    *_norm("ln_1", "attention_norm"),
-    *_projections("attn", "out_proj"),
-    *_plain_mlp("mlp.fc_in", "mlp.fc_out"),
-)
-_NEOX_LAYER = (
-    *_norm("input_layernorm", "attention_norm"),
-    _qkv("attention.query_key_value.weight", layouts.BY_HEAD_QKV),
-    _qkv("attention.query_key_value.bias", layouts.BY_HEAD_QKV_BIAS, "_bias"),
-    _to("attention.dense.weight", "attention.o", layouts.OUT_OF_HEADS),
-    _to("attention.dense.bias", "attention.o_bias"),
-    *_norm("post_attention_layernorm", "mlp_norm"),
-    *_plain_mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-)
-_OPT_LAYER = (
-    *_norm("self_attn_layer_norm", "attention_norm"),
-    *_projections("self_attn", "out_proj"),
-    *_norm("final_layer_norm", "mlp_norm"),
-    *_plain_mlp("fc1", "fc2"),
-)
 _BIASES = {"norm": "layer", "gated": False, "mlp_bias": True}
 
 
@@ -290,7 +193,7 @@ FAMILIES: dict[str, Family] = {
         window_everywhere(None),
         same("experts", "num_local_experts", 8),
         _chosen_experts(),
-        layer=_MIXTRAL_LAYER,
+        layer=MIXTRAL_LAYER,
     ),
     "qwen2": _like_llama(
         "Qwen2", *_shape(positions=32768, kv_heads=32), rope(), *_SILU, qwen_window(), settings(qkv_bias=True)
@@ -322,7 +225,7 @@ FAMILIES: dict[str, Family] = {
         query_scalar(),
         softcap("attention_softcap", "attn_logit_softcapping", 50.0),
         softcap("logit_softcap", "final_logit_softcapping", 30.0),
-        layer=_GEMMA_LAYER,
+        layer=GEMMA_LAYER,
     ),
     "gemma3_text": _like_llama(
         "Gemma3",
@@ -333,7 +236,7 @@ FAMILIES: dict[str, Family] = {
         query_scalar(),
         softcap("attention_softcap", "attn_logit_softcapping", None),
         softcap("logit_softcap", "final_logit_softcapping", None),
-        layer=_GEMMA_LAYER,
+        layer=GEMMA_LAYER,
         text="Text",
     ),
     "gpt_neox": Family(
@@ -354,8 +257,8 @@ FAMILIES: dict[str, Family] = {
             settings(**_BIASES, qkv_bias=True, out_bias=True),
         ),
         "gpt_neox.",
-        (_to("embed_in.weight", "embed"), *_norm("final_layer_norm", "norm")),
-        _NEOX_LAYER,
+        (tensor_of("embed_in.weight", "embed"), *norm_of("final_layer_norm", "norm")),
+        NEOX_LAYER,
         head="embed_out.weight",
     ),
     "gpt2": Family(
@@ -367,8 +270,8 @@ FAMILIES: dict[str, Family] = {
             settings(**_BIASES, qkv_bias=True, out_bias=True, positions="learned"),
         ),
         "transformer.",
-        (_to("wte.weight", "embed"), _to("wpe.weight", "positions"), *_norm("ln_f", "norm")),
-        _GPT2_LAYER,
+        (tensor_of("wte.weight", "embed"), tensor_of("wpe.weight", "positions"), *norm_of("ln_f", "norm")),
+        GPT2_LAYER,
         blocks="h",
     ),
     "gptj": Family(
@@ -381,8 +284,8 @@ FAMILIES: dict[str, Family] = {
             settings(**_BIASES, residual="shared", rotary_interleaved=True, head_bias=True),
         ),
         "transformer.",
-        (_to("wte.weight", "embed"), *_norm("ln_f", "norm")),
-        _GPTJ_LAYER,
+        (tensor_of("wte.weight", "embed"), *norm_of("ln_f", "norm")),
+        GPTJ_LAYER,
         blocks="h",
     ),
     "opt": Family(
@@ -405,10 +308,10 @@ FAMILIES: dict[str, Family] = {
         ),
         "model.decoder.",
         (
-            _to("embed_tokens.weight", "embed"),
-            _to("embed_positions.weight", "positions"),
-            *_norm("final_layer_norm", "norm"),
+            tensor_of("embed_tokens.weight", "embed"),
+            tensor_of("embed_positions.weight", "positions"),
+            *norm_of("final_layer_norm", "norm"),
         ),
-        _OPT_LAYER,
+        OPT_LAYER,
     ),
 }

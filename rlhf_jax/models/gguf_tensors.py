@@ -92,6 +92,7 @@ def _check_type(found: Contents, tensor: Any) -> None:
     """Tries one block, so that nothing is written of a file that cannot be read to its end."""
     try:
         _dequantised(tensor, rows=1)
+    # What the package gguf raises for kinds that it does not know, by version.
     except (NotImplementedError, ValueError, KeyError) as error:
         raise UserError(
             f"{found.path}: tensor {tensor.name} is quantised as {tensor.tensor_type.name}, which the package "
@@ -103,7 +104,7 @@ def _dequantised(tensor: Any, rows: int | None = None) -> np.ndarray:
     from gguf import dequantize
 
     if tensor.tensor_type.name.startswith("I") and tensor.tensor_type.name[1:].isdigit():
-        raise NotImplementedError(f"{tensor.tensor_type.name}: whole numbers are no weights")
+        raise ValueError(f"{tensor.tensor_type.name}: whole numbers are no weights")
     return dequantize(tensor.data[:rows], tensor.tensor_type).astype(np.float32, copy=False)
 
 

@@ -21,7 +21,8 @@ from jax.sharding import Mesh
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.families import FAMILIES, Tensor
+from rlhf_jax.models.families import FAMILIES
+from rlhf_jax.models.family_tensors import Tensor
 from rlhf_jax.parallel.rules import TRAIN_RULES, shardings
 
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")

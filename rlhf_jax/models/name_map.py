@@ -12,7 +12,8 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder, layouts
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.families import FAMILIES, Family, Tensor
+from rlhf_jax.models.families import FAMILIES, Family
+from rlhf_jax.models.family_tensors import Tensor
 from rlhf_jax.models.layouts import Layout
 from rlhf_jax.parallel import notices
 

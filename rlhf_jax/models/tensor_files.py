@@ -124,9 +124,8 @@ def open_torch(files: list[Path]) -> Tensors:
     found, where = {}, {}
     for path in files:
         try:
-            mapped = zipfile.is_zipfile(
-                path
-            )  # Files of before torch 1.6 are no archives and must be read whole.
+            # Files of before torch 1.6 are no archives and must be read whole.
+            mapped = zipfile.is_zipfile(path)
             part = torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
         except Exception as error:  # torch and pickle raise many kinds
             raise _unreadable(path, "torch", error) from error

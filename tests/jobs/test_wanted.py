@@ -8,6 +8,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.jobs import farm as farm_job
 from rlhf_jax.jobs import reads, setup, wanted
 from rlhf_jax.parallel import startup
 from rlhf_jax.settings import load_page
@@ -215,3 +216,18 @@ def test_the_farm_looks_at_the_models_of_its_stages(tmp_path, alone):
     with pytest.raises(UserError, match=r"^dpo\.data\.train: nowhere\.json: no such file"):
         run("farm", tmp_path / "run", **{"dpo.data.train": "nowhere.json"})
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("job", "start", "field"),
+    [("farm", farm_job.run, "world.instructions"), ("sft", setup.start, "data.train")],
+)
+def test_who_lacks_something_joins_before_it_fails(job, start, field, tmp_path, monkeypatch):
+    """The others hear of it then; a process that left before would be waited for."""
+    joined = []
+    monkeypatch.setattr(startup, "start", joined.append)
+    page = load_page(f"{tiny_farm.ROOT}/configs/{job}.py")
+    page.update_from_flattened_dict({field: str(tmp_path / "gone.jsonl"), "distributed": "on"})
+    with pytest.raises(UserError, match=rf"{field}: .*gone\.jsonl: no such file"):
+        start(page, str(tmp_path / "run"))
+    assert joined == ["on"]

@@ -160,8 +160,6 @@ def test_what_cudnn_is_asked_for(monkeypatch):
 
 def test_the_kernel_is_part_of_a_training_step_on_a_gpu_of_another_machine(monkeypatch):
     """Lowered for CUDA, where none is: forward and backward pass are cuDNN's, with no square of scores."""
-    if not hasattr(jax, "export"):
-        pytest.skip("jax.export is not there")
     from jax._src.cudnn import fused_attention_stablehlo as library
 
     monkeypatch.setattr(library, "check_cudnn_version", lambda: 91000)
