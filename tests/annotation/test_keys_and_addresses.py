@@ -134,8 +134,9 @@ def test_no_file_and_no_message_holds_the_key_or_the_password(
             message = str(error)
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir()).decode("latin-1") + message
     pieces = [KEY[:14], KEY[-12:], "Passw0rd", login, "QuerySecret"]
-    pieces += [f"****{KEY[-4:]}"] if status == 401 else []
     assert not [piece for piece in pieces if piece in stored]
+    if status == 401:  # An answer's own words may look like a masked key; a refusal's are the key's.
+        assert f"****{KEY[-4:]}" not in message
     assert repr(Judge(judge, {}).address).count("Passw0rd") == 0 and judge.judge_id
 
 

@@ -2,10 +2,12 @@
 
 The daemons run in a mount namespace of their own, in which the nodes' names resolve; the machine's /etc/hosts stays as
 it is. Each node has one processor. Jobs in the partition `low` are preempted by those in `high`, which puts them back
-into the queue.
+into the queue. The numbers of its jobs begin anywhere: jax takes its port from a job's number, and another worker of
+the same suite may have a cluster at the same time.
 """
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -151,6 +153,7 @@ class Cluster:
         )
         return f"""\
 ClusterName=tests
+FirstJobId={16 * random.randrange(1, 4000)}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root

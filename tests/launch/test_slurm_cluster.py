@@ -20,7 +20,7 @@ WIDE = pytest.mark.skipif(
     not os.environ.get("RLHF_JAX_WIDE"), reason="takes minutes; RLHF_JAX_WIDE=1 runs it, too"
 )
 JOB = ("--partition=low", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
-LONG = {"epochs": 6.0, "save_every": 50, "eval_every": 0, "log_every": 10}
+LONG = {"epochs": 3.0, "save_every": 50, "eval_every": 0, "log_every": 4}
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +98,12 @@ def test_cancelled_it_stays_away(cluster, train, tmp_path):
 def test_a_task_that_dies_ends_the_job(cluster, train, tmp_path):
     job = train(tmp_path / "run", epochs=100.0)
     wait_until(lambda: begun(tmp_path / "run"), timeout=180)
-    victims = [pid for pid in tasks() if b"SLURM_PROCID=1" in environment_of(pid)]
+    victims = [pid for pid in tasks(job) if b"SLURM_PROCID=1\0" in environment_of(pid)]
     assert len(victims) == 1
     os.kill(victims[0], signal.SIGKILL)
     cluster.wait_for(job, "FAILED", timeout=120)
     assert "back into the queue" not in cluster.output(job)
-    assert not tasks()
+    assert not tasks(job)
 
 
 @WIDE
@@ -127,8 +127,8 @@ def test_a_node_that_vanishes_and_comes_back(cluster, train, tmp_path):
     cluster.wait_to_say(job, f"continuing {tmp_path}/run at step", timeout=400)
 
 
-def tasks() -> list[int]:
-    """The training processes that srun has started."""
+def tasks(job: str) -> list[int]:
+    """The training processes that srun has started for this job; another cluster may be at work beside it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -136,7 +136,12 @@ def tasks() -> list[int]:
         except OSError:
             continue
         ours = command.startswith(sys.executable.encode() + b"\0") and b"rlhf_jax.main" in command
-        if ours and b"SLURM_STEP_NODELIST" in environment_of(int(process.name)):
+        environment = environment_of(int(process.name))
+        if (
+            ours
+            and f"SLURM_JOB_ID={job}\0".encode() in environment
+            and b"SLURM_STEP_NODELIST=" in environment
+        ):
             found.append(int(process.name))
     return found
 
