@@ -23,6 +23,7 @@ from rlhf_jax.data.messages import messages_of
 from rlhf_jax.data.records import describe
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenizer_calls import tokenized
+from rlhf_jax.data.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
 from rlhf_jax.data.turns import PROMPTS_DIFFER
 from rlhf_jax.errors import UserError
 
