@@ -65,7 +65,8 @@ def _reason(error: Exception, path: str) -> str:
     wrong = _WRONG_KIND.search(" ".join(str(error).split()))
     if wrong:
         field, value, kind, wanted = wrong.groups()
-        return f"{where}{field}: {value} is {kind}; it takes {_KINDS.get(wanted, wanted)}"
+        public = re.sub(r"\._\w+", "", kind)  # pathlib._local.PosixPath, on newer Pythons
+        return f"{where}{field}: {value} is {public}; it takes {_KINDS.get(wanted, wanted)}"
     return f"{where}{type(error).__name__}: {' '.join(str(error).split())}"
 
 

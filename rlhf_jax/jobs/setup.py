@@ -157,8 +157,11 @@ def _code() -> str:
 
 
 def _keep_compiled_programs() -> None:
-    """Compiled programs are kept in the user's cache, so a second start does not compile again."""
+    """Compiled programs are kept in the user's cache, so a second start does not compile again.
+
+    Who names a folder of their own (JAX_COMPILATION_CACHE_DIR) also says, in jax's way, what is kept there.
+    """
     if jax.config.jax_compilation_cache_dir is None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_jax" / "compiled"
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

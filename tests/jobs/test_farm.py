@@ -1,11 +1,11 @@
-"""The whole loop through the front door, a few steps each; a second run reuses it; two processes run it too."""
+"""The whole loop, a few steps each; a second run reuses it. RLHF_JAX_WIDE=1: two processes run it."""
 
 import csv
 import json
 
 import pytest
 import tiny_farm
-from test_processes import start_several
+from test_processes import start_several, wide
 
 pytestmark = pytest.mark.timeout(900)
 METHODS = {"reference", "sft", "dpo", "ppo"}
@@ -71,6 +71,7 @@ def test_changed_settings_run_that_stage_again_or_say_what_is_in_the_way(first):
     assert line.startswith("error: ") and "kl_coef" in line and str(folder / "ppo") in line
 
 
+@wide
 def test_two_processes_run_it_as_well(tmp_path):
     runs = start_several(2, *command(tmp_path / "farm"), **QUICK)
     outs = [tiny_farm.finish(run) for run in runs]

@@ -9,6 +9,7 @@ import observed
 import pytest
 import tiny_farm
 from safetensors.numpy import load_file
+from test_processes import wide
 
 from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError
@@ -253,7 +254,7 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     assert fits.needed(adapted) < fits.needed(whole)
 
 
-@pytest.mark.parametrize("job", ["reward_model", "ppo"])
+@pytest.mark.parametrize("job", ["reward_model", pytest.param("ppo", marks=wide)])
 def test_a_base_kept_in_the_dtype_of_computing_is_the_same_run(farm, tmp_path, job, monkeypatch):
     """Half the bytes and the same numbers; norms, score heads and what is trained stay float32."""
     plans, prepare = [], fits.prepare

@@ -50,7 +50,8 @@ class Fakes:
 
     def start(self, *command: str, **environment: str) -> subprocess.Popen:
         """Starts `bash COMMAND` in the repository's root; output and errors are one text."""
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RLHF_JAX_"))}
+        aside = ("SLURM_", "RLHF_JAX_", "PYTHON", "VENV")  # of whoever runs the tests
+        env = {k: v for k, v in os.environ.items() if not k.startswith(aside)}
         return subprocess.Popen(
             ["bash", *map(str, command)],
             cwd=ROOT,
