@@ -1,6 +1,7 @@
 """Run by test_devices.py on 8 devices: every trainer's loss and gradient, and a rollout, on several meshes."""
 
 import dataclasses
+import os
 from functools import partial
 
 import jax
@@ -24,7 +25,8 @@ from rlhf_jax.rollout.rewards import RewardModel, TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.training.state import joined
 
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2))
+# Data-parallel alone comes with the others; with RLHF_JAX_WIDE=1 it is tried by itself, too.
+MESHES = ((1, 8, 1), (2, 2, 2), *([(8, 1, 1)] if os.environ.get("RLHF_JAX_WIDE") == "1" else []))
 TEMPERATURE = 0.7  # that of the PPO case
 CASES = tiny_losses.cases()
 

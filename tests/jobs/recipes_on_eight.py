@@ -4,6 +4,7 @@ For each it prints a JSON line: name, whether one of the papers' recipes, GiB pe
 """
 
 import json
+import os
 import re
 import time
 
@@ -39,10 +40,12 @@ MODELS = {"alpaca_farm": LLAMA_7B, "dpo_rlaif_mistral7b": MISTRAL_7B}
 
 
 def variants(page):
+    """The papers' recipes; with RLHF_JAX_WIDE=1 all variants of a page. The others are small and run in other tests."""
     text = (tiny_farm.ROOT / f"configs/{page}.py").read_text()
-    return re.findall(
+    found = re.findall(
         r'"(\w+)": \w+', re.search(r"choose_variant\(\s*variant,\s*\{(.*?)\}", text, re.DOTALL)[1]
     )
+    return [name for name in found if name in MODELS or os.environ.get("RLHF_JAX_WIDE") == "1"]
 
 
 def integers(*shape):

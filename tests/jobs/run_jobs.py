@@ -1,10 +1,13 @@
 """Run by test_processes.py: several jobs one after the other in this process, or in this process of several.
 
+The reward model and plain DPO, which run the loop of the others, only with RLHF_JAX_WIDE=1.
+
 run_jobs.py FARM OUT [DATA,FSDP,TENSOR [JOB ...]]: each job, or each that is named, writes to OUT/<job>. A job may be
 run in a second way, JOB-WAY.
 """
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -36,6 +39,9 @@ CHANGES = {
     "generate": {},
     "score": {},
 }
+
+WIDE = ("reward_model", "dpo")
+JOBS = [job for job in CHANGES if job not in WIDE or os.environ.get("RLHF_JAX_WIDE") == "1"]
 
 
 def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
@@ -74,7 +80,7 @@ def score_text(farm: Path, out: Path, mesh: str = "1,1,1") -> None:
 if __name__ == "__main__":
     farm, out = map(Path, sys.argv[1:3])
     startup.start()
-    for job in sys.argv[4:] or CHANGES:
+    for job in sys.argv[4:] or JOBS:
         run(job, farm, out, *sys.argv[3:4])
     if not sys.argv[4:]:
         score_text(farm, out, *sys.argv[3:4])

@@ -5,6 +5,7 @@ import observed
 import pytest
 import tiny_farm
 from safetensors.numpy import load_file
+from test_processes import wide
 
 from rlhf_jax.jobs import fit
 
@@ -23,7 +24,7 @@ def exported(job, config, workdir, **stop):
     return load_file(workdir / "export/model.safetensors") if states else None, states
 
 
-@pytest.mark.parametrize("job", ["sft", "ppo"])
+@pytest.mark.parametrize("job", ["sft", pytest.param("ppo", marks=wide)])
 def test_the_average_is_exported(farm, tmp_path, job):
     changes = {"steps": 4, "best_metric": ""} if job == "ppo" else {}
     config = tiny_farm.settings(job, farm, **{"optimizer.ema": 0.8, **changes})

@@ -6,12 +6,15 @@ import re
 
 import pytest
 import tiny_farm
+from test_processes import wide
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import fits, loading
 
 
-@pytest.mark.parametrize("job", tiny_farm.TRAINERS)
+@pytest.mark.parametrize(
+    "job", ["dpo", "ppo", *(pytest.param(x, marks=wide) for x in ("sft", "reward_model"))]
+)
 def test_a_run_that_cannot_fit_ends_before_weights_are_read(job, farm, tmp_path, monkeypatch):
     def never(*args):
         raise AssertionError("weights were read")

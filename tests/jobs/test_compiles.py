@@ -3,6 +3,7 @@
 import observed
 import pytest
 import tiny_farm
+from test_processes import wide
 
 # Evaluation and checkpoint after every 4 of 16 iterations.
 STEPS = {
@@ -13,7 +14,9 @@ STEPS = {
 }
 
 
-@pytest.mark.parametrize("job", tiny_farm.TRAINERS)
+@pytest.mark.parametrize(
+    "job", ["sft", "ppo", *(pytest.param(x, marks=wide) for x in ("reward_model", "dpo"))]
+)
 def test_nothing_compiles_after_the_first_cycle(job, farm, tmp_path):
     config = tiny_farm.settings(job, farm, **STEPS[job])
     _, first = observed.run(job, config, tmp_path, stop_before=10)

@@ -12,6 +12,6 @@ def test_eight_devices_agree_with_one():
     script = str(Path(__file__).with_name("eight_devices.py"))
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     lines = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=flags)).splitlines()
-    for mesh in ("(8, 1, 1)", "(1, 8, 1)", "(2, 2, 2)"):
+    for mesh in ("(1, 8, 1)", "(2, 2, 2)"):
         for name in (*tiny_farm.TRAINERS, "experience", "lora", "packed"):
             assert f"{mesh} {name} agrees" in lines, lines

@@ -1,7 +1,7 @@
 """kill -9 at any moment, then the same command again: the same parameters and rows as without a kill.
 
-RLHF_JAX_KILLS=5 kills every trainer five times instead of twice. Reward models and DPO run the loop that SFT does, and
-are killed only then.
+RLHF_JAX_KILLS=5 kills every trainer five times instead of PPO twice and SFT once. Reward models and DPO run the loop
+that SFT does, and are killed only then.
 """
 
 import os
@@ -105,7 +105,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(job, farm, tmp_path):
     run(job, farm, whole)
     rng = random.Random(f"{job} {KILLS}")
     half_written = []
-    for kind in MOMENTS[:KILLS]:
+    for kind in MOMENTS[: KILLS - (job == "sft" and KILLS == 2)]:
         kind = "in a rollout" if (job, kind) == ("ppo", "iterating") else kind
         half_written.append(run(job, farm, killed, moment_of(kind, killed, rows_of(whole), rng)))
         print(f"{job}: killed while {kind} after {rows_of(killed)} of {rows_of(whole)} rows", flush=True)

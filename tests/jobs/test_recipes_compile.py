@@ -1,4 +1,6 @@
-"""Every trainer's variants are compiled for eight devices, without a weight; the papers' fit 8 accelerators of 80 GB.
+"""The papers' recipes are compiled for eight devices, without a weight, and fit 8 accelerators of 80 GB.
+
+With RLHF_JAX_WIDE=1 every variant of every trainer's page is.
 
 The compiler is the one for CPU, which computes bfloat16 products in float32: it plans more memory than others.
 """

@@ -112,7 +112,8 @@ def sft(farm, workdir, **changes):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=wide)])
+@wide  # Two processes run in the test that tells them to stop.
+@pytest.mark.parametrize("processes", [2, 4])
 def test_a_real_run(farm, alone, tmp_path, processes):
     workdir = tmp_path / 'a run\'s "folder"'
     out = real(processes, *sft(farm, workdir))
@@ -151,7 +152,7 @@ def test_a_real_run_in_which_one_process_fails(farm, tmp_path):
 @pytest.mark.timeout(900)
 def test_a_real_run_that_is_told_to_stop(farm, tmp_path):
     """Both processes save after the same step, and the same command goes on from there."""
-    arguments = sft(farm, tmp_path / "run", epochs=2)
+    arguments = sft(farm, tmp_path / "run", epochs=1)
     run = start_real(2, *arguments)
     metrics = tmp_path / "run/metrics.jsonl"
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) > 2, timeout=300)
