@@ -1,7 +1,6 @@
 """Run by test_devices.py on 8 devices: every trainer's loss and gradient, and a rollout, on several meshes."""
 
 import dataclasses
-import os
 from functools import partial
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
+from wide import WIDE
 
 from rlhf_jax.data.packing import pack, pad_packs
 from rlhf_jax.data.scored_text import EOS, Closing
@@ -26,7 +26,7 @@ from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.training.state import joined
 
 # Data-parallel alone comes with the others; with RLHF_JAX_WIDE=1 it is tried by itself, too.
-MESHES = ((1, 8, 1), (2, 2, 2), *([(8, 1, 1)] if os.environ.get("RLHF_JAX_WIDE") == "1" else []))
+MESHES = ((1, 8, 1), (2, 2, 2), *([(8, 1, 1)] if WIDE else []))
 TEMPERATURE = 0.7  # that of the PPO case
 CASES = tiny_losses.cases()
 

@@ -4,13 +4,13 @@ For each it prints a JSON line: name, whether one of the papers' recipes, GiB pe
 """
 
 import json
-import os
 import re
 import time
 
 import jax
 import numpy as np
 import tiny_farm
+from wide import WIDE
 
 from rlhf_jax.jobs import fits, losses, plan
 from rlhf_jax.models.config import ModelConfig
@@ -45,7 +45,7 @@ def variants(page):
     found = re.findall(
         r'"(\w+)": \w+', re.search(r"choose_variant\(\s*variant,\s*\{(.*?)\}", text, re.DOTALL)[1]
     )
-    return [name for name in found if name in MODELS or os.environ.get("RLHF_JAX_WIDE") == "1"]
+    return [name for name in found if name in MODELS or WIDE]
 
 
 def integers(*shape):

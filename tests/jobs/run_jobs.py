@@ -7,13 +7,13 @@ run in a second way, JOB-WAY.
 """
 
 import importlib
-import os
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import tiny_farm
+from wide import WIDE
 
 from rlhf_jax.data.records import read_table
 from rlhf_jax.jobs import rewarding
@@ -40,8 +40,7 @@ CHANGES = {
     "score": {},
 }
 
-WIDE = ("reward_model", "dpo")
-JOBS = [job for job in CHANGES if job not in WIDE or os.environ.get("RLHF_JAX_WIDE") == "1"]
+JOBS = [job for job in CHANGES if WIDE or job not in ("reward_model", "dpo")]
 
 
 def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:

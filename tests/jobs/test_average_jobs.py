@@ -5,7 +5,7 @@ import observed
 import pytest
 import tiny_farm
 from safetensors.numpy import load_file
-from test_processes import wide
+from wide import wide
 
 from rlhf_jax.jobs import fit
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import tiny_farm
-from test_processes import wide
+from wide import wide
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import fits, loading

@@ -3,7 +3,7 @@
 import observed
 import pytest
 import tiny_farm
-from test_processes import wide
+from wide import wide
 
 # Evaluation and checkpoint after every 4 of 16 iterations.
 STEPS = {

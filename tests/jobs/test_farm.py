@@ -5,7 +5,8 @@ import json
 
 import pytest
 import tiny_farm
-from test_processes import start_several, wide
+from test_processes import start_several
+from wide import wide
 
 pytestmark = pytest.mark.timeout(900)
 METHODS = {"reference", "sft", "dpo", "ppo"}

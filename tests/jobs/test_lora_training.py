@@ -9,7 +9,7 @@ import observed
 import pytest
 import tiny_farm
 from safetensors.numpy import load_file
-from test_processes import wide
+from wide import wide
 
 from rlhf_jax.data.records import read_table
 from rlhf_jax.errors import UserError

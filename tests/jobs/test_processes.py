@@ -3,7 +3,6 @@
 RLHF_JAX_WIDE=1 runs them on four processes too, on eight devices in three meshes, and kills and moves them.
 """
 
-import os
 import shutil
 import signal
 import socket
@@ -15,6 +14,7 @@ import pytest
 import run_jobs
 import tiny_farm
 from safetensors.numpy import load_file
+from wide import wide
 
 from rlhf_jax.data.records import read_table
 
@@ -27,8 +27,6 @@ EIGHT = (
     f"{QUICK} --xla_force_host_platform_device_count=8 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600"
 )
-WIDE = os.environ.get("RLHF_JAX_WIDE") == "1"
-wide = pytest.mark.skipif(not WIDE, reason="many minutes; RLHF_JAX_WIDE=1 runs it")
 ELSEWHERE = ["two processes"] + [
     pytest.param(name, marks=wide) for name in ("four processes", "8,1,1", "1,8,1", "2,2,2")
 ]

@@ -1,4 +1,4 @@
-"""local.sh: processes of a stand-in program, and real training runs of two, and with RLHF_JAX_WIDE=1 of four."""
+"""local.sh: processes of a stand-in program, and real training runs: one that is told to stop, one that fails."""
 
 import os
 import re
@@ -11,6 +11,7 @@ import time
 import pytest
 import tiny_farm
 from fake_programs import HARD, PYTHON, ROOT, finish, wait_until
+from wide import wide
 
 # The stand-in's process I does what $PROGRAM_I says.
 PROGRAM = PYTHON + '\necho "I am $RLHF_JAX_PROCESS_ID"; do=PROGRAM_$RLHF_JAX_PROCESS_ID; eval "${!do}"'
@@ -18,7 +19,6 @@ SAVES = (
     "trap 'echo saved $RLHF_JAX_PROCESS_ID; exit 0' TERM; touch $HOME/up.$RLHF_JAX_PROCESS_ID; "
     "while true; do sleep 0.1; done"
 )
-wide = pytest.mark.skipif(os.environ.get("RLHF_JAX_WIDE") != "1", reason="minutes; RLHF_JAX_WIDE=1 runs it")
 DEAF = "trap '' TERM; while true; do sleep 0.1; done"
 
 

@@ -11,14 +11,12 @@ import pytest
 import tiny_farm
 from fake_programs import ROOT, wait_until
 from slurm_cluster import Cluster, missing
+from wide import wide
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=missing()),
     pytest.mark.timeout(900),
 ]
-WIDE = pytest.mark.skipif(
-    not os.environ.get("RLHF_JAX_WIDE"), reason="takes minutes; RLHF_JAX_WIDE=1 runs it, too"
-)
 JOB = ("--partition=low", "--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1")
 LONG = {"epochs": 3.0, "save_every": 50, "eval_every": 0, "log_every": 4}
 
@@ -60,20 +58,27 @@ def weights(workdir: Path) -> bytes:
     return (workdir / "export" / "model.safetensors").read_bytes()
 
 
-def test_preempted_it_goes_on_where_it_was(cluster, train, farm, tmp_path):
-    """And ends as if nothing had been; that costs a third run, and is looked at with RLHF_JAX_WIDE=1."""
-    job = train(tmp_path / "run")
-    wait_until(lambda: begun(tmp_path / "run"), timeout=180)
+def preempted(cluster, train, workdir) -> None:
+    """Trains to the end, put back into the queue once on the way."""
+    job = train(workdir)
+    wait_until(lambda: begun(workdir), timeout=180)
     other = cluster.submit("--partition=high", "--nodes=2", "--wrap", "sleep 1")
     cluster.wait_for(other, "COMPLETED")
     cluster.wait_for(job, "COMPLETED")
     out = cluster.output(job)
     assert "told to stop: saved after step" in out and "back into the queue" in out
-    assert "start number 2 of this job" in out and f"continuing {tmp_path}/run at step" in out
+    assert "start number 2 of this job" in out and f"continuing {workdir} at step" in out
+
+
+def test_preempted_it_goes_on_where_it_was(cluster, train, tmp_path):
+    preempted(cluster, train, tmp_path / "run")
     steps = [row["step"] for row in tiny_farm.rows(tmp_path / "run") if "loss" in row]
     assert steps == sorted(set(steps)) and steps[-1] == 75 and weights(tmp_path / "run")
-    if not os.environ.get("RLHF_JAX_WIDE"):
-        return
+
+
+@wide
+def test_preempted_it_ends_as_if_nothing_had_been(cluster, train, farm, tmp_path):
+    preempted(cluster, train, tmp_path / "run")
     arguments = tiny_farm.arguments("sft", farm, tmp_path / "alone", **LONG)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
     subprocess.run(
@@ -111,7 +116,7 @@ def test_a_task_that_dies_ends_the_job(cluster, train, tmp_path):
     assert not tasks(job)
 
 
-@WIDE
+@wide
 def test_at_the_end_of_its_time_it_saves_and_goes_back_into_the_queue(cluster, train, tmp_path):
     # Slurm looks every so often, and so sends the signal up to a minute before the 40 s that are asked for.
     job = train(tmp_path / "run", "--time=2", "--signal=B:USR1@40", epochs=1000.0)
@@ -121,7 +126,7 @@ def test_at_the_end_of_its_time_it_saves_and_goes_back_into_the_queue(cluster, t
     cluster.wait_for(job, "CANCELLED")
 
 
-@WIDE
+@wide
 def test_a_node_that_vanishes_and_comes_back(cluster, train, tmp_path):
     job = train(tmp_path / "run", epochs=100.0)
     wait_until(lambda: (tmp_path / "run" / "checkpoints" / "50").exists(), timeout=240)

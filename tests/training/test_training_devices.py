@@ -1,6 +1,5 @@
 """The same run on one device, on 8, and on 2 processes. Other device counts need processes of their own."""
 
-import os
 import re
 import signal
 import socket
@@ -9,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import toy_training as toy
+from wide import wide
 
 from rlhf_jax.training import state
 from rlhf_jax.training.checkpoint import Checkpoints
-
-wide = pytest.mark.skipif(os.environ.get("RLHF_JAX_WIDE") != "1", reason="minutes; RLHF_JAX_WIDE=1 runs it")
 
 HERE = Path(__file__).parent
 SETTINGS = {"steps": 6, "save_every": 2, "eval_every": 3}  # as in sharded_checks.py
