@@ -3,10 +3,10 @@
     python benchmarks/accelerator.py [--size 1b] [--batch 8] [--length 2048] [--sides ours,transformers]
 
 Each side runs in a process of its own on the first device it finds, on random weights and tokens: AdamW steps on full
-rows in bfloat16 over float32 weights (transformers: torch's autocast), then decoding with bfloat16 weights from prompts
-of --prompt tokens, with no end token. Beside each number stands its floor: model FLOPs over the card's peak (MFU), and
-the bytes a decoding step must read (weights and the cache so far) over the card's bandwidth. Peaks are the vendors' for
-dense bfloat16. `--size tiny` runs anywhere, to see that it does. transformers needs torch with CUDA.
+rows in bfloat16 over float32 weights (transformers: torch's autocast), then decoding with bfloat16 weights from
+prompts of --prompt tokens, with no end token. Beside each number stands its floor: model FLOPs over the card's peak
+(MFU), and the bytes a decoding step must read (weights and the cache so far) over the card's bandwidth. Peaks are the
+vendors' for dense bfloat16. `--size tiny` runs anywhere, to see that it does. transformers needs torch with CUDA.
 """
 
 from __future__ import annotations
@@ -63,16 +63,15 @@ def ours(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from rlhf_jax.jobs import losses
+    from rlhf_jax.methods import sft
     from rlhf_jax.models.config import ModelConfig
     from rlhf_jax.models.placement import init_sharded, rollout_copier
-    from rlhf_jax.parallel.arrays import to_global
-    from rlhf_jax.parallel.mesh import make_mesh
+    from rlhf_jax.parallel.mesh import make_mesh, to_global
     from rlhf_jax.sampling.choose import Sampling
     from rlhf_jax.sampling.decode import generate
-    from rlhf_jax.training.optimizer import make_optimizer
-    from rlhf_jax.training.state import create
-    from rlhf_jax.training.step import make_train_step
+    from rlhf_jax.training.loop.state import create
+    from rlhf_jax.training.loop.step import make_train_step
+    from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
     device, rng = jax.devices()[0], np.random.default_rng(0)
     mesh = make_mesh(1, 1, 1, devices=[device])
@@ -93,7 +92,7 @@ def ours(shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
     ones_B = np.ones(args.batch, np.int32)
     batch = to_global({"tokens": tokens_BT, "lengths": ones_B * T, "prompt_lengths": ones_B}, mesh)
     optimizer = make_optimizer(learning_rate=1e-5, total_steps=100)
-    step = make_train_step(losses.sft(config, T - 1, 256), optimizer)
+    step = make_train_step(sft.sft_loss_fn(config, T - 1, 256), optimizer)
     state = create(init_sharded(config, mesh, 0), optimizer, 0)
 
     def train() -> None:
@@ -188,7 +187,7 @@ def timed(work: Callable[[], None], times: int) -> float:
 def line(side: str, found: dict[str, Any], shape: Shape, args: argparse.Namespace) -> str:
     """A row of the table."""
     sys.path.insert(0, str(ROOT))
-    from rlhf_jax.training.ahead import PEAKS  # what the run's own perf/mfu is measured against
+    from rlhf_jax.training.loop.step import PEAKS  # what the run's own perf/mfu is measured against
 
     flops, bandwidth = next((x for name, x in PEAKS.items() if name in found["device"]), (None, None))
     mfu = shape.training_flops(args.batch, args.length) / found["train_s"] / flops if flops else None

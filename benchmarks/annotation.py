@@ -78,9 +78,9 @@ def serve(port: multiprocessing.Value) -> None:
 
 def judge(url: str) -> object:
     """One token, after the shipped choice template."""
-    from rlhf_jax.annotation.parsing import ParserSpec
-    from rlhf_jax.annotation.prompts import PromptTemplate, read_template
-    from rlhf_jax.annotation.specs import JudgeSpec, PoolSpec
+    from rlhf_jax.annotation.judges.prompts import PromptTemplate, read_template
+    from rlhf_jax.annotation.judges.specs import JudgeSpec, PoolSpec
+    from rlhf_jax.annotation.parsing.parsers import ParserSpec
 
     source, name = read_template("pairwise_choice", Path(), "benchmark")
     spec = JudgeSpec("j", "openai", "m", PromptTemplate(source, name), ParserSpec("choice"), base_url=url + "/v1",
@@ -109,7 +109,7 @@ def bare(url: str, n: int, concurrency: int, folder: Path) -> dict:
     """The SDK alone."""
     import openai
 
-    from rlhf_jax.annotation.judges import Judge
+    from rlhf_jax.annotation.judges.requests import Judge
 
     asker = Judge(judge(url).judges[0], {})
     bodies = iter([asker.body([(r["instruction"], r["output_1"], r["output_2"])]) for r in rows(n)])

@@ -44,7 +44,7 @@ def write(folder: Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from rlhf_jax.models.name_map import parameter_shapes
+    from rlhf_jax.models.huggingface.name_map import parameter_shapes
 
     rng, params = np.random.default_rng(0), {}
     for path, size in parameter_shapes(shape(), scalar=False).items():
@@ -59,13 +59,13 @@ def write(folder: Path) -> None:
 def read_and_write(folder: Path) -> None:
     import jax
 
-    from rlhf_jax.models import huggingface
+    from rlhf_jax.models.huggingface import import_folder
     from rlhf_jax.parallel.mesh import make_mesh
 
     mesh = make_mesh(1, 1, 1)
     jax.block_until_ready(jax.numpy.ones(8) + 1)  # what jax itself takes
     before, began = _peak(), time.perf_counter()
-    _, params = huggingface.load(folder / "made", mesh)
+    _, params = import_folder.load(folder / "made", mesh)
     jax.block_until_ready(params)
     peak, seconds = _peak() - before, time.perf_counter() - began
     own = sum(x.nbytes for x in jax.tree.leaves(params))
@@ -85,10 +85,10 @@ def read_and_write(folder: Path) -> None:
 
 
 def _save(target: Path, folder: Path, params: dict) -> None:
-    from rlhf_jax.models import huggingface_export
+    from rlhf_jax.models.huggingface import export_folder
 
     options = {"token_ids": IDS, "tokenizer_from": folder / "tokenizer", "dtype": "bfloat16"}
-    huggingface_export.save(target, shape(), params, shard_bytes=SHARD, **options)
+    export_folder.save_folder(target, shape(), params, shard_bytes=SHARD, **options)
 
 
 def _peak() -> int:

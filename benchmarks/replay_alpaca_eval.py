@@ -28,12 +28,12 @@ from replay.recorded import ORDERED, RANKING, WEIGHTED, Recorded, preference, re
 from replay.server import ReplayServer
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.costs import Price
-from rlhf_jax.annotation.specs import JudgeSpec, PoolSpec, load_judge
+from rlhf_jax.annotation.costs.prices import Price
+from rlhf_jax.annotation.judges.specs import JudgeSpec, PoolSpec, load_judge
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.leaderboard import average_length
-from rlhf_jax.evaluation.published import PublishedRow, read_published
-from rlhf_jax.evaluation.win_rate import WinRate, win_rate
+from rlhf_jax.evaluation.leaderboards.leaderboard import average_length
+from rlhf_jax.evaluation.leaderboards.published import PublishedRow, read_published
+from rlhf_jax.evaluation.measures.win_rate import WinRate, win_rate
 
 TOLERANCE, CENT_OF_NOTHING = 1e-9, 1e-12
 JUDGES = Path(__file__).resolve().parents[1] / "configs" / "judges"

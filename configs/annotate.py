@@ -13,7 +13,9 @@ says which is which. `feedback` asks nobody: it reads what was labelled elsewher
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.settings import choose_variant
+from rlhf_jax.settings import choose_variant, module_beside
+
+common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
@@ -35,28 +37,24 @@ def microfarm() -> ConfigDict:
     c.job = "annotate"
     c.seed = 0  # Of the order of outputs, the choice of judge and the noise.
 
-    # One source. `samples`: records with a list `outputs`, paired within each prompt. `pairs`: records with output_1
-    # and output_2. `outputs_1` and `outputs_2`: two models' outputs on the same instructions. `ratings`: records with
-    # `output` or a list `outputs`, each rated. `rankings`: records with a list `outputs`, put in order.
-    # `instructions`: records that models answer. `feedback`: a file that is labelled already.
-    c.samples = "runs/farm/pairs/outputs.parquet"
-    c.pairs = ""
-    c.outputs_1 = ""  # The baseline.
-    c.outputs_2 = ""
-    c.ratings = ""
-    c.rankings = ""
-    c.instructions = ""
-    c.feedback = ""
+    # One of these is the source, the others are "".
+    c.samples = "runs/farm/pairs/outputs.parquet"  # Records with a list `outputs`, paired within each prompt.
+    c.pairs = ""  # Records with output_1 and output_2.
+    c.outputs_1 = ""  # A model's outputs, the baseline's, and
+    c.outputs_2 = ""  # those of another one on the same instructions.
+    c.ratings = ""  # Records with `output` or a list `outputs`, each of which is rated.
+    c.rankings = ""  # Records with a list `outputs`, which is put in order.
+    c.instructions = ""  # Records that models answer.
+    c.feedback = ""  # A file that is labelled already, and the form it has:
     # alpaca_farm, alpaca_eval, trl, ultrafeedback, rrhf, sparse_ratings or sparse_rankings.
     c.feedback_format = ""
 
     c.ordered = False  # With `outputs_1`: both files are in the same order; False joins by prompt.
     c.one_pair_per_prompt = True  # With `samples`: False compares every sample once, n pairs of n samples.
 
-    # With `instructions`: answers to each, and the length from which on prompts are left out.
-    c.n_samples = 1
-    c.max_prompt_words = 2000
-    c.max_prompt_chars = 8000
+    c.n_samples = 1  # With `instructions`: answers to each.
+    c.max_prompt_words = 2000  # With `instructions`: prompts from this length on are left out,
+    c.max_prompt_chars = 8000  # and from this one.
 
     # Further files beside labels.parquet, one for each format named (as above, or trl_conversational): feedback.FORMAT.
     # Ratings and rankings become pairs where the format holds pairs, and scored responses where it holds scores.
@@ -65,19 +63,7 @@ def microfarm() -> ConfigDict:
     c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool.
     c.reparse = False  # Ask nobody; read the answers of an earlier run again, say after a change of `parser`.
     c.p_label_flip = 0.25  # Share of labels that are flipped (before asking, so flipped ones cost nothing).
-    c.max_concurrency = 32  # Requests under way at a time.
-    c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
-
-    # How judges are asked. online; batch: the provider's batch service, half the price, within a day, and the
-    # same command takes up its batches again; replay: nobody is asked; cancel: stops the batches and does no more.
-    c.transport = "online"
-    c.dry_run = False  # Only tell how many calls, tokens, dollars and seconds it would be.
-    c.max_usd = 0.0  # Stop before more than this could be spent; 0 is no limit.
-    c.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
-    c.tokens_per_minute = 0.0
-    c.timeout_s = 120.0  # Of one request.
-    c.import_answers = ""  # Parquet files of answers: into the cache before, and all of the cache after.
-    c.export_answers = ""
+    common.asking(c)
     return c
 
 

@@ -16,7 +16,9 @@ Labels that are there already rank methods without a judge or a key (output_1 th
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.settings import choose_variant
+from rlhf_jax.settings import choose_variant, module_beside
+
+common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
@@ -33,7 +35,7 @@ def microfarm() -> ConfigDict:
     # Comma-separated NAME=FILE: the outputs to rank. Instructions that some file lacks are left out.
     c.outputs = ",".join(f"{m}=runs/farm/outputs/{m}/outputs.parquet" for m in ("sft", "dpo", "ppo"))
     c.baseline = "runs/farm/data/eval.parquet"  # Outputs every method is compared with.
-    c.baseline_name = "reference"
+    c.baseline_name = "reference"  # What it is called.
     c.max_instructions = 0  # The first so many of the baseline's; 0 takes all.
 
     # Comma-separated NAME=FILE of judged pairs, instead of outputs, baseline and judges: nobody is asked. The
@@ -42,25 +44,13 @@ def microfarm() -> ConfigDict:
     c.judged = ""
 
     c.judges = "configs/judges/micro_pool.yaml"  # A judge or a pool; no label is flipped here.
-    c.max_concurrency = 32  # Requests under way at a time.
-    c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
-
-    # As in configs/annotate.py; max_usd is for all methods together.
-    c.transport = "online"  # online, batch, replay or cancel.
-    c.dry_run = False
-    c.max_usd = 0.0
-    c.requests_per_minute = 0.0
-    c.tokens_per_minute = 0.0
-    c.timeout_s = 120.0
-    c.import_answers = ""
-    c.export_answers = ""
+    common.asking(c)  # max_usd is for all methods together.
     c.min_coverage = 0.8  # A win rate over a smaller share of the rows is refused.
 
-    # Win rates as if outputs were equally long. More files make them sharper: a number per instruction
-    # (columns instruction, input, difficulty), and labels of the baseline's model told to be verbose or concise
-    # (or AlpacaEval's df_gamed.csv, which holds both).
+    # Win rates as if outputs were equally long, too. The next two files make them sharper.
     c.length_control = True
-    c.difficulty = ""
+    c.difficulty = ""  # A number per instruction: columns instruction, input, difficulty.
+    # Labels of the baseline's model told to be verbose or concise, or AlpacaEval's df_gamed.csv, which holds both.
     c.regulariser = ""
     c.published = ""  # A leaderboard CSV; its rows are shown among ours, each with its own judge.
 
@@ -73,7 +63,7 @@ def microfarm() -> ConfigDict:
 
     # Comma-separated NAME=FOLDER: runs whose curves are drawn.
     c.runs = ",".join(f"{m}=runs/farm/{m}" for m in ("sft", "reward_model", "dpo", "ppo"))
-    c.title = "microfarm"
+    c.title = "microfarm"  # Of the report.
     return c
 
 

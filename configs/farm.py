@@ -2,13 +2,16 @@
 
     python -m rlhf_jax.main --config=configs/farm.py --workdir=runs/farm
 
-Needs no network, key or weights. Every stage is a page of its own with its own workdir below this one, and takes
+Needs no network, key or weights. Every stage is a page of its own with its own folder below the workdir, and takes
 overrides: --config.ppo.kl_coef=0.02. Finished stages are reused, a killed run continues.
 """
 
 from ml_collections import ConfigDict
 
 from rlhf_jax.settings import choose_variant, sibling
+
+RANKED = ("sft", "dpo", "ppo")  # The models whose outputs are compared.
+SAMPLED_OR_TRAINED = ("sft", "pairs", "val_pairs", "reward_model", "dpo", "ppo", "outputs")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
@@ -17,40 +20,79 @@ def get_config(variant: str = "microfarm") -> ConfigDict:
 
 def microfarm() -> ConfigDict:
     c = ConfigDict()
-    c.job = "farm"
+    c.job = "study"
     c.seed = 0  # Of the world and of every stage.
     c.distributed = "auto"
+    c.report = "evaluate"  # The stage whose table is shown at the end and whose report is copied.
 
-    c.world = ConfigDict()
-    c.world.scale = 1.0  # 1 is AlpacaFarm's 10k/10k/20k/2k/805 instructions.
-    c.world.vocab_size = 1024
-    # Your own instruction records (instruction, input, output), split among the stages; "" is the embedded world.
-    c.world.instructions = ""
-    c.world.rows = 0  # So many of them, drawn with the seed; 0 takes all.
+    # The stages in their order, each in its own folder: (name, group of settings below, overrides of these).
+    c.stages = (
+        ("data", "world"),
+        ("sft", "sft"),
+        ("pairs", "pairs"),
+        ("val_pairs", "val_pairs"),
+        ("labels", "labels"),
+        ("reward_model", "reward_model"),
+        ("scores", "scores"),
+        ("dpo", "dpo"),
+        ("ppo", "ppo"),
+        *((f"outputs/{m}", "outputs", f"model.path={{{m}}}/export", f"model.name={m}") for m in RANKED),
+        ("evaluate", "evaluate"),
+    )
 
-    # One page per stage; paths below runs/farm are moved below this run's workdir.
+    # The groups. A name in braces is the folder of that stage.
+    c.world = sibling(__file__, "make_data")  # With world.instructions=FILE: your own instructions.
+
     c.sft = sibling(__file__, "sft")
+    c.sft.data.train = "{data}/sft.parquet"
+    c.sft.data.eval = "{data}/val.parquet"
+    c.sft.model.tokenizer = "{data}/tokenizer"
+
     # Half of the pool's labels are coin flips, as in AlpacaFarm, so labels are what is scarce. Three samples of a
     # prompt make three pairs: twice the labels of two samples of 10k prompts, for the same sampling.
     c.pairs = sibling(__file__, "generate", "pairs")
+    c.pairs.model.path = "{sft}/export"
+    c.pairs.data.prompts = "{data}/preference.parquet"
     c.pairs.data.rows = 6700
     c.pairs.samples = 3
     # Two samples of unseen prompts, to test the reward model.
     c.val_pairs = sibling(__file__, "generate", "pairs")
-    c.val_pairs.data.prompts = "runs/farm/data/val.parquet"
+    c.val_pairs.model.path = "{sft}/export"
+    c.val_pairs.data.prompts = "{data}/val.parquet"
     c.val_pairs.data.rows = 1000
     c.labels = sibling(__file__, "annotate")
+    c.labels.samples = "{pairs}/outputs.parquet"
     c.labels.one_pair_per_prompt = False
-    c.reward_model = sibling(__file__, "reward_model")
-    c.scores = sibling(__file__, "score")
-    c.dpo = sibling(__file__, "dpo")
-    c.ppo = sibling(__file__, "ppo")
-    c.outputs = sibling(__file__, "generate")  # Run once for each of sft, dpo and ppo.
-    c.evaluate = sibling(__file__, "evaluate")
 
-    for name in ("sft", "pairs", "val_pairs", "labels", "reward_model", "dpo", "ppo", "outputs", "evaluate"):
+    c.reward_model = sibling(__file__, "reward_model")
+    c.reward_model.data.train = "{labels}/labels.parquet"
+    c.reward_model.model.init = "{sft}/export"
+    c.reward_model.center_on = "{data}/val.parquet"
+    c.scores = sibling(__file__, "score")
+    c.scores.model.path = "{reward_model}/export"
+    c.scores.data.responses = "{val_pairs}/outputs.parquet"
+
+    c.dpo = sibling(__file__, "dpo")
+    c.dpo.data.train = "{labels}/labels.parquet"
+    c.dpo.model.init = "{sft}/export"
+    c.ppo = sibling(__file__, "ppo")
+    c.ppo.data.train = "{data}/unlabeled.parquet"
+    c.ppo.data.eval = "{data}/val.parquet"
+    c.ppo.model.policy = "{sft}/export"
+    c.ppo.model.reward = "{reward_model}/export"
+
+    c.outputs = sibling(__file__, "generate")  # Of one stage for each model that is ranked.
+    c.outputs.data.prompts = "{data}/eval.parquet"
+    c.evaluate = sibling(__file__, "evaluate")
+    c.evaluate.outputs = ",".join(f"{m}={{outputs/{m}}}/outputs.parquet" for m in RANKED)
+    c.evaluate.baseline = "{data}/eval.parquet"
+    c.evaluate.labels = "{labels}/labels.parquet"
+    c.evaluate.scored = "{scores}/scores.parquet"
+    c.evaluate.runs = ",".join(f"{m}={{{m}}}" for m in ("sft", "reward_model", "dpo", "ppo"))
+
+    for name in (*SAMPLED_OR_TRAINED, "world", "labels", "evaluate"):
         c[name].seed = c.get_ref("seed")
-    for name in ("sft", "pairs", "val_pairs", "reward_model", "scores", "dpo", "ppo", "outputs"):
+    for name in (*SAMPLED_OR_TRAINED, "scores"):
         c[name].distributed = c.get_ref("distributed")
     return c
 

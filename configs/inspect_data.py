@@ -9,7 +9,9 @@ and PPO, `:chat` at conversations through a chat model's own template.
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.settings import choose_variant
+from rlhf_jax.settings import choose_variant, module_beside
+
+common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
@@ -22,22 +24,16 @@ def microfarm() -> ConfigDict:
     c.seed = 0  # Chooses the rows and the examples.
 
     c.data = ConfigDict()
-    c.data.path = "runs/farm/data/sft.parquet"
+    c.data.path = "runs/farm/data/sft.parquet"  # Records of any layout.
     c.data.kind = "auto"  # instruction, pair or prompt; auto tells by the columns.
     c.data.rows = 0  # So many rows, drawn with the seed; 0 takes all.
-    c.data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
-    c.data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
-    c.data.generation_prompt = (
-        "template"  # Or training, sampling: which decides where chat texts meet prompts.
-    )
-    c.data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
-    c.data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
     c.data.max_length = 56  # What a trainer's limit would cut or drop is counted.
-    c.data.too_long = (
-        ""  # Longer rows: drop, cut_response, cut_prompt; "": as the kind's trainers do by default.
-    )
-    c.data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
-    c.tokenizer = "runs/farm/data/tokenizer"
+    # Longer rows: drop, cut_response, cut_prompt; "": as the kind's trainers do by default.
+    c.data.too_long = ""
+    common.texts(c.data)
+    common.responses(c.data)
+
+    c.tokenizer = "runs/farm/data/tokenizer"  # A folder with one, such as a model's, or a name on the hub.
 
     c.examples = 3  # Rows that are shown.
     c.bins = 16  # Lines of a histogram, at most.

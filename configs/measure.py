@@ -26,28 +26,28 @@ def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "measure"
     c.seed = 0  # Of the bootstrap and the orders in which Elo plays.
-    c.title = "measures"
+    c.title = "measures"  # Of the report.
     c.min_coverage = 0.8  # A number over a smaller share of its rows is refused.
 
     # Comma-separated label files with generator_1 and generator_2: Bradley-Terry and Elo ratings of the models.
     # Against one baseline they also give difficulty.parquet, for config.difficulty of evaluate.
     c.games = "runs/farm/evaluate/annotations.parquet"
     c.anchor = ""  # The model whose rating is 1000; "" puts the mean there.
-    c.n_bootstrap = 200
+    c.n_bootstrap = 200  # Draws of the games that give the ratings' intervals.
 
-    # Comma-separated NAME=FILE of labels, and a file of gold labels of the same pairs, several rows a pair where
-    # several people labelled it: AlpacaEval's table of evaluators. Without gold, two or more annotators of the
-    # same pairs are compared with each other only.
+    # Comma-separated NAME=FILE of labels: AlpacaEval's table of evaluators.
     c.annotators = ""
+    # A file of gold labels of the same pairs, several rows a pair where several people labelled it. Without it, two or
+    # more annotators of the same pairs are compared with each other only.
     c.gold = ""
     c.min_per_generator = 100  # Correlations are over generators with more gold labels than this.
 
-    # Comma-separated NAME=FILE of rated outputs, and a file of the baseline's: win rates by ratings. And a file
-    # of ranked pairs, by preference or by ranking "(a)", "(b)", "equal": its win rate, and its consistency with
-    # the ratings. Files that end in .csv are sparse_feedback's.
+    # Comma-separated NAME=FILE of rated outputs: win rates by ratings. A .csv is sparse_feedback's.
     c.ratings = ""
-    c.baseline = ""
-    c.baseline_name = "baseline"
+    c.baseline = ""  # A file of the baseline's rated outputs.
+    c.baseline_name = "baseline"  # What it is called.
+    # Ranked pairs, by preference or by ranking "(a)", "(b)", "equal": their win rate, and its consistency with the
+    # ratings. A .csv is sparse_feedback's.
     c.rankings = ""
     return c
 

@@ -1,15 +1,18 @@
-"""Settings that were given and do nothing, because of another setting: said in a notice each."""
+"""Notices for settings that were given but have no effect because of another setting, one row per rule in `ROWS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from rlhf_jax.settings.page_fields import inner_pages
+
+# What describes a model that is made from scratch.
 _SHAPE = ["tokenizer", "vocab_size", "width", "layers", "heads", "kv_heads", "ff", "tie_embeddings"]
 
 
 class Idle(NamedTuple):
-    """Fields of jobs, when they are not read, and why, to be read after "has no effect: "."""
+    """Fields of some jobs that are not read under a condition; `why` completes "FIELD has no effect: ..."."""
 
     jobs: tuple[str, ...]
     fields: tuple[str, ...]
@@ -78,20 +81,30 @@ ROWS = (
 
 
 def given(argv: Iterable[str]) -> set[str]:
-    """The fields that a command line sets."""
+    """Returns the names of the fields that a command line sets."""
+    # Only what a user asked for: a page's own values wait for the other setting to change.
     names = (argument.lstrip("-").split("=", 1)[0] for argument in argv if argument.startswith("-"))
     fields = (name.removeprefix("noconfig.").removeprefix("config.") for name in names if "config." in name)
     return set(fields)
 
 
 def notices(page: Any, fields: set[str]) -> Iterator[str]:
-    """A line for each of the fields that does nothing on this page, a ConfigDict; stages of a farm by their prefix."""
+    """Yields one line for each of the fields that has no effect on this page; pages within a study have a prefix."""
     for row in ROWS:
         for name in row.fields:
             if page.job in row.jobs and name in fields and row.when(page):
                 yield f"{name} has no effect: {row.why}"
-    for stage in {field.split(".")[0] for field in fields}:
-        inner = page.get(stage)
-        if hasattr(inner, "job"):
-            below = {field.removeprefix(f"{stage}.") for field in fields if field.startswith(f"{stage}.")}
-            yield from (f"{stage}.{line}" for line in notices(inner, below))
+    # A study's stages take their settings from groups that are pages, so each group is looked at as one.
+    for group, inner in inner_pages(page):
+        below = {field.removeprefix(f"{group}.") for field in fields if field.startswith(f"{group}.")}
+        yield from (f"{group}.{line}" for line in (*notices(inner, below), *_unused(page, group, below)))
+
+
+def _unused(study: Any, group: str, fields: set[str]) -> Iterator[str]:
+    """Yields one line for each of the fields of a group that no stage of the study takes from there."""
+    stages = [overrides for _, of, *overrides in study.stages if of == group]
+    for name in sorted(fields):
+        if not stages:
+            yield f"{name} has no effect: no stage is of the group {group}"
+        elif all(any(text.startswith(f"{name}=") for text in overrides) for overrides in stages):
+            yield f"{name} has no effect: every stage of this group sets its own"

@@ -1,13 +1,15 @@
-"""The front door: flags -> config -> one job.
+"""The command line: reads the flags, builds the config page, and runs the one method or job that it names.
 
     python -m rlhf_jax.main --config=configs/ppo.py --workdir=runs/ppo --config.kl_coef=0.02
+    python -m rlhf_jax.main --config=configs/ppo.py --help      # the fields of this page, and what they mean
 
-Kept short on purpose: what a job does lives in `rlhf_jax/jobs`, and can be called without any flags.
+Kept short on purpose: what a method or job does lives in `rlhf_jax/methods` and `rlhf_jax/jobs`, and can be called
+without any flags.
 """
 
 from __future__ import annotations
 
-import importlib
+import shlex
 import sys
 import traceback
 from typing import NoReturn
@@ -15,27 +17,14 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax import idle, quiet, ranges
+from rlhf_jax import idle, quiet
 from rlhf_jax.allocator import restart_with_huge_pages
-from rlhf_jax.errors import UserError
-from rlhf_jax.machine import problem_of_machine
-from rlhf_jax.settings import changed, check_fields, check_overrides, explain, is_own
+from rlhf_jax.errors import StoppedError, UserError, problem_of_machine
+from rlhf_jax.programs import check_page, program
+from rlhf_jax.settings.overrides import check_overrides, explain, is_own, named_page
+from rlhf_jax.settings.page_help import page_help
 
-JOBS = (
-    "inspect_data",
-    "sft",
-    "reward_model",
-    "dpo",
-    "ppo",
-    "generate",
-    "score",
-    "annotate",
-    "evaluate",
-    "measure",
-    "weight_diff",
-    "farm",
-)
-
+INTERRUPTED = 130  # The exit status shells give to a program that Ctrl-C ended.
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The page of settings: configs/NAME.py or configs/NAME.py:VARIANT."
 )
@@ -45,24 +34,22 @@ WORKDIR = flags.DEFINE_string(
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parser, with errors that name the config field and the closest match."""
+    """Parses and checks the command line; errors name the config field and the closest match."""
     try:
-        if not {"--help", "--helpfull", "--helpshort"} & set(argv):
+        helped = {"--help", "--helpfull", "--helpshort"} & set(argv)
+        # absl's own help knows --config, and nothing of the page behind it.
+        if helped and named_page(argv):
+            print(page_help(named_page(argv)))
+            sys.exit(0)
+        if not helped:
             check_overrides(argv)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
         if not (WORKDIR.value or "").strip():
             raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
-        page, given = CONFIG.value, idle.given(argv)
-        if page.job not in JOBS:
-            raise UserError(f"job: {page.job!r}; use one of {', '.join(JOBS)}")
-        if is_own(argv):
-            check_fields(page)
-            given |= changed(page)
-        ranges.check(page.to_dict())
-        for line in idle.notices(page, given):
-            print(f"notice: {line}", flush=True)
+        # From here on the checks speak of the whole page, after all overrides.
+        check_page(CONFIG.value, idle.given(argv), own=is_own(named_page(argv)))
         return rest
     except UserError as error:
         fail(str(error))
@@ -73,12 +60,13 @@ def parse_flags(argv: list[str]) -> list[str]:
 def fail(message: str) -> NoReturn:
     """Prints the one line a user needs and leaves with status 2."""
     print(f"error: {message}", file=sys.stderr, flush=True)
-    leave(2, message)
+    leave_program(2, message)
 
 
-def leave(status: int, reason: str) -> NoReturn:
+def leave_program(status: int, reason: str) -> NoReturn:
     """Ends this process, and soon the others of a run of several: none waits for one that has failed."""
-    if "jax" not in sys.modules:  # Jobs that need no jax do not load it here either.
+    # Jobs that need no jax do not load it here either.
+    if "jax" not in sys.modules:
         sys.exit(status)
     from rlhf_jax.parallel import startup
 
@@ -86,26 +74,34 @@ def leave(status: int, reason: str) -> NoReturn:
 
 
 def main(_: list[str]) -> None:
+    # Orbax logs each part of every save at INFO, which would bury a job's own lines.
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
     try:
-        importlib.import_module(f"rlhf_jax.jobs.{config.job}").run(config, WORKDIR.value)
+        program(config.job).run(config, WORKDIR.value)
     except UserError as error:
         fail(str(error))
+    except StoppedError as stopped:
+        command = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
+        print(f"\nstopped: {stopped}; this goes on from there:\n  {command}", flush=True)
+        sys.exit(INTERRUPTED)
     except (Exception, KeyboardInterrupt) as error:
+        # A full disk or a missing right is no bug, so it is a line and not a traceback.
         problem = problem_of_machine(error)
         if problem is not None:
             fail(problem)
         traceback.print_exc()
-        leave(1, f"{type(error).__name__}: {error}")
+        leave_program(1, f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
+    # Before absl and jax do anything: exec starts the program from the beginning.
     restart_with_huge_pages("rlhf_jax.main")
     quiet.leave_out_what_is_raised_too()
     try:
         app.run(main, flags_parser=parse_flags)
     except SystemExit as left:
+        # After a failure nothing may be printed behind its one line; a success ends in the ordinary way.
         if left.code:
             quiet.end(left.code)
         raise

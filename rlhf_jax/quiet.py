@@ -1,4 +1,4 @@
-"""A failed run says why in one line: what libraries say of the same failure, or on their way out, is left out."""
+"""Keeps libraries quiet about a failure that the run itself reports in one line."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import warnings
 from typing import Any, NoReturn
 
 _LOGGERS = ("absl", "asyncio")
-_CLOSED = "Event loop is closed"  # Said by writes of TensorStore that end after the one that failed.
+# Said by writes of TensorStore that end after the one that failed.
+_CLOSED = "Event loop is closed"
 
 
 def leave_out_what_is_raised_too() -> None:
-    """Orbax logs every failure of a save, with several tracebacks, before it raises it where the job tells of it."""
+    """Leaves out what libraries log, warn or print of a failure that is raised, too.
+
+    Orbax, for one, logs a failed save with several tracebacks before it raises the error that the job reports.
+    """
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
     # A disk that is full holds no compiled programs either: the next start compiles again.
@@ -28,13 +32,14 @@ def leave_out_what_is_raised_too() -> None:
 
 
 def end(status: int) -> NoReturn:
-    """Ends the process at once: no thread that still works can speak after the last line."""
+    """Ends the process at once, so that no thread that is still working can print behind the last line."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
+    # A traceback through Orbax's files is that of a failed save; all else may be something new.
     if not record.exc_info or record.exc_info[2] is None:
         return True
     trace, files = record.exc_info[2], []

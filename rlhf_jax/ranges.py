@@ -1,19 +1,90 @@
-"""What every field of every config page may be: one row a field, checked before anything else is done.
+"""The allowed values of every field of every config page, one row per field, checked before anything else is done.
 
-A new field needs a row in `RANGES`. A row's name is the end of a field's dotted name, in front of which the job may
-stand: `temperature` is that of any job, `rollout.temperature` that of a rollout, `ppo.epochs` that of one job. The
-longest that fits decides.
+A new field needs a row in `RANGES`. A row's name is the end of a field's dotted name, with or without the job in front:
+`temperature` is that of any job, `rollout.temperature` that of a rollout, `ppo.epochs` that of one job. The longest
+name that fits decides.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.range_kinds import Range, is_text, number, one_of, some_of, whole
+
+# The kinds of ranges that a field of a config page can have.
+
+_LARGEST = 2**31 - 1  # Counts are 32-bit integers on the devices.
+
+
+class Range(NamedTuple):
+    """fits(value): whether a value is allowed. says: what is, to be read after "use". words: the words it may be."""
+
+    fits: Callable[[Any], bool]
+    says: str
+    words: tuple[str, ...] = ()
+
+
+def whole(least: int, most: int = _LARGEST, says: str = "") -> Range:
+    """The range of whole numbers from `least` to `most`."""
+    limits = f"of at least {least}" if most == _LARGEST else f"from {least} to {most}"
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+    return Range(fits, says or f"a whole number {limits}")
+
+
+def number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    says: str = "",
+) -> Range:
+    """A range of finite numbers; above, below: whether `least` or `most` itself is left out."""
+    limits = [f"{'above' if above else 'of at least'} {least:g}"] if least > -math.inf else []
+    limits += [f"{'below' if below else 'at most'} {most:g}"] if most < math.inf else []
+
+    def fits(value: Any) -> bool:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not abs(value) <= sys.float_info.max
+        ):
+            return False
+        return (least < value if above else least <= value) and (value < most if below else value <= most)
+
+    return Range(fits, says or f"a {'' if most < math.inf else 'finite '}number {' and '.join(limits)}")
+
+
+def one_of(*names: str, or_none: bool = False) -> Range:
+    """A choice of one of these words; or_none: or of none, as an empty text."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, str) and (value in names or (or_none and not value))
+
+    return Range(fits, f"one of {', '.join(names)}{', or nothing' if or_none else ''}", names)
+
+
+def some_of(*names: str, all_named: str = "") -> Range:
+    """A choice of several words: a tuple, or text with commas between them; all_named: the word for all of them."""
+
+    def fits(value: Any) -> bool:
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        return isinstance(words, tuple | list) and (set(words) <= set(names) or words == [all_named])
+
+    return Range(fits, f"{all_named + ', or ' if all_named else ''}some of {','.join(names)}", names)
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
 
 TEXT = Range(is_text, "text in UTF-8")  # A name, a title, or a path.
 FLAG = Range(lambda value: isinstance(value, bool), "true or false")
@@ -32,6 +103,11 @@ TEMPERATURE = Range(
     lambda value: number(1e-6, 100).fits(value) or (number(0, 0).fits(value)),
     "0 for greedy, or a number of at least 1e-06 and at most 100",
 )
+
+
+def _is_stages(value: Any) -> bool:
+    found = isinstance(value, tuple | list) and all(isinstance(stage, tuple | list) for stage in value)
+    return bool(found and value) and all(len(stage) > 1 and all(map(is_text, stage)) for stage in value)
 
 
 def _is_date(value: Any) -> bool:
@@ -53,22 +129,16 @@ _FORMATS = (
 )
 
 _PAIRS = ("eval/loss", *(f"eval/rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")))
+_ROLLOUTS = (
+    *("rlhf_reward", "scores", "raw_scores", "kl", "entropy", "sampling/logp_difference"),
+    *("completions/mean_length", "completions/ended", "completions/unscored"),
+)
 # What the evaluations of each trainer measure.
 _EVALUATED = {
     "sft": ("eval/loss", "eval/entropy"),
     "reward_model": _PAIRS,
     "dpo": (*_PAIRS, "eval/logps/chosen", "eval/logps/rejected"),
-    "ppo": (
-        "eval/rlhf_reward",
-        "eval/scores",
-        "eval/raw_scores",
-        "eval/kl",
-        "eval/entropy",
-        "eval/completions/mean_length",
-        "eval/completions/ended",
-        "eval/completions/unscored",
-        "eval/sampling/logp_difference",
-    ),
+    "ppo": tuple(f"eval/{name}" for name in _ROLLOUTS),
 }
 # Schedules that fall to nothing at the end of the run, so that its length is part of them.
 FALLING = ("linear", "cosine")
@@ -120,9 +190,14 @@ RANGES: dict[str, Range] = {
     "model.tokenizer": TEXT,
     "model.pad_token": TEXT,
     "model.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
-    "world.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
-    "world.rows": whole(0),
-    "world.scale": number(0, 2, above=True),
+    "make_data.vocab_size": whole(
+        259, says="a whole number of at least 259: 256 bytes and three special tokens"
+    ),
+    "make_data.rows": whole(0),
+    "make_data.scale": number(0, 2, above=True),
+    # Studies.
+    "stages": Range(_is_stages, "one or more (NAME, GROUP, 'FIELD=VALUE', ...), all of them text"),
+    "report": TEXT,
     "model.width": COUNT,
     "model.layers": COUNT,
     "model.heads": COUNT,
@@ -161,6 +236,9 @@ RANGES: dict[str, Range] = {
     "keep_checkpoints": COUNT,
     "keep_best": COUNT,
     **{f"{job}.best_metric": one_of(*names, or_none=True) for job, names in _EVALUATED.items()},
+    "best_metric": Range(
+        lambda value: is_text(value) and value[:5] in ("", "eval/"), "a name as eval/loss, or nothing"
+    ),
     "best_mode": one_of("min", "max"),
     "tensorboard": FLAG,
     "wandb_project": TEXT,
@@ -257,17 +335,22 @@ RANGES: dict[str, Range] = {
 }
 
 
+def own_rows(job: str, **rows: Range) -> None:
+    """Adds rows for settings that one method alone has. Its file calls this, once, where it is imported."""
+    RANGES.update({f"{job}.{name}": row for name, row in rows.items()})
+
+
 def range_of(job: str, field: str) -> Range | None:
-    """The row of a field of a job's page; None when it has none."""
+    """Finds the range of a field of a job's page; None when there is no row for it."""
     parts = [job, *field.split(".")]
     names = (".".join(parts[i:]) for i in range(len(parts)))
     return next((RANGES[name] for name in names if name in RANGES), None)
 
 
-def check(page: Mapping[str, Any], prefix: str = "") -> None:
+def check_ranges(page: Mapping[str, Any], prefix: str = "") -> None:
     """Raises UserError for the first field that cannot be right, as it is written on the page.
 
-    page: nested, as `ConfigDict.to_dict` gives it. A group with a job of its own (a stage of the farm) is a page.
+    page: nested, as `ConfigDict.to_dict` gives it. A group with a job of its own (of a study's stage) is a page.
     """
     stages = {}
     for field, value in _fields(page):
@@ -282,7 +365,14 @@ def check(page: Mapping[str, Any], prefix: str = "") -> None:
     if "optimizer" in page and "steps" in page:
         check_warmup(page["optimizer"], page["steps"], prefix)
     for name, stage in stages.items():
-        check(stage, f"{prefix}{name}.")
+        check_ranges(stage, f"{prefix}{name}.")
+
+
+def value_at(page: Mapping[str, Any], name: str) -> Any:
+    """The value of a field by its dotted name."""
+    for part in name.split("."):
+        page = page[part]
+    return page
 
 
 def check_warmup(optimizer: Mapping[str, Any], steps: int, prefix: str = "") -> None:

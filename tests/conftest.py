@@ -33,7 +33,9 @@ from jaxtyping import install_import_hook
 
 CHECKED = ["objectives", "models", "sampling", "rollout", "training", "parallel"]
 # Of data/ those modules that hold arrays; the others look at every field of every record, thousands of calls a run.
-CHECKED += [f"data.{name}" for name in ("batches", "chat", "packing", "scored_text", "tokenization")]
+CHECKED += [
+    f"data.{name}" for name in ("batches", "chat.chat_encoding", "tokens.scored_text", "tokenization")
+]
 _hook = install_import_hook([f"rlhf_jax.{room}" for room in CHECKED], "beartype.beartype")
 _hook.__enter__()
 

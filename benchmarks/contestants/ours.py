@@ -12,22 +12,22 @@ from session import Job, Session
 from setting import GREEDY, PAD, TRAINING
 
 from rlhf_jax.data.batches import bucket
-from rlhf_jax.data.scored_text import EOS, Closing
-from rlhf_jax.jobs import losses
-from rlhf_jax.models import huggingface
+from rlhf_jax.data.tokens.scored_text import EOS, Closing
+from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
-from rlhf_jax.models.model import Model
-from rlhf_jax.parallel.arrays import to_global
-from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.rollout.experience import Models, Settings, make_experience, read_rollout
-from rlhf_jax.rollout.generator import DecodeGenerator
-from rlhf_jax.rollout.rewards import RewardModel, TokenRewards
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.model import Model, RewardModel
+from rlhf_jax.models.response_pairs import pair_logprobs
+from rlhf_jax.parallel.mesh import make_mesh, to_global
+from rlhf_jax.rollout.experience import Models, RolloutSettings, make_experience, read_rollout
+from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
-from rlhf_jax.training.optimizer import make_optimizer, partitioned
-from rlhf_jax.training.state import create
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.loop.state import create
+from rlhf_jax.training.loop.step import LossFn, make_train_step
+from rlhf_jax.training.optimizers.optimizer import make_optimizer, partitioned
 
 CHUNK = 128
 NO_EOS = -1  # Nothing ends a row early.
@@ -45,11 +45,11 @@ def _offline(job: Job, session: Session, mesh: Any) -> None:
     reference = params
     if job.task == "dpo":  # The train step donates its parameters; the reference must outlive it.
         params = jax.tree.map(lambda x: x.copy(), params)
-        reference_logprobs = jax.jit(losses.pair_logprobs(config, R, CHUNK))
+        reference_logprobs = jax.jit(pair_logprobs(config, R, CHUNK))
     loss_fn = {
-        "sft": lambda: losses.sft(config, R, CHUNK),
-        "reward_model": lambda: losses.reward_model(config),
-        "dpo": lambda: losses.dpo_loss(config, R, CHUNK, beta=TRAINING.dpo_beta, label_smoothing=0.0),
+        "sft": lambda: sft.sft_loss_fn(config, R, CHUNK),
+        "reward_model": lambda: reward_model.reward_model_loss_fn(config),
+        "dpo": lambda: dpo.dpo_loss_fn(config, R, CHUNK, beta=TRAINING.dpo_beta, label_smoothing=0.0),
     }[job.task]()
     step = make_train_step(loss_fn, _optimizer(job.repetitions))
     state = create(params, _optimizer(job.repetitions), 0)
@@ -90,7 +90,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
     R = job.size.response
     params = jax.tree.map(lambda x: x.copy(), {"policy": reference, "value": value_from_reward(reward)})
     tx = partitioned({name: _optimizer(job.repetitions) for name in params})
-    loss_fn = losses.ppo(
+    loss_fn = ppo.ppo_loss_fn(
         config,
         config,
         clip=TRAINING.clip,
@@ -99,7 +99,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         temperature=1.0,
         chunk=CHUNK,
     )
-    settings = Settings(
+    settings = RolloutSettings(
         temperature=1.0,
         kl_estimator="k1",
         missing_eos_penalty=0.0,
@@ -137,7 +137,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
     session.turn()
 
 
-def _check(loss_fn: losses.LossFn, params: dict[str, Params], experience: Any) -> dict[str, Any]:
+def _check(loss_fn: LossFn, params: dict[str, Params], experience: Any) -> dict[str, Any]:
     """Loss and gradient norm of the first update on given responses."""
 
     def mean_loss(params: dict[str, Params]) -> Any:
@@ -160,7 +160,7 @@ def _given(job: Job, count: int) -> Generation:
 
 
 def _load(folder: str, mesh: Any) -> tuple[ModelConfig, Params]:
-    found, params = huggingface.load(folder, mesh)
+    found, params = import_folder.load(folder, mesh)
     return found.config, params
 
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlhf_jax.data.tables import read_table
+from rlhf_jax.data.files.tables import read_table
 from rlhf_jax.errors import UserError
 
 WEIGHTED, ORDERED, RANKING = "weighted", "ordered", "ranking"

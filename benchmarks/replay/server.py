@@ -12,7 +12,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from replay.recorded import Recorded, answer_of
-from rlhf_jax.annotation.prompts import sendable, unescape
+from rlhf_jax.annotation.judges.prompts import sendable, unescape
 
 _INSTRUCTION = re.compile(r"<(instruction)>\n(.*)\n</instruction>", re.DOTALL)
 _OUTPUTS = re.compile(r"<output_(\w+)>\n(.*?)\n</output_\1>", re.DOTALL)  # the one shown first, the other

@@ -1,21 +1,24 @@
-"""The LLM layer: judges, clients, cache, parsing, pools, noise, labels.parquet. Never imports jax."""
+"""LLM annotation: judges label pairs, ratings, rankings and completions, and the labels are kept in files.
 
-from rlhf_jax.annotation.asking import Options
-from rlhf_jax.annotation.cancel import cancel_batches
-from rlhf_jax.annotation.completions import annotate_completions, model_outputs
-from rlhf_jax.annotation.expansion import pairs_of, scored_of
+Nothing here imports jax, so that labelling works on a machine without the training stack (a test checks it).
+"""
+
+from rlhf_jax.annotation.batches.cancel import cancel_batches
+from rlhf_jax.annotation.batches.shards import BatchPolicy
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.rates import PerMinute
+from rlhf_jax.annotation.calls.retries import RetryPolicy
 from rlhf_jax.annotation.formats import read_feedback, write_feedback
-from rlhf_jax.annotation.head2head import annotate_head2head, join_outputs
-from rlhf_jax.annotation.labels import read_labels, status_counts, write_labels
-from rlhf_jax.annotation.limits import Limits
-from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
-from rlhf_jax.annotation.rankings import annotate_rankings
-from rlhf_jax.annotation.rates import PerMinute
-from rlhf_jax.annotation.ratings import annotate_ratings
-from rlhf_jax.annotation.retries import RetryPolicy
-from rlhf_jax.annotation.samples import annotate_samples, pair_samples
-from rlhf_jax.annotation.shards import BatchPolicy
-from rlhf_jax.annotation.specs import JudgeSpec, PoolSpec, load_judge, load_pool
+from rlhf_jax.annotation.judges.specs import JudgeSpec, PoolSpec, load_judge, load_pool
+from rlhf_jax.annotation.kinds.asking import Options
+from rlhf_jax.annotation.kinds.completions import annotate_completions, model_outputs
+from rlhf_jax.annotation.kinds.head2head import annotate_head2head, join_outputs
+from rlhf_jax.annotation.kinds.pairs import Annotations, annotate_pairs
+from rlhf_jax.annotation.kinds.rankings import annotate_rankings
+from rlhf_jax.annotation.kinds.ratings import annotate_ratings
+from rlhf_jax.annotation.kinds.samples import annotate_samples, pair_samples
+from rlhf_jax.annotation.labels.expansion import pairs_of, scored_of
+from rlhf_jax.annotation.labels.labels_file import read_labels, status_counts, write_labels
 
 __all__ = [
     "Annotations",

@@ -1,4 +1,4 @@
-"""What a look at training data shows: token rows with what is trained marked, and how long rows are, as text."""
+"""Shows training data as text: rows of tokens in which what is trained is marked, and how long rows are."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -14,7 +14,7 @@ _BAR = 40  # Characters of the longest bar.
 def marked(
     ids: Integer[np.ndarray, "T"], trained: Bool[np.ndarray, "T"], tokenizer: Any, marks: tuple[str, str]
 ) -> str:
-    """The text of a row, special tokens included, with marks around every stretch of trained tokens."""
+    """Returns the text of a row, special tokens included, with marks around every stretch of trained tokens."""
     borders = [0, *(np.flatnonzero(trained[1:] != trained[:-1]) + 1).tolist(), len(ids)]
     # Each stretch is what it adds to the text before it: alone it could lose its first space.
     texts = [_text(ids[:stop], tokenizer) for stop in borders]
@@ -26,19 +26,20 @@ def marked(
 
 
 def histogram(lengths: Integer[np.ndarray, "n"], bins: int) -> list[str]:
-    """At most `bins` lines "  16-23 |######  120": how many rows have so many tokens."""
+    """Draws at most `bins` lines "  16-23 |######  120": how many rows have so many tokens."""
     step = max(1, -(-(int(lengths.max()) + 1) // bins))
     counts = np.bincount(lengths // step)
     digits = len(str(len(counts) * step))
     lines = []
     for i, count in enumerate(counts.tolist()):
+        # Rounded up, so that a single row among thousands still shows.
         bar = "#" * (-(-count * _BAR // int(counts.max())))
         label = f"{i * step:>{digits}}-{(i + 1) * step - 1:<{digits}}" if step > 1 else f"{i:>{digits}}"
         lines.append(f"  {label} |{bar}{' ' if bar else ''}{count}")
     return lines
 
 
-def summary(lengths: Integer[np.ndarray, "n"]) -> str:
+def inspection_summary(lengths: Integer[np.ndarray, "n"]) -> str:
     """Mean and some quantiles in one line."""
     names = {"median": 50, "90 %": 90, "95 %": 95, "99 %": 99, "longest": 100}
     # Of the upper kind: a limit of so many tokens holds that share of the rows.

@@ -1,14 +1,47 @@
 """Prompt templates: an instruction record -> the text a model is asked to continue.
 
-The template `chat` is not here: it is the tokenizer's own, see `chat`.
+The template `chat` is not here: it is the tokenizer's own, see `chat.chat_templates`.
 """
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
+from rlhf_jax.data.records.messages import is_transcript
 from rlhf_jax.errors import UserError
+
+# The settings of a page's `data` that say what is done with rows that can be treated in more than one way.
+
+
+@dataclass(frozen=True)
+class Handling:
+    """How rows are encoded where there is a choice.
+
+    Attributes:
+    not_ended: responses that their sampler cut, as their records say: keep (without an end token) or drop.
+    too_long: rows of more than max_length tokens: drop, cut_response or cut_prompt (at its left).
+    thoughts: of a reasoning model: keep, drop, or those of the last turn alone (last).
+    generation_prompt: where the chat template begins a response otherwise in training text than where it is
+        sampled: template (as it says), training (prompts end as in training text) or sampling (training text
+        begins as sampling does; the last turn alone is trained).
+    chat_template: which of a tokenizer's named templates; "" for its default.
+    date: what templates that ask for the date are told, as 2026-11-29; "" for today.
+    """
+
+    not_ended: str = "keep"
+    too_long: str = ""
+    thoughts: str = "keep"
+    generation_prompt: str = "template"
+    chat_template: str = ""
+    date: str = ""
+
+
+def handling_of(data: Any) -> Handling:
+    """Reads the settings from a page's `data` group; what it does not have stays at its default."""
+    return Handling(**{field.name: data[field.name] for field in fields(Handling) if field.name in data})
+
 
 # Each template is a pair: the text for rows without an input, and for rows with one.
 TEMPLATES: dict[str, tuple[str, str]] = {
@@ -36,7 +69,7 @@ _FIELD = re.compile(r"\{(instruction|input)\}")
 
 
 def render(row: Mapping[str, Any], template_name: str) -> str:
-    """The prompt text of a row.
+    """Renders the prompt text of a row.
 
     A row with a `prompt` string is that string, unchanged. Otherwise `instruction` and, when it is neither
     missing nor empty, `input` go into the template. Braces and placeholders in the data stay as they are.
@@ -46,7 +79,9 @@ def render(row: Mapping[str, Any], template_name: str) -> str:
     if isinstance(row.get("prompt"), str):
         return row["prompt"]
     template = with_input if row.get("input") else without_input
-    return _FIELD.sub(lambda match: row[match.group(1)], template)  # one pass: inserted text is not searched
+    # One pass, and no str.format: "{input}" or other braces
+    # within an instruction are text and stay as they are.
+    return _FIELD.sub(lambda match: row[match.group(1)], template)
 
 
 def _template(name: str) -> tuple[str, str]:
@@ -61,3 +96,60 @@ def _template(name: str) -> tuple[str, str]:
     raise UserError(
         f"template: {name!r} is unknown; {hint}use one of {', '.join(sorted([*TEMPLATES, 'chat']))}"
     )
+
+
+# Finds texts that already hold what a template writes, which would be wrapped in a template a second time.
+
+# What templates write into a prompt as plain text, at the beginning of a paragraph.
+_HEADS = re.compile(
+    r"(?:^|\n\n)(### (?:Instruction|Response|Input|Human|Assistant|User|System):|(?:Human|Assistant|USER|ASSISTANT):)"
+)
+# What they write as tokens of their own; in a text these are only characters.
+_TOKENS = re.compile(
+    r"<\|(?:im_start|im_end|user|assistant|system|end|eot_id|begin_of_text|start_header_id|end_header_id"
+    r"|endoftext|end_of_turn|start_of_role|end_of_role)\|>"
+    r"|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|<｜(?:User|Assistant)｜>|</s>"
+)
+TRANSCRIPT = "several turns are written as a Human/Assistant transcript, and not as data.template=chat would"
+
+
+def mark_note(record: Mapping[str, Any], chat: bool) -> str | None:
+    """Returns a remark on a record whose texts already hold a template's text, None where there is nothing to say.
+
+    chat: whether the tokenizer's own template writes the prompt. Also said: that a conversation is written as a
+    transcript, because other templates know a single turn alone.
+    """
+    # A remark and not a refusal, since a text may speak about
+    # templates. Tokens come first: they are the surer sign.
+    for where, text in _texts(record):
+        if found := _TOKENS.search(text):
+            return (
+                f"{where} already holds a template's {found[0]!r}, which is read as plain text and not as a "
+                "token; give messages without it and set data.template=chat"
+            )
+    for where, text in _texts(record):
+        # A response may well contain headings, and an hh-rlhf
+        # transcript is known as such and taken apart into its turns.
+        if where in ("output", "chosen", "rejected") or is_transcript(text):
+            continue
+        if found := _HEADS.search(text):
+            how = _what_happens(where, chat)
+            return f"{where} already holds a template's text ({found[1]!r}); {how}"
+    return TRANSCRIPT if not chat and len(record.get("messages") or ()) > 1 else None
+
+
+def _texts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The texts as the file has them, with their places."""
+    if messages := record.get("messages"):
+        yield from (("message", message["content"]) for message in messages)
+    else:
+        yield from ((name, record[name]) for name in ("prompt", "instruction") if record.get(name))
+    yield from ((name, record[name]) for name in ("output", "chosen", "rejected") if record.get(name))
+
+
+def _what_happens(where: str, chat: bool) -> str:
+    if chat:
+        return "data.template=chat writes another around it; give the texts without it"
+    if where == "prompt":
+        return "it is used as it is, without data.template"
+    return "data.template writes another around it; name the column prompt to use it as it is"

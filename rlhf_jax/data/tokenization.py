@@ -1,95 +1,52 @@
-"""Text to token ids: the encoding of demonstrations, pairs and prompts.
+"""Encodes demonstrations, pairs and prompts as token ids.
 
 Prompt and response are tokenised apart and joined: [BOS] prompt | response EOS. So the prompt's ids are the
 same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
 tokens are added here by id, exactly once; text that merely looks like one ("</s>") is encoded as plain text.
 A response that its record says did not end (its sampler ran out of tokens) gets no end token.
 
-With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see `chat`).
+With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see
+`chat.chat_encoding`). Reading files is not done here, see `records`; nor is padding, see `batches`.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int32, Int64, Integer
+from jaxtyping import Int32, Int64, Integer
 
-from rlhf_jax.data.chat import CHAT, Encoded, encode_chat_prompts, encode_chats, prompts_differ
-from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.limits import CUT_PROMPT, CUT_RESPONSE, DROP, cut_left, fitted
-from rlhf_jax.data.messages import messages_of
-from rlhf_jax.data.records import describe
-from rlhf_jax.data.templates import render
-from rlhf_jax.data.tokenizer_calls import tokenized
-from rlhf_jax.data.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
-from rlhf_jax.data.turns import PROMPTS_DIFFER
+from rlhf_jax.data.batches import Pairs, Prompts, Sequences, flattened
+from rlhf_jax.data.chat.chat_encoding import (
+    CHAT,
+    Encoded,
+    encode_chat_prompts,
+    encode_chats,
+    prompts_differ,
+)
+from rlhf_jax.data.chat.turns import PROMPTS_DIFFER
+from rlhf_jax.data.records.messages import messages_of
+from rlhf_jax.data.records.records import counts_text
+from rlhf_jax.data.templates import Handling, render
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
+from rlhf_jax.data.tokens.tokenizer_files import tokenized
 from rlhf_jax.errors import UserError
 
-NO_LIMIT = 2**31 - 1  # As max_length: nothing is cut or dropped for its length.
+# As max_length: nothing is cut or dropped for its length.
+NO_LIMIT = 2**31 - 1
 Row = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
 _DEFAULTS = Handling()
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """n ragged prompts: prompt i is tokens[offsets[i]:offsets[i+1]], so there are n + 1 offsets."""
-
-    tokens: Int32[np.ndarray, "N"]
-    offsets: Int64[np.ndarray, "M"]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, i: int | np.integer) -> Int32[np.ndarray, "T"]:
-        return self.tokens[self.offsets[i] : self.offsets[i + 1]]
-
-    @property
-    def lengths(self) -> Int32[np.ndarray, "n"]:
-        """Tokens in each."""
-        return np.diff(self.offsets).astype(np.int32)
-
-
-@dataclass(frozen=True)
-class Sequences(Prompts):
-    """Ragged prompt + response sequences; the first prompt_lengths[i] tokens of sequence i are its prompt.
-
-    trained: which tokens are, where those after the prompt are not all trained (conversations of several turns,
-        whose prompt ends where the assistant's first turn begins); None: all after the prompt.
-    """
-
-    prompt_lengths: Int32[np.ndarray, "n"]
-    trained: Bool[np.ndarray, "N"] | None = None
-
-    def select(self, rows: Int64[np.ndarray, "k"]) -> "Sequences":
-        """These rows alone, in this order."""
-        tokens, offsets = _flatten([self[i] for i in rows])
-        trained = self.trained
-        if trained is not None:
-            trained = np.concatenate([trained[self.offsets[i] : self.offsets[i + 1]] for i in rows])
-        return Sequences(tokens, offsets, self.prompt_lengths[rows], trained)
-
-
-class Pairs(NamedTuple):
-    """Preference pairs: row i of both are answers to the same prompt."""
-
-    chosen: Sequences
-    rejected: Sequences
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-
 def encode_sft(
     rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Sequences, Counter[str]]:
-    """Rows with `output` -> [BOS] prompt, response, EOS of at most `max_length` tokens each, and counts.
+    """Encodes demonstrations, rows with `output`, as [BOS] prompt response EOS of at most `max_length` tokens each.
 
     A prompt that leaves no room for a response is dropped. A response that is too long is cut, unless
     `how.too_long` says otherwise, and then has no EOS: the model must not learn to stop in mid-sentence; nor has
-    one whose row says `ended` False. All are counted in the second result.
+    one whose row says `ended` False. All are counted by reason in the second result.
     With the template `chat` every turn of the assistant is trained, and a row is dropped when no trained token
     is left within `max_length`. Raises UserError when no row is left.
     """
@@ -99,7 +56,7 @@ def encode_sft(
 def encode_answers(
     rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Sequences, Counter[str], Int64[np.ndarray, "n"]]:
-    """As `encode_sft`, with the indices of the rows that are kept."""
+    """Encodes as `encode_sft` does, and also returns the indices of the rows that are kept."""
     counts: Counter[str] = Counter()
     ended = [_ended(row) for row in rows]
     if template == CHAT:
@@ -114,6 +71,7 @@ def encode_answers(
         ]
     kept, indices = [], []
     for i, (one, whole) in enumerate(zip(found, ended, strict=True)):
+        # Asked first, so that a row that is not wanted anyway is not counted as too long as well.
         if not _wanted(whole, counts, how):
             continue
         one = (
@@ -127,14 +85,15 @@ def encode_answers(
         indices.append(i)
     _check_some(kept, rows, counts, "max_length", max_length)
     lengths = np.array([_first(one) for one in kept], np.int32)
+    # Where all tokens after the prompts are trained, the prompt lengths say it all; no mask is carried.
     several = any(not one.trained[n:].all() for one, n in zip(kept, lengths, strict=True))
     trained = np.concatenate([one.trained for one in kept]) if several else None
-    sequences = Sequences(*_flatten([one.ids for one in kept]), lengths, trained)
+    sequences = Sequences(*flattened([one.ids for one in kept]), lengths, trained)
     return sequences, counts, np.array(indices, np.int64)
 
 
 def _first(found: Encoded) -> int:
-    """Tokens before the first trained one."""
+    """The number of tokens before the first trained one; all of them where none is trained."""
     return int(found.trained.argmax()) if found.trained.any() else len(found.ids)
 
 
@@ -145,8 +104,8 @@ def _within(found: Encoded, max_length: int, too_long: str, tokenizer: Any) -> E
     if isinstance(fit, str):
         return fit
     said, mask = found.ids[n:][: fit.room], found.trained[n:][: fit.room]
+    # Behind the last trained token the cut may have left a turn of the user, which would teach nothing.
     last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
-    # A turn of the user that the cut left at the end would teach nothing.
     ids = np.concatenate([fit.prompt, said[:last]]).astype(np.int32)
     trained = np.concatenate([np.zeros(len(fit.prompt), bool), mask[:last]])
     return Encoded(ids, trained, (*found.notes, *fit.notes))
@@ -155,7 +114,7 @@ def _within(found: Encoded, max_length: int, too_long: str, tokenizer: Any) -> E
 def encode_pairs(
     rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Pairs, Counter[str]]:
-    """Rows with `chosen` and `rejected` -> two aligned Sequences, both ending with EOS if the response ended.
+    """Encodes pairs, rows with `chosen` and `rejected`, as two aligned Sequences; a response that ended has EOS.
 
     A pair is dropped when either side is longer than `max_length`: cutting would compare unequal things, as
     would keeping one side. `how.too_long` may say to cut both sides all the same, as the papers do. Pairs that
@@ -173,7 +132,9 @@ def encode_pairs(
         if isinstance(chosen, str) or isinstance(rejected, str):
             counts[chosen if isinstance(chosen, str) else rejected] += 1
             continue
-        # A token may join a chat's prompt and its response, so the prompts of the sides may differ.
+        # Both prompts are fitted to the longer response, as in the original DPO
+        # code, so that both lose the same tokens. They are two prompts, since a
+        # token may join a chat's prompt and the beginning of its response.
         longest = max(len(response) for _, response in (chosen, rejected))
         fits = [
             fitted(p, longest, max_length, how.too_long or DROP, tokenizer) for p, _ in (chosen, rejected)
@@ -181,10 +142,13 @@ def encode_pairs(
         wrong = next((fit for fit in fits if isinstance(fit, str)), None)
         if wrong is None:
             pair = [(fit.prompt, x[: fit.room]) for fit, (_, x) in zip(fits, (chosen, rejected), strict=True)]
+            # Texts may differ in what the tokenizer normalises or
+            # cuts off; a pair of equal tokens has no gradient.
             wrong = "identical tokens" if np.array_equal(pair[0][1], pair[1][1]) else None
         if wrong is not None:
             counts[wrong] += 1
             continue
+        # A set: what happened to both sides is counted once for the pair.
         counts.update({note for fit in fits for note in fit.notes})
         kept.append(pair)
     _check_some(kept, rows, counts, "max_length", max_length)
@@ -194,7 +158,7 @@ def encode_pairs(
 def encode_prompts(
     rows: Sequence[Row], tokenizer: Any, template: str, max_prompt_length: int, how: Handling = _DEFAULTS
 ) -> tuple[Prompts, Counter[str], Int64[np.ndarray, "n"]]:
-    """Rows -> prompts of at most `max_prompt_length` tokens, the counted drops, and the indices of kept rows.
+    """Encodes prompts of at most `max_prompt_length` tokens: (prompts, counted drops, indices of the kept rows).
 
     Longer prompts are dropped, as cutting removes the template's head; with `how.too_long` cut_prompt they lose
     their beginning. Raises UserError when none is left.
@@ -207,6 +171,7 @@ def encode_prompts(
         prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
         notes = [()] * len(rows)
     kept, counts = [], Counter()
+    # This is a property of the template, so it is found once and counted for every row.
     differ = template == CHAT and prompts_differ(tokenizer, how)
     for i, prompt in enumerate(prompts):
         if isinstance(prompt, str):
@@ -222,26 +187,29 @@ def encode_prompts(
     if differ and kept:
         counts[PROMPTS_DIFFER] = len(kept)
     _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length)
-    return Prompts(*_flatten([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
+    return Prompts(*flattened([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
 
 
 def encode_prompt_texts(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "P"]]:
-    """Rendered prompts -> ids, with one BOS in front when the tokenizer has one. Of all templates but `chat`.
+    """Encodes rendered prompts, with one BOS in front when the tokenizer has one; for all templates but `chat`.
 
-    Equal texts share one array.
+    Equal texts share one array, so callers must not write into them.
     """
     bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
     return _encode(texts, tokenizer, before=bos)
 
 
 def decode(tokenizer: Any, ids: Sequence[int] | Integer[np.ndarray, "R"]) -> str:
-    """The text of response ids, special tokens left out. Cut pads off by length before."""
+    """Decodes the ids of a response, special tokens left out. Padding has to be cut off by length before."""
+    # The Rust tokenizers want Python's integers. Without
+    # clean_up_tokenization_spaces=False transformers removes spaces before punctuation
+    # for some tokenizers, and the text would encode to other tokens than were sampled.
     ids = [int(i) for i in ids]
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _ended(row: Row, side: str = "") -> bool:
-    """Whether the response ended by itself; one of which nothing is said did."""
+    """Whether the response ended by itself, as one does whose row says nothing about it."""
     return row.get(f"{side}_ended" if side else "ended") is not False
 
 
@@ -255,7 +223,7 @@ def _wanted(ended: bool, counts: Counter[str], how: Handling) -> bool:
 
 
 def _sides(rows: Sequence[Row], tokenizer: Any, template: str) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """(prompt, response) of every chosen and of every rejected side."""
+    """Encodes both sides of all pairs: a list of (prompt, response) for chosen and one for rejected."""
     prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
     # In one call: an answer that wins one pair and loses another is encoded once.
     texts = [row[side] for side in SIDES for row in rows]
@@ -273,6 +241,7 @@ def _chat_sides(
     counts: gets what is to be said of the pairs that can, each note once a pair.
     """
 
+    # Only the last turn is marked as trained here, so the first trained token is where the response begins.
     def halves(found: Encoded | str) -> tuple[np.ndarray, np.ndarray] | str:
         return found if isinstance(found, str) else tuple(np.split(found.ids, [found.trained.argmax()]))
 
@@ -295,8 +264,10 @@ def _answered(row: Row, side: str) -> list[dict[str, Any]]:
 def encode_responses(
     texts: Sequence[str], ended: Sequence[bool], tokenizer: Any
 ) -> list[Int32[np.ndarray, "R"]]:
-    """Texts -> ids, with EOS behind those that ended."""
-    found = _encode(texts, tokenizer, after=(tokenizer.eos_token_id,))  # an id of 0 is as good as any
+    """Encodes responses, with EOS behind those that ended."""
+    # All get an EOS first, so that a text is encoded once whether it ended
+    # or not. The id is never tested for truth: in some tokenizers EOS is 0.
+    found = _encode(texts, tokenizer, after=(tokenizer.eos_token_id,))
     return [ids if whole else ids[:-1] for ids, whole in zip(found, ended, strict=True)]
 
 
@@ -312,20 +283,59 @@ def _encode(
 
 def _sequences(kept: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequences:
     prompt_lengths = np.array([len(prompt) for prompt, _ in kept], np.int32)
-    return Sequences(*_flatten([np.concatenate(pair) for pair in kept]), prompt_lengths)
-
-
-def _flatten(rows: Sequence[np.ndarray]) -> tuple[Int32[np.ndarray, "N"], Int64[np.ndarray, "M"]]:
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    return np.concatenate(rows), offsets
+    return Sequences(*flattened([np.concatenate(pair) for pair in kept]), prompt_lengths)
 
 
 def _check_some(kept: Sequence, rows: Sequence, counts: Counter[str], field: str, limit: int) -> None:
     if not kept:
+        # The limit is only worth raising where rows were too long.
         long = [reason for reason in counts if "too long" in reason]
         if not long:
-            raise UserError(f"none of {len(rows)} rows can be used ({describe(counts)})")
+            raise UserError(f"none of {len(rows)} rows can be used ({counts_text(counts)})")
         raise UserError(
-            f"{field}: none of {len(rows)} rows fits {limit} tokens ({describe(counts)}); raise it"
+            f"{field}: none of {len(rows)} rows fits {limit} tokens ({counts_text(counts)}); raise it"
         )
+
+
+# Rows of more tokens than fit: they are left out or cut, and either is counted.
+
+DROP, CUT_RESPONSE, CUT_PROMPT = "drop", "cut_response", "cut_prompt"
+
+
+class Fit(NamedTuple):
+    """A prompt that fits, how many tokens of a response fit behind it, and what was done to either."""
+
+    prompt: Int32[np.ndarray, " P"]
+    room: int
+    notes: tuple[str, ...] = ()
+
+
+def fitted(
+    prompt: Int32[np.ndarray, " P"], response: int, max_length: int, too_long: str, tokenizer: Any
+) -> Fit | str:
+    """Fits a prompt and a response of so many tokens into max_length, or says why the row is left out.
+
+    cut_prompt leaves of the prompt its last tokens, half of max_length (dpo-rlaif's 256 of 512); after that, as
+    cut_response does at once, the response loses what is still too long. A response that is cut has no end token.
+    """
+    if len(prompt) + response <= max_length:
+        return Fit(prompt, max_length - len(prompt))
+    notes: tuple[str, ...] = ()
+    if too_long == CUT_PROMPT and len(prompt) > max(max_length // 2, 1):
+        prompt = cut_left(prompt, max(max_length // 2, 1), tokenizer)
+        notes = ("prompt cut at its beginning (row kept)",)
+    # A prompt that leaves no room for even one token of the response would train nothing.
+    if len(prompt) >= max_length:
+        return "prompt too long"
+    if len(prompt) + response <= max_length:
+        return Fit(prompt, max_length - len(prompt), notes)
+    if too_long == DROP:
+        return "response too long"
+    return Fit(prompt, max_length - len(prompt), (*notes, "response cut (row kept)"))
+
+
+def cut_left(prompt: Int32[np.ndarray, " P"], length: int, tokenizer: Any) -> Int32[np.ndarray, " L"]:
+    """Cuts a prompt to `length` tokens, its last ones and its BOS, which models expect at position 0."""
+    begins = prompt[:1] if len(prompt) and prompt[0] == tokenizer.bos_token_id else prompt[:0]
+    kept = prompt[len(prompt) - max(length - len(begins), 0) :] if length > len(begins) else prompt[:0]
+    return np.concatenate([begins, kept])

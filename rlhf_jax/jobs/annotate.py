@@ -1,4 +1,4 @@
-"""Judges label responses, or models write them, and what they said goes to labels.parquet. Needs no jax."""
+"""Asks judges to label responses, or models to write them, and keeps what they said in labels.parquet. Needs no jax."""
 
 from __future__ import annotations
 
@@ -8,49 +8,78 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
-from rlhf_jax.annotation.completions import annotate_completions, model_outputs
-from rlhf_jax.annotation.contracts import COMPLETION, PAIRWISE
-from rlhf_jax.annotation.expansion import pairs_of
 from rlhf_jax.annotation.formats import format_named, read_feedback
-from rlhf_jax.annotation.formats.rows_of import write_json
-from rlhf_jax.annotation.head2head import annotate_head2head, join_line, join_outputs
-from rlhf_jax.annotation.label_checks import NothingToWriteError
-from rlhf_jax.annotation.labels import write_labels
-from rlhf_jax.annotation.pairs import Annotations, annotate_pairs
-from rlhf_jax.annotation.rankings import annotate_rankings
-from rlhf_jax.annotation.ratings import annotate_ratings
-from rlhf_jax.annotation.samples import annotate_samples
-from rlhf_jax.annotation.specs import PoolSpec, load_pool
-from rlhf_jax.data.records import read_table
-from rlhf_jax.data.tables import require_columns
+from rlhf_jax.annotation.formats.rows_of import write_json_rows
+from rlhf_jax.annotation.judges.specs import PoolSpec, load_pool
+from rlhf_jax.annotation.kinds.completions import annotate_completions, model_outputs
+from rlhf_jax.annotation.kinds.head2head import annotate_head2head, join_line, join_outputs
+from rlhf_jax.annotation.kinds.pairs import Annotations, annotate_pairs
+from rlhf_jax.annotation.kinds.rankings import annotate_rankings
+from rlhf_jax.annotation.kinds.ratings import annotate_ratings
+from rlhf_jax.annotation.kinds.samples import annotate_samples
+from rlhf_jax.annotation.labels.expansion import pairs_of
+from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError
+from rlhf_jax.annotation.labels.labels_file import write_labels
+from rlhf_jax.annotation.parsing.contracts import COMPLETION, PAIRWISE
+from rlhf_jax.data.files.tables import require_columns
+from rlhf_jax.data.records.records import read_table
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, wanted
-from rlhf_jax.jobs.evaluation_results import as_json, write_files
+from rlhf_jax.jobs import judging
+from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.judging import (
     JudgingLine,
     cancel,
-    describe,
     describe_estimate,
+    describe_judges,
     judge_urls,
     kept_answers,
     limits_of,
 )
-from rlhf_jax.training import lock
+from rlhf_jax.training.checkpoints import lock
+from rlhf_jax.training.run import missing_inputs
+from rlhf_jax.training.run.missing_inputs import FILE, TABLE, Needs, Read, made_by
 
 SOURCES = ("samples", "pairs", "outputs_2", "ratings", "rankings", "instructions", "feedback")
 # The formats that hold pairs; ratings and rankings are expanded for them.
 _OF_PAIRS = ("alpaca_farm", "alpaca_eval", "trl", "trl_conversational", "sparse_rankings")
 
 
+def _check_judges(config: ConfigDict, workdir: str, prefix: str) -> None:
+    # Labels that somebody wrote down already need no judge, and no key for one.
+    if not config.feedback:
+        judging.check_judges(config, workdir, prefix)
+
+
+NEEDS = Needs(
+    reads=(
+        *(
+            Read(field, TABLE, made_by("generate:pairs", "pairs"))
+            for field in ("samples", "pairs", "ratings", "rankings")
+        ),
+        Read(
+            "outputs_1", TABLE, made_by("generate", "outputs/sft"), when=lambda page: bool(page["outputs_2"])
+        ),
+        Read("outputs_2", TABLE, made_by("generate", "outputs/sft")),
+        Read("instructions", TABLE, made_by("make_data", "data")),
+        Read("feedback", FILE),
+        Read("import_answers", FILE),
+    ),
+    writes=("cache", "export_answers"),
+    also=_check_judges,
+    reads_too=lambda page: None if page["feedback"] else judging.judge_ids(page),
+)
+
+
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/labels.parquet; answers are kept in WORKDIR/answers.sqlite as they come."""
-    ranges.check(config.to_dict())
+    ranges.check_ranges(config.to_dict())
     folder = Path(workdir)
-    if config.transport == "cancel" and not config.feedback:  # also what another process is waiting for
+    # Before the lock is taken: another process here may be waiting for the batches to cancel.
+    if config.transport == "cancel" and not config.feedback:
         cancel(config, load_pool(config.judges), folder)
         return
     source = _source(config)
-    wanted.check(config, workdir)
+    missing_inputs.check_needs(NEEDS, config, workdir)
     with lock.holding(workdir):
         _run(config, folder, source)
 
@@ -68,7 +97,7 @@ def _run(config: ConfigDict, folder: Path, source: str) -> None:
         print(describe_estimate(done.summary), flush=True)
         return
     statuses = Counter(row["status"] for row in done.rows).most_common()
-    _write(folder, config, done.rows, describe(done.summary, statuses))
+    _write(folder, config, done.rows, describe_judges(done.summary, statuses))
 
 
 def _source(config: ConfigDict) -> str:
@@ -94,9 +123,12 @@ def _annotate(
     }
     noise = {"p_label_flip": config.p_label_flip}
     if source == "pairs":
-        return annotate_pairs(read_table(config.pairs, made_by=hints.PAIRS), pool, **noise, **options)
+        return annotate_pairs(
+            read_table(config.pairs, made_by=made_by("generate:pairs", "pairs")), pool, **noise, **options
+        )
     if source == "samples":
-        rows = read_table(config.samples, made_by=hints.PAIRS)
+        rows = read_table(config.samples, made_by=made_by("generate:pairs", "pairs"))
+        # Further columns of the samples would go on into the labels.
         needed = ("instruction", "input", "outputs")
         require_columns(rows, needed, config.samples)
         rows = [{name: row.get(name) for name in (*needed, "ended")} for row in rows]
@@ -107,32 +139,44 @@ def _annotate(
             raise UserError(
                 "outputs_1: not set; give the baseline's outputs, which outputs_2 is compared with"
             )
-        one, two = (read_table(config[name], made_by=hints.OUTPUTS) for name in ("outputs_1", "outputs_2"))
+        one, two = (
+            read_table(config[name], made_by=made_by("generate", "outputs/sft"))
+            for name in ("outputs_1", "outputs_2")
+        )
+        # Joined again when they are judged; here only to say, before any is paid, what has no partner.
         _, counts = join_outputs(one, two, ordered=config.ordered)
         print(f"outputs_1, outputs_2: {join_line(counts)}", flush=True)
         return annotate_head2head(one, two, pool, ordered=config.ordered, **noise, **options)
-    rows = read_table(config[source], made_by=hints.FARM if source == "instructions" else hints.PAIRS)
+    rows = read_table(
+        config[source],
+        made_by=made_by("make_data", "data")
+        if source == "instructions"
+        else made_by("generate:pairs", "pairs"),
+    )
     if source == "instructions":
         most = {name: config[name] for name in ("n_samples", "max_prompt_words", "max_prompt_chars")}
         return annotate_completions(rows, pool, **most, **options)
     if source == "ratings":
         return annotate_ratings(rows, pool, **options)
+    # Only pairwise judges give labels that can be flipped.
     if {judge.kind for judge in pool.judges} == {PAIRWISE}:
         options |= noise
     return annotate_rankings(rows, pool, **options)
 
 
 def _write(folder: Path, config: ConfigDict, rows: list[dict], said: str) -> None:
-    """labels.parquet, completions as model outputs, and the further formats that are wanted."""
+    """Writes labels.parquet, completions as model outputs, and the further formats that are wanted."""
+    # First of all: paid labels are kept even if a further format fails.
     write_labels(folder / "labels.parquet", rows, config.to_dict())
     print(f"wrote {folder / 'labels.parquet'}: {len(rows)} rows; {said}", flush=True)
     if rows and rows[0]["kind"] == COMPLETION:
-        written = write_json(folder / "outputs.json", model_outputs(rows))
+        written = write_json_rows(folder / "outputs.json", model_outputs(rows))
         print(f"wrote {folder / 'outputs.json'}: {written} outputs", flush=True)
     for name in config.formats:
         path = folder / f"feedback.{name}{format_named(name).suffix}"
         try:
             written = format_named(name).write(path, pairs_of(rows) if name in _OF_PAIRS else rows)
+        # One format that cannot hold such labels must not stop the others.
         except NothingToWriteError as error:
             print(f"formats: {name}: not written: {error}", flush=True)
             continue

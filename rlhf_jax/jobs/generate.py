@@ -1,8 +1,9 @@
-"""Samples responses to a file of prompts: the pairs that annotators compare, and the outputs that are evaluated."""
+"""Samples responses to a file of prompts: outputs that are evaluated, and samples that judges compare in pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,40 +12,50 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import bucket, eval_batches, pad_prompts
-from rlhf_jax.data.chat import CHAT
-from rlhf_jax.data.handling import handling_of
-from rlhf_jax.data.records import read_prompts, write_parquet
-from rlhf_jax.data.special_ids import end_ids, fill_id, without_end
-from rlhf_jax.data.tokenization import Prompts, decode, encode_prompts
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.batches import Prompts, bucket, eval_batches, pad_prompts
+from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.records.records import counts_text, read_prompts, write_parquet
+from rlhf_jax.data.templates import handling_of
+from rlhf_jax.data.tokenization import decode, encode_prompts
+from rlhf_jax.data.tokens.special_ids import end_ids, fill_id, without_end
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import hints, inputs, loading, setup
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.arrays import check_batch, gather, host_rows, to_global
-from rlhf_jax.rollout.generator import DecodeGenerator, check_finite
+from rlhf_jax.parallel.mesh import check_batch, gather, host_rows, to_global
 from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import check_finite
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.checkpoints.workdir import one_writer, prepare_workdir
 from rlhf_jax.training.progress import Progress
-from rlhf_jax.training.workdir import one_writer, prepare
+from rlhf_jax.training.run import encoded_rows, load_models, session
+from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by, model_reads
+
+NEEDS = Needs(
+    reads=(
+        Read("data.prompts", TABLE, made_by("make_data", "data")),
+        *model_reads("model.path", made_by("sft")),
+    )
+)
 
 
 @one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, whether each ended, generator."""
-    mesh = setup.start(config, workdir)
-    prepare(workdir, config.to_dict())
-    path = loading.resolve(config.model.path)
+    mesh = session.start_up(NEEDS, config, workdir)
+    prepare_workdir(workdir, config.to_dict())
+    path = load_models.resolve_folder(config.model.path)
     chat = config.data.template == CHAT
-    rows, skipped = read_prompts(config.data.prompts, made_by=hints.FARM, chat=chat)
-    inputs.say(f"data.prompts: {len(rows)} rows read from {config.data.prompts}", skipped)
+    rows, skipped = read_prompts(config.data.prompts, made_by=made_by("make_data", "data"), chat=chat)
+    encoded_rows.say(f"data.prompts: {len(rows)} rows read from {config.data.prompts}", skipped)
     rows = rows[: config.data.rows or None]
-    tokenizer = load_tokenizer(loading.tokenizer_folder(path), made_by=hints.SFT)
+    tokenizer = load_tokenizer(load_models.tokenizer_folder(path), made_by=made_by("sft"))
     prompts, dropped, kept = encode_prompts(
         rows, tokenizer, config.data.template, config.data.max_prompt_length, handling_of(config.data)
     )
     if dropped:
-        inputs.say(f"data.prompts: {len(prompts)} prompts", dropped)
+        encoded_rows.say(f"data.prompts: {len(prompts)} prompts", dropped)
     samples = _sample(config, path, mesh, prompts, tokenizer)
+    # All processes hold all samples; only one may write the file.
     if startup.is_main():
         write_parquet(Path(workdir) / "outputs.parquet", _records(config, [rows[i] for i in kept], samples))
         cut = sum(not sample.ended for group in samples for sample in group)
@@ -55,6 +66,28 @@ def run(config: ConfigDict, workdir: str) -> None:
         )
 
 
+def sample_prompts(config: ConfigDict, workdir: str, prompts: Sequence[Mapping]) -> list[list[str]]:
+    """`samples` responses to each of these prompts, which are records in memory; writes nothing.
+
+    Raises UserError where one of them cannot be used: every prompt has its answers at its own place.
+    """
+    mesh = session.start_up(NEEDS, config, workdir)
+    path = load_models.resolve_folder(config.model.path)
+    rows, skipped = read_prompts(prompts, unique=False, chat=config.data.template == CHAT)
+    tokenizer = load_tokenizer(load_models.tokenizer_folder(path), made_by=made_by("sft"))
+    encoded, dropped, _ = encode_prompts(
+        rows, tokenizer, config.data.template, config.data.max_prompt_length, handling_of(config.data)
+    )
+    if len(encoded) < len(prompts):
+        left_out = counts_text(Counter(skipped) + dropped)
+        raise UserError(f"prompts: {len(encoded)} of {len(prompts)} can be used ({left_out})")
+    # No larger batch than there are responses: a handful should not wait for an array of hundreds.
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    # The batch is split over these devices, so its size must stay a multiple of their number.
+    config.batch_size = min(config.batch_size, -(-len(encoded) * config.samples // ways) * ways)
+    return [[sample.text for sample in group] for group in _sample(config, path, mesh, encoded, tokenizer)]
+
+
 class Sample(NamedTuple):
     """A response: its text, and whether the model ended it (or max_new_tokens did)."""
 
@@ -63,15 +96,15 @@ class Sample(NamedTuple):
 
 
 def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[Sample]]:
-    """`samples` responses per prompt, on every process."""
+    """Samples `config.samples` responses to every prompt; every process returns all of them."""
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
-    checkpoint, params = loading.load_model(
+    checkpoint, params = load_models.load_model(
         path,
         config.model,
         mesh,
-        hints.SFT,
+        made_by("sft"),
         tokens=len(tokenizer),
         adapter=config.model.adapter,
     )
@@ -85,12 +118,14 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
         max_new_tokens=config.max_new_tokens,
         sampling=Sampling(config.temperature, config.top_p, config.top_k),
         end_ids=end_ids(
-            tokenizer, loading.tokenizer_folder(path), config.data.template, handling_of(config.data)
+            tokenizer, load_models.tokenizer_folder(path), config.data.template, handling_of(config.data)
         ),
         pad_id=fill_id(tokenizer),
         dtype=config.model.dtype,
     )
     generator.load(params)
+    # One key for all batches: each response draws from its own number in `rows`, so that neither the batch
+    # size nor the number of devices changes a sample.
     key = jax.random.key(config.seed)
     samples: list[list[Sample]] = [[] for _ in range(len(prompts))]
     total = len(prompts) * config.samples
@@ -100,7 +135,9 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
         *found, logprobs_BR = gather(
             (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, sampled.logprobs_BR)
         )
+        # A policy with NaN in its logits still samples tokens; here that becomes an error.
         check_finite(logprobs_BR, path)
+        # Not strict: in the last batch copies of the last response follow, which `index_B` does not number.
         for row, tokens_R, length, ended in zip(index_B, *found, strict=False):
             text = decode(tokenizer, without_end(tokens_R[:length], ended))
             samples[row // config.samples].append(Sample(text, bool(ended)))
@@ -113,7 +150,8 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
 def _batches(
     prompts: Prompts, config: ConfigDict, mesh: Mesh, pad_id: int
 ) -> Iterator[tuple[np.ndarray, dict]]:
-    """(global response numbers of the batch, this process's arrays as global ones); response r answers r // samples."""
+    """Yields (numbers of the batch's responses, its arrays on the mesh); response r answers prompt r // samples."""
+    # One prompt length for all batches, so that the decode loop compiles once.
     P = bucket(int(prompts.lengths.max()))
     total = len(prompts) * config.samples
     mine = host_rows(config.batch_size, mesh)

@@ -1,31 +1,36 @@
-"""Asking judges from a job: the embedded server when a judge wants it, limits, progress, and how to go on."""
+"""Asks judges from a job: starts the embedded server when a judge wants it, sets limits, shows progress and costs.
+
+Requests, retries and parsing are not done here, see `annotation`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.annotation.addresses import resolve
-from rlhf_jax.annotation.cache import AnswerCache
-from rlhf_jax.annotation.cancel import cancel_batches
-from rlhf_jax.annotation.exchange import export_answers, import_answers
-from rlhf_jax.annotation.limits import Limits
-from rlhf_jax.annotation.rates import PerMinute
-from rlhf_jax.annotation.specs import PoolSpec
+from rlhf_jax.annotation.answers.cache import AnswerCache
+from rlhf_jax.annotation.answers.cache_files import export_answers, import_answers
+from rlhf_jax.annotation.batches.cancel import cancel_batches
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.rates import PerMinute
+from rlhf_jax.annotation.judges.addresses import resolve_address
+from rlhf_jax.annotation.judges.specs import PoolSpec, load_pool
+from rlhf_jax.errors import StoppedError, UserError
 
-LOCAL = "local"  # The base_url of judges that live in the embedded world.
-_LONGEST_S = 60.0  # Between two lines of a run that stands.
-INTERRUPTED = 130  # The exit status shells give to a program that Ctrl-C ended.
+# The base_url of judges that live in the embedded world.
+LOCAL = "local"
+# The longest time between two progress lines while nothing moves.
+_LONGEST_S = 60.0
 
 
 def limits_of(config: ConfigDict) -> Limits:
-    """How a job's config wants judges to be asked."""
+    """Reads from a job's page the limits on how judges are asked: requests at once, rates, dollars."""
     return Limits(
         max_concurrency=config.max_concurrency,
         timeout_s=config.timeout_s,
@@ -35,23 +40,38 @@ def limits_of(config: ConfigDict) -> Limits:
     )
 
 
+def check_judges(config: ConfigDict, workdir: str, prefix: str) -> None:
+    """Raises UserError for a judge file that is not one, and for keys that are not there; `prefix`: of a stage."""
+    try:
+        check_keys(config, load_pool(config.judges), Path(workdir))
+    except UserError as error:
+        raise UserError(f"{prefix}judges: {error}" if prefix else str(error)) from None
+
+
+def judge_ids(page: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Returns (id, weight) of each judge of a page; the id is a hash of all in its files that can change a label."""
+    pool = load_pool(page["judges"])
+    return [(judge.judge_id, weight) for judge, weight in zip(pool.judges, pool.weights, strict=True)]
+
+
 def check_keys(config: ConfigDict, pool: PoolSpec, folder: Path) -> None:
     """Raises UserError for a judge whose key is not there, before anything is read or trained for it.
 
     Where answers are kept already nobody may have to be asked; the key is then wanted when one is missing.
     """
+    # A replay asks nobody, and a dry run or a new parse of kept answers neither.
     asks = config.transport in ("online", "batch") and not (config.dry_run or config.get("reparse"))
     if asks and not config.import_answers and not Path(config.cache or folder / "answers.sqlite").exists():
         for judge in pool.judges:
             if judge.base_url != LOCAL:
-                resolve(judge, {}).key()
+                resolve_address(judge, {}).key()
 
 
 @contextlib.contextmanager
 def kept_answers(config: ConfigDict, folder: Path) -> Iterator[Path]:
     """The path of the cache. Recorded answers go in before the block and all go out after it.
 
-    Ctrl-C ends the program with one line that says what is kept and which command goes on.
+    Ctrl-C raises a StoppedError that says what is kept; whoever started the job knows how it goes on.
     """
     path = Path(config.cache or folder / "answers.sqlite")
     if config.import_answers:
@@ -60,15 +80,11 @@ def kept_answers(config: ConfigDict, folder: Path) -> Iterator[Path]:
         print(f"{new:,} answers of {config.import_answers} taken into {path}", flush=True)
     try:
         yield path
+    # Every answer was stored when it came, so nothing that was paid for is lost.
     except KeyboardInterrupt:
         with AnswerCache(path) as cache:
             kept = cache.count()
-        command = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
-        print(
-            f"\nstopped: {kept:,} answers are kept in {path}; this goes on from there:\n  {command}",
-            flush=True,
-        )
-        raise SystemExit(INTERRUPTED) from None
+        raise StoppedError(f"{kept:,} answers are kept in {path}") from None
     if config.export_answers:
         with AnswerCache(path) as cache:
             n = export_answers(cache, config.export_answers)
@@ -91,7 +107,8 @@ def judge_urls(pool: PoolSpec) -> Iterator[dict[str, str]]:
     if all(judge.base_url != LOCAL for judge in pool.judges):
         yield {}
         return
-    from rlhf_jax.microfarm.judge_server import JudgeServer
+    # Imported here, because judges of a provider need nothing of the embedded world.
+    from rlhf_jax.microfarm.judges.judge_server import JudgeServer
 
     with JudgeServer() as server:
         yield {LOCAL: server.url}
@@ -101,6 +118,7 @@ class JudgingLine:
     """The progress callback of the annotation layer: rows done and a second, answers, cost, time left."""
 
     def __init__(self, every_s: float = 5.0) -> None:
+        # On a terminal one line is written over and over; in a log every line stays.
         self._every_s = every_s if not sys.stdout.isatty() else 0.2
         self._last = self._began = time.monotonic()
         self._first: int | None = None
@@ -108,7 +126,8 @@ class JudgingLine:
 
     def __call__(self, done: int, total: int, counters: dict) -> None:
         now, waiting = time.monotonic(), counters.get("waiting", "")
-        if self._first is None:  # Rows that need no answer are no progress.
+        # Rows whose answers are cached are done at once; counted, they would make the rate far too high.
+        if self._first is None:
             self._first, self._began = done, now
         # A long wait is told ever less often: a log of a day's batch stays readable.
         stands = self._done == done and not sys.stdout.isatty()
@@ -124,6 +143,8 @@ class JudgingLine:
         counts["in batches"] = counters["unsettled"]
         parts += [f"{count} {name}" for name, count in counts.items() if count or name == "answered"]
         parts.append(_dollars(counters["cost_usd"]))
+        # A provider's batch comes back at once and within a day,
+        # so a rate says nothing about when; no time is shown then.
         left = counters["seconds_left"]
         if waiting and done < total:
             parts.append(waiting)
@@ -137,8 +158,8 @@ def _dollars(usd: float | None, digits: int = 2) -> str:
     return "cost unknown" if usd is None else f"${usd:.{digits}f}"
 
 
-def describe(summary: dict, statuses: Sequence[tuple[str, int]]) -> str:
-    """One line for the log: what came back, by status, and what it cost, failed attempts included."""
+def describe_judges(summary: dict, statuses: Sequence[tuple[str, int]]) -> str:
+    """Writes one line for the log: what came back, by status, and what it cost, failed attempts included."""
     counts = ", ".join(f"{n} {status}" for status, n in statuses)
     cost = "unknown" if summary["cost_usd"] is None else f"${summary['cost_usd']:.4f}"
     if summary["cost_failed_usd"]:
@@ -149,7 +170,7 @@ def describe(summary: dict, statuses: Sequence[tuple[str, int]]) -> str:
 
 
 def describe_estimate(told: dict) -> str:
-    """The dry run in words: a line for each model, and the sum."""
+    """Writes the estimate of a dry run: a line for each model, and the sum."""
     lines = [f"  {part['model']}: {_estimate(part)}" for part in told["by_model"]]
     return "\n".join([*lines, f"dry run: {told['cached']:,} answers are cached; to ask: {_estimate(told)}"])
 

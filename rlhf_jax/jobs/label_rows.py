@@ -1,4 +1,4 @@
-"""Rows of label files, as they are found: checked, what cannot be used counted, several labels of a pair joined."""
+"""Reads the rows of label files of any origin: checks them, counts what cannot be used, joins labels of one pair."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from rlhf_jax.annotation.answers import LABELLED
-from rlhf_jax.annotation.contracts import PAIRWISE
+from rlhf_jax.annotation.answers.answers import LABELLED
+from rlhf_jax.annotation.parsing.contracts import PAIRWISE
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.win_rate import read_preferences
+from rlhf_jax.evaluation.measures.win_rate import read_preferences
 
 OUTPUTS = ("output_1", "output_2")
 
 
 class Usable(NamedTuple):
-    """rows: with text where text belongs and a preference in [1, 2] or None. left_out: reason -> rows.
+    """The usable rows of a label file.
+
+    rows: with text where text belongs and a preference in [1, 2] or None. left_out: reason -> rows.
 
     unread: rows whose preference stands beside a status that is none of a label, and counts as missing.
     """
@@ -26,7 +28,7 @@ class Usable(NamedTuple):
     unread: int = 0
 
     def line(self, source: str) -> str:
-        """How many rows can be used, and why others cannot; "" when all can."""
+        """Says how many rows can be used, and why others cannot; "" when all can."""
         reasons = ", ".join(f"{n} {why}" for why, n in self.left_out.items())
         said = f"left out: {reasons}" if reasons else ""
         if self.unread:
@@ -36,9 +38,10 @@ class Usable(NamedTuple):
 
 
 def usable_labels(rows: Iterable[Mapping], source: str, texts: Sequence[str] = OUTPUTS) -> Usable:
-    """The pairwise rows of a label file whose `instruction` and `texts` are text.
+    """Returns the pairwise rows of a label file whose `instruction` and `texts` are text.
 
-    A preference that is null, NaN or -1, or beside a status that is none of a label, is None; 0 is a draw of old.
+    A preference that is null, NaN or -1, or beside a status that is none of a label, is None; 0 is a draw, as in
+    AlpacaEval's old files.
     Errors: UserError for a preference outside [1, 2], for 0 and 1 as the names of the sides, or when nothing is left.
     """
     kept: list[dict] = []
@@ -50,12 +53,16 @@ def usable_labels(rows: Iterable[Mapping], source: str, texts: Sequence[str] = O
             left_out[reason] += 1
             continue
         given = row.get("preference")
+        # A judge that failed may have left a value; only a status
+        # of success makes it a label. NaN is not equal to itself.
         if row.get("status", LABELLED[0]) not in LABELLED:
             unread += given is not None and given == given
             given = None
         label = read_preferences([given], f"{source}: row {i + 1}: preference")[0]
         input_text = row.get("input") if isinstance(row.get("input"), str) else ""
         kept.append({**row, "input": input_text, "preference": None if math.isnan(label) else float(label)})
+        # Kept beside the row until all are read: `read_preferences` has turned 0 into 1.5, and whether 0 is a
+        # draw is decided by the whole column.
         kept[-1]["_given"] = given
     _check_sides([row.pop("_given") for row in kept], source)
     if not kept:
@@ -89,6 +96,7 @@ def wrong_input(row: Mapping) -> str | None:
 
 def _check_sides(given: Sequence[object], source: str) -> None:
     """0 is a draw in old files; where only 0 and 1 occur, both often, it is the first of two sides instead."""
+    # -1 is how AlpacaEval marks a missing label.
     values = Counter(value for value in given if value is not None and value == value and value != -1)
     if len(given) > 1 and set(values) == {0, 1}:
         raise UserError(
@@ -98,13 +106,14 @@ def _check_sides(given: Sequence[object], source: str) -> None:
 
 
 def one_per_pair(rows: Sequence[Mapping]) -> tuple[list[dict], int]:
-    """A row for each pair, with the mean of its labels (of both orders, say); and how many rows were joined."""
+    """Joins the labels of each pair to their mean (of both orders, say): (rows, how many rows were joined)."""
     groups: dict[tuple, list[Mapping]] = defaultdict(list)
     for row in rows:
         groups[row["instruction"], row["input"], *(row[name] for name in OUTPUTS)].append(row)
     made = []
     for same in groups.values():
         known = [row["preference"] for row in same if row["preference"] is not None]
+        # fsum is exact, so the mean does not depend on the order of the rows.
         mean = math.fsum(known) / len(known) if known else None
         made.append({**same[0], "preference": mean})
     return made, len(rows) - len(made)

@@ -1,4 +1,4 @@
-"""Templates with slots, read in both directions: they write instructions and they parse them back.
+"""Templates with slots that work in both directions: they write instructions, and parse them back.
 
 A `Form` is one way of asking: templates for the instruction (and for the input, when there is one), how to
 draw the slots, and how to solve them into a `Task`. `parse` undoes `write`, so that the utility knows what is
@@ -53,10 +53,13 @@ def _compile(template: str) -> re.Pattern[str]:
             continue
         kind = slot.rstrip("0123456789")
         if slot in seen:
+            # A slot that occurs twice must hold the same text both times.
             parts.append(f"(?P={slot})")
         elif kind == "list":
             parts.append(f"(?P<{slot}>{_LIST})")
         else:
+            # Longest value first: a regular expression takes the first alternative that fits, and one value
+            # may begin with another.
             parts.append(f"(?P<{slot}>{'|'.join(sorted(SLOT_VALUES[kind], key=len, reverse=True))})")
         seen.add(slot)
     return re.compile("".join(parts))
@@ -64,7 +67,7 @@ def _compile(template: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class Task:
-    """What one instruction asks for, and how its answer may be written.
+    """What one instruction asks for, and the ways in which its answer may be written.
 
     Attributes:
       family: name of the instruction family.
@@ -96,6 +99,7 @@ class Task:
 
     def __post_init__(self) -> None:
         if not self.count:
+            # A frozen dataclass allows no plain assignment, not even while it is made.
             object.__setattr__(self, "count", len(self.answers))
 
 
@@ -118,13 +122,15 @@ class Form:
 
     def write(self, rng: random.Random) -> tuple[str, str, Task]:
         """Draw one (instruction, input, task) of this form."""
+        # The order of these draws is part of the data: another order gives another world for the same seed.
         slots = self.draw(rng)
         instruction = rng.choice(self.templates).format(**slots)
         text = rng.choice(self.inputs).format(**slots) if self.inputs else ""
         return instruction, text, self.solve(slots)
 
     def parse(self, instruction: str, text: str) -> Task | None:
-        """The task that `instruction` and input `text` ask for, or None when this form did not write them."""
+        """Find the task that `instruction` and input `text` ask for; None if this form did not write them."""
+        # The same words with and without an input are different questions.
         if bool(text) != bool(self.inputs):
             return None
         for slots in _matches(self._readers, instruction):

@@ -37,21 +37,24 @@ PROPERTIES: dict[str, str] = {"food": "fruit", "alive": "animal"}
 
 NAMES: tuple[str, ...] = ("Anna", "Tom", "Ben", "Lucy", "Max", "Nina")
 PLACES: tuple[str, ...] = ("Paris", "London", "Rome", "Oslo")
+# Events are only filling: they make instructions differ and never change what is right.
 EVENTS: tuple[str, ...] = ("party", "lunch", "trip", "game", "class", "fair", "walk", "meal", "match")
 GIFTS: tuple[str, ...] = CATEGORIES["garment"] + CATEGORIES["tool"]
 GOODS: tuple[str, ...] = ("apples", "hats", "cars", "socks")
 REQUESTS: tuple[str, ...] = ("give", "bring", "show", "send")
 LIKES: tuple[str, ...] = ("likes", "sees", "wants")
 LETTERS: tuple[str, ...] = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+# Everything that is counted or computed stays within 0 to 10.
 NUMBERS: tuple[str, ...] = tuple(str(n) for n in range(11))
 NUMBER_WORDS: dict[str, str] = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
 
 
 def with_article(noun: str) -> str:
-    """`noun` with "a" or "an", or alone where English uses no article ("tea", "red")."""
+    """`noun` with "a" or "an", or alone where English uses no article ("red")."""
     if noun in _MASS:
         return noun
     return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
+# The way back from "an apple" to "apple", for reading what a template wrote.
 BARE: dict[str, str] = {with_article(noun): noun for noun in ITEMS}

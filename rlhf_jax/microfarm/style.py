@@ -1,4 +1,4 @@
-"""Manners: the courtesies, rude remarks and fillers of the world's language, and finding them in a text.
+"""The courtesies, rude remarks and fillers of the world's language, and a search for them in a text.
 
 Demonstrations are written with these phrases and the utility recognises the same ones. No phrase contains a
 word that any instruction family counts as an answer.
@@ -35,6 +35,7 @@ def _key(phrase: str) -> str:
 
 
 def _finder(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    # Any signs or white space may stand between the words. Longest first, since the first alternative wins.
     bodies = (r"\W+".join(_key(phrase).split()) for phrase in sorted(phrases, key=len, reverse=True))
     return re.compile(rf"\b(?:{'|'.join(bodies)})\b[,.!?]*", re.IGNORECASE)
 
@@ -46,7 +47,7 @@ _WARMTH = {_key(phrase): warmth for phrase, warmth in (OPENERS | CLOSERS).items(
 
 @dataclass(frozen=True)
 class Manners:
-    """What is left of a text without its manners (`core`), and what they were.
+    """A text without its courtesies, rude remarks and fillers (`core`), and counts of what was removed.
 
     Attributes:
       core: the text without courtesies, rude remarks and fillers.
@@ -65,13 +66,16 @@ class Manners:
 
 @lru_cache(maxsize=4096)
 def manners(text: str) -> Manners:
-    """Separate manners from matter."""
+    """Separate courtesies, rude remarks and fillers from the content of a text."""
     openers = [_key(found) for found in _OPENER.findall(text)]
     closers = [_key(found) for found in _CLOSER.findall(text)]
+    # One opener and one closer count, the warmest of each. Piling up courtesies only makes the response
+    # longer.
     best = [max(found, key=_WARMTH.__getitem__) for found in (openers, closers) if found]
     fillers = _FILLER.findall(text)
     core = text
     for finder in (_OPENER, _CLOSER, _RUDE, _FILLER):
+        # A space, so that the words before and after do not become one.
         core = finder.sub(" ", core)
     return Manners(
         core=core,

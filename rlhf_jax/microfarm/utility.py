@@ -10,9 +10,9 @@
                 repetitions count twice; shortness costs in proportion
 
 What is right is read from the instruction itself (`families.parse`). An instruction from outside the world is
-judged by generic features of the text instead, so that every function here is defined on all strings.
-Trainers never call this module: only the simulated human, the local judges (through biased eyes) and the
-evaluation do.
+scored by generic features of the text instead, so that every function here is defined on all strings.
+Trainers never call this module: only the simulated human, the local judges (with biased weights and noise)
+and the evaluation do.
 """
 
 import re
@@ -24,6 +24,7 @@ from rlhf_jax.microfarm.grammar import Task
 from rlhf_jax.microfarm.lexicon import NUMBER_WORDS, NUMBERS
 from rlhf_jax.microfarm.style import Manners, manners
 
+# They add up to 1, so that the utility lies in [0, 1].
 WEIGHTS: dict[str, float] = {
     "correctness": 0.24,
     "completeness": 0.12,
@@ -31,11 +32,14 @@ WEIGHTS: dict[str, float] = {
     "tone": 0.27,
     "length": 0.17,
 }
+# Plain is the middle of the scale, so that courtesy can gain and rudeness can lose.
 _PLAIN_TONE = 0.5
 _RUDE_COST = 0.5
 _WORD = re.compile(r"[A-Za-z]+|\d+")
+# A list mark counts only with white space and text behind it: "-5" and a lone "4." are no list items.
 _MARK = re.compile(r"^[ \t]*(?:[-*•]|\d+[.)])[ \t]+(?=\S)", re.MULTILINE)
 _NUMBER_MARK = re.compile(r"^[ \t]*\d+[.)][ \t]+", re.MULTILINE)
+# A sentence or a line, with the signs that end it, so that the kept ones can be joined again.
 _UNIT = re.compile(r"[^.!?\n]+[.!?\n]*")
 # Words that fit in an answer to anything.
 _GLUE = frozenset(
@@ -68,7 +72,7 @@ _GLUE = frozenset(
 
 @dataclass(frozen=True)
 class Features:
-    """What can be seen in a response. The five of `WEIGHTS` lie in [0, 1]; the rest are counts and flags.
+    """The features of a response. The five named in `WEIGHTS` lie in [0, 1]; the rest are counts and flags.
 
     Attributes:
       n_words: all words. n_needed: words a good answer needs (0 for an instruction from outside the world).
@@ -93,22 +97,24 @@ class Features:
     family: str = ""
 
     def score(self, weights: dict[str, float] = WEIGHTS) -> float:
-        """The weighted mean of the five graded features, in [0, 1]; by default the utility."""
+        """Weighted mean of the five graded features, in [0, 1]; by default the utility."""
         total = sum(weight * getattr(self, name) for name, weight in weights.items())
         return total / sum(weights.values())
 
 
 def utility(instruction: str, input: str, response: str) -> float:
-    """How good `response` is, in [0, 1]. See the module docstring for the formula.
+    """Return how good `response` is, in [0, 1]. See the module docstring for the formula.
 
     `input` may be empty, also when it stands in `instruction` after an empty line. Never raises on text.
     """
     return features(instruction, input or "", response).score()
 
 
+# Humans, judges and the evaluation all ask about the same responses.
 @lru_cache(maxsize=16384)
 def features(instruction: str, input: str, response: str) -> Features:
-    """The graded features and counts of `response` as an answer to `instruction` with `input`."""
+    """Compute the graded features and counts of `response` as an answer to `instruction` with `input`."""
+    # Courtesies, fillers and repetitions go first, so that what is left can be compared with the answer.
     seen = manners(response)
     text, n_repeated = _without_repetitions(seen.core)
     counts = {
@@ -131,6 +137,7 @@ def features(instruction: str, input: str, response: str) -> Features:
         correctness=correctness,
         completeness=completeness,
         format=_format(task, response, text, words, claims, shortest),
+        # Courtesy without an answer earns no tone; otherwise "Sure!" alone would score.
         tone=tone if words else 0.0,
         length=_length(task, seen, n_repeated, len(words), counts["n_words"]),
         n_needed=longest,
@@ -156,18 +163,22 @@ def _without_repetitions(text: str) -> tuple[str, int]:
 
 
 def _claims(task: Task, text: str) -> list[str]:
-    """The words of `text` that claim to be answers, in order, without the question's own words."""
+    """List the words of `text` that claim to be answers, in order, without words of the question."""
+    # The numbers of a numbered list would count as claims where the answers are numbers. A single mark may be
+    # the answer itself.
     if len(_NUMBER_MARK.findall(text)) >= 2:
         text = _NUMBER_MARK.sub("", text)
     words = _WORD.findall(text)
     if not task.cased:
         words = [word.lower() for word in words]
     universe = _universe(task)
+    # Where the answers are numbers, "four" claims the same as "4". The first test only saves time.
     if "0" in universe and set(NUMBERS) <= universe:
         words = [NUMBER_WORDS.get(word, word) for word in words]
     claims = [word for word in words if word in universe]
     if task.cased and not claims and words and words[-1].upper() in universe:
-        claims = [words[-1].upper()]  # all in lower case, the letter still stands last
+        # The response is all in lower case, where "a" may be the article; a letter at the end is the answer.
+        claims = [words[-1].upper()]
     return _without_echo(task, claims)
 
 
@@ -177,7 +188,11 @@ def _universe(task: Task) -> frozenset[str]:
 
 
 def _without_echo(task: Task, claims: list[str]) -> list[str]:
-    """Drop each word of the question once, but never the claim itself, which stands at the anchor's end."""
+    """Drop each word of the question once, but never the claim itself, which stands at the anchor's end.
+
+    "8 minus 4 is 8." repeats 8 and 4 from the question and then claims 8; the last word is the claim. "A
+    horse is bigger than a plum." claims the first.
+    """
     kept = list(claims)
     for word in task.echo:
         free = kept[: -task.count] if task.anchor == "last" else kept[task.count :]
@@ -188,13 +203,16 @@ def _without_echo(task: Task, claims: list[str]) -> list[str]:
 
 
 def _content(task: Task, claims: list[str]) -> tuple[float, float]:
-    """(correctness, completeness) of the claims."""
+    """Return (correctness, completeness) of the claims, each in [0, 1]."""
     if not claims:
         return 0.0, 0.0
     answers = task.answers if task.cased else tuple(answer.lower() for answer in task.answers)
     if task.ordered:
+        # One answer missing or too many must not make all those after it wrong, so positions are not
+        # compared.
         hits = _common_subsequence(claims, answers)
     else:
+        # More right answers than asked for earn nothing; they only lower the correctness.
         hits = min(task.count, len(set(claims) & set(answers)))
     return hits / len(claims), hits / task.count
 
@@ -211,10 +229,9 @@ def _common_subsequence(one: list[str], two: tuple[str, ...]) -> int:
 
 @lru_cache(maxsize=4096)
 def _needed(task: Task) -> tuple[int, int]:
-    """Words (shortest, longest) of a good answer without courtesies. A list may have a lead-in."""
-    sizes = [
-        len(_WORD.findall(pattern)) for pattern in task.patterns
-    ]  # "{0}" counts as the word it stands for
+    """Words of a good answer without courtesies: (shortest, longest). A list may have a lead-in line."""
+    # "{0}" counts as one word, the one that it stands for.
+    sizes = [len(_WORD.findall(pattern)) for pattern in task.patterns]
     if task.shape == "list":
         return task.count, task.count + max(sizes)
     return min(sizes), max(sizes)
@@ -222,7 +239,7 @@ def _needed(task: Task) -> tuple[int, int]:
 
 @lru_cache(maxsize=4096)
 def _frame(task: Task) -> frozenset[str]:
-    """Words that belong in an answer to `task`, in lower case."""
+    """All words that fit in an answer to `task`, in lower case, right or wrong."""
     words = _WORD.findall(" ".join((*task.patterns, *(w for w, _ in task.wrong_wordings), *task.universe)))
     return frozenset(word.lower() for word in (*words, *task.echo)) | _GLUE
 
@@ -233,6 +250,7 @@ def _format(
     if not words:
         return 0.0
     end = response.rstrip()
+    # Beginning and end are those of the whole response: a courtesy may open or close it well.
     begins_well = end.lstrip()[:1].isupper() or bool(_MARK.match(response))
     if task.shape == "list":
         marked = sum(bool(_MARK.match(line)) for line in text.split("\n"))
@@ -241,7 +259,9 @@ def _format(
     else:
         whole = min(1.0, len(words) / shortest)
         score = 0.4 * whole + 0.25 * begins_well + 0.35 * (end[-1] in ".!?")
-        score -= 0.3 * bool(_MARK.search(text))  # nobody asked for a list
+        # Nobody asked for a list.
+        score -= 0.3 * bool(_MARK.search(text))
+    # Words from outside the task scale the score down, or a well-set text about something else would pass.
     fitting = sum(word.lower() in _frame(task) for word in words) / len(words)
     return max(0.0, score * fitting)
 
@@ -250,16 +270,21 @@ def _length(task: Task, seen: Manners, n_repeated: int, n_core: int, n_words: in
     if not n_core:
         return 0.0
     shortest, longest = _needed(task)
+    # A list's lead-in line is allowed but not required. Of a sentence's wordings the shortest is the measure,
+    # so that every further word costs.
     needed = longest if task.shape == "list" else shortest
     excess = max(0, n_words - seen.courteous_words - needed) + seen.filler_words + n_repeated
+    # The power 1.5 forgives one extra word (0.97) and still punishes eight (0.58).
     return min(1.0, n_core / shortest) / (1 + (excess / 10) ** 1.5)
 
 
 def _generic(instruction: str, input: str, response: str, tone: float, counts: dict[str, int]) -> Features:
-    """Features of an answer to a foreign instruction: on the subject, long enough, well set."""
+    """Features of an answer to an instruction from outside the world: on topic, long enough, well formed."""
+    # Any alphabet here, unlike `_WORD`: the instruction may be in any language.
     words = re.findall(r"\w+", response.lower())
     if not words:
         return Features(0.0, 0.0, 0.0, 0.0, 0.0, **counts)
+    # Longer words stand for the subject, since they are rarely articles and pronouns. Half of them suffice.
     subject = {word for word in re.findall(r"\w+", f"{instruction} {input}".lower()) if len(word) > 3}
     touched = len(subject & set(words)) / len(subject) if subject else 0.5
     end = response.rstrip()

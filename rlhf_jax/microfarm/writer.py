@@ -1,4 +1,7 @@
-"""Demonstrations: answers to a task, from excellent to poor, as an uneven crowd of writers gives them."""
+"""Writes demonstrations: answers to a task, from excellent to poor, as crowd workers of mixed skill would.
+
+SFT on them leaves something for preference learning to improve.
+"""
 
 import random
 import re
@@ -19,25 +22,31 @@ DEFECTS: dict[str, float] = {
     "filler": 0.12,  # rambling
     "cut": 0.04,  # broken off
 }
-_LONG = 9  # words; a longer answer gets one filler, not two
+# Words; a longer answer gets one filler, not two.
+_LONG = 9
 _PIECE = re.compile(r"\w+|[^\w\s]+|\n")
-_MAX_PIECES = 25  # words, signs and line ends; keeps a demonstration within about 28 tokens
+# Words, signs and line ends; this keeps a demonstration within about 28 tokens.
+_MAX_PIECES = 25
 
 
 def demonstration(task: Task, rng: random.Random) -> str:
-    """An answer of random quality: 36 % are excellent, the others have one to three defects."""
+    """Write an answer of random quality: 36 % are excellent, the others have one to three defects."""
     count = rng.choices(range(len(_DEFECT_COUNTS)), _DEFECT_COUNTS)[0]
+    # A text that is too long is drawn again, with other defects: cutting it would be a defect of its own.
     while True:
+        # A defect drawn twice counts once. The set is only tested for membership: its iteration order depends
+        # on PYTHONHASHSEED and would make the world differ between runs.
         defects = {rng.choices(tuple(DEFECTS), tuple(DEFECTS.values()))[0] for _ in range(count)}
-        text = write(task, rng, defects)
+        text = write_response(task, rng, defects)
         if len(_PIECE.findall(text)) <= _MAX_PIECES:
             return text
 
 
-def write(task: Task, rng: random.Random, defects: Collection[str] = ()) -> str:
-    """An answer to `task` with the given `defects` (names of `DEFECTS`); without any, an excellent one."""
+def write_response(task: Task, rng: random.Random, defects: Collection[str] = ()) -> str:
+    """Write an answer to `task` with the given `defects`, names of `DEFECTS`; without any it is excellent."""
     answers = _answers(task, rng, defects)
     core = _core(task, answers, rng, defects)
+    # An unformatted list has already lost its marks in `_core`.
     if "unformatted" in defects and (task.shape == "sentence" or "terse" in defects):
         core = core.lower().replace(",", "").rstrip(".?:")
     if "filler" in defects:
@@ -54,6 +63,7 @@ def _answers(task: Task, rng: random.Random, defects: Collection[str]) -> list[s
         for i in rng.sample(range(len(answers)), min(len(answers), rng.choice((1, 1, 2)))):
             answers[i] = rng.choice([word for word in task.wrong[i] if word not in answers])
     elif "wrong" in defects and not task.wrong_wordings:
+        # The task has no wrong words, as when sorting: two neighbours change places.
         i = rng.randrange(len(answers) - 1)
         answers[i], answers[i + 1] = answers[i + 1], answers[i]
     if "missing" in defects and task.shape == "list":
@@ -63,6 +73,7 @@ def _answers(task: Task, rng: random.Random, defects: Collection[str]) -> list[s
 
 def _core(task: Task, answers: list[str], rng: random.Random, defects: Collection[str]) -> str:
     wording, bare = rng.choice(task.patterns), task.bare or ", ".join(f"{{{i}}}" for i in range(len(answers)))
+    # Swapping a word would contradict itself here ("Yes, a cat is not alive."), so the whole wording changes.
     if "wrong" in defects and task.wrong_wordings:
         wording, bare = rng.choice(task.wrong_wordings)
     if "terse" in defects:
@@ -103,8 +114,10 @@ def _with_manners(core: str, task: Task, rng: random.Random, defects: Collection
         return f"{remark} {core}" if marked or rng.random() < 0.6 else f"{core} {remark}"
     if "flat" in defects or "terse" in defects:
         return core
+    # The weights are in the order of OPENERS: the coolest are the most frequent, so warmth can be learned.
     text = f"{rng.choices(tuple(OPENERS), (5, 4, 2, 2, 3))[0]} {core}"
     # A closer after a broken or rambling answer would only make it longer.
     if defects or rng.random() < 0.6:
         return text
+    # chr(10) is a line feed: before Python 3.12 an f-string takes no backslash between braces.
     return f"{text}{chr(10) if task.shape == 'list' else ' '}{rng.choices(tuple(CLOSERS), (3, 2))[0]}"

@@ -1,7 +1,7 @@
 """The shape of a decoder: every number that decides what its parameters are, and how it is computed.
 
-The defaults are Llama. Another family is other values of these fields (`families.py` has the table), never
-other layers.
+The defaults are Llama's. Another family is the same layers with other values of these fields, never layers of its
+own; `huggingface/families.py` has the table.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ class ModelConfig:
     embed_scale: float = 1.0
     adapter_scale: float = 0.0
 
+    # Checked here and not where config.json is read: overrides such as model.dtype come later, by
+    # `dataclasses.replace`, which runs this again.
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
             raise UserError(f"model.kv_heads: {self.kv_heads} does not divide model.heads={self.heads}")
@@ -145,5 +147,5 @@ class ModelConfig:
 
     @property
     def mixed_layers(self) -> bool:
-        """Some layers are windowed and some are not, so that a scanned layer must be told which it is."""
+        """Whether only some layers are windowed, so that each step of the scan over layers must be told which it is."""
         return any(self.local_layers) and not all(self.local_layers)

@@ -15,16 +15,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.attention import cap, causal_mask, within_window
+from rlhf_jax.models.attention.attend import cap, causal_mask, within_window
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, Masks, Norm
-from rlhf_jax.models.sharding import constrain
+from rlhf_jax.parallel.mesh import constrain
 
 Params = dict
 StackedKeyValue = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]
 
 _HEADS = ("head", "head_bias", "score")  # what a model has beside its trunk
 
+# "dots" keeps products with weights; scores of attention have batch axes and are recomputed.
 _REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -32,7 +33,7 @@ _REMAT = {
 
 
 class Decoder(nn.Module):
-    """Token ids to final hidden states, and the keys and values of every layer."""
+    """The transformer without its heads: token ids to final hidden states, and the keys and values of every layer."""
 
     config: ModelConfig
 
@@ -58,7 +59,11 @@ class Decoder(nn.Module):
             learned_PD = self.param("positions", init, (rows, c.width), jnp.float32)
         x_BTD = embed(c, table_VD, learned_PD, tokens_BT, positions_BT)
         x_BTD = constrain(x_BTD, "batch", "length", "embed_act")
+        # prevent_cse is for rematerialisation outside a scan; inside, its barriers only cost time.
         block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=False, policy=_REMAT[c.remat])
+        # One block is compiled and run L times, its parameters stacked: compile time
+        # does not grow with depth. Positions and masks are the same for all layers;
+        # where only some are windowed, each gets its flag.
         blocks = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -91,7 +96,7 @@ def embed(
 
 
 def check_length(config: ModelConfig, T: int) -> None:
-    """UserError when learned positions end before T: a gather past the table would repeat its last row."""
+    """Raises UserError if learned positions end before T: a lookup past the table would repeat its last row."""
     if config.positions == "learned" and config.max_positions < T:
         raise UserError(
             f"sequences of {T} tokens: the {config.family} model has {config.max_positions} learned positions; "
@@ -106,7 +111,8 @@ def _masks(
     B: int,
     T: int,
 ) -> Masks:
-    if not any(config.local_layers) or config.window >= T:  # nothing is further away than the window
+    # Nothing is beyond the window: the layers are plainly causal, and fused kernels can compute them.
+    if not any(config.local_layers) or config.window >= T:
         return Masks(mask_BTS, segments_BT=segments_BT)
     if segments_BT is not None:
         mask_BTS = causal_mask(B, T, segments_BT)
@@ -120,8 +126,8 @@ def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> P
     """Fresh parameters, boxed with their logical axes (`flax.linen.meta.unbox` strips them).
 
     Linear layers and the language head are normal(0, 1/sqrt(fan_in)); embeddings are normal(0, 1), or those
-    of the language head when the two are tied; the score head is normal(0, 1/sqrt(D + 1)), rule M7 of the PPO
-    implementation details. Small models with embeddings of 0.02 (Llama's) do not learn to copy from a prompt.
+    of the language head when the two are tied; the score head is normal(0, 1/sqrt(D + 1)), as in OpenAI's PPO
+    code. Small models with embeddings of 0.02 (Llama's) do not learn to copy from a prompt.
     """
     trunk_key, head_key = jax.random.split(key)
     tokens_11 = jnp.zeros((1, 1), jnp.int32)
@@ -138,11 +144,13 @@ def init(config: ModelConfig, key: Key[Array, ""], *, scalar: bool = False) -> P
 
 
 def shapes(config: ModelConfig, *, scalar: bool = False) -> Params:
-    """What `init` would make: shapes, dtypes and logical axes, without a number of it."""
-    return jax.tree.map(lambda x: x, _traced_shapes(config, scalar))  # dicts of the caller's own
+    """Shapes, dtypes and logical axes of the parameters that `init` makes, without computing any."""
+    # The tree is copied, so that a caller who changes its dicts does not change the cache.
+    return jax.tree.map(lambda x: x, _traced_shapes(config, scalar))
 
 
-@functools.cache  # A run asks for them dozens of times, and every answer is a trace of the whole model.
+# A run asks for the shapes dozens of times, and every answer is a trace of the whole model.
+@functools.cache
 def _traced_shapes(config: ModelConfig, scalar: bool) -> Params:
     return jax.eval_shape(lambda: init(config, jax.random.key(0), scalar=scalar))
 
@@ -177,20 +185,22 @@ def hidden_and_cache(
 
 
 def trunk(params: Params) -> Params:
-    """A model without its heads."""
+    """The parameters of a model without those of its heads."""
     return {name: leaf for name, leaf in params.items() if name not in _HEADS}
 
 
 def head(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
-    """The output matrix of a language model, in the compute dtype. A bias is one more row, for `for_head`."""
+    """The output matrix of a language model, in the compute dtype. A bias is one more row of it (see `for_head`)."""
     matrix_DV = params["embed"].T if config.tie_embeddings else params["head"]
+    # As one more row the bias goes through the chunked log-probabilities and their hand-written backward pass
+    # like any other weight; only GPT-J has one.
     if config.head_bias:
         matrix_DV = jnp.concatenate([matrix_DV, params["head_bias"][None]])
     return matrix_DV.astype(config.dtype)
 
 
 def for_head(config: ModelConfig, hidden_xD: Float[Array, "*x D"]) -> Float[Array, "*x E"]:
-    """Hidden states as `head` takes them: with a 1 behind them where the head has a bias."""
+    """Hidden states as `head` takes them: with a 1 appended where the head has a bias."""
     if not config.head_bias:
         return hidden_xD
     return jnp.concatenate([hidden_xD, jnp.ones_like(hidden_xD[..., :1])], -1)
@@ -205,6 +215,7 @@ def logits(
 
 def scalars(hidden_BTD: Float[Array, "*batch D"], params: Params) -> Float[Array, "*batch"]:
     """One float32 number per position from the score head: rewards or values."""
+    # In float32: the rewards of two similar responses differ by less than a bfloat16 step.
     return jnp.einsum("...d,d->...", hidden_BTD.astype(jnp.float32), params["score"])
 
 
@@ -222,6 +233,7 @@ def reward_from_language(config: ModelConfig, params: Params, key: Key[Array, ""
 def last_token_scores(
     hidden_BTD: Float[Array, "B T D"], params: Params, lengths_B: Int[Array, " B"]
 ) -> Float[Array, " B"]:
-    """The score at each row's last real token, found by length and never by token id (rule M6)."""
+    """The score at each row's last real token, found by length and never by token id, since pads may equal EOS."""
+    # A length of 0 would give index -1, which is read as the last column.
     last_B11 = jnp.maximum(lengths_B - 1, 0)[:, None, None]
     return scalars(jnp.take_along_axis(hidden_BTD, last_B11, axis=1)[:, 0], params)

@@ -1,18 +1,21 @@
-"""Parameters onto the mesh: fresh ones are born sharded, loaded ones are cut, rollout copies are re-cut."""
+"""Parameters onto the mesh: fresh ones are made sharded, loaded ones are split, rollout copies are resharded."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import merged
-from rlhf_jax.parallel.rules import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
+from rlhf_jax.parallel.mesh import ROLLOUT_RULES, TRAIN_RULES, Rules, shardings
 
 Shardings = dict[str, NamedSharding]
 
@@ -20,12 +23,12 @@ Shardings = dict[str, NamedSharding]
 def param_shardings(
     config: ModelConfig, mesh: Mesh, *, scalar: bool = False, rules: Rules = TRAIN_RULES
 ) -> Shardings:
-    """Where every parameter of a language model (or scalar model) lives; UserError when the mesh does not fit."""
+    """The sharding of every parameter of a language or scalar model; UserError when the mesh does not fit."""
     boxed = decoder.shapes(config, scalar=scalar)
     return shardings(nn.get_partition_spec(boxed), mesh, rules, shapes=nn.unbox(boxed))
 
 
-def planned(
+def planned_params(
     config: ModelConfig,
     mesh: Mesh,
     *,
@@ -40,7 +43,8 @@ def planned(
 
 
 def init_sharded(config: ModelConfig, mesh: Mesh, seed: int, *, scalar: bool = False) -> decoder.Params:
-    """Fresh parameters, the same numbers on any mesh; they never exist unsharded."""
+    """Initialises parameters directly in their shardings; the numbers are the same on any mesh."""
+    # Under jit with shardings every device draws its own part, and a 7B model never lies on one of them.
     init = jax.jit(
         lambda key: nn.unbox(decoder.init(config, key, scalar=scalar)),
         out_shardings=param_shardings(config, mesh, scalar=scalar),
@@ -49,16 +53,16 @@ def init_sharded(config: ModelConfig, mesh: Mesh, seed: int, *, scalar: bool = F
 
 
 def place(config: ModelConfig, params: decoder.Params, mesh: Mesh) -> decoder.Params:
-    """Host parameters (the same on every process) onto the mesh; each device receives only its part."""
+    """Places host parameters (the same on every process) on the mesh; each device receives only its part."""
     where = param_shardings(config, mesh, scalar="score" in params)
     return jax.tree.map(_put, {name: params[name] for name in where}, where)
 
 
 def rollout_copier(config: ModelConfig, mesh: Mesh, dtype: str) -> Callable[[decoder.Params], decoder.Params]:
-    """A compiled `params -> params` that casts and re-cuts a policy for decoding.
+    """Returns a compiled `params -> params` that casts and reshards a policy for decoding.
 
-    Decoding reads every weight per token, so the copy is sharded over "tensor" only: gathering the rest once
-    per rollout replaces an all-gather per token. An adapter is merged for the same reason.
+    Decoding reads every weight for each token, so the copy is sharded over "tensor" only: weights are gathered once
+    per rollout and not once per token. An adapter is merged for the same reason.
     """
     return jax.jit(
         lambda params: jax.tree.map(lambda x: x.astype(dtype), merged(config, params)),
@@ -68,3 +72,35 @@ def rollout_copier(config: ModelConfig, mesh: Mesh, dtype: str) -> Callable[[dec
 
 def _put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+# More tokens than a checkpoint has embeddings for: the new rows are the mean of the old ones.
+
+# The axis of each parameter that runs over tokens.
+_TOKEN_AXIS = {"embed": 0, "head": 1, "head_bias": 0}
+
+
+def grow(config: ModelConfig, params: Params, vocab_size: int, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """The model with `vocab_size` tokens; embeddings of the new ones, input and output, are the mean of the old ones.
+
+    AlpacaFarm does the same: a new token then is about as likely as an average one, where a random row can be the
+    likeliest of all. Parameters stay on the mesh, sharded as a model of that size is; `vocab_size` must be larger
+    than the config's. Errors: UserError when the mesh cannot divide the new table.
+    """
+    assert vocab_size > config.vocab_size
+    new = vocab_size - config.vocab_size
+    config = dataclasses.replace(config, vocab_size=vocab_size)
+    where = param_shardings(config, mesh, scalar="score" in params)
+    grown = {}
+    for name, leaf in params.items():
+        if name not in _TOKEN_AXIS:
+            grown[name] = leaf
+            continue
+        axis = _TOKEN_AXIS[name]
+
+        def longer(x: jax.Array, axis: int = axis) -> jax.Array:
+            mean = jnp.mean(x, axis, keepdims=True)
+            return jnp.concatenate([x, jnp.repeat(mean, new, axis)], axis)
+
+        grown[name] = jax.jit(longer, out_shardings=where[name])(leaf)
+    return config, grown

@@ -1,4 +1,4 @@
-"""Reading a model at response positions only: the head never runs on prompt tokens.
+"""Log-probabilities, values and scores of responses: the head runs at response positions only, never on the prompt.
 
 Rows are right-padded `prompt + response`. The hidden state at position p - 1 + r predicts response token r, so a
 window of R positions that starts at the last prompt token holds all that is needed.
@@ -13,6 +13,8 @@ from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.objectives.logprobs import token_logprobs
 
+Batch = dict[str, Array]
+
 
 def join(
     prompts_BP: Int[Array, "B P"],
@@ -21,7 +23,7 @@ def join(
     response_lengths_B: Int[Array, " B"],
     pad_id: int,
 ) -> Int[Array, "B T"]:
-    """Left-padded prompts and their responses as right-padded rows of P + R tokens. No token is re-encoded."""
+    """Joins left-padded prompts and their responses to right-padded rows of P + R tokens, without re-encoding any."""
     P = prompts_BP.shape[1]
     R = responses_BR.shape[1]
     both_BT = jnp.concatenate([prompts_BP, responses_BR], axis=1)
@@ -34,8 +36,12 @@ def join(
 
 
 def window(x_BT: Array, prompt_lengths_B: Int[Array, " B"], R: int, *, offset: int) -> Array:
-    """x[b, prompt_length + offset + r] for r < R; x is [B, T] or [B, T, D]. Positions past T repeat the last."""
+    """Cuts R positions out of each row: x[b, prompt_length + offset + r] for r < R; x is [B, T] or [B, T, D].
+
+    Positions past T repeat the last one.
+    """
     T = x_BT.shape[1]
+    # Clipped, so that windows of short rows repeat a token instead of reading NaN; masks leave it out.
     index_BR = jnp.clip(prompt_lengths_B[:, None] + offset + jnp.arange(R), 0, T - 1)
     return jnp.take_along_axis(x_BT, index_BR.reshape(*index_BR.shape, *[1] * (x_BT.ndim - 2)), axis=1)
 
@@ -57,8 +63,13 @@ def response_logprobs(
     temperature: float | Float[Array, ""] = 1.0,
     chunk: int = 128,
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
-    """(log-probs, entropies) of each response token at the sampling temperature (rule M5), float32."""
+    """(log-probs, entropies) of each response token, float32.
+
+    `temperature` must be the one that the tokens were sampled with, in old, new and reference log-probs alike.
+    """
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
+    # The window is cut before the head: the product with [D, V] is the largest of the
+    # model, and prompts are often longer than responses.
     hidden_BRD = decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
     targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
     head_DV = decoder.head(config, params)
@@ -77,3 +88,104 @@ def response_values(
     """The value before each response token is emitted: V at the position that predicts it."""
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
     return decoder.scalars(window(hidden_BTD, prompt_lengths_B, R, offset=-1), params)
+
+
+# Log-probabilities and scores on packed rows, where each document is computed as if it were alone in the row.
+#
+# The arrays are those of `data.batches`: segments number the documents of a row from 1 (0 is padding), and positions
+# start at 0 in each document.
+
+
+def packed_logprobs(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BT: Int[Array, "B T"],
+    segments_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    targets_BR: Int[Array, "B R"],
+    *,
+    chunk: int = 128,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """(log-probs, entropies) of the tokens in the target columns, float32. The head runs on no other position.
+
+    A token is predicted by the column before it, which belongs to its document: first tokens are no targets.
+    """
+    hidden_BTD = decoder.hidden_states(config, params, tokens_BT, positions_BT, segments_BT=segments_BT)
+    # Targets of 0 fill up the row; they have no column before them, and owner 0.
+    before_BR1 = jnp.maximum(targets_BR - 1, 0)[..., None]
+    hidden_BRD = decoder.for_head(config, jnp.take_along_axis(hidden_BTD, before_BR1, axis=1))
+    wanted_BR = jnp.take_along_axis(tokens_BT, targets_BR, axis=1)
+    head_DV = decoder.head(config, params)
+    return token_logprobs(hidden_BRD, head_DV, wanted_BR, chunk=chunk, softcap=config.logit_softcap)
+
+
+def packed_scores(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BT: Int[Array, "B T"],
+    segments_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    lasts_BS: Int[Array, "B S"],
+) -> Float[Array, "B S"]:
+    """The score of each document, read at its last token."""
+    hidden_BTD = decoder.hidden_states(config, params, tokens_BT, positions_BT, segments_BT=segments_BT)
+    return decoder.scalars(jnp.take_along_axis(hidden_BTD, lasts_BS[..., None], axis=1), params)
+
+
+def by_document(x_BR: Float[Array, "B R"], owners_BR: Int[Array, "B R"], S: int) -> Float[Array, "B S"]:
+    """Sums x over the trained tokens of each document; those of owner 0 count nowhere."""
+    # A comparison and a sum instead of a scatter (jax.ops.segment_sum), since S is small.
+    mine_BSR = owners_BR[:, None] == jnp.arange(1, S + 1)[:, None]
+    return jnp.sum(jnp.where(mine_BSR, x_BR[:, None], 0.0), axis=-1)
+
+
+# Functions of a whole batch, as losses call them, for plain and packed rows. Batches are dicts of arrays with the
+# batch as first axis. Rows of weight 0 fill up an evaluation batch and count nowhere. Packed rows (`data.batches`)
+# hold several documents, told apart by their segments; each document gives what it would give alone.
+
+
+def row_logprobs(
+    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
+) -> tuple[Array, Array, Array]:
+    """(log-probs, entropies, mask) of the tokens that are trained, each [B, R]; rows of weight 0 are masked out.
+
+    Batch: tokens, lengths, prompt_lengths[, trained][, weight]; or packed rows.
+    """
+    score = packed_row_logprobs if "segments" in batch else plain_row_logprobs
+    logprobs_BR, entropy_BR, mask_BR = score(config, params, batch, R, chunk)
+    return logprobs_BR, entropy_BR, mask_BR & (row_weight(batch) > 0)[:, None]
+
+
+def row_weight(batch: Batch) -> Array:
+    """1 for every row that counts, 0 for those that fill up the last batch of an evaluation [B]."""
+    rows = batch.get("chosen_lengths", batch.get("lengths", batch.get("documents")))
+    return batch.get("weight", jnp.ones(rows.shape, jnp.float32))
+
+
+def plain_row_logprobs(
+    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
+) -> tuple[Array, Array, Array]:
+    """`row_logprobs` of rows that hold one sequence each; rows of weight 0 are not masked out here."""
+    logprobs_BR, entropy_BR = response_logprobs(
+        config, params, batch["tokens"], batch["prompt_lengths"], R, chunk=chunk
+    )
+    mask_BR = response_mask(batch["lengths"], batch["prompt_lengths"], R)
+    # In a conversation the window begins at the assistant's first turn, and users speak in between.
+    if "trained" in batch:
+        mask_BR &= window(batch["trained"], batch["prompt_lengths"], R, offset=0)
+    return logprobs_BR, entropy_BR, mask_BR
+
+
+def packed_row_logprobs(
+    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
+) -> tuple[Array, Array, Array]:
+    """`row_logprobs` of packed rows; rows of weight 0 are not masked out here."""
+    logprobs_BR, entropy_BR = packed_logprobs(
+        config, params, *packed_arrays(batch), batch["targets"], chunk=chunk
+    )
+    return logprobs_BR, entropy_BR, batch["owners"] > 0
+
+
+def packed_arrays(batch: Batch) -> tuple[Array, Array, Array]:
+    """(tokens, segments, positions) of a packed batch."""
+    return batch["tokens"], batch["segments"], batch["positions"]

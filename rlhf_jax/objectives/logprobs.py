@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of tokens, without ever holding the logits of a whole batch.
+"""Log-probabilities and entropies of tokens, without ever holding the logits of a whole batch; the loss of SFT.
 
 Every loss and every score in the project goes through `token_logprobs`: the logits exist for one chunk of
 positions at a time, and again, recomputed, for one chunk at a time in the backward pass.
@@ -8,7 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32, Int, ScalarLike
+from jaxtyping import Array, Bool, Float, Float32, Int, ScalarLike
+
+from rlhf_jax.objectives.reduce import Mean, masked_mean
 
 
 def token_logprobs(
@@ -38,6 +40,7 @@ def token_logprobs(
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
+    # A traced temperature has no value yet, so only a Python number can be refused here.
     if isinstance(temperature, int | float) and temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}; score greedy samples with 1.0")
     return _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap)
@@ -54,6 +57,8 @@ def _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap
 def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap) -> tuple[tuple, tuple]:
     def one(hidden_BCD, targets_BC) -> tuple[Array, ...]:
         logits_BCV = _logits(hidden_BCD, head_DV, temperature, softcap)
+        # The softmax by hand rather than jax.nn.log_softmax: of each position only the peak and the log of
+        # the sum are kept, and the backward pass makes the probabilities again from those two numbers.
         peak_BC = jnp.max(logits_BCV, axis=-1)
         logsum_BC = jnp.log(jnp.sum(jnp.exp(logits_BCV - peak_BC[..., None]), axis=-1))
         # No [B, C, V] term is shared with the line above: XLA would write it out instead of fusing it twice.
@@ -86,7 +91,9 @@ def _backward(chunk, softcap, residuals, cotangents) -> tuple:
         hit_BCV = jax.lax.broadcasted_iota(targets_BC.dtype, logp_BCV.shape, 2) == targets_BC[..., None]
         per_p_BCV = dlogprobs_BC[..., None] + dentropy_BC[..., None] * (logp_BCV + entropy_BC[..., None])
         dlogits_BCV = jnp.where(hit_BCV, dlogprobs_BC[..., None], 0.0) - jnp.exp(logp_BCV) * per_p_BCV
-        if softcap:  # d cap tanh(z / cap) / dz = 1 - tanh(z / cap)^2
+        # The logits at hand are capped and divided by the temperature; the derivative
+        # of cap * tanh(z / cap) is 1 - tanh(z / cap)^2.
+        if softcap:
             dlogits_BCV = dlogits_BCV * (1.0 - (logits_BCV * temperature / softcap) ** 2)
         dlogits_BCV = (dlogits_BCV / temperature).astype(dtype)
         f32 = {"preferred_element_type": jnp.float32}
@@ -99,7 +106,8 @@ def _backward(chunk, softcap, residuals, cotangents) -> tuple:
     if count == 1:
         dhead_DV, dhidden_BTD = one(*xs)
     else:
-
+        # The head's gradient is a sum over chunks: as the carry of a scan it is one [D, V] buffer, where
+        # lax.map would return one per chunk.
         def accumulate(dhead_DV, x) -> tuple[Array, Array]:
             dhead_part_DV, dhidden_BCD = one(*x)
             return dhead_DV + dhead_part_DV, dhidden_BCD
@@ -136,3 +144,16 @@ def _join(x: Array, T: int) -> Array:
     """The inverse of `_split`."""
     x = x.swapaxes(0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
+
+
+# Supervised fine-tuning: the negative log-likelihood of trained tokens.
+
+
+def sft_loss(
+    logprobs_BT: Float[Array, "B T"], entropy_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T"]
+) -> dict[str, Mean]:
+    """Negative log-likelihood per trained token (nats); every token of the global batch weighs the same.
+
+    `entropy` is the mean entropy of the model's distributions at the same positions.
+    """
+    return {"loss": masked_mean(-logprobs_BT, mask_BT), "entropy": masked_mean(entropy_BT, mask_BT)}

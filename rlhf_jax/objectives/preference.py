@@ -21,12 +21,13 @@ def sequence_logprob(logprobs_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T
 def bradley_terry(
     chosen_B: Float[Array, " B"], rejected_B: Float[Array, " B"], weight_B: Weights
 ) -> dict[str, Mean]:
-    """-log sigmoid(chosen - rejected), the negative log-likelihood of Bradley and Terry (1952).
+    """The reward model's loss on pairs, -log sigmoid(chosen - rejected), after Bradley and Terry (1952).
 
     `chosen_B` and `rejected_B` are the rewards of the two responses of each pair. A tie (equal rewards) is
     not an accurate pair: a constant reward model scores 0 in `rewards/accuracies`, not 1/2.
     """
     chosen_B, rejected_B = _counted(weight_B, chosen_B, rejected_B)
+    # softplus(-x) is -log sigmoid(x) without the log of a sigmoid that has rounded to 0.
     loss_B = jax.nn.softplus(rejected_B - chosen_B)
     return {"loss": masked_mean(loss_B, weight_B), **_reward_metrics(chosen_B, rejected_B, weight_B)}
 
@@ -55,7 +56,7 @@ def dpo(
     chosen_B = beta * (policy_chosen_B - ref_chosen_B)
     rejected_B = beta * (policy_rejected_B - ref_rejected_B)
     z_B = chosen_B - rejected_B
-    # -log sigmoid(-z) = -log sigmoid(z) + z
+    # -log sigmoid(-z) = -log sigmoid(z) + z, so both terms of the smoothed loss need one softplus only.
     loss_B = jax.nn.softplus(-z_B) + label_smoothing * z_B
     return {
         "loss": masked_mean(loss_B, weight_B),
@@ -75,5 +76,5 @@ def _reward_metrics(chosen_B: Array, rejected_B: Array, weight_B: Array) -> dict
 
 
 def _counted(weight_B: Array, *xs_B: Array) -> tuple[Array, ...]:
-    """float32, and 0 in rows of weight 0, before any arithmetic: 0 * NaN would reach the gradient."""
+    """The arrays in float32, with 0 in rows of weight 0: set before any arithmetic, or 0 * NaN reaches the gradient."""
     return tuple(jnp.where(weight_B != 0, x_B.astype(jnp.float32), 0.0) for x_B in xs_B)

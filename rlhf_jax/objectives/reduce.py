@@ -1,4 +1,4 @@
-"""Sums that are divided once: the reduction every loss and metric shares.
+"""Means that are kept as sum and weight and divided once, at the end: the reduction of every loss and metric.
 
 A loss over a batch that is split over micro-batches, devices and hosts is right only if numerators and
 denominators are added apart and divided at the very end. A mean of means weights a short row's tokens
@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Real, ScalarLike
 
 
 class Mean(NamedTuple):
-    """A mean not divided yet: `sum` of weighted values and `weight`, the total weight; float32 scalars."""
+    """A mean before the division: the `sum` of weighted values and the total `weight`, float32 scalars."""
 
     sum: ScalarLike
     weight: ScalarLike
@@ -32,17 +32,19 @@ def masked_mean(
     respect to `x`; a function that computes `x` must not overflow there, see `policy_gradient`.)
     """
     weights = mask.astype(jnp.float32)
-    kept = jnp.where(weights != 0, x.astype(jnp.float32), 0.0)  # not x * weights: NaN * 0 is NaN
+    # Selected and not multiplied by the weight: NaN * 0 is NaN.
+    kept = jnp.where(weights != 0, x.astype(jnp.float32), 0.0)
     return Mean(jnp.sum(kept * weights), jnp.sum(weights))
 
 
 def add(a: MeanTree, b: MeanTree) -> MeanTree:
-    """The mean over two disjoint pieces of a batch, of one `Mean` or of a dict of them (equal keys)."""
+    """Combines the means of two disjoint parts of a batch, each one `Mean` or a dict of them with equal keys."""
     return jax.tree.map(jnp.add, a, b)
 
 
 def value(mean: Mean) -> Float[Array, ""]:
-    """`sum / weight`, and 0 where nothing was counted (never NaN, also in the gradient)."""
+    """Divides: `sum / weight`, and 0 where nothing was counted (never NaN, nor in the gradient)."""
     weight = jnp.asarray(mean.weight, jnp.float32)
     counted = weight != 0
+    # The inner where is for the gradient: the outer one alone would still differentiate a division by 0.
     return jnp.where(counted, jnp.asarray(mean.sum, jnp.float32) / jnp.where(counted, weight, 1.0), 0.0)

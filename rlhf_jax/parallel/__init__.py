@@ -1,1 +1,1 @@
-"""Mesh, sharding rules, process start-up, host rows to global arrays."""
+"""The device mesh, its sharding rules, host rows to global arrays and back, and the start-up of processes."""

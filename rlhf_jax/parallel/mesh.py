@@ -1,14 +1,20 @@
-"""The one device mesh: axes ("data", "fsdp", "tensor"), made from three numbers of the config."""
+"""The one device mesh ("data", "fsdp", "tensor"): making it, sharding rules by logical axis, rows onto it and back."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh
+import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from rlhf_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # the rows of a batch are split over both
+# The rows of a batch are split over both: devices that share parameters still see different rows.
+BATCH_AXES = ("data", "fsdp")
 
 
 def make_mesh(
@@ -26,6 +32,7 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
+    # jax's own default is Explicit axes, with which flax.linen and sharding constraints do not work.
     mesh = jax.make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
@@ -62,3 +69,227 @@ def _resolve(sizes: dict[str, int], n_devices: int) -> dict[str, int]:
 
 def _devices(n: int) -> str:
     return f"{n} device" + ("" if n == 1 else "s")
+
+
+# Host rows to global arrays and back. Each process holds only the rows its own devices will read.
+
+_ROWS = PartitionSpec(BATCH_AXES)
+_REPLICATED = PartitionSpec()
+
+
+def check_batch(global_batch: int, mesh: Mesh, *, field: str = "batch_size") -> None:
+    """Raises UserError naming `field` when the mesh cannot split that many rows evenly."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if global_batch < 1 or global_batch % ways:
+        raise UserError(
+            f"{field}: {global_batch} rows do not split evenly over mesh.data x mesh.fsdp = {ways} devices; "
+            f"use a multiple of {ways}"
+        )
+
+
+def host_rows(global_batch: int, mesh: Mesh | None = None) -> slice | np.ndarray:
+    """The rows of a global batch that this process must provide: an index for numpy arrays of B rows.
+
+    Nearly always a slice. Where the physical layout of a TPU slice gives one host's devices rows that do not
+    follow each other, it is an ascending index array. Processes joined by the tensor axis get the same rows.
+    mesh: the current one unless given.
+    """
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    check_batch(global_batch, mesh)
+    if jax.process_count() == 1:
+        return slice(0, global_batch)
+    # Asked of jax and not computed from process numbers: the order of devices in a mesh follows the hardware.
+    index_map = NamedSharding(mesh, _ROWS).addressable_devices_indices_map((global_batch,))
+    pieces = sorted({slice_.indices(global_batch)[:2] for (slice_,) in index_map.values()})
+    if all(stop == start for (_, stop), (start, _) in pairwise(pieces)):
+        return slice(pieces[0][0], pieces[-1][1])
+    return np.concatenate([np.arange(start, stop) for start, stop in pieces])
+
+
+def to_global(host_batch: Any, mesh: Mesh | None = None) -> Any:
+    """Makes global arrays of this process's rows of every array in a tree, split on axis 0 over ("data", "fsdp").
+
+    host_batch: tree of numpy arrays [rows of this process, ...], the rows `host_rows` names, in that order.
+        Zero-dimensional leaves are copied to every device and must be equal on all processes.
+    Returns arrays [B, ...] that compiled functions take as they are.
+    """
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    rows, everywhere = NamedSharding(mesh, _ROWS), NamedSharding(mesh, _REPLICATED)
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(rows if x.ndim else everywhere, x)
+
+    return jax.tree.map(put, host_batch)
+
+
+def replicate(tree: Any, mesh: Mesh | None = None) -> Any:
+    """Copies every leaf (numpy, jax array or typed PRNG key) to all devices of the mesh.
+
+    Values must be equal on all processes; nothing checks it here (`startup.agree` does).
+    """
+    mesh = jax.sharding.get_mesh() if mesh is None else mesh
+    everywhere = NamedSharding(mesh, _REPLICATED)
+
+    def put(x: Any) -> jax.Array:
+        if isinstance(x, jax.Array):
+            # A typed key has no NumPy form; its bits have one.
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+            if not x.is_fully_addressable:
+                return jax.device_put(x, everywhere)
+        x = np.asarray(x)
+        return jax.make_array_from_process_local_data(everywhere, x, x.shape)
+
+    return jax.tree.map(put, tree)
+
+
+def gather(tree: Any) -> Any:
+    """Fetches every leaf as a full numpy array, on every process.
+
+    A collective where an array is spread over processes: all processes must call it, in the same order.
+    Leaves a process holds alone (numpy, local arrays) come back as they are.
+    """
+
+    def fetch(x: Any) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return np.asarray(x)
+        if not x.is_fully_replicated:
+            # An identity whose result lies on every device is an all-gather.
+            x = jax.jit(_identity, out_shardings=NamedSharding(x.sharding.mesh, _REPLICATED))(x)
+        return np.asarray(x.addressable_data(0))
+
+    return jax.tree.map(fetch, tree)
+
+
+def _identity(x: jax.Array) -> jax.Array:
+    return x
+
+
+# Which mesh axis each logical axis of a parameter or a batch is split over.
+#
+# Models name the axes of their arrays ("embed", "heads", ...); this table alone says where they live.
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+# Parameters and optimizer state are split over fsdp (ZeRO-3) and tensor; rows over data and fsdp.
+TRAIN_RULES: Rules = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head_dim": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+    "layers": None,
+}
+
+# Decoding reads every weight once per token: gathering them over fsdp each time would cost more than the
+# memory saved, so the rollout copy is split over tensor only.
+ROLLOUT_RULES: Rules = {**TRAIN_RULES, "embed": None}
+
+# Grouped-query attention may have fewer key-value heads than tensor devices: those are then copied.
+_MAY_REPLICATE = ("kv_heads",)
+# Vocabularies are often odd (50257, or 32000 and a pad token): a table that cannot be split is copied.
+_MAY_BE_ODD = ("vocab",)
+
+
+def partition_spec(names: tuple[str | None, ...], rules: Rules) -> PartitionSpec:
+    """Logical axis names of one array -> its PartitionSpec. Raises KeyError for a name the rules lack."""
+    return PartitionSpec(*(None if name is None else rules[name] for name in names))
+
+
+def shardings(logical_specs: Any, mesh: Mesh | AbstractMesh, rules: Rules, shapes: Any = None) -> Any:
+    """Turns a tree of logical axis names into the same tree of NamedShardings.
+
+    logical_specs: each leaf a tuple of logical names (None: not split) or a PartitionSpec of them, as
+        `flax.linen.get_partition_spec` returns for boxed parameters; scalars have an empty one.
+    mesh: an AbstractMesh plans for devices that are not here.
+    shapes: optional tree of the same structure whose leaves have `.shape` (arrays or ShapeDtypeStructs).
+        With it, every split dimension is checked: a mesh axis that does not divide it raises UserError,
+        except that fewer kv_heads than devices, and a vocabulary that does not divide, are copied to all of them.
+    """
+    if shapes is None:
+        return jax.tree.map(
+            lambda names: NamedSharding(mesh, partition_spec(tuple(names), rules)),
+            logical_specs,
+            is_leaf=_is_spec,
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, names, leaf: _checked(path, tuple(names), leaf.shape, mesh, rules),
+        logical_specs,
+        shapes,
+        is_leaf=_is_spec,
+    )
+
+
+def _is_spec(x: Any) -> bool:
+    # Optimizer states are tuples and named tuples of trees; only a plain tuple of names is a leaf.
+    if isinstance(x, PartitionSpec):
+        return True
+    return type(x) is tuple and all(name is None or isinstance(name, str) for name in x)
+
+
+def _checked(
+    path: tuple,
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    rules: Rules,
+) -> NamedSharding:
+    where = jax.tree_util.keystr(path, simple=True, separator="/")
+    if len(names) > len(shape):
+        raise ValueError(f"{where}: {len(names)} axis names {names} for shape {shape}")
+    spec = []
+    for name, size in zip(names, shape, strict=False):
+        axes = None if name is None else rules[name]
+        ways = _ways(axes, mesh)
+        if ways == 1 or size % ways == 0:
+            spec.append(axes)
+        elif name in _MAY_BE_ODD or (name in _MAY_REPLICATE and size < ways):
+            spec.append(None)
+        else:
+            field = axes if isinstance(axes, str) else "/".join(axes)
+            raise UserError(
+                f"mesh.{field}: {ways} devices cannot split {name}={size} of {where} evenly; "
+                f"use a mesh.{field} that divides {size}, or another {name} size"
+            )
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _ways(axes: str | tuple[str, ...] | None, mesh: Mesh | AbstractMesh) -> int:
+    if axes is None:
+        return 1
+    ways = 1
+    for axis in (axes,) if isinstance(axes, str) else axes:
+        ways *= mesh.shape[axis]
+    return ways
+
+
+# Where activations live on the mesh: constraints by logical name at a handful of points.
+
+ACTIVATION_AXES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+}
+
+
+def constrain(x: Array, *names: str) -> Array:
+    """Pins `x` to the mesh by the logical name of each dimension.
+
+    A name outside ACTIVATION_AXES, and a dimension its mesh axes do not divide, stays replicated; without a
+    mesh, or on one device, `x` is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for size, name in zip(x.shape, names, strict=True):
+        axes = ACTIVATION_AXES.get(name, ())
+        ways = math.prod(mesh.shape[axis] for axis in axes)
+        spec.append(axes if axes and size % ways == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))

@@ -1,4 +1,4 @@
-"""Process start-up, and the few things processes say to each other outside of compiled code.
+"""Joins the processes of a run, and lets them wait for and agree with each other outside of compiled code.
 
 Waits go through the coordination service of `jax.distributed`, so each has a limit: a process that died
 or never came makes the others stop with a message instead of hanging.
@@ -28,25 +28,29 @@ _OURS = ("RLHF_JAX_COORDINATOR", "RLHF_JAX_NUM_PROCESSES", "RLHF_JAX_PROCESS_ID"
 # SLURM_STEP_NODELIST exists only inside srun: a batch script run by sbatch alone is one process.
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
-# Waits after work that takes machines differently long: compiling, reading weights. They stand before collectives,
-# which do not wait that long for each other (30 s to connect, on CPU).
+# Waits after work that takes machines differently long: compiling, reading weights. They stand before
+# collectives, which do not wait that long for each other (30 s to connect, on CPU).
 SLOW_S = 3600.0
 
-_QUIET_S = 5.0  # How long a process waits for others without a word.
-_NAME_S = 60.0  # How long the name of process 0's machine may be unknown.
+# How long a process waits for others without a word.
+_QUIET_S = 5.0
+# How long the name of process 0's machine may be unknown: a cluster that has just started needs a moment.
+_NAME_S = 60.0
 
-_FAILED = "rlhf_jax/failed"  # The key under which a process says that it has failed.
-_WATCH_S = 1.0  # How often the others look.
-_leaving = threading.Event()  # set when this process ends by itself
-_outlived = (
-    threading.Event()
-)  # set when another one has failed and this one only waits for the rest to hear of it
+# The key under which a process says that it has failed, and how often the others look.
+_FAILED = "rlhf_jax/failed"
+_WATCH_S = 1.0
+# Set when this process ends by itself.
+_leaving = threading.Event()
+# Set in process 0 when another one has failed, and process 0 only waits for the rest to hear of it.
+_outlived = threading.Event()
 
-_calls: Counter[str] = Counter()  # how often each barrier or agreement name was used: makes its key unique
+# How often each barrier or agreement name was used. The service takes a key once, so the count is part of it.
+_calls: Counter[str] = Counter()
 
 
 class Processes(NamedTuple):
-    """Who we are: this process's index, how many there are, and the devices here and in all."""
+    """This process's index, the number of processes, and the numbers of devices here and in all."""
 
     index: int
     count: int
@@ -54,7 +58,7 @@ class Processes(NamedTuple):
     devices: int
 
 
-def start(distributed: str = "auto", *, timeout_s: int = 300) -> Processes:
+def join_processes(distributed: str = "auto", *, timeout_s: int = 300) -> Processes:
     """Joins the other processes of this run, if there are any. Call before anything touches a device.
 
     distributed:
@@ -73,6 +77,18 @@ def start(distributed: str = "auto", *, timeout_s: int = 300) -> Processes:
         elif distributed == "on" or _slurm_tasks() > 1 or _on_cloud_tpu():
             _initialize(timeout_s)
     return Processes(jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count())
+
+
+@contextmanager
+def join_after_checks(distributed: str) -> Iterator[None]:
+    """A context for what a process checks by itself; leaving it calls `join_processes`, also after a failed check.
+
+    Only a process that has joined can tell the others that it failed, so that they do not wait for it.
+    """
+    try:
+        yield
+    finally:
+        join_processes(distributed)
 
 
 def process_index() -> int:
@@ -96,6 +112,7 @@ def barrier(name: str, timeout_s: float = 600) -> None:
     if client is None:
         return
     try:
+        # The service's barrier has a time limit; a collective would wait for a dead process for ever.
         client.wait_at_barrier(_unique("barrier", name), _milliseconds(timeout_s))
     except jax.errors.JaxRuntimeError as e:
         raise UserError(
@@ -109,6 +126,8 @@ def agree(name: str, value: Any, timeout_s: float = 600) -> None:
 
     For what must be equal or the run is wrong or hangs: the workdir, the config, the program's version.
     """
+    # Through the coordination service and not through the devices: processes that disagree may not even run
+    # the same programs, and a collective would hang instead of failing.
     client = _client()
     if client is None:
         return
@@ -162,15 +181,19 @@ def leave(status: int, reason: str = "see its log") -> NoReturn:
     client = _client() if jax.distributed.is_initialized() else None
     if client is None:
         sys.exit(status)
+    # The watch ends this process soon, with the reason that came first.
     if _outlived.is_set():
-        time.sleep(60)  # The watch ends this process before.
+        time.sleep(60)
     _leaving.set()
     try:
         client.key_value_set(_FAILED, f"process {jax.process_index()} failed: {_short(reason)}", True)
-        if jax.process_index() == 0:  # The others ask this process: it goes last.
+        # Process 0 runs the service that the others ask, so it goes last.
+        if jax.process_index() == 0:
             time.sleep(2 * _WATCH_S)
+    # Process 0 is gone already, and the others notice that by themselves.
     except jax.errors.JaxRuntimeError:
-        pass  # Process 0 is gone already, and the others notice that by themselves.
+        pass
+    # Not sys.exit, which would run jax's exit handler: it waits for the others.
     os._exit(status)
 
 
@@ -182,13 +205,15 @@ def _watch() -> None:
         while not _leaving.wait(_WATCH_S):
             try:
                 failed = client.key_value_try_get(_FAILED)
+            # Nobody has failed; or process 0 is gone, and then jax ends this process.
             except jax.errors.JaxRuntimeError:
-                continue  # Nobody has failed; or process 0 is gone, and jax ends this process.
+                continue
             if _leaving.is_set():
                 return
             sys.stdout.flush()
             print(f"error: {failed}", file=sys.stderr, flush=True)
-            if jax.process_index() == 0:  # The others ask this process: it goes last.
+            # As in `leave`: the service that the others ask goes last.
+            if jax.process_index() == 0:
                 _outlived.set()
                 # What the work still says would only bury the reason.
                 sys.stdout = sys.stderr = io.StringIO()
@@ -198,7 +223,9 @@ def _watch() -> None:
     thread = threading.Thread(target=watch, name="watch the other processes", daemon=True)
     thread.start()
 
-    @atexit.register  # Before jax says goodbye to the others, which then may end at any time.
+    # Registered after jax's own handler and so run before it: when jax has said goodbye, the others may end
+    # at any time, which is no failure.
+    @atexit.register
     def stop() -> None:
         _leaving.set()
         thread.join()
@@ -235,6 +262,7 @@ def _integer(name: str, found: dict[str, str]) -> int:
 def _slurm_tasks() -> int:
     if not all(os.environ.get(name) for name in _SLURM):
         return 1
+    # SLURM_NTASKS is the whole job's number; a step may have fewer tasks.
     return int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ["SLURM_NTASKS"])
 
 
@@ -253,6 +281,7 @@ def _initialize(timeout_s: int, coordinator: str = "", index: int = 0, count: in
         given = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
     else:
         coordinator, index, count = _slurm_coordinator()
+    # jax would wait for a machine whose name is not known until its time-out is over, and then not say why.
     if coordinator and index:
         _check_name(coordinator.rpartition(":")[0].strip("[]"))
     others = f"{count - 1} more of {count} processes" if count else "the other processes"
@@ -297,7 +326,7 @@ def _check_name(host: str) -> None:
 
 @contextmanager
 def _telling(whom: str) -> Iterator[None]:
-    """Says on stderr for whom this process waits, after five seconds and then every minute."""
+    """Prints for whom this process waits, after five seconds and then every minute, while the context is open."""
     over, began = threading.Event(), time.monotonic()
 
     def tell() -> None:
@@ -339,3 +368,20 @@ def _short(text: str, limit: int = 200) -> str:
 
 def _first_line(e: Exception) -> str:
     return _short((str(e).strip().splitlines() or [type(e).__name__])[0])
+
+
+# Notices of a run: each is printed once, and from one process, however many times it comes up.
+
+_said: set[str] = set()
+
+
+def notice_once(text: str) -> None:
+    """Prints `notice: TEXT` unless this run has said it before."""
+    if text not in _said and is_main():
+        print(f"notice: {text}", flush=True)
+    _said.add(text)
+
+
+def forget_notices() -> None:
+    """Another run begins in this process: it says its notices again."""
+    _said.clear()

@@ -1,11 +1,10 @@
-"""Where scores come from: a reward model on the very tokens that were sampled, where it reads the same tokens.
+"""Scores of sampled responses by a reward model that shares the policy's tokenizer: it reads the very tokens.
 
-One that has another tokenizer or template reads the text instead, see `text_rewards`.
+A reward model with another tokenizer or template is given the text instead, see `text_rewards`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, Protocol
@@ -14,50 +13,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
-from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.scored_text import Closing
-from rlhf_jax.errors import UserError
-from rlhf_jax.models import decoder
-from rlhf_jax.models.model import Model
+from rlhf_jax.models.model import Model, RewardModel, model_scores
 from rlhf_jax.models.responses import join
 from rlhf_jax.sampling.decode import Generation
 
 
-@dataclasses.dataclass(frozen=True)
-class RewardModel:
-    """All that a score depends on, as one thing.
-
-    Attributes:
-      folder: where it was read from.
-      template: of the text that it reads; score_at: at which token of it (see `data.scored_text`).
-      behind: what stands between a response and that token.
-      how: how conversations are written.
-      mean: the mean score of demonstrations. It is subtracted, so that a score of 0 means "as good as a
-        demonstration" (rule M8).
-    """
-
-    model: Model
-    tokenizer: Any
-    folder: str
-    template: str
-    score_at: str
-    behind: Closing
-    how: Handling = dataclasses.field(default_factory=Handling)
-    mean: float = 0.0
-
-
 class Scored(NamedTuple):
-    """scores_B: 0 where the reward model cannot be given the response, and `readable_B` is False."""
+    """Scores, and which of them count: where the reward model cannot read a response its score is 0, and
+    `readable_B` is False."""
 
     scores_B: Float[Array, " B"]
     readable_B: Bool[Array, " B"]
 
 
 class Rewards(Protocol):
-    """Scores of sampled responses, in two parts: a call, and a call of what it returns.
+    """A source of scores. It is called in two parts: once with the responses, and later what that returned.
 
-    The first fetches what the host needs, so it comes before the devices are given other work, behind which a fetch
-    from several processes would wait. The second comes after that, and works on the host meanwhile.
+    The first call fetches what the host needs. It comes before the devices are given other work, behind which a fetch
+    from several processes would have to wait. The second call comes after that, so that the host prepares text while
+    the devices run the other networks.
     """
 
     def __call__(
@@ -67,29 +41,12 @@ class Rewards(Protocol):
         prompt_lengths_B: Int[Array, " B"],
         sampled: Generation,
     ) -> Callable[[], Scored]:
-        """rows: the records that the prompts were made of, for who reads text."""
-
-
-def model_scores(
-    model: Model, tokens_BT: Int[Array, "B T"], lengths_B: Int[Array, " B"], mean: ScalarLike
-) -> Float[Array, " B"]:
-    """The reward of each right-padded row, read at its last real token, less the mean; float32."""
-    hidden_BTD = decoder.hidden_states(model.config, model.params, tokens_BT)
-    return decoder.last_token_scores(hidden_BTD, model.params, lengths_B) - mean
-
-
-def check_embedded(reward: RewardModel, most: int) -> None:
-    """UserError for an id that the model has no embedding of; a lookup would take another token's in silence."""
-    if most >= reward.model.config.vocab_size:
-        raise UserError(
-            f"{reward.folder}: the template {reward.template} writes token {most}, but there are embeddings of "
-            f"{reward.model.config.vocab_size}; use the tokenizer that the model was trained with"
-        )
+        """rows: the records that the prompts were made of, for a reward model that reads text."""
 
 
 @lru_cache
 def token_program(closing: tuple[int, ...], pad_id: int) -> Any:
-    """`score_tokens`, compiled once for the plan and the run."""
+    """Returns `score_tokens` as a compiled function, the same one for the memory plan and the run."""
     return jax.jit(partial(score_tokens, closing=closing, pad_id=pad_id))
 
 
@@ -103,18 +60,22 @@ def score_tokens(
     closing: tuple[int, ...],
     pad_id: int,
 ) -> Scored:
-    """Scores of sampled tokens, none of which is decoded.
+    """Scores sampled tokens as they are, without decoding any.
 
     A policy may have more embeddings than its tokenizer has tokens; a response that holds such an id, of which the
     reward model has no embedding, has no score.
     closing: what the reward model reads in place of the end token, at which of several the sampling may have stopped.
     """
+    # Ids behind the end are pads, and nobody looks at what they are.
     readable_B = jnp.all((sampled.tokens_BR < model.config.vocab_size) | ~sampled.mask_BR, axis=1)
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
-    # The first of them stands where the end token does. No column more: learned positions are few.
+    # The first closing token takes the end token's place, so one column fewer is added than there are tokens;
+    # models with learned positions have none to spare.
     tokens_BT = jnp.pad(tokens_BT, ((0, 0), (0, max(0, len(closing) - 1))), constant_values=pad_id)
     ended_B = sampled.ended_B.astype(jnp.int32)
     lengths_B = prompt_lengths_B + sampled.lengths_B - ended_B
+    # Only a response that ended is closed. One that was cut off is scored as it stands; the missing-EOS rule
+    # replaces that score anyway.
     if closing:
         behind_BT = jnp.arange(tokens_BT.shape[1]) - lengths_B[:, None]
         written_BT = jnp.array(closing)[jnp.clip(behind_BT, 0, len(closing) - 1)]

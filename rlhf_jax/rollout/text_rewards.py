@@ -15,23 +15,22 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from rlhf_jax.data.batches import bucket
-from rlhf_jax.data.scored_text import encode_scored
-from rlhf_jax.data.special_ids import without_end
-from rlhf_jax.data.tokenization import NO_LIMIT, decode
-from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.parallel.arrays import gather, host_rows, to_global
-from rlhf_jax.rollout.rewards import RewardModel, Scored, check_embedded, model_scores
+from rlhf_jax.data.tokenization import decode
+from rlhf_jax.data.tokens.scored_text import encode_scored
+from rlhf_jax.data.tokens.special_ids import without_end
+from rlhf_jax.models.model import RewardModel, check_embedded, longest_row, model_scores
+from rlhf_jax.parallel.mesh import gather, host_rows, to_global
+from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 
 text_program = jax.jit(model_scores)
 
 
 class TextRewards:
-    """A reward model that reads text.
+    """Scores by a reward model that reads text.
 
-    longest: tokens of its longest row that is to be expected; arrays are as long for the whole run. Should a row be
-    longer, arrays double, and the scoring is compiled once more.
+    longest: the number of tokens of the longest row that is to be expected; arrays have this width for the whole run.
+    Where a row is longer the width doubles, and scoring is compiled once more.
     """
 
     def __init__(self, reward: RewardModel, policy_tokenizer: Any, mesh: Mesh, longest: int) -> None:
@@ -45,12 +44,14 @@ class TextRewards:
         prompt_lengths_B: Int[Array, " B"],
         sampled: Generation,
     ) -> Callable[[], Scored]:
+        # Fetched here and not in `_score`, which runs when the devices have other work queued.
         del prompts_BP, prompt_lengths_B
         return partial(self._score, rows, *gather((sampled.tokens_BR, sampled.lengths_B, sampled.ended_B)))
 
     def _score(
         self, rows: list[dict], tokens_BR: np.ndarray, lengths_B: np.ndarray, ended_B: np.ndarray
     ) -> Scored:
+        # Decoding and encoding are slow, so each process does it for the rows of its own devices only.
         mine = np.arange(len(rows))[host_rows(len(rows), self._mesh)]
         said = [
             without_end(ids[:n], ended) for ids, n, ended in zip(tokens_BR, lengths_B, ended_B, strict=True)
@@ -64,6 +65,7 @@ class TextRewards:
         )
         most = longest_row(reward.model.config)
         readable = np.array([not isinstance(x, str) and len(x) <= most for x in found])
+        # A row that cannot be read still takes a place in the batch: one token, whose score counts nowhere.
         ids = [x if able else np.zeros(1, np.int32) for x, able in zip(found, readable, strict=True)]
         lengths = np.array([len(x) for x in ids], np.int32)
         tokens = np.zeros((len(ids), self._width(lengths)), np.int32)
@@ -75,18 +77,9 @@ class TextRewards:
         return Scored(scores_B, batch["readable"])
 
     def _width(self, lengths: np.ndarray) -> int:
-        """Of the arrays, the same on every process."""
+        """The width of the arrays, which has to be the same on every process."""
+        # The longest row may lie on another process. Doubling keeps the number of compilations small.
         most, width = int(gather(to_global(lengths, self._mesh)).max()), self._longest
         while width < most:
             width *= 2
         return min(width, longest_row(self.reward.model.config))
-
-
-def longest_row(config: ModelConfig) -> int:
-    """Tokens that a model can read, where positions are learned; longer rows have no score."""
-    return config.max_positions if config.positions == "learned" else NO_LIMIT
-
-
-def expected_length(longest_prompt: int, max_new_tokens: int) -> int:
-    """Tokens of a row: another tokenizer may need more of them for a response than the policy did."""
-    return bucket(longest_prompt + 2 * max_new_tokens + 8, 8)

@@ -7,17 +7,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, ScalarLike
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
-from rlhf_jax.models.sharding import constrain
+from rlhf_jax.parallel.mesh import constrain
 from rlhf_jax.sampling.choose import Sampling, choose
 
 
 class Generation(NamedTuple):
-    """What the sampler returns.
+    """The responses that the decode engine has sampled.
 
     Attributes:
       tokens_BR: the responses, pads after the end.
@@ -74,12 +76,15 @@ def generate(
     B, P = tokens_BP.shape
     S = P + max_new_tokens
     decoder.check_length(config, S)
+    # Prompts are left-padded, so that every row writes its next token to the same column P + t: a slice
+    # update, where right-padded rows would need a scatter.
     first_B = P - lengths_B
     columns_S = jnp.arange(S)
     real_BS = columns_S >= first_B[:, None]
     logits_BV, cache = _prefill(config, params, tokens_BP, first_B, real_BS, S)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
     head_DV = decoder.head(config, params)
+    # Taken apart once, outside the loop. The price is that the weights are in memory twice while decoding.
     layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.layers)]
 
     def unfinished(loop: _Loop) -> Bool[Array, ""]:
@@ -88,8 +93,10 @@ def generate(
     def step(loop: _Loop) -> _Loop:
         keys_now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, loop.t)
         picked_B, logprobs_B = choose(loop.logits_BV, keys_now_B, sampling)
+        # Rows that have ended go on with pads until the last one ends, because shapes are fixed.
         token_B = jnp.where(loop.done_B, pad_id, picked_B)
         column = P + loop.t
+        # real_BS is True up to the end of the cache; columns that are not yet written are cut off here.
         mask_B1S = (real_BS & (columns_S <= column))[:, None]
         positions_B1 = (lengths_B + loop.t)[:, None]
         hidden_B1D, cache = _decode(
@@ -100,11 +107,14 @@ def generate(
             logits_BV=decoder.logits(config, head_DV, hidden_B1D[:, 0]),
             tokens_BR=loop.tokens_BR.at[:, loop.t].set(token_B),
             logprobs_BR=loop.logprobs_BR.at[:, loop.t].set(jnp.where(loop.done_B, 0.0, logprobs_B)),
+            # Counted before done_B changes, so the end token belongs to the response. A pad that equals an
+            # end token does no harm: its row is done already.
             lengths_B=loop.lengths_B + ~loop.done_B,
             done_B=loop.done_B | jnp.isin(token_B, end_ids_E),
             cache=cache,
         )
 
+    # A while_loop, not a scan: it stops with the longest response, and nothing is differentiated.
     loop = jax.lax.while_loop(
         unfinished,
         step,
@@ -132,6 +142,7 @@ def _prefill(
 ) -> tuple[Float[Array, "B V"], tuple[KeyValue, ...]]:
     """Logits after the last prompt token, and one cache of S columns per layer."""
     P = tokens_BP.shape[1]
+    # Pads get position 0: some valid position, which no real token looks at.
     positions_BP = jnp.maximum(jnp.arange(P) - first_B[:, None], 0)
     causal_PP = jnp.tril(jnp.ones((P, P), bool))
     # A pad query sees nothing: its softmax is uniform, finite, and read by no real token.
@@ -140,6 +151,7 @@ def _prefill(
     pad = ((0, 0), (0, 0), (0, S - P), (0, 0))
 
     def columns(x_BPGK: Float[Array, "B P G K"]) -> Float[Array, "B G S K"]:
+        # Left to itself, XLA keeps the cache in a sharding that costs all-reduces in every step.
         return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), "batch", "kv_heads", "length", "head_dim")
 
     cache = tuple((columns(keys[i]), columns(values[i])) for i in range(config.layers))
@@ -156,9 +168,10 @@ def _decode(
     cache: tuple[KeyValue, ...],
     column: Int[Array, ""],
 ) -> tuple[Float[Array, "B 1 D"], tuple[KeyValue, ...]]:
-    """One token through every layer. Layers are unstacked outside the loop: slicing a stack copies it per token.
+    """Runs one token per row through every layer; returns its hidden states and the updated cache.
 
-    A windowed layer keeps all its columns and looks at the last `window` of them.
+    `layers` are unstacked outside the decode loop, because slicing the stack inside would copy it for every token.
+    A windowed layer keeps the keys of all columns and looks at the last `window` of them.
     """
     table_VD = params["embed"].astype(config.dtype)
     x_B1D = decoder.embed(config, table_VD, params.get("positions"), tokens_B1, positions_B1)
@@ -174,3 +187,14 @@ def _decode(
         )
         written.append(keys_values)
     return Norm(config).apply({"params": params["norm"]}, x_B1D), tuple(written)
+
+
+def check_finite(logprobs_BR: np.ndarray, model: str) -> None:
+    """Raises UserError if any sampled token has a log-probability of NaN or infinity: its logits were not finite."""
+    wrong_B = ~np.isfinite(logprobs_BR).all(axis=1)
+    if wrong_B.any():
+        raise UserError(
+            f"{model}: its logits are not finite in {wrong_B.sum()} of {len(wrong_B)} responses, so its samples mean "
+            "nothing; its weights are too large for the dtype, or its training has diverged: use "
+            "model.dtype=float32 or an earlier checkpoint"
+        )

@@ -1,18 +1,18 @@
-"""One line that says how far a run is, how fast it goes and how long it will still take."""
+"""One line that says how far a run is, how fast it goes and how long it will still take: tqdm, in our words."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections import deque
 from collections.abc import Mapping
 from io import TextIOBase
 
+from tqdm import tqdm
+
 from rlhf_jax.parallel import startup
 
-_QUIET_S = 10.0  # Between two lines where nothing can be rewritten: a file, a CI log.
-_REWRITE_S = 0.1
-_WINDOW_S = 30.0  # The rate is that of the last half minute: after a compilation it recovers quickly.
+_QUIET_S, _REWRITE_S = 10.0, 0.1  # Between two lines: of a file or a CI log, and of a terminal.
+_LINE = "{desc} {n_fmt}/{total_fmt}  {rate_noinv:.4g}/s  left {remaining}{postfix}"
 
 
 class Progress:
@@ -30,66 +30,52 @@ class Progress:
         began: float | None = None,
         stream: TextIOBase | None = None,
     ) -> None:
-        """began: when the work did (`time.monotonic`), if that was before now, so that the first rate is a true one."""
+        """began: when the work did (`time.time`), if that was before now, so that the first rate is a true one."""
         self.total, self.done = total, done
-        self._unit = unit
         self._stream = sys.stdout if stream is None else stream
-        self._on = startup.is_main()
-        self._terminal = self._stream.isatty()
-        self._ticks = deque([(time.monotonic() if began is None else began, done)])
-        self._shown_at = 0.0
-        self._line = self._last_shown = ""
-        self._closed = False
+        terminal = self._stream.isatty()
+        file, every_s = (self._stream, _REWRITE_S) if terminal else (_WholeLines(self._stream), _QUIET_S)
+        how = {"file": file, "mininterval": every_s, "miniters": 1, "bar_format": _LINE}
+        how["disable"] = not startup.is_main()
+        # A delay keeps tqdm from drawing zeros at once; without `leave` nothing stays of a line that was never updated.
+        self._bar = _Bar(total=total, initial=done, desc=unit, delay=1.0, leave=False, **how)
+        self._bar.delay = 0.0
+        # Of no time at all there is no rate.
+        self._bar.start_t = self._bar.last_print_t = (began or time.time()) - 1e-6
 
     def update(self, done: int, values: Mapping[str, float | int] | None = None) -> None:
         """`done` of `total` are done; `values` are shown behind the rate and the time left."""
-        now = time.monotonic()
+        shown = [
+            f"{name} {x:,.0f}" if abs(x) >= 1000 else f"{name} {x:.4g}" for name, x in (values or {}).items()
+        ]
+        self._bar.set_postfix_str("  ".join(shown), refresh=False)
+        self._bar.leave = True
+        self._bar.update(done - self.done)
         self.done = done
-        self._ticks.append((now, done))
-        while len(self._ticks) > 2 and now - self._ticks[0][0] > _WINDOW_S:
-            self._ticks.popleft()
-        self._line = self._render(values or {})
-        if now - self._shown_at >= (_REWRITE_S if self._terminal else _QUIET_S):
-            self._show(now)
 
     def note(self, text: str) -> None:
         """Prints a line of its own; the progress line, if still open, goes on below it."""
-        if self._on:
-            clear = "\r\x1b[K" if self._terminal and not self._closed else ""
-            print(clear + text, file=self._stream, flush=True)
-            self._last_shown = ""
+        if startup.is_main():
+            with _Bar.external_write_mode(self._stream):
+                print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Shows the last state and ends the line; a second call does nothing."""
-        if self._closed:
-            return
-        self._closed = True
-        self._show(time.monotonic())
-        if self._on and self._terminal and self._last_shown:
-            print(file=self._stream, flush=True)
-
-    def _show(self, now: float) -> None:
-        if not self._on or self._line == self._last_shown:
-            return
-        text = f"\r\x1b[K{self._line}" if self._terminal else f"{self._line}\n"
-        self._stream.write(text)
-        self._stream.flush()
-        self._shown_at, self._last_shown = now, self._line
-
-    def _render(self, values: Mapping[str, float | int]) -> str:
-        (start, first), (now, last) = self._ticks[0], self._ticks[-1]
-        rate = (last - first) / max(now - start, 1e-9)
-        parts = [f"{self._unit} {self.done}/{self.total}", f"{_short(rate)}/s"]
-        if rate > 0:
-            parts.append(f"left {_clock((self.total - self.done) / rate)}")
-        return "  ".join(parts + [f"{name} {_short(value)}" for name, value in values.items()])
+        self._bar.close()
 
 
-def _short(x: float) -> str:
-    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+class _Bar(tqdm):
+    monitor_interval = 0  # No thread that draws bars anew.
 
 
-def _clock(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+class _WholeLines:
+    """A stream for tqdm that is no terminal: every state is printed as a line of its own, once."""
+
+    def __init__(self, stream: TextIOBase) -> None:
+        self._stream, self._last = stream, ""
+
+    def write(self, text: str) -> None:
+        state = text.strip().split("  ")[0]  # The rate of a state may be told anew.
+        if text.startswith("\r") and state not in ("", self._last):
+            self._last = state
+            print(text.strip(), file=self._stream, flush=True)

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from rlhf_jax.annotation.parsing import ParserSpec
-from rlhf_jax.annotation.prompts import PromptTemplate, read_template
-from rlhf_jax.annotation.retries import RetryPolicy
-from rlhf_jax.annotation.specs import JudgeSpec, PoolSpec, Price
+from rlhf_jax.annotation.calls.retries import RetryPolicy
+from rlhf_jax.annotation.judges.prompts import PromptTemplate, read_template
+from rlhf_jax.annotation.judges.specs import JudgeSpec, PoolSpec, Price
+from rlhf_jax.annotation.parsing.parsers import ParserSpec
 
 # For child processes: they find the package whether or not it is installed.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

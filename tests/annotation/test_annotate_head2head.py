@@ -5,7 +5,7 @@ from annotation_fake_server import FakeServer, openai_payload
 from annotation_helpers import judge_spec, pool_of
 
 from rlhf_jax.annotation import annotate_head2head, join_outputs
-from rlhf_jax.annotation.head2head import join_line
+from rlhf_jax.annotation.kinds.head2head import join_line
 from rlhf_jax.errors import UserError
 
 

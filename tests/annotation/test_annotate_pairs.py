@@ -11,10 +11,11 @@ import pytest
 from annotation_fake_server import FakeServer, answer_plainly, anthropic_payload, openai_payload, verdict
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
-from rlhf_jax.annotation import annotate_pairs, seeding
-from rlhf_jax.annotation.parsing import ParserSpec
-from rlhf_jax.annotation.prompts import unescape
-from rlhf_jax.annotation.specs import JudgeSpec, Price
+from rlhf_jax.annotation import annotate_pairs
+from rlhf_jax.annotation.judges import random_choices
+from rlhf_jax.annotation.judges.prompts import unescape
+from rlhf_jax.annotation.judges.specs import JudgeSpec, Price
+from rlhf_jax.annotation.parsing.parsers import ParserSpec
 from rlhf_jax.errors import UserError
 
 
@@ -41,7 +42,7 @@ def test_the_label_is_for_the_rows_order_whatever_the_judge_saw() -> None:
         rows, summary = annotate(server, make_rows(60))
     assert [row["preference"] for row in rows] == [2.0] * 60
     assert Counter(row["order"] for row in rows) == Counter(
-        "21" if seeding.is_switched(row["instruction"], 0) else "12" for row in rows
+        "21" if random_choices.is_switched(row["instruction"], 0) else "12" for row in rows
     )
     assert {row["order"] for row in rows} == {"12", "21"}
     for row, body in zip(sorted(rows, key=lambda row: row["instruction"]), _by_prompt(server), strict=True):
@@ -64,7 +65,9 @@ def test_identical_outputs_and_noise_are_never_asked_nor_cached(tmp_path: Path) 
         row["output_2"] = row["output_1"]
     with FakeServer() as server:
         labelled, summary = annotate(server, rows, p_label_flip=0.25, cache_path=tmp_path / "c")
-        noise = {row["instruction"]: seeding.noisy_preference(row["instruction"], 0.25, 0) for row in rows}
+        noise = {
+            row["instruction"]: random_choices.noisy_preference(row["instruction"], 0.25, 0) for row in rows
+        }
         for i, row in enumerate(labelled):
             if i < 20:
                 assert (row["status"], row["preference"], row["tie"]) == ("tie_identical", 1.5, True)
@@ -105,8 +108,8 @@ def test_the_input_is_merged_for_judge_and_seeds_and_kept_apart_in_the_row() -> 
         labelled, _ = annotate(server, rows, judge_spec("one"), judge_spec("two", model="m2"))
     for row in labelled:
         merged = f"{row['instruction']}\n\n{row['input']}"
-        assert (row["order"] == "21") == seeding.is_switched(merged, 0)
-        assert row["pool_index"] == seeding.pool_index(row["input"] + merged, [1.0, 1.0], 0)
+        assert (row["order"] == "21") == random_choices.is_switched(merged, 0)
+        assert row["pool_index"] == random_choices.pool_index(row["input"] + merged, [1.0, 1.0], 0)
     assert any(
         "<instruction>\nDo 7.\n\nOn 7.\n</instruction>" in b["messages"][-1]["content"] for b in server.bodies
     )
@@ -117,7 +120,7 @@ def test_a_pool_shares_the_rows_and_each_judge_speaks_its_own_protocol() -> None
     with FakeServer() as server:
         rows, summary = annotate(server, make_rows(90), *judges)
         asked = Counter((body["model"], "max_tokens" in body) for body in server.bodies)
-    by_judge = Counter(seeding.pool_index(row["instruction"], [1.0] * 3, 0) for row in rows)
+    by_judge = Counter(random_choices.pool_index(row["instruction"], [1.0] * 3, 0) for row in rows)
     assert asked[("test-model", False)] == summary["annotators"]["tester"] == by_judge[0]
     assert asked[("test-model", True)] == summary["annotators"]["claude"] == by_judge[1]
     assert asked[("m3", False)] == summary["annotators"]["third"] == by_judge[2]

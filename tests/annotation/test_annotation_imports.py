@@ -11,7 +11,7 @@ from annotation_fake_server import FakeServer
 from annotation_helpers import ENVIRONMENT, make_rows
 
 JAX = ["jax", "flax", "optax", "orbax", "transformers", "datasets"]
-HEAVY = [*JAX, "torch", "openai", "anthropic", "pyarrow", "pandas", "numpy"]
+HEAVY = [*JAX, "torch", "openai", "anthropic", "pyarrow", "pandas", "numpy", "scipy", "sklearn"]
 PROGRAM = """
 import sys, importlib, pkgutil
 class NoJax:
@@ -20,8 +20,8 @@ class NoJax:
             raise ImportError(f"{name} is not installed here")
 sys.meta_path.insert(0, NoJax())
 import rlhf_jax.annotation as annotation
-for module in pkgutil.iter_modules(annotation.__path__):
-    importlib.import_module(f"rlhf_jax.annotation.{module.name}")
+for module in pkgutil.walk_packages(annotation.__path__, "rlhf_jax.annotation."):
+    importlib.import_module(module.name)
 print([name for name in sys.argv[1:] if name in sys.modules])
 """
 

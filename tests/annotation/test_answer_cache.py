@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from annotation_helpers import ENVIRONMENT
 
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.cache import AnswerCache
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.answers.cache import AnswerCache
 from rlhf_jax.errors import UserError
 
 WHERE = {"provider": "openai", "origin": "local", "model": "m"}
@@ -103,7 +103,7 @@ def test_an_empty_file_becomes_a_cache(tmp_path: Path) -> None:
 def test_a_cache_that_another_process_holds_is_waited_for_aloud_and_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlhf_jax.annotation.cache._TELL_S", 0.02)
+    monkeypatch.setattr("rlhf_jax.annotation.answers.cache._TELL_S", 0.02)
     with AnswerCache(tmp_path / "c") as cache, AnswerCache(tmp_path / "c") as other:
         told: list[str] = []
 
@@ -118,7 +118,7 @@ def test_a_cache_that_another_process_holds_is_waited_for_aloud_and_not_for_ever
         assert (
             cache.get("k") == FULL and told == [f"another process that writes to the cache {cache.path}"] * 2
         )
-        monkeypatch.setattr("rlhf_jax.annotation.cache._LONGEST_LOCK_S", 0.05)
+        monkeypatch.setattr("rlhf_jax.annotation.answers.cache._LONGEST_LOCK_S", 0.05)
         other.db.execute("BEGIN IMMEDIATE")
         with pytest.raises(UserError, match="locked; another process has held it"):
             cache.put("m", FULL, **WHERE)
@@ -141,8 +141,8 @@ def test_a_full_disk_is_told_and_what_was_kept_stays(tmp_path: Path) -> None:
 
 WRITER = """
     import sys
-    from rlhf_jax.annotation.answers import Answer
-    from rlhf_jax.annotation.cache import AnswerCache
+    from rlhf_jax.annotation.answers.answers import Answer
+    from rlhf_jax.annotation.answers.cache import AnswerCache
     who, path = sys.argv[1:]
     with AnswerCache(path) as cache:
         for i in range(300):
@@ -221,7 +221,7 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, change: str) -> None
 
 
 def test_a_broken_ledger_and_a_missing_table_are_told(tmp_path: Path) -> None:
-    from rlhf_jax.annotation.ledger import Ledger
+    from rlhf_jax.annotation.batches.ledger import Ledger
 
     _filled(tmp_path / "c", 1)
     with AnswerCache(tmp_path / "c") as cache:
@@ -235,7 +235,7 @@ def test_a_broken_ledger_and_a_missing_table_are_told(tmp_path: Path) -> None:
 
 
 def test_exported_answers_that_are_broken_inside_are_told(tmp_path: Path) -> None:
-    from rlhf_jax.annotation.exchange import export_answers, import_answers
+    from rlhf_jax.annotation.answers.cache_files import export_answers, import_answers
 
     _filled(tmp_path / "c")
     with AnswerCache(tmp_path / "c") as cache:

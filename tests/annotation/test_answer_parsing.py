@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.parsing import ParserSpec, parse
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.parsing.parsers import ParserSpec, parse
 
 RANK_A = "[{'model': 'a', 'rank': 1}, {'model': 'b', 'rank': 2}]"
 RANK_B = "[{'model': 'a', 'rank': 2}, {'model': 'b', 'rank': 1}]"

@@ -9,10 +9,10 @@ from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 from test_answer_cache import FULL, WHERE
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.answers import NOT_RECORDED, Answer
-from rlhf_jax.annotation.cache import AnswerCache
-from rlhf_jax.annotation.exchange import export_answers, import_answers
-from rlhf_jax.annotation.limits import Limits
+from rlhf_jax.annotation.answers.answers import NOT_RECORDED, Answer
+from rlhf_jax.annotation.answers.cache import AnswerCache
+from rlhf_jax.annotation.answers.cache_files import export_answers, import_answers
+from rlhf_jax.annotation.calls.limits import Limits
 from rlhf_jax.errors import UserError
 
 # The tables as the first version made them.

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.parsing import Parsed, ParserSpec, parse_all
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.parsing.parsers import Parsed, ParserSpec, parse_all
 
 REFUSED = "refused"
 SEVEN = ParserSpec("rating", low=1, high=7)

@@ -7,11 +7,11 @@ from annotation_fake_server import FakeServer, openai_payload, verdict
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.costs import Price, price_of, price_table, read_price
-from rlhf_jax.annotation.judges import Judge
-from rlhf_jax.annotation.limits import Limits
-from rlhf_jax.annotation.specs import JudgeSpec
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.costs.prices import Price, price_of, price_table, read_price
+from rlhf_jax.annotation.judges.requests import Judge
+from rlhf_jax.annotation.judges.specs import JudgeSpec
 from rlhf_jax.errors import UserError
 
 PRICE = Price(10.0, 50.0, cached_input=1.0, cache_write=12.5)

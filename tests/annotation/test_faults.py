@@ -20,8 +20,8 @@ import pytest
 from annotation_fake_server import RESET, FakeServer, openai_payload, verdict
 from annotation_helpers import ENVIRONMENT, judge_spec
 
-from rlhf_jax.annotation import seeding
-from rlhf_jax.annotation.judges import Judge
+from rlhf_jax.annotation.judges import random_choices
+from rlhf_jax.annotation.judges.requests import Judge
 
 FULL = bool(os.environ.get("RLHF_JAX_FULL_FAULTS"))
 ROWS, KILLS = (5000, 5) if FULL else (400, 2)
@@ -103,7 +103,7 @@ def expected(row: dict) -> tuple[str, float | None]:
         return LASTING[kind][1], None
     i = row["instruction"].removeprefix("Say ").removesuffix(".")
     shown = (f"first {i}", f"second {i}")
-    switched = seeding.is_switched(row["instruction"], 0)
+    switched = random_choices.is_switched(row["instruction"], 0)
     body = JUDGE.body([(row["instruction"], *(shown[::-1] if switched else shown))])
     return "ok", 2.0 if (verdict(body) == "b") != switched else 1.0
 

@@ -8,7 +8,7 @@ import pytest
 from rlhf_jax.annotation import read_feedback, write_feedback, write_labels
 from rlhf_jax.annotation.formats import FORMATS
 from rlhf_jax.annotation.formats.rows_of import pair, rated
-from rlhf_jax.data.records import read_pairs
+from rlhf_jax.data.records.records import read_pairs
 from rlhf_jax.errors import UserError
 
 NASTY = 'He said "no", twice;\r\nthen left.\n\n\u2028 \U0001f600 a,b'

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.annotation import read_feedback, write_feedback
-from rlhf_jax.annotation.expansion import pairs_of, scored_of
 from rlhf_jax.annotation.formats import FORMATS
 from rlhf_jax.annotation.formats.rows_of import pair, rated
-from rlhf_jax.annotation.label_checks import NothingToWriteError
+from rlhf_jax.annotation.labels.expansion import pairs_of, scored_of
+from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError
 from rlhf_jax.errors import UserError
 
 GOOD = pair("p", "", ("x", "y"), 2.0)

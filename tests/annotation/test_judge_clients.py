@@ -8,10 +8,10 @@ import pytest
 from annotation_fake_server import RESET, FakeServer, anthropic_payload, openai_payload
 from annotation_helpers import judge_spec
 
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.clients import Endpoint
-from rlhf_jax.annotation.judges import Address, Judge
-from rlhf_jax.annotation.retries import Rejected, Retryable
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.calls.clients import Endpoint
+from rlhf_jax.annotation.calls.retries import Rejected, Retryable
+from rlhf_jax.annotation.judges.requests import Address, Judge
 from rlhf_jax.errors import UserError
 
 PROVIDERS = ("openai", "anthropic")

@@ -7,10 +7,10 @@ import pytest
 import yaml
 from annotation_helpers import judge_spec
 
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.judges import Judge, resolve
-from rlhf_jax.annotation.parsing import ParserSpec, parse_all
-from rlhf_jax.annotation.specs import Price, load_judge, load_pool
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.judges.requests import Judge, resolve_address
+from rlhf_jax.annotation.judges.specs import Price, load_judge, load_pool
+from rlhf_jax.annotation.parsing.parsers import ParserSpec, parse_all
 from rlhf_jax.errors import UserError
 
 JUDGES = Path(__file__).parents[2] / "configs" / "judges"
@@ -304,16 +304,17 @@ def test_the_request_hash_ignores_a_local_port_and_heeds_the_rest() -> None:
 
 
 def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    openai = resolve(judge_spec(), {"local": "http://127.0.0.1:5/"})
+    openai = resolve_address(judge_spec(), {"local": "http://127.0.0.1:5/"})
     assert (openai.url, openai.origin) == ("http://127.0.0.1:5/v1", "local")
     assert (
-        resolve(judge_spec(provider="anthropic"), {"local": "http://127.0.0.1:5"}).url == "http://127.0.0.1:5"
+        resolve_address(judge_spec(provider="anthropic"), {"local": "http://127.0.0.1:5"}).url
+        == "http://127.0.0.1:5"
     )
-    assert resolve(judge_spec(base_url=""), {}).url == "https://api.openai.com/v1"
-    secret = resolve(judge_spec(base_url="https://me:pass@Gate.example:8443/v1"), {})
+    assert resolve_address(judge_spec(base_url=""), {}).url == "https://api.openai.com/v1"
+    secret = resolve_address(judge_spec(base_url="https://me:pass@Gate.example:8443/v1"), {})
     assert secret.origin == secret.shown == "https://gate.example:8443/v1"
     with pytest.raises(UserError, match="'local' has no address"):
-        resolve(judge_spec(), {})
+        resolve_address(judge_spec(), {})
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
     with pytest.raises(UserError, match="NO_SUCH_KEY is not set"):
-        resolve(judge_spec(api_key_env="NO_SUCH_KEY", base_url=""), {}).key()
+        resolve_address(judge_spec(api_key_env="NO_SUCH_KEY", base_url=""), {}).key()

@@ -6,9 +6,9 @@ import pytest
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, load_pool
-from rlhf_jax.annotation.parsing import ParserSpec
+from rlhf_jax.annotation.parsing.parsers import ParserSpec
 from rlhf_jax.errors import UserError
-from rlhf_jax.microfarm.judge_server import JudgeServer
+from rlhf_jax.microfarm.judges.judge_server import JudgeServer
 
 JUDGES = Path(__file__).parents[2] / "configs" / "judges"
 

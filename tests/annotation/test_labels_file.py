@@ -9,8 +9,8 @@ from annotation_fake_server import FakeServer, openai_payload
 from annotation_helpers import judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, read_labels, status_counts, write_labels
-from rlhf_jax.annotation.labels import COLUMNS, schema
-from rlhf_jax.annotation.parsing import ParserSpec
+from rlhf_jax.annotation.labels.labels_file import COLUMNS, schema
+from rlhf_jax.annotation.parsing.parsers import ParserSpec
 from rlhf_jax.errors import UserError
 
 

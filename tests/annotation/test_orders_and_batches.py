@@ -9,10 +9,11 @@ import pytest
 from annotation_fake_server import FakeServer, openai_payload
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
-from rlhf_jax.annotation import annotate_pairs, seeding
-from rlhf_jax.annotation.costs import Price
-from rlhf_jax.annotation.parsing import ParserSpec
-from rlhf_jax.annotation.specs import JudgeSpec
+from rlhf_jax.annotation import annotate_pairs
+from rlhf_jax.annotation.costs.prices import Price
+from rlhf_jax.annotation.judges import random_choices
+from rlhf_jax.annotation.judges.specs import JudgeSpec
+from rlhf_jax.annotation.parsing.parsers import ParserSpec
 
 
 def annotate(server: FakeServer, rows: list[dict], judge: JudgeSpec, **options: object) -> tuple:
@@ -157,7 +158,7 @@ def test_cached_answers_are_parsed_again_and_nobody_is_asked(tmp_path: Path) -> 
         assert len(server.bodies) == asked
     assert summary["status"] == {"ok": 8, "not_recorded": 2} and summary["asked"] == 2
     for row in rows[:8]:
-        assert row["preference"] == (1.0 if seeding.is_switched(row["instruction"], 0) else 2.0)
+        assert row["preference"] == (1.0 if random_choices.is_switched(row["instruction"], 0) else 2.0)
 
 
 def test_the_null_model_and_fake_headers_stay_data() -> None:

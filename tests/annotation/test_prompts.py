@@ -5,7 +5,13 @@ import re
 
 import pytest
 
-from rlhf_jax.annotation.prompts import TEMPLATE_DIR, PromptTemplate, escape, read_template, unescape
+from rlhf_jax.annotation.judges.prompts import (
+    TEMPLATE_DIR,
+    PromptTemplate,
+    escape,
+    read_template,
+    unescape,
+)
 from rlhf_jax.errors import UserError
 
 SHIPPED = sorted(path.stem for path in TEMPLATE_DIR.glob("*.jinja"))

@@ -14,13 +14,13 @@ from annotation_fake_server import FakeServer, anthropic_payload, openai_payload
 from annotation_helpers import ENVIRONMENT, QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.cache import AnswerCache
-from rlhf_jax.annotation.cancel import cancel_batches
-from rlhf_jax.annotation.costs import Price
-from rlhf_jax.annotation.ledger import Ledger
-from rlhf_jax.annotation.limits import Limits
-from rlhf_jax.annotation.shards import BatchPolicy
-from rlhf_jax.annotation.specs import JudgeSpec
+from rlhf_jax.annotation.answers.cache import AnswerCache
+from rlhf_jax.annotation.batches.cancel import cancel_batches
+from rlhf_jax.annotation.batches.ledger import Ledger
+from rlhf_jax.annotation.batches.shards import BatchPolicy
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.costs.prices import Price
+from rlhf_jax.annotation.judges.specs import JudgeSpec
 from rlhf_jax.errors import UserError
 
 PROVIDERS = ("openai", "anthropic")
@@ -173,8 +173,8 @@ PROGRAM = """
 import sys
 from annotation_helpers import judge_spec, make_rows, pool_of
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.limits import Limits
-from rlhf_jax.annotation.shards import BatchPolicy
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.batches.shards import BatchPolicy
 url, cache, provider = sys.argv[1:]
 policy = BatchPolicy(most_requests=10, first_poll_s=0.01, longest_poll_s=0.02)
 annotate_pairs(make_rows(40), pool_of(judge_spec(provider=provider)), base_urls={"local": url}, cache_path=cache,
@@ -233,7 +233,7 @@ def test_a_batch_noted_but_never_sent_is_forgotten(tmp_path: Path, provider: str
 
 
 def test_protocols_without_batches_are_told() -> None:
-    from rlhf_jax.annotation.batch_clients import service
+    from rlhf_jax.annotation.batches.batch_clients import service
 
     with pytest.raises(UserError, match="decisions protocol cannot be asked in batches"):
         service(None, "decisions")

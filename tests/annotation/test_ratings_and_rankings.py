@@ -24,10 +24,10 @@ from rlhf_jax.annotation import (
     scored_of,
     write_labels,
 )
-from rlhf_jax.annotation.specs import JudgeSpec
-from rlhf_jax.data.records import read_instructions, read_pairs
+from rlhf_jax.annotation.judges.specs import JudgeSpec
+from rlhf_jax.data.records.records import read_instructions, read_pairs
 from rlhf_jax.errors import UserError
-from rlhf_jax.microfarm.judge_server import JudgeServer
+from rlhf_jax.microfarm.judges.judge_server import JudgeServer
 
 JUDGES = Path(__file__).parents[2] / "configs" / "judges"
 

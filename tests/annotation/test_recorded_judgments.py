@@ -23,8 +23,8 @@ from rlhf_jax.annotation import (
     read_feedback,
     write_feedback,
 )
-from rlhf_jax.annotation.prompts import unescape
-from rlhf_jax.data.tables import read_table
+from rlhf_jax.annotation.judges.prompts import unescape
+from rlhf_jax.data.files.tables import read_table
 
 FOLDER = os.environ.get("RLHF_JAX_SHARED_DATA", "")
 pytestmark = pytest.mark.skipif(

@@ -7,10 +7,10 @@ from annotation_fake_server import FakeServer
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, annotate_ratings
-from rlhf_jax.annotation.judges import Judge
-from rlhf_jax.annotation.parsing import ParserSpec
-from rlhf_jax.annotation.prompts import PromptTemplate
-from rlhf_jax.annotation.specs import JudgeSpec
+from rlhf_jax.annotation.judges.prompts import PromptTemplate
+from rlhf_jax.annotation.judges.requests import Judge
+from rlhf_jax.annotation.judges.specs import JudgeSpec
+from rlhf_jax.annotation.parsing.parsers import ParserSpec
 
 SCHEMA = {"type": "object"}
 PAIR = ("i", "x", "y")

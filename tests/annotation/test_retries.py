@@ -9,10 +9,9 @@ from email.utils import format_datetime
 import pytest
 from annotation_helpers import QUICK
 
-from rlhf_jax.annotation.answers import Answer, Failure
-from rlhf_jax.annotation.rates import Concurrency, Lane
-from rlhf_jax.annotation.retries import Patient, Rejected, Retryable, RetryPolicy
-from rlhf_jax.annotation.waits import retry_after
+from rlhf_jax.annotation.answers.answers import Answer, Failure
+from rlhf_jax.annotation.calls.rates import Concurrency, Lane, retry_after
+from rlhf_jax.annotation.calls.retries import Patient, Rejected, Retryable, RetryPolicy
 from rlhf_jax.errors import UserError
 
 

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from rlhf_jax.annotation.answers import Answer
-from rlhf_jax.annotation.parsing import PARSERS, ParserSpec, parse, parse_all
+from rlhf_jax.annotation.answers.answers import Answer
+from rlhf_jax.annotation.parsing.parsers import PARSERS, ParserSpec, parse, parse_all
 
 LINES = (r"(?:^|\n) ?Output \(a\)", r"(?:^|\n) ?Output \(b\)")
 JSON_A, JSON_B = '{"ordered": ["a", "b"]}', '{"ordered": ["b", "a"]}'

@@ -4,7 +4,9 @@ import pytest
 from annotation_fake_server import FakeServer, openai_payload
 from annotation_helpers import judge_spec, make_rows, pool_of
 
-from rlhf_jax.annotation import RetryPolicy, annotate_pairs, counters, engine
+from rlhf_jax.annotation import RetryPolicy, annotate_pairs
+from rlhf_jax.annotation.calls import engine
+from rlhf_jax.annotation.costs import counters
 from rlhf_jax.jobs.judging import JudgingLine
 
 

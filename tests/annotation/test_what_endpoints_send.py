@@ -11,15 +11,15 @@ from annotation_fake_server import FakeServer, anthropic_payload, openai_payload
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, read_labels, write_labels
-from rlhf_jax.annotation.answers import Answer, Failure
-from rlhf_jax.annotation.contracts import ParserSpec
-from rlhf_jax.annotation.costs import Price
-from rlhf_jax.annotation.faults import Filtered, fault
-from rlhf_jax.annotation.limits import Limits
-from rlhf_jax.annotation.parsing import parse
-from rlhf_jax.annotation.readers import read_answer, read_json
-from rlhf_jax.annotation.retries import EndpointError, Rejected, Retryable
-from rlhf_jax.annotation.usage import counts_of
+from rlhf_jax.annotation.answers.answers import Answer, Failure
+from rlhf_jax.annotation.answers.response_readers import read_answer, read_json
+from rlhf_jax.annotation.answers.usage import counts_of
+from rlhf_jax.annotation.calls.faults import Filtered, fault
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.retries import EndpointError, Rejected, Retryable
+from rlhf_jax.annotation.costs.prices import Price
+from rlhf_jax.annotation.parsing.contracts import ParserSpec
+from rlhf_jax.annotation.parsing.parsers import parse
 from rlhf_jax.errors import UserError
 
 PRICE = Price(1.0, 2.0)
@@ -255,7 +255,7 @@ def test_redirects_in_a_circle_end_the_run_and_a_server_that_drips_is_not_waited
         pytest.raises(UserError, match="in a circle"),
     ):
         annotate(server)
-    monkeypatch.setattr("rlhf_jax.annotation.clients._LONGEST_TIMEOUTS", 0.002)
+    monkeypatch.setattr("rlhf_jax.annotation.calls.clients._LONGEST_TIMEOUTS", 0.002)
     with FakeServer(delay_s=0.5) as server:
         rows, summary = annotate(server, 1, timeout_s=30.0, limits=Limits(retry=QUICK))
     assert "no whole answer in" in rows[0]["status_detail"] and summary["unpriced_attempts"] == 7

@@ -13,13 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import accelerator
 
-from rlhf_jax.jobs import losses
+from rlhf_jax.methods import sft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training import state
-from rlhf_jax.training.ahead import matrix_flops
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.training.loop import state
+from rlhf_jax.training.loop.step import make_train_step, matrix_flops
 
 SMALL = [
     "--batch",
@@ -54,7 +53,7 @@ def test_model_flops_are_those_of_the_program():
     config = ModelConfig(*shape, tie_embeddings=True)
     T, B = 65, 4
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    step = make_train_step(losses.sft(config, T - 1, 64), optax.sgd(1.0))
+    step = make_train_step(sft.sft_loss_fn(config, T - 1, 64), optax.sgd(1.0))
     ones_B = np.ones(B, np.int32)
     batch = {"tokens": np.ones((B, T), np.int32), "lengths": T * ones_B, "prompt_lengths": ones_B}
     traced = step.trace(state.create(init_sharded(config, mesh, 0), optax.sgd(1.0), 0), batch)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.data import batches
-from rlhf_jax.data.batches import bucket, eval_batches, pad, pad_prompts, row_indices
-from rlhf_jax.data.tokenization import Prompts, Sequences
+from rlhf_jax.data.batches import Prompts, Sequences, bucket, eval_batches, pad, pad_prompts, row_indices
 from rlhf_jax.errors import UserError
 
 

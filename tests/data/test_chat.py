@@ -9,8 +9,8 @@ from chat_tokenizers import CHATML, TOKENIZERS, ZEPHYR, build, rendered
 from tokenizers import Tokenizer
 
 from rlhf_jax.data.batches import pad
-from rlhf_jax.data.chat import encode_chats
-from rlhf_jax.data.records import read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.chat.chat_encoding import encode_chats
+from rlhf_jax.data.records.records import read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.tokenization import decode, encode_pairs, encode_prompts, encode_sft
 from rlhf_jax.errors import UserError
 

@@ -5,15 +5,15 @@ from collections import Counter
 import pytest
 from chat_tokenizers import TOKENIZERS
 
-from rlhf_jax.annotation.expansion import pairs_of
 from rlhf_jax.annotation.formats import read_feedback, write_feedback
-from rlhf_jax.annotation.head2head import join_outputs
-from rlhf_jax.annotation.labels import read_labels, write_labels
-from rlhf_jax.annotation.rankings import all_pairs
-from rlhf_jax.annotation.ratings import _exploded
-from rlhf_jax.annotation.samples import pair_samples
-from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.records import read_instructions, read_pairs
+from rlhf_jax.annotation.kinds.head2head import join_outputs
+from rlhf_jax.annotation.kinds.rankings import all_pairs
+from rlhf_jax.annotation.kinds.ratings import _exploded
+from rlhf_jax.annotation.kinds.samples import pair_samples
+from rlhf_jax.annotation.labels.expansion import pairs_of
+from rlhf_jax.annotation.labels.labels_file import read_labels, write_labels
+from rlhf_jax.data.records.records import read_instructions, read_pairs
+from rlhf_jax.data.templates import Handling
 from rlhf_jax.data.tokenization import encode_pairs, encode_sft
 from rlhf_jax.errors import UserError
 

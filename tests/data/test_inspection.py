@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from chat_tokenizers import TOKENIZERS
 
-from rlhf_jax.data.chat import encode_chats
-from rlhf_jax.data.inspection import COLOUR, PLAIN, histogram, marked, share_over, summary
+from rlhf_jax.data.chat.chat_encoding import encode_chats
+from rlhf_jax.data.inspection import COLOUR, PLAIN, histogram, inspection_summary, marked, share_over
 
 CHAT = [
     {"role": role, "content": text}
@@ -55,5 +55,5 @@ def test_histogram_counts_every_row():
 
 def test_shares_and_quantiles():
     lengths = np.arange(1, 101)
-    assert summary(lengths) == "mean 50.5, median 51, 90 % 91, 95 % 96, 99 % 100, longest 100"
+    assert inspection_summary(lengths) == "mean 50.5, median 51, 90 % 91, 95 % 96, 99 % 100, longest 100"
     assert [share_over(lengths, n) for n in (0, 90, 100)] == [1.0, 0.1, 0.0]

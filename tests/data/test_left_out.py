@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.records.records import counts_text, read_instructions, read_pairs, read_prompts
 from rlhf_jax.errors import UserError
 
 
@@ -23,7 +23,7 @@ GOOD = {"messages": [user("u"), bot("r")]}
 def one(read, row, chat=True):
     """The only record of a row of which nothing is left out."""
     (record,), skipped = read([row], chat=chat)
-    assert not skipped and not skipped.columns, describe(skipped)
+    assert not skipped and not skipped.columns, counts_text(skipped)
     return record
 
 
@@ -99,7 +99,7 @@ def test_preference_rows_with_a_question_and_a_system_text():
 def test_what_is_not_used_is_named_and_counted(rows, chat, words):
     kept, skipped = read_instructions(rows, chat=chat)
     assert len(kept) == len(rows)
-    assert words in describe(skipped)
+    assert words in counts_text(skipped)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_turns_of_one_side_alone_are_no_pair():
 )
 def test_prompts_that_hold_a_templates_text(row, chat, words):
     _, skipped = read_prompts([row], chat=chat)
-    assert words in describe(skipped)
+    assert words in counts_text(skipped)
 
 
 def test_plain_prompts_and_transcripts_say_nothing():

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from chat_tokenizers import TOKENIZERS
 
-from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.limits import cut_left, fitted
-from rlhf_jax.data.tokenization import encode_answers, encode_pairs, encode_prompts, encode_sft
+from rlhf_jax.data.templates import Handling
+from rlhf_jax.data.tokenization import (
+    cut_left,
+    encode_answers,
+    encode_pairs,
+    encode_prompts,
+    encode_sft,
+    fitted,
+)
 
 CUT = {way: Handling(too_long=way) for way in ("drop", "cut_response", "cut_prompt")}
 SHORT = {"prompt": "a", "output": "b", "chosen": "b", "rejected": "c"}

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.data.packing import first_fit, pack, pad_packs
-from rlhf_jax.data.tokenization import Pairs, Sequences
+from rlhf_jax.data.batches import Pairs, Sequences, first_fit, pack, pad_packs
 
 
 def documents(n, longest, seed=0, trained=False):

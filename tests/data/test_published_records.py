@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
-from rlhf_jax.data.responses import read_responses
-from rlhf_jax.data.splits import read_folder
-from rlhf_jax.data.tables import write_jsonl
+from rlhf_jax.data.files.splits import read_folder
+from rlhf_jax.data.files.tables import write_jsonl
+from rlhf_jax.data.records.records import counts_text, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.records.scored_responses import read_responses
 from rlhf_jax.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_what_is_disliked_is_no_demonstration(column, good, bad, reason):
     rows = [{"prompt": "p", "completion": "g", column: good}, {"prompt": "p", "completion": "b", column: bad}]
     kept, skipped = read_instructions(rows)
     assert [row["output"] for row in kept] == ["g"] and skipped == {reason: 1}
-    assert f"the column {column} decides" in describe(skipped)
+    assert f"the column {column} decides" in counts_text(skipped)
     with pytest.raises(UserError, match="one completion a row with a label is no pair"):
         read_pairs(rows)
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rlhf_jax.data.responses import read_responses
+from rlhf_jax.data.records.scored_responses import read_responses
 from rlhf_jax.errors import UserError
 
 USER = {"role": "user", "content": "u"}

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from rlhf_jax.data.records import (
-    describe,
+from rlhf_jax.data.records.records import (
+    counts_text,
     read_instructions,
     read_pairs,
     read_prompts,
@@ -310,7 +310,7 @@ def test_labels_survive_parquet(tmp_path):
 
 
 def test_describe():
-    assert describe(Counter()) == "skipped none"
-    assert describe(Counter(), kept=5) == "kept 5; skipped none"
-    line = describe(Counter({"duplicate": 3, "tie": 12}), kept=60)
+    assert counts_text(Counter()) == "skipped none"
+    assert counts_text(Counter(), kept=5) == "kept 5; skipped none"
+    line = counts_text(Counter({"duplicate": 3, "tie": 12}), kept=60)
     assert line == "kept 60; skipped 15: tie 12, duplicate 3"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from chat_tokenizers import CHATML, TOKENIZERS, build
 
-from rlhf_jax.data.chat import encode_chats
-from rlhf_jax.data.special_ids import end_ids, fill_id, with_spare_pad, without_end
+from rlhf_jax.data.chat.chat_encoding import encode_chats
+from rlhf_jax.data.tokens.special_ids import end_ids, fill_id, with_spare_pad, without_end
 from rlhf_jax.errors import UserError
 
 ORDER = ["</s>", "<|im_start|>", "<|im_end|>", "<|eom|>"]

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_jax.data.records import read_instructions
-from rlhf_jax.data.splits import local_path
-from rlhf_jax.data.tables import read_rows, read_table, write_jsonl, write_parquet
+from rlhf_jax.data.files.splits import local_path
+from rlhf_jax.data.files.tables import read_rows, read_table, write_jsonl, write_parquet
+from rlhf_jax.data.records.records import read_instructions
 from rlhf_jax.errors import UserError
 
 ROWS = [{"instruction": "a", "output": "b"}]

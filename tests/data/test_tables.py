@@ -8,8 +8,8 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf_jax.data import tables
-from rlhf_jax.data.tables import read_table, write_jsonl, write_parquet
+from rlhf_jax.data.files import tables
+from rlhf_jax.data.files.tables import read_table, write_jsonl, write_parquet
 from rlhf_jax.errors import UserError
 
 ROWS = [{"instruction": "é日", "input": "", "n": 1}, {"instruction": "b\nc", "input": "x", "n": None}]
@@ -166,7 +166,7 @@ def test_no_jax_and_no_slow_imports():
     import sys
 
     code = (
-        "import sys, rlhf_jax.data.records, rlhf_jax.data.templates, rlhf_jax.data.tokenization;"
+        "import sys, rlhf_jax.data.records.records, rlhf_jax.data.templates, rlhf_jax.data.tokenization;"
         "slow = {'jax', 'flax', 'transformers', 'datasets', 'torch'} & set(sys.modules); print(sorted(slow))"
     )
     began = time.time()

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 from chat_tokenizers import CHATML, TOKENIZERS, build
 
-from rlhf_jax.data import chat_templates
-from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.records import read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.chat import chat_templates
+from rlhf_jax.data.records.records import read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.templates import Handling
 from rlhf_jax.data.tokenization import encode_pairs, encode_prompts, encode_sft
 from rlhf_jax.errors import UserError
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax.data.templates import render
 from rlhf_jax.data.tokenization import decode, encode_pairs, encode_prompt_texts, encode_prompts, encode_sft
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 
 

@@ -10,13 +10,13 @@ import pytest
 from chat_tokenizers import TOKENIZERS
 from tool_templates import TOOL_TOKENIZERS
 
-from rlhf_jax.data.call_spans import NOT_WRITTEN, TOOLS_NOTE
-from rlhf_jax.data.handling import Handling
-from rlhf_jax.data.records import describe, read_instructions, read_pairs, read_prompts
-from rlhf_jax.data.responses import read_responses
-from rlhf_jax.data.tables import write_parquet
+from rlhf_jax.data.chat.chat_templates import NOT_WRITTEN, TOOLS_NOTE
+from rlhf_jax.data.chat.tools import NEED_CHAT
+from rlhf_jax.data.files.tables import write_parquet
+from rlhf_jax.data.records.records import counts_text, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.records.scored_responses import read_responses
+from rlhf_jax.data.templates import Handling
 from rlhf_jax.data.tokenization import encode_pairs, encode_prompts, encode_sft
-from rlhf_jax.data.tools import NEED_CHAT
 from rlhf_jax.errors import UserError
 
 ALL = pytest.mark.parametrize("style", TOOL_TOKENIZERS)
@@ -60,7 +60,7 @@ CHATS = [
 def encoded(chat, tokenizer, tools=(TOOL,), **how):
     """(ids, trained, counts) of the only record of a conversation."""
     rows, skipped = read_instructions([{"messages": chat, "tools": list(tools)}], chat=True)
-    assert not skipped and not skipped.columns, describe(skipped)
+    assert not skipped and not skipped.columns, counts_text(skipped)
     found, counts = encode_sft(rows, tokenizer, "chat", 2000, Handling(**how))
     trained = found.trained
     if trained is None:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.agreement import agreement, biases, calibration, has_list, labels_from_scores
+from rlhf_jax.evaluation.measures.agreement import (
+    agreement,
+    biases,
+    calibration,
+    has_list,
+    labels_from_scores,
+)
 
 
 def test_agreement_counts_a_tie_as_half():

@@ -7,9 +7,18 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.agreement import has_list
-from rlhf_jax.evaluation.alpaca_files import NO_WEIGHTS, read_gamed, read_weights, weights_csv
-from rlhf_jax.evaluation.length_control import any_vs_any, instruction_key, length_controlled_win_rate
+from rlhf_jax.evaluation.leaderboards.alpaca_eval_files import (
+    NO_WEIGHTS,
+    read_gamed,
+    read_weights,
+    weights_csv,
+)
+from rlhf_jax.evaluation.measures.agreement import has_list
+from rlhf_jax.evaluation.measures.length_control import (
+    any_vs_any,
+    instruction_key,
+    length_controlled_win_rate,
+)
 
 
 def make_rows(n, seed, name):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.bootstrap import paired_differences, resampled_means
+from rlhf_jax.evaluation.measures.bootstrap import bootstrap_mean, paired_differences
 
 
 def test_difference_and_interval_of_a_known_case():
@@ -48,6 +48,11 @@ def test_equal_models_do_not_differ():
     assert (d.difference, d.interval, d.p_value) == (0, (0, 0), 1)
 
 
+def test_a_single_row_has_an_interval_without_width():
+    (d,) = paired_differences({"a": [2], "b": [1.5]}, n_bootstrap=9)
+    assert (d.difference, d.interval, d.p_value) == (50, (50, 50), 1 / 10)
+
+
 def test_missing_rows_are_left_out_and_counted():
     values = {"a": [2, 2, None, 1, 2], "b": [1, 2, 2, None, 1], "c": [1] * 5}
     ab, ac, _ = paired_differences(values, min_coverage=0.6)
@@ -61,6 +66,7 @@ def test_missing_rows_are_left_out_and_counted():
 
 def test_resamples_are_seeded_and_as_many_as_asked():
     x = np.arange(7.0)
-    one = resampled_means(x, seed=3, n_bootstrap=1001)
-    assert len(one) == 1001 and np.array_equal(one, resampled_means(x, seed=3, n_bootstrap=1001))
+    one, interval = bootstrap_mean(x, seed=3, n_bootstrap=1001)
+    assert len(one) == 1001 and np.array_equal(one, bootstrap_mean(x, seed=3, n_bootstrap=1001)[0])
+    assert interval == pytest.approx(np.percentile(one, [2.5, 97.5]), abs=1e-12)
     assert one.std() == pytest.approx(x.std() / math.sqrt(7), rel=0.1)

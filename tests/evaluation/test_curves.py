@@ -8,8 +8,14 @@ import sys
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation.curves import choose_charts, metric_names, read_series, smooth, thin
-from rlhf_jax.evaluation.plots import plot_curves
+from rlhf_jax.evaluation.report.curves import (
+    choose_charts,
+    metric_names,
+    read_series,
+    smooth,
+    thin,
+)
+from rlhf_jax.evaluation.report.plots import plot_curves
 
 
 def drawn(charts):
@@ -82,7 +88,8 @@ def test_plots_are_written_per_group(tmp_path):
 
 def test_matplotlib_waits_until_a_plot_is_drawn_and_jax_is_never_loaded():
     code = (
-        "import sys, rlhf_jax.evaluation.report, rlhf_jax.evaluation.plots, rlhf_jax.evaluation.leaderboard;"
+        "import sys, rlhf_jax.evaluation.report.page, rlhf_jax.evaluation.report.plots;"
+        "import rlhf_jax.evaluation.leaderboards.leaderboard;"
         "print(sorted({'jax', 'flax', 'matplotlib', 'pandas', 'transformers'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.evaluators import evaluator, one_against_the_rest
+from rlhf_jax.evaluation.measures.evaluators import evaluator, one_against_the_rest
 
 
 def crowd(labels_PK, name="g", **extra):
@@ -79,6 +79,7 @@ def test_missing_labels_have_no_vote():
         evaluator("j", crowd([[1, None, 1], [2, 2, None]]), crowd([[1, 1], [1, 1]]))
 
 
+@pytest.mark.filterwarnings("error")
 def test_correlations_over_generators():
     rng = np.random.default_rng(2)
     judge, gold = rng.choice([1.0, 2.0], (80, 2)), rng.choice([1.0, 2.0], (80, 2))
@@ -89,6 +90,8 @@ def test_correlations_over_generators():
     assert found.spearman.n == 4
     few = evaluator("j", crowd(judge), crowd(gold), min_per_generator=1000)
     assert math.isnan(few.spearman.value) and few.spearman.n == 0
+    same = evaluator("j", crowd(np.ones((80, 2))), crowd(gold), min_per_generator=10)
+    assert math.isnan(same.pearson.value) and same.pearson.n == 4
 
 
 def test_tastes_costs_and_time():

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from rlhf_jax.evaluation.leaderboard import (
+from rlhf_jax.evaluation.leaderboards.leaderboard import (
     CSV_COLUMNS,
     LeaderboardRow,
     average_length,
@@ -14,8 +14,8 @@ from rlhf_jax.evaluation.leaderboard import (
     leaderboard_text,
     sort_rows,
 )
-from rlhf_jax.evaluation.length_control import length_controlled_win_rate
-from rlhf_jax.evaluation.win_rate import utility_win_rate, win_rate
+from rlhf_jax.evaluation.measures.length_control import length_controlled_win_rate
+from rlhf_jax.evaluation.measures.win_rate import utility_win_rate, win_rate
 
 
 def row(method, wins=None, *, n=10, judge="clean", baseline="sft", missing=0, utility=None, **more):

@@ -11,9 +11,13 @@ import pytest
 from scipy.optimize import minimize
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.agreement import has_list
-from rlhf_jax.evaluation.difficulty import instruction_difficulty
-from rlhf_jax.evaluation.length_control import CROSS_VALIDATED, any_vs_any, length_controlled_win_rate
+from rlhf_jax.evaluation.measures.agreement import has_list
+from rlhf_jax.evaluation.measures.difficulty import instruction_difficulty
+from rlhf_jax.evaluation.measures.length_control import (
+    CROSS_VALIDATED,
+    any_vs_any,
+    length_controlled_win_rate,
+)
 
 SHARED = os.environ.get("RLHF_JAX_SHARED_DATA", "")
 

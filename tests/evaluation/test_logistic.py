@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.optimize import minimize
+from scipy.special import expit
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.logistic import (
+from rlhf_jax.evaluation.measures.logistic import (
     L1_STRENGTHS,
     choose_l1_strength,
     cross_entropy,
     fit_logistic,
     fit_logistic_l1,
-    sigmoid,
 )
 
 
@@ -32,13 +33,13 @@ def test_newton_finds_what_a_general_optimiser_finds():
     w = fit_logistic(X, y, s, ridge=0.3)
     other = minimize(lambda v: plain_loss(v, X, y, s) + 0.15 * v @ v, np.zeros(3), tol=1e-12).x
     np.testing.assert_allclose(w, other, atol=1e-6)
-    np.testing.assert_allclose(X.T @ (s * (sigmoid(X @ w) - y)) + 0.3 * w, 0, atol=1e-7)
+    np.testing.assert_allclose(X.T @ (s * (expit(X @ w) - y)) + 0.3 * w, 0, atol=1e-7)
 
 
 def test_separable_labels_stay_finite():
     X = np.column_stack([np.ones(50), np.repeat([-1.0, 1.0], 25)])
     w = fit_logistic(X, np.repeat([0.0, 1.0], 25))
-    assert np.isfinite(w).all() and sigmoid(X @ w)[-1] > 0.999
+    assert np.isfinite(w).all() and expit(X @ w)[-1] > 0.999
 
 
 @pytest.mark.parametrize("strength", [0.003, 0.02, 0.2, 5.0])
@@ -64,6 +65,20 @@ def test_a_small_strength_sets_coefficients_to_zero_exactly():
     X, y, s = problem()
     assert (fit_logistic_l1(X, y, s, strength=1e-4) == 0).all()
     assert 0 in fit_logistic_l1(X, y, s, strength=0.02)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_labels_that_are_all_the_same_have_coefficients_of_their_sign(label):
+    X, _, s = problem()
+    w = fit_logistic_l1(X, np.full(len(X), label), s, strength=1.0)
+    assert (w[2] > 0) == (label == 1) and abs(expit(X @ w) - label).max() < 0.05
+
+
+def test_sparse_features_have_the_coefficients_of_dense_ones():
+    X, y, s = problem()
+    np.testing.assert_allclose(
+        fit_logistic(sparse.csr_array(X), y, s, ridge=0.3), fit_logistic(X, y, s, ridge=0.3), atol=1e-9
+    )
 
 
 def test_the_chosen_strength_is_the_best_of_all_on_held_out_rows():

@@ -5,8 +5,11 @@ import math
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.ratings import ranking_preferences, win_rate_from_ratings
-from rlhf_jax.evaluation.win_rate import read_preferences
+from rlhf_jax.evaluation.measures.rating_win_rates import (
+    ranking_preferences,
+    win_rate_from_ratings,
+)
+from rlhf_jax.evaluation.measures.win_rate import read_preferences
 
 LONG = pytest.param(10**5000, id="more digits than Python writes")
 ODD = [3, 1.25, True, {"a": 1}, ["a"], LONG]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.leaderboard import leaderboard_csv, leaderboard_text
-from rlhf_jax.evaluation.published import read_published
-from rlhf_jax.evaluation.win_rate import wilson_interval
+from rlhf_jax.evaluation.leaderboards.leaderboard import leaderboard_csv, leaderboard_text
+from rlhf_jax.evaluation.leaderboards.published import read_published
+from rlhf_jax.evaluation.measures.win_rate import wilson_interval
 
 HEAD = ",win_rate,standard_error,n_wins,n_wins_base,n_draws,n_total,discrete_win_rate,mode,avg_length"
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.rankings import bradley_terry, elo
+from rlhf_jax.evaluation.measures.bradley_terry import bradley_terry, elo
 
 TRUTH = {"a": 1200.0, "b": 1050.0, "c": 950.0, "d": 800.0}
 
@@ -58,7 +58,7 @@ def test_the_fit_is_the_likeliest():
 def test_intervals_hold_the_truth_and_an_anchor_stands_still():
     inside = 0
     for seed in range(20):
-        rows = bradley_terry(games(600, seed=seed), n_bootstrap=100, seed=seed)
+        rows = bradley_terry(games(600, seed=seed), n_bootstrap=40, seed=seed)
         mean = np.mean(list(TRUTH.values()))
         inside += sum(r.interval[0] <= TRUTH[r.model] - mean + 1000 <= r.interval[1] for r in rows)
     assert 0.85 <= inside / 80 <= 1.0

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.ratings import (
+from rlhf_jax.evaluation.measures.rating_win_rates import (
     consistency,
     ranking_preferences,
     win_rate_from_rankings,

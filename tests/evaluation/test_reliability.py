@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.agreement import agreement
-from rlhf_jax.evaluation.reliability import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from rlhf_jax.evaluation.measures.agreement import agreement
+from rlhf_jax.evaluation.measures.reliability import cohen_kappa, fleiss_kappa, krippendorff_alpha
 
 N = None
 # Krippendorff (2011), "Computing Krippendorff's alpha-reliability", example C/D: 4 observers, 12 units.
@@ -77,6 +77,7 @@ def test_weighted_kappa_is_observed_over_chance_distance(level):
     assert cohen_kappa(a, b, level=level).value == pytest.approx(1 - observed / chance)
 
 
+@pytest.mark.filterwarnings("error")
 def test_perfect_and_constant_labels():
     a = [1, 2, 1, 2]
     assert cohen_kappa(a, a).value == fleiss_kappa([a, a]).value == krippendorff_alpha([a, a]).value == 1

@@ -6,16 +6,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from rlhf_jax.evaluation.agreement import agreement, biases, calibration
-from rlhf_jax.evaluation.bootstrap import paired_differences
-from rlhf_jax.evaluation.charts import escape, number, ticks, track
-from rlhf_jax.evaluation.evaluators import evaluator
-from rlhf_jax.evaluation.leaderboard import LeaderboardRow
-from rlhf_jax.evaluation.rankings import Rating
-from rlhf_jax.evaluation.report import render, write_report
-from rlhf_jax.evaluation.report_data import JudgeResult, Report, Response, Sample, Stage
-from rlhf_jax.evaluation.report_sections import duration
-from rlhf_jax.evaluation.win_rate import utility_win_rate, win_rate
+from rlhf_jax.evaluation.leaderboards.leaderboard import LeaderboardRow
+from rlhf_jax.evaluation.measures.agreement import agreement, biases, calibration
+from rlhf_jax.evaluation.measures.bootstrap import paired_differences
+from rlhf_jax.evaluation.measures.bradley_terry import Rating
+from rlhf_jax.evaluation.measures.evaluators import evaluator
+from rlhf_jax.evaluation.measures.win_rate import utility_win_rate, win_rate
+from rlhf_jax.evaluation.report.charts import escape_html, number_text, ticks, track
+from rlhf_jax.evaluation.report.page import render_page, write_report
+from rlhf_jax.evaluation.report.report_data import JudgeResult, Report, ReportSample, ReportStage, Response
+from rlhf_jax.evaluation.report.report_sections import duration
 
 HOSTILE = (
     "</p></article></section><script>alert(1)</script><img src=\"https://evil.example/x\" onerror='a()'>"
@@ -87,13 +87,17 @@ def report():
     ]
     ppo += [{"step": i, "eval/utility": 0.5 + i / 500} for i in (10, 40, 80)]
     sft = [{"step": i, "loss": 3.0 / i if i != 5 else float("inf")} for i in range(1, 20)]
-    sample = Sample(HOSTILE, HOSTILE, {HOSTILE: Response(HOSTILE, 0.25), "sft": Response("fine", 0.75)})
+    sample = ReportSample(HOSTILE, HOSTILE, {HOSTILE: Response(HOSTILE, 0.25), "sft": Response("fine", 0.75)})
     return Report(
         title=HOSTILE,
         subtitle=HOSTILE,
         leaderboard=rows,
         facts={HOSTILE: HOSTILE},
-        stages=(Stage("sft", sft, 12.3, HOSTILE), Stage("ppo", ppo, 240.0), Stage(HOSTILE, ppo)),
+        stages=(
+            ReportStage("sft", sft, 12.3, HOSTILE),
+            ReportStage("ppo", ppo, 240.0),
+            ReportStage(HOSTILE, ppo),
+        ),
         curves={"ppo": ["objective/*", "eval/*", "*script*"]},
         judges=(result, JudgeResult("longer", agreement(labels, labels[::-1]))),
         calibration=calibration(rng.random(60), rng.random(60), rng.choice([1, 2], 60)),
@@ -112,7 +116,7 @@ def report():
 
 
 def test_every_section_is_there_and_linked(report):
-    page = parse(render(report))
+    page = parse(render_page(report))
     ids = [v for k, v in page.attributes if k == "id"]
     assert ids[:4] == ["leaderboard", "ratings", "methods", "evaluators"]
     assert ids[4:] == ["curves", "frontier", "judges", "reward-model", "samples", "timings"]
@@ -136,7 +140,7 @@ def test_every_section_is_there_and_linked(report):
 
 
 def test_hostile_text_stays_text(report):
-    html = render(report)
+    html = render_page(report)
     page = parse(html)
     allowed = {
         "html",
@@ -193,7 +197,7 @@ def test_hostile_text_stays_text(report):
 
 
 def test_nothing_is_fetched(report):
-    html = render(report)
+    html = render_page(report)
     assert "default-src 'none'" in html
     style = html[html.index("<style>") : html.index("</style>")]
     assert "url(" not in style and "@import" not in style and "http" not in style
@@ -209,26 +213,28 @@ def test_an_almost_empty_report_leaves_sections_out(tmp_path):
 
 def test_without_utility_the_table_has_no_utility_columns():
     rows = [LeaderboardRow("ppo", "gpt", "sft", win_rate([2, 1, 2]), 10, 3)]
-    text = parse(render(Report("t", rows, samples=[Sample("q", "", {"ppo": Response("a")})]))).text
+    text = parse(render_page(Report("t", rows, samples=[ReportSample("q", "", {"ppo": Response("a")})]))).text
     assert "utility" not in text and "66.7 %" in text and "judge gpt, n 3" in text
 
 
 def test_one_point_metrics_are_listed_and_long_texts_are_cut():
-    stage = Stage("sft", [{"step": 3, "loss": 1.25}])
-    sample = Sample("q", "", {"m": Response("z" * 9000), "empty": Response(" \n")})
-    page = parse(render(Report("t", (), stages=[stage], samples=[sample])))
+    stage = ReportStage("sft", [{"step": 3, "loss": 1.25}])
+    sample = ReportSample("q", "", {"m": Response("z" * 9000), "empty": Response(" \n")})
+    page = parse(render_page(Report("t", (), stages=[stage], samples=[sample])))
     assert "Logged once: loss 1.25." in page.text and "path" not in page.tags
     assert "5000 more characters" in page.text and "empty response" in page.text
 
 
 def test_a_long_run_makes_a_small_page():
     rows = [{"step": i, "loss": 1.0 / (i + 1), "grad_norm": 1.0} for i in range(50_000)]
-    assert len(render(Report("t", (), stages=[Stage("sft", rows)]))) < 60_000
+    assert len(render_page(Report("t", (), stages=[ReportStage("sft", rows)]))) < 60_000
 
 
 def test_escape_number_ticks_and_duration():
-    assert escape("<a href=\"x\" b='y'>&\r\n\t") == "&lt;a href=&quot;x&quot; b=&#x27;y&#x27;&gt;&amp;\n\t"
-    assert [number(v) for v in (0, 0.12345, 12.345, 123.45, 12345.6, 1e-5, float("nan"))] == [
+    assert (
+        escape_html("<a href=\"x\" b='y'>&\r\n\t") == "&lt;a href=&quot;x&quot; b=&#x27;y&#x27;&gt;&amp;\n\t"
+    )
+    assert [number_text(v) for v in (0, 0.12345, 12.345, 123.45, 12345.6, 1e-5, float("nan"))] == [
         "0",
         "0.123",
         "12.3",

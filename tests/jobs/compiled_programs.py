@@ -12,18 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.jobs import losses
+from rlhf_jax.methods import dpo, ppo, sft
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded, rollout_copier
-from rlhf_jax.parallel.arrays import to_global
-from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.parallel.mesh import make_mesh, to_global
 from rlhf_jax.rollout.experience import Experience
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import generate
-from rlhf_jax.training import state
-from rlhf_jax.training.optimizer import make_optimizer, partitioned
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.training.loop import state
+from rlhf_jax.training.loop.step import make_train_step
+from rlhf_jax.training.optimizers.optimizer import make_optimizer, partitioned
 
 CONFIG = ModelConfig(vocab_size=1088, width=80, layers=3, heads=8, kv_heads=4, head_dim=10, ff=176)
 B, P, R = 16, 24, 96
@@ -101,11 +100,13 @@ def trainers(mesh):
     numbers_BR = [np.zeros((B, R), np.float32)] * 4
     rows = rows_of(rng)
     experience = Experience(rows["tokens"], rows["prompt_lengths"], np.ones((B, R), bool), *numbers_BR)
-    ppo = losses.ppo(CONFIG, CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=CHUNK)
-    dpo = losses.dpo_loss(CONFIG, R, CHUNK, beta=0.1, label_smoothing=0.0)
-    yield "sft", losses.sft(CONFIG, R, CHUNK), language, adam, rows, 1, B
-    yield "dpo", dpo, language, adam, pair | reference, 2, B
-    yield "ppo", ppo, both, partitioned({"policy": adam, "value": adam}), experience, 1, B
+    ppo_loss = ppo.ppo_loss_fn(
+        CONFIG, CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=CHUNK
+    )
+    dpo_loss = dpo.dpo_loss_fn(CONFIG, R, CHUNK, beta=0.1, label_smoothing=0.0)
+    yield "sft", sft.sft_loss_fn(CONFIG, R, CHUNK), language, adam, rows, 1, B
+    yield "dpo", dpo_loss, language, adam, pair | reference, 2, B
+    yield "ppo", ppo_loss, both, partitioned({"policy": adam, "value": adam}), experience, 1, B
 
 
 def training_holds_no_logits_of_a_batch(mesh):
@@ -121,7 +122,7 @@ def training_holds_no_logits_of_a_batch(mesh):
         assert most < here * R * CONFIG.vocab_size // 2, "the sizes above tell nothing"
         assert math.prod(largest) <= most, (name, largest)
     # One chunk of all positions: the reading of the text finds what there is.
-    step = make_train_step(losses.sft(CONFIG, R, R), make_optimizer(learning_rate=1e-3, total_steps=10))
+    step = make_train_step(sft.sft_loss_fn(CONFIG, R, R), make_optimizer(learning_rate=1e-3, total_steps=10))
     made = state.create(
         init_sharded(CONFIG, mesh, 0), make_optimizer(learning_rate=1e-3, total_steps=10), seed=0
     )

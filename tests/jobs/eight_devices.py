@@ -10,20 +10,18 @@ import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 from wide import WIDE
 
-from rlhf_jax.data.packing import pack, pad_packs
-from rlhf_jax.data.scored_text import EOS, Closing
-from rlhf_jax.data.tokenization import Pairs, Sequences
-from rlhf_jax.jobs import losses
+from rlhf_jax.data.batches import Pairs, Sequences, pack, pad_packs
+from rlhf_jax.data.tokens.scored_text import EOS, Closing
+from rlhf_jax.methods import reward_model, sft
 from rlhf_jax.models import lora
-from rlhf_jax.models.model import Model
+from rlhf_jax.models.lora import joined
+from rlhf_jax.models.model import Model, RewardModel
 from rlhf_jax.models.placement import place
-from rlhf_jax.parallel.arrays import gather, to_global
-from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.rollout.experience import Models, Settings, make_experience, read_rollout
-from rlhf_jax.rollout.generator import DecodeGenerator
-from rlhf_jax.rollout.rewards import RewardModel, TokenRewards
+from rlhf_jax.parallel.mesh import gather, make_mesh, to_global
+from rlhf_jax.rollout.experience import Models, RolloutSettings, make_experience, read_rollout
+from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
-from rlhf_jax.training.state import joined
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
 
 # Data-parallel alone comes with the others; with RLHF_JAX_WIDE=1 it is tried by itself, too.
 MESHES = ((1, 8, 1), (2, 2, 2), *([(8, 1, 1)] if WIDE else []))
@@ -54,7 +52,7 @@ def adapted(mesh):
     case, settings = CASES["sft"], lora.Lora(4, 8.0, ("all",))
     config = dataclasses.replace(CONFIG, adapter_scale=settings.scale)
     base = place(config, case.params, mesh)
-    adapter = lora.init_sharded(config, settings, mesh, 3)
+    adapter = lora.init_adapter(config, settings, mesh, 3)
     kernels, leaves = base["layers"]["mlp"], adapter["layers"]["mlp"]
     for name in ("gate", "up", "down"):
         _, inputs, outputs = kernels[name].sharding.spec
@@ -64,7 +62,7 @@ def adapted(mesh):
     adapter = jax.tree.map(
         lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape), adapter
     )
-    loss_fn = losses.sft(config, R, 16)
+    loss_fn = sft.sft_loss_fn(config, R, 16)
     loss = jax.jit(partial(tiny_losses.loss_and_gradient, lambda x, batch: loss_fn(joined(base, x), batch)))
     return gather(loss(adapter, to_global(case.batch, mesh)))
 
@@ -83,7 +81,7 @@ def packed(mesh):
     ]
     packs = pack(Pairs(*sides), 40, seed=0)
     batch = pad_packs(packs, np.arange(16), packs.most_targets, packs.most_documents, 0)
-    loss = jax.jit(partial(tiny_losses.loss_and_gradient, losses.reward_model(CONFIG)))
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, reward_model.reward_model_loss_fn(CONFIG)))
     return gather(loss(on(mesh, CASES["reward_model"].params), to_global(batch, mesh)))
 
 
@@ -103,7 +101,7 @@ def rollout(mesh, case, loss):
     prompts = to_global(prompt_arrays(), mesh)
     generator.load(policy)
     sampled = generator.generate(prompts["tokens"], prompts["lengths"], prompts["rows"], jax.random.key(3))
-    settings = Settings(TEMPERATURE, "k1", -3.0, 1.0, 0.95, False, 16)
+    settings = RolloutSettings(TEMPERATURE, "k1", -3.0, 1.0, 0.95, False, 16)
     where = {"prompts_BP": prompts["tokens"], "prompt_lengths_B": prompts["lengths"], "sampled": sampled}
     models = Models(*(Model(CONFIG, params) for params in (policy, value, reference)))
     readings = jax.jit(partial(read_rollout, settings=settings, pad_id=0))(models, **where)

@@ -1,12 +1,11 @@
 """Run by test_processes.py: several jobs one after the other in this process, or in this process of several.
 
-The reward model and plain DPO, which run the loop of the others, only with RLHF_JAX_WIDE=1.
+The reward model and DPO, which run the loop of the others, only with RLHF_JAX_WIDE=1.
 
 run_jobs.py FARM OUT [DATA,FSDP,TENSOR [JOB ...]]: each job, or each that is named, writes to OUT/<job>. A job may be
 run in a second way, JOB-WAY.
 """
 
-import importlib
 import sys
 from pathlib import Path
 
@@ -15,13 +14,13 @@ import numpy as np
 import tiny_farm
 from wide import WIDE
 
-from rlhf_jax.data.records import read_table
-from rlhf_jax.jobs import rewarding
+from rlhf_jax.data.records.records import read_table
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.arrays import gather, host_rows, to_global
-from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.parallel.mesh import gather, host_rows, make_mesh, to_global
+from rlhf_jax.programs import program
 from rlhf_jax.rollout.text_rewards import TextRewards
 from rlhf_jax.sampling.decode import Generation
+from rlhf_jax.training.run import reward_models
 
 STEPS = 3
 # A large eps makes Adam's first updates smooth in the gradient; else they are its sign, rounding or not.
@@ -40,7 +39,7 @@ CHANGES = {
     "score": {},
 }
 
-JOBS = [job for job in CHANGES if WIDE or job not in ("reward_model", "dpo")]
+JOBS = [job for job in CHANGES if WIDE or job not in ("reward_model", "dpo", "dpo-adapter")]
 
 
 def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
@@ -49,7 +48,7 @@ def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
     )
     page = job.split("-")[0]
     config = tiny_farm.settings(page, farm, **CHANGES[job] | dict(sizes) | changes)
-    importlib.import_module(f"rlhf_jax.jobs.{page}").run(config, str(out / job))
+    program(page).run(config, str(out / job))
 
 
 def score_text(farm: Path, out: Path, mesh: str = "1,1,1") -> None:
@@ -59,8 +58,8 @@ def score_text(farm: Path, out: Path, mesh: str = "1,1,1") -> None:
     """
     over = make_mesh(*map(int, mesh.split(",")))
     page = tiny_farm.settings("score", farm).model
-    reward = rewarding.described(page.path, page, field="model.path", template="alpaca")
-    reward = rewarding.loaded(reward, page, over)
+    reward = reward_models.described(page.path, page, field="model.path", template="alpaca")
+    reward = reward_models.loaded(reward, page, over)
     tokens = np.random.default_rng(0).integers(3, tiny_farm.VOCAB, (8, 40)).astype(np.int32)
     lengths = np.array([3, 40, 2, 1, 5, 4, 6, 7], np.int32)
     mask = np.arange(40) < lengths[:, None]
@@ -78,7 +77,7 @@ def score_text(farm: Path, out: Path, mesh: str = "1,1,1") -> None:
 
 if __name__ == "__main__":
     farm, out = map(Path, sys.argv[1:3])
-    startup.start()
+    startup.join_processes()
     for job in sys.argv[4:] or JOBS:
         run(job, farm, out, *sys.argv[3:4])
     if not sys.argv[4:]:

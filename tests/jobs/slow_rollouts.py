@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import app
 
 from rlhf_jax import main
-from rlhf_jax.rollout.generator import DecodeGenerator
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
 
 MARK = Path(next(a for a in sys.argv if a.startswith("--workdir=")).partition("=")[2]) / "rollout"
 generate = DecodeGenerator.generate

@@ -5,13 +5,14 @@ import jax.numpy as jnp
 import optax
 from jax._src.cudnn import fused_attention_stablehlo as library
 
-from rlhf_jax.jobs import losses, plan
-from rlhf_jax.models import fused
+from rlhf_jax.methods import sft
+from rlhf_jax.models.attention import fused
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.placement import planned
+from rlhf_jax.models.placement import planned_params
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training import state
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.training.loop import state
+from rlhf_jax.training.loop.step import make_train_step
+from rlhf_jax.training.run import memory_check
 
 CONFIG = ModelConfig(
     vocab_size=512,
@@ -30,8 +31,8 @@ B, T, R = 16, 200, 128
 def step_text(config, mesh, *, packed=False):
     """The whole step, as it is handed to the compiler."""
     optimizer = optax.adamw(1e-3)
-    step = make_train_step(losses.sft(config, R, 64), optimizer, microbatches=2)
-    made = state.planned(planned(config, mesh), optimizer)
+    step = make_train_step(sft.sft_loss_fn(config, R, 64), optimizer, microbatches=2)
+    made = state.planned_state(planned_params(config, mesh), optimizer)
 
     def ints(*shape):
         return jax.ShapeDtypeStruct((1, *shape), jnp.int32)
@@ -40,7 +41,11 @@ def step_text(config, mesh, *, packed=False):
     if packed:
         batch = {"tokens": ints(T), "segments": ints(T), "positions": ints(T), "documents": ints()}
         batch |= {"targets": ints(R), "owners": ints(R), "lasts": ints(5)}
-    return step.trace(made, plan.rows(mesh, B, batch), {}).lower(lowering_platforms=("cuda",)).as_text()
+    return (
+        step.trace(made, memory_check.batch_shapes(mesh, B, batch), {})
+        .lower(lowering_platforms=("cuda",))
+        .as_text()
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs.alpaca import alpaca_leaderboard
+from rlhf_jax.jobs.evaluate.alpaca_results import alpaca_leaderboard
 
 ROOT = Path(__file__).parents[2]
 JUDGE = ROOT / "configs/judges/micro_clean.yaml"

@@ -7,19 +7,19 @@ import tiny_farm
 from safetensors.numpy import load_file
 from wide import wide
 
-from rlhf_jax.jobs import fit
+from rlhf_jax.training.loop import loop
 
 
 def exported(job, config, workdir, **stop):
     """The exported weights, and the last state that the loop gave."""
-    states, loop_run = [], fit.loop.run
+    states, loop_run = [], loop.run_loop
 
     def watched(*args, **options):
         states.append(loop_run(*args, **options))
         return states[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit.loop, "run", watched)
+        patch.setattr(loop, "run_loop", watched)
         observed.run(job, config, workdir, **stop)
     return load_file(workdir / "export/model.safetensors") if states else None, states
 

@@ -12,10 +12,10 @@ import pytest
 import tiny_farm
 from absl import flags
 
-from rlhf_jax import main
-from rlhf_jax.data.records import read_table, write_parquet
-from rlhf_jax.data.tokenizer_files import load_tokenizer
-from rlhf_jax.jobs import inputs
+from rlhf_jax import main, programs
+from rlhf_jax.data.records.records import read_table, write_parquet
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
+from rlhf_jax.training.run import encoded_rows
 
 MAKES = r"make it with: python -m rlhf_jax\.main --config=configs/"
 
@@ -105,14 +105,14 @@ def test_flags_that_do_not_fit(refused, arguments, message):
 
 
 MISSING = {
-    "sft": {"data.train": "farm", "data.eval": "farm", "model.tokenizer": "farm"},
-    "reward_model": {"data.train": "annotate", "model.init": "sft", "center_on": "farm"},
+    "sft": {"data.train": "make_data", "data.eval": "make_data", "model.tokenizer": "make_data"},
+    "reward_model": {"data.train": "annotate", "model.init": "sft", "center_on": "make_data"},
     "dpo": {"data.train": "annotate", "data.eval": "annotate", "model.init": "sft"},
-    "ppo": {"data.train": "farm", "model.policy": "sft", "model.reward": "reward_model"},
-    "generate": {"data.prompts": "farm", "model.path": "sft"},
+    "ppo": {"data.train": "make_data", "model.policy": "sft", "model.reward": "reward_model"},
+    "generate": {"data.prompts": "make_data", "model.path": "sft"},
     "score": {"data.responses": "generate", "model.path": "reward_model"},
     "annotate": {"samples": "generate"},
-    "inspect_data": {"data.path": "farm", "tokenizer": "farm"},
+    "inspect_data": {"data.path": "make_data", "tokenizer": "make_data"},
     "weight_diff": {"base": "sft"},
 }
 
@@ -188,7 +188,7 @@ def test_unusable_pairs_are_counted(farm, tmp_path, capsys):
         long_response={"output_2": long},
     )
     config = tiny_farm.settings("dpo", farm, **{"data.train": path})
-    split = inputs.pairs(config.data, load_tokenizer(config.model.init), 0, "")
+    split = encoded_rows.pairs(config.data, load_tokenizer(config.model.init), 0, "")
     printed = capsys.readouterr().out
     assert "34 rows read" in printed
     for reason in ("missing preference 2", "tie 1", "preference out of [1, 2] 1", "identical outputs 1"):
@@ -200,7 +200,7 @@ def test_unusable_pairs_are_counted(farm, tmp_path, capsys):
 
 
 def test_prompts_that_are_too_long_are_counted(farm, capsys):
-    for job, read in (("ppo", inputs.prompts), ("sft", inputs.instructions)):
+    for job, read in (("ppo", encoded_rows.prompts), ("sft", encoded_rows.instructions)):
         limit = "data.max_prompt_length" if job == "ppo" else "data.max_length"
         config = tiny_farm.settings(job, farm, **{limit: 34, "data.eval_rows": 40})
         split = read(config.data, load_tokenizer(farm / "data/tokenizer"), 0, "")
@@ -321,11 +321,11 @@ def test_a_model_of_the_wrong_kind(refused, farm, tmp_path, job, field, model, m
     assert re.search(message, refused(*tiny_farm.arguments(job, farm, tmp_path / "run", **changes)))
 
 
-@pytest.mark.parametrize("job", main.JOBS)
+@pytest.mark.parametrize("job", programs.names())
 def test_a_workdir_that_cannot_be_written(refused, farm, tmp_path, job):
     (tmp_path / "file").write_text("")
     workdir = tmp_path / "file/run"
-    if job == "farm":
+    if job == "study":
         line = refused("--config=configs/farm.py", f"--workdir={workdir}")
     else:
         line = refused(*tiny_farm.arguments(job, farm, workdir))

@@ -9,7 +9,8 @@ import tiny_farm
 from wide import wide
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fits, loading
+from rlhf_jax.programs import program
+from rlhf_jax.training.run import load_models, memory_check
 
 
 @pytest.mark.parametrize(
@@ -19,14 +20,14 @@ def test_a_run_that_cannot_fit_ends_before_weights_are_read(job, farm, tmp_path,
     def never(*args):
         raise AssertionError("weights were read")
 
-    candidates = fits._candidates
+    candidates = memory_check._candidates
     few = {"sft": 4, "ppo": 2}.get(job, 1)  # each is compiled
-    monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), few))
-    monkeypatch.setattr(fits, "available", lambda: 0)
-    monkeypatch.setattr(loading, "load_model", never)
+    monkeypatch.setattr(memory_check, "_candidates", lambda *x: itertools.islice(candidates(*x), few))
+    monkeypatch.setattr(memory_check, "available", lambda: 0)
+    monkeypatch.setattr(load_models, "load_model", never)
     config = tiny_farm.settings(job, farm, **{"model.init": str(farm / "sft/export")} if job == "sft" else {})
     with pytest.raises(UserError) as error:
-        importlib.import_module(f"rlhf_jax.jobs.{job}").run(config, str(tmp_path))
+        program(job).run(config, str(tmp_path))
     said = str(error.value)
     assert re.match(
         r"memory: [a-z ]+ needs 0\.\d\d GiB on each device, 0\.00 GiB are there; what helps most: ", said
@@ -45,13 +46,13 @@ def test_the_settings_that_would_help_do(farm, tmp_path, monkeypatch):
     def asked(changes):
         config = tiny_farm.settings("dpo", farm, **{"batch_size": 32, "microbatches": 1} | changes)
         with pytest.raises(UserError) as error:
-            importlib.import_module("rlhf_jax.jobs.dpo").run(config, str(tmp_path))
+            importlib.import_module("rlhf_jax.methods.dpo").run(config, str(tmp_path))
         return config, str(error.value)
 
-    candidates = fits._candidates
-    monkeypatch.setattr(fits, "_candidates", lambda *x: itertools.islice(candidates(*x), 2))
-    monkeypatch.setattr(fits, "available", lambda: 0)
-    monkeypatch.setattr(fits, "_gib", lambda size: f"{size} B")
+    candidates = memory_check._candidates
+    monkeypatch.setattr(memory_check, "_candidates", lambda *x: itertools.islice(candidates(*x), 2))
+    monkeypatch.setattr(memory_check, "available", lambda: 0)
+    monkeypatch.setattr(memory_check, "_gib", lambda size: f"{size} B")
     config, said = asked({})
     name, value, size = re.findall(r"--config\.([\w.]+)=(\S+) \((\d+) B\)", said)[0]
     kind = type(tiny_farm.flat(config)[name])
@@ -62,7 +63,7 @@ def test_the_settings_that_would_help_do(farm, tmp_path, monkeypatch):
 
 def test_what_a_run_says(farm, tmp_path, capsys):
     config = tiny_farm.settings("sft", farm, epochs=0.04)
-    importlib.import_module("rlhf_jax.jobs.sft").run(config, str(tmp_path))
+    importlib.import_module("rlhf_jax.methods.sft").run(config, str(tmp_path))
     said = capsys.readouterr().out
     assert re.search(r"train step: 0\.0M parameters, \d\.\d+e\+0[67] FLOPs; compiled in \d+\.\d s", said), (
         said
@@ -73,9 +74,9 @@ def test_what_a_run_says(farm, tmp_path, capsys):
 
 
 def test_reading_and_writing_a_large_model_are_watched(farm, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loading, "_LARGE", 1)
+    monkeypatch.setattr(load_models, "_LARGE", 1)
     config = tiny_farm.settings("sft", farm, epochs=0.04, **{"model.init": str(farm / "sft/export")})
-    importlib.import_module("rlhf_jax.jobs.sft").run(config, str(tmp_path))
+    importlib.import_module("rlhf_jax.methods.sft").run(config, str(tmp_path))
     said = capsys.readouterr().out
     for what in (f"reading {farm}/sft/export", f"writing {tmp_path}/export"):
         assert f"{what}, million parameters 0/0" in said

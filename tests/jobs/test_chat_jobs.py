@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import tiny_farm
 
-from rlhf_jax.data.batches import pad
-from rlhf_jax.data.records import read_table, write_jsonl, write_parquet
-from rlhf_jax.data.tokenization import Sequences
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.batches import Sequences, pad
+from rlhf_jax.data.records.records import read_table, write_jsonl, write_parquet
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import dpo, generate, inputs, losses, ppo, reward_model, score, sft
+from rlhf_jax.jobs import generate, score
+from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.models import decoder
 from rlhf_jax.objectives.reduce import value
+from rlhf_jax.training.run import encoded_rows
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] + eos_token }}\n{% endfor %}"
@@ -38,10 +39,10 @@ def ragged(rng, n):
 def test_the_loss_is_the_mean_over_trained_tokens():
     config, params = tiny_farm.model_config(), tiny_farm.random_params(scalar=False)
     found = ragged(np.random.default_rng(0), 6)
-    T, R = inputs.array_sizes(found)
+    T, R = encoded_rows.array_sizes(found)
     batch = pad(found, np.arange(6), T, 0) | {"weight": np.float32([1, 1, 0, 1, 1, 1])}
     batch = jax.tree.map(jnp.asarray, batch)
-    loss_fn = losses.sft(config, R, 8)
+    loss_fn = sft.sft_loss_fn(config, R, 8)
 
     def slow(params):
         total = count = 0.0
@@ -66,10 +67,10 @@ def test_the_loss_is_the_mean_over_trained_tokens():
 def test_a_mask_that_is_true_all_over_is_as_good_as_none():
     config, params = tiny_farm.model_config(), tiny_farm.random_params(scalar=False)
     found = ragged(np.random.default_rng(1), 4)
-    T, R = inputs.array_sizes(found)
+    T, R = encoded_rows.array_sizes(found)
     plain = Sequences(found.tokens, found.offsets, found.prompt_lengths)
     full = Sequences(found.tokens, found.offsets, found.prompt_lengths, np.ones(len(found.tokens), bool))
-    loss_fn = jax.jit(losses.sft(config, R, 8))
+    loss_fn = jax.jit(sft.sft_loss_fn(config, R, 8))
     one, other = (loss_fn(params, pad(x, np.arange(4), T, 0)) for x in (plain, full))
     for name, mean in one.items():
         assert float(mean.sum) == pytest.approx(float(other[name].sum), rel=1e-6)

@@ -1,25 +1,27 @@
 """Every page and variant builds, and no field of a page is decoration: its job reads it."""
 
 import contextlib
-import importlib
 import inspect
 import io
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import observed
 import pytest
 import tiny_farm
-from ml_collections import ConfigDict
 
-from rlhf_jax import main
-from rlhf_jax.data.records import read_instructions, read_table, write_parquet
-from rlhf_jax.jobs import annotate, evaluate, generate, inspect_data, measure, score, sft, weight_diff
-from rlhf_jax.jobs import farm as farm_job
+from rlhf_jax.data.records.records import read_instructions, read_table, write_parquet
+from rlhf_jax.jobs import annotate, generate, inspect_data, make_data, score, weight_diff
+from rlhf_jax.jobs.evaluate import leaderboard_job
+from rlhf_jax.jobs.measure import measure_job
+from rlhf_jax.methods import sft
+from rlhf_jax.programs import names, program
 from rlhf_jax.settings import load_page
 
-PAGES = sorted(path.stem for path in (tiny_farm.ROOT / "configs").glob("*.py"))
+CONFIGS = tiny_farm.ROOT / "configs"
+PAGES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "common")
+# The papers' recipes, as papers/alpaca_farm/sft: pages of the jobs that their files are called by.
+RECIPES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.glob("papers/*/*.py"))
 
 
 def variants(page):
@@ -30,26 +32,30 @@ def variants(page):
     )
 
 
+def recipes(job):
+    """The papers' recipes for a job."""
+    return [recipe for recipe in RECIPES if Path(recipe).name == job]
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_variant_builds(page):
-    default = load_page(str(tiny_farm.ROOT / f"configs/{page}.py"))
-    assert default.job == page and page in main.JOBS
+def test_every_variant_and_recipe_builds(page):
+    default = load_page(f"{CONFIGS}/{page}.py")
+    assert default.job in names()
     assert variants(page)[0] in ("microfarm",)
-    for name in variants(page):
-        built = load_page(str(tiny_farm.ROOT / f"configs/{page}.py:{name}"))
-        assert set(tiny_farm.flat(built)) == set(tiny_farm.flat(default)), name
-        for field, value in tiny_farm.flat(built).items():
-            assert isinstance(value, bool | int | float | str | tuple), (
-                field,
-                value,
-            )  # so it can be overridden
-            assert type(value) is type(tiny_farm.flat(default)[field]), field
+    fields = tiny_farm.flat(default)
+    for spec in [f"{page}.py:{name}" for name in variants(page)] + [f"{x}.py" for x in recipes(page)]:
+        built = tiny_farm.flat(load_page(f"{CONFIGS}/{spec}"))
+        assert built["job"] == default.job and set(built) == set(fields), spec
+        for field, value in built.items():
+            # Placeholders and lists could not be overridden on a command line.
+            assert isinstance(value, bool | int | float | str | tuple), (field, value)
+            assert type(value) is type(fields[field]), field
 
 
 def test_every_job_has_a_page_and_a_run_function():
-    assert sorted(main.JOBS) == PAGES
-    for job in main.JOBS:
-        module = importlib.import_module(f"rlhf_jax.jobs.{job}")
+    assert set(names()) <= set(PAGES)
+    for job in names():
+        module = program(job)
         assert list(inspect.signature(module.run).parameters) == ["config", "workdir"]
 
 
@@ -80,7 +86,7 @@ def test_trainers_read_every_field(job, changes, farm, tmp_path):
     read, _ = observed.run(job, tiny_farm.settings(job, farm, **changes), tmp_path)
     if job == "sft":  # read when there is no tokenizer yet
         untokenized = tiny_farm.settings("sft", farm, **{"model.tokenizer": "", "model.vocab_size": 300})
-        read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path))
+        read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path), "")
         # read when a model brings its own tokenizer
         read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path), str(farm / "sft/export"))
     assert_all_read(job, read)
@@ -155,7 +161,7 @@ def test_evaluate_reads_every_field(farm, outputs, tmp_path):
         "runs": "",
     }
     config = tiny_farm.settings("evaluate", farm, **changes)
-    assert_all_read("evaluate", reads(evaluate.run, config, str(tmp_path)))
+    assert_all_read("evaluate", reads(leaderboard_job.run, config, str(tmp_path)))
 
 
 def test_measure_reads_every_field(tmp_path):
@@ -167,35 +173,10 @@ def test_measure_reads_every_field(tmp_path):
     changes |= {"ratings": f"m={rated}", "baseline": rated}
     config = load_page(str(tiny_farm.ROOT / "configs/measure.py"))
     config.update(changes)
-    assert_all_read("measure", reads(measure.run, config, str(tmp_path / "out")))
+    assert_all_read("measure", reads(measure_job.run, config, str(tmp_path / "out")))
 
 
-def test_farm_reads_its_fields_and_hands_every_stage_its_page(farm, tmp_path, monkeypatch):
-    """The stages are stood in for; what matters is which settings they are given."""
-    given = {}
-
-    def stand_in(module):
-        def run(config, workdir):
-            given[workdir] = config
-            Path(workdir).mkdir(parents=True)
-            for name in ("report.html", "leaderboard.csv", "leaderboard.txt"):
-                (Path(workdir) / name).write_text(module)
-
-        return SimpleNamespace(run=run)
-
-    monkeypatch.setattr(farm_job.importlib, "import_module", stand_in)
-    config = load_page(str(tiny_farm.ROOT / "configs/farm.py"))
-    config.world.scale = 0.01
-    read = reads(farm_job.run, config, str(tmp_path / "run"))
-    own = {name for name, value in config.items() if not isinstance(value, ConfigDict)} | {
-        "world.scale",
-        "world.vocab_size",
-    }
-    assert own - read == {"job"}
-    stages = [name for name, value in config.items() if isinstance(value, ConfigDict) and name != "world"]
-    assert {name for name in stages if f"{name}.job" in read} == set(stages)
-    assert len(given) == len(stages) + 2  # outputs of three models
-    for workdir, settings in given.items():
-        for field, value in tiny_farm.flat(settings).items():
-            assert "runs/farm" not in str(value), (workdir, field)
-            assert settings.job == "score" or settings.seed == config.seed
+def test_make_data_reads_every_field(farm, tmp_path):
+    read = reads(make_data.run, tiny_farm.settings("make_data", farm), str(tmp_path / "world"))
+    own = tiny_farm.settings("make_data", farm, instructions=str(farm / "data/sft.parquet"))
+    assert_all_read("make_data", read | reads(make_data.run, own, str(tmp_path / "own")))

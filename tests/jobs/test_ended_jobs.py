@@ -2,9 +2,9 @@
 
 import tiny_farm
 
-from rlhf_jax.data.records import read_pairs, read_table
+from rlhf_jax.data.records.records import read_pairs, read_table
 from rlhf_jax.data.tokenization import encode_pairs
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.jobs import annotate, generate, score
 
 
@@ -25,6 +25,18 @@ def test_ended_says_which_responses_would_go_on(farm, tmp_path, capsys):
         else:  # it goes on, if only to its end
             assert other["output"] != one["output"] or other["ended"]
     assert any(other["output"] != one["output"] for one, other in zip(short, long, strict=True))
+
+
+def test_every_sample_has_noise_of_its_own_which_follows_the_seed(farm, tmp_path):
+    """Also where samples of one prompt fall into different batches, and a batch begins in the middle of a prompt."""
+    given = {"samples": 12, "temperature": 1.5, "data.rows": 2}
+    rows = [sampled(farm, tmp_path / str(seed), seed=seed, **given) for seed in (0, 1)]
+    for row in rows[0]:
+        assert len(set(row["outputs"])) > 6
+    assert rows[0][0]["outputs"] != rows[1][0]["outputs"]
+    # A prompt's samples are numbered from the first prompt on, so that one prompt alone gets the same ones.
+    alone = sampled(farm, tmp_path / "alone", **given | {"data.rows": 1})
+    assert alone[0]["outputs"] == rows[0][0]["outputs"]
 
 
 def test_from_samples_over_labels_to_pairs(farm, tmp_path, capsys):

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_jax.annotation import annotate_samples, write_labels
-from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.data.records.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.alpaca_files import read_weights
-from rlhf_jax.evaluation.length_control import any_vs_any
-from rlhf_jax.jobs import evaluate
+from rlhf_jax.evaluation.leaderboards.alpaca_eval_files import read_weights
+from rlhf_jax.evaluation.measures.length_control import any_vs_any
+from rlhf_jax.jobs.evaluate import leaderboard_job
 from rlhf_jax.microfarm import human, world
-from rlhf_jax.microfarm.judge_server import JudgeServer
+from rlhf_jax.microfarm.judges.judge_server import JudgeServer
 from rlhf_jax.microfarm.utility import utility
 from rlhf_jax.settings import load_page
 
@@ -42,14 +42,14 @@ def run(config, workdir) -> str:
     """What the job prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        evaluate.run(config, str(workdir))
+        leaderboard_job.run(config, str(workdir))
     return printed.getvalue()
 
 
 def refused(config, workdir) -> str:
     """The one line a user reads."""
     with pytest.raises(UserError) as caught, contextlib.redirect_stdout(io.StringIO()):
-        evaluate.run(config, str(workdir))
+        leaderboard_job.run(config, str(workdir))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -287,7 +287,7 @@ def test_wrong_inputs_are_one_line_that_says_what_would_work(farm, tmp_path):
         ({"outputs": f"sft={farm}/labels/labels.parquet"}, "without output); found "),
         ({"reference_method": "pop"}, "did you mean ppo?"),
         ({"max_instructions": -1}, "max_instructions: -1"),
-        ({"baseline": f"{farm}/gone/eval.parquet"}, "--config=configs/farm.py"),
+        ({"baseline": f"{farm}/gone/eval.parquet"}, "--config=configs/make_data.py"),
         ({"labels": f"{farm}/gone.parquet"}, "--config=configs/annotate.py"),
         ({"labels": f"{farm}/data/val.parquet"}, "labels of version none"),
         ({"scored": f"{farm}/gone.parquet"}, "--config=configs/score.py"),

@@ -6,8 +6,13 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs.evaluation_inputs import named, read_outputs, read_stages, training_seconds
+from rlhf_jax.jobs.evaluate.evaluation_inputs import (
+    read_outputs,
+    read_stages,
+    training_seconds,
+)
 from rlhf_jax.settings import load_page
+from rlhf_jax.training.run.missing_inputs import named_paths
 
 PAGE = Path(__file__).parents[2] / "configs/evaluate.py"
 
@@ -78,7 +83,7 @@ def test_training_seconds_count_every_step_and_what_is_timed_beside_them():
 
 
 def test_a_run_without_metrics_is_a_note(tmp_path):
-    assert named("", "runs") == {}
+    assert named_paths("", "runs") == {}
     note = f"runs: no {tmp_path}/metrics.jsonl; x has no curves in the report"
     assert read_stages(f"x={tmp_path}") == ([], [note])
     (tmp_path / "metrics.jsonl").write_text('{"step": 3, "loss": null}\n[1]\n{"step')

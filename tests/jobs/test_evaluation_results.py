@@ -6,16 +6,22 @@ import random
 
 import numpy as np
 
-from rlhf_jax.evaluation.agreement import calibration
-from rlhf_jax.jobs.evaluation_inputs import Outputs
-from rlhf_jax.jobs.evaluation_results import Results, as_json, reward_model_lines, samples, write_files
-from rlhf_jax.jobs.evaluation_truth import Rate, RewardModel
+from rlhf_jax.evaluation.measures.agreement import calibration
+from rlhf_jax.jobs.evaluate.evaluation_inputs import Outputs
+from rlhf_jax.jobs.evaluate.evaluation_results import (
+    Results,
+    as_json,
+    reward_model_lines,
+    samples,
+    write_files,
+)
+from rlhf_jax.jobs.evaluate.true_utility import Rate, RewardModelAgreement
 from rlhf_jax.microfarm import world
 from rlhf_jax.microfarm.families import parse
 
 
 def world_of(names):
-    rows = world.generate(seed=1, scale=0.005)["sft"]
+    rows = world.generate_splits(seed=1, scale=0.005)["sft"]
     prompts = [(row["instruction"], row["input"]) for row in rows]
     return Outputs(prompts, {name: [f"{name} {i}" for i in range(len(rows))] for name in names}, names[0], {})
 
@@ -48,7 +54,7 @@ def test_a_reward_model_without_a_clear_pair_says_so():
     nothing = Rate(math.nan, (math.nan, math.nan), 0)
     human = calibration([0, 1], [1, 0], [2, 1])
     first, second = reward_model_lines(
-        RewardModel(0.2, nothing, nothing, human, Rate(50, (9, 91), 2), None, {})
+        RewardModelAgreement(0.2, nothing, nothing, human, Rate(50, (9, 91), 2), None, {})
     )
     assert first.endswith("0.2 apart): there is none among its pairs")
     assert "100.0 %" in second and "of 2 pairs (longer output wins 50.0 %)" in second

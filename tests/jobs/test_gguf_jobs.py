@@ -1,12 +1,12 @@
 """Every field that names a language model takes a GGUF file, and what it needs is said before anything is read."""
 
-import importlib
 import sys
 from pathlib import Path
 
 import pytest
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.programs import program
 from rlhf_jax.settings import load_page
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -36,4 +36,4 @@ def test_a_missing_package_comes_before_missing_data(page, field, tmp_path, monk
         changes["model.policy"] = "policy"
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=r"some.gguf: reading it needs the package gguf; pip install gguf"):
-        importlib.import_module(f"rlhf_jax.jobs.{page}").run(config, str(tmp_path / "run"))
+        program(page).run(config, str(tmp_path / "run"))

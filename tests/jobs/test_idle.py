@@ -32,3 +32,16 @@ def test_what_is_said():
     assert said("sft", "--noconfig.model.tie_embeddings", **{"model.init": "x"})
     assert said("sft", "--config.model.width=8") == [] == said("sft")
     assert said("farm", "--config.ppo.target_kl=6") == ["ppo.target_kl has no effect: adaptive_kl is false"]
+
+
+def test_what_no_stage_of_a_study_takes_from_its_group():
+    every = "every stage of this group sets its own"
+    assert said("farm", "--config.outputs.model.name=x") == [f"outputs.model.name has no effect: {every}"]
+    assert said("farm", "--config.outputs.model.adapter=x") == []
+    assert said("study", "--config.dpo.beta=1", "--config.dpo.epochs=2") == [
+        f"dpo.beta has no effect: {every}"
+    ]
+    without = {"stages": (("sft", "sft"),)}
+    assert said("farm", "--config.dpo.beta=1", "--config.sft.epochs=2", **without) == [
+        "dpo.beta has no effect: no stage is of the group dpo"
+    ]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny_farm
 
-from rlhf_jax.data.tables import write_jsonl
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.files.tables import write_jsonl
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import inputs
+from rlhf_jax.training.run import encoded_rows
 
 
 def rows_of(*counts):
@@ -26,29 +26,29 @@ def prompts_of(rows):
 @pytest.mark.parametrize("counts", [[1] * 50, [3] * 50, [40] * 100, [90, 10]])
 def test_no_prompt_is_on_both_sides(counts):
     rows = rows_of(*counts)
-    train, held, left_out = inputs.hold_out(rows, 10, seed=1)
+    train, held, left_out = encoded_rows.hold_out(rows, 10, seed=1)
     assert not prompts_of(train) & prompts_of(held)
     assert len(train) + len(held) + left_out.total() == len(rows)
     assert len(held) == 10
 
 
 def test_many_rows_of_a_prompt_do_not_make_an_evaluation_of_few_prompts():
-    _, held, left_out = inputs.hold_out(rows_of(*[40] * 100), 40, seed=0)
+    _, held, left_out = encoded_rows.hold_out(rows_of(*[40] * 100), 40, seed=0)
     assert len(held) == 40 and len(prompts_of(held)) >= 4
     assert left_out == Counter({"other row of a held-out prompt": 5 * 40 - 40})
 
 
 def test_the_split_depends_on_the_seed_alone():
     rows = rows_of(*[2] * 40)
-    assert inputs.hold_out(rows, 10, seed=3) == inputs.hold_out(rows, 10, seed=3)
-    assert inputs.hold_out(rows, 10, seed=3)[1] != inputs.hold_out(rows, 10, seed=4)[1]
+    assert encoded_rows.hold_out(rows, 10, seed=3) == encoded_rows.hold_out(rows, 10, seed=3)
+    assert encoded_rows.hold_out(rows, 10, seed=3)[1] != encoded_rows.hold_out(rows, 10, seed=4)[1]
 
 
 def test_rows_of_one_prompt_cannot_be_split():
     with pytest.raises(
         UserError, match=r"data.eval_rows: 10 rows cannot be held out of 1 prompt; set data.eval"
     ):
-        inputs.hold_out(rows_of(30), 10, seed=0)
+        encoded_rows.hold_out(rows_of(30), 10, seed=0)
 
 
 def test_train_rows_draws_a_part(farm, capsys):
@@ -56,7 +56,7 @@ def test_train_rows_draws_a_part(farm, capsys):
 
     def train(rows, seed=0):
         data = tiny_farm.settings("sft", farm, **{"data.train_rows": rows}).data
-        return inputs.instructions(data, tokenizer, seed, "").train
+        return encoded_rows.instructions(data, tokenizer, seed, "").train
 
     def sequences(found):
         return [x.tobytes() for x in np.split(found.tokens, np.cumsum(found.lengths)[:-1])]
@@ -68,7 +68,7 @@ def test_train_rows_draws_a_part(farm, capsys):
 
 
 def test_evaluation_rows_and_demonstrations_are_drawn_with_the_seed(farm, tmp_path, capsys):
-    from rlhf_jax.jobs import reward_model
+    from rlhf_jax.methods import reward_model
 
     rows = [{"instruction": f"Say {i}.", "input": "", "output": "word"} for i in range(60)]
     rows[40]["output"] = "word " * 500  # Longer than any limit: it would be scored in mid-sentence.
@@ -76,7 +76,7 @@ def test_evaluation_rows_and_demonstrations_are_drawn_with_the_seed(farm, tmp_pa
     tokenizer = load_tokenizer(farm / "data/tokenizer")
     changes = {"data.eval": str(tmp_path / "rows.jsonl"), "data.eval_rows": 10}
     data = tiny_farm.settings("sft", farm, **changes).data
-    held = [inputs.instructions(data, tokenizer, seed, "").eval_rows for seed in (0, 0, 1)]
+    held = [encoded_rows.instructions(data, tokenizer, seed, "").eval_rows for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2] and len(held[0]) == 10
     assert held[0] != rows[:10]
     found = {}
@@ -86,5 +86,5 @@ def test_evaluation_rows_and_demonstrations_are_drawn_with_the_seed(farm, tmp_pa
         found[count] = reward_model._demonstrations(config, tokenizer)
     assert len(found[60]) == 59 and found[60].lengths.max() <= config.data.max_length
     assert "center_on: 59 demonstrations; skipped 1: demonstration too long 1" in capsys.readouterr().out
-    first = inputs.draw(rows, 30, np.random.default_rng(config.seed))
+    first = encoded_rows.draw(rows, 30, np.random.default_rng(config.seed))
     assert len(found[30]) == sum(len(row["output"]) < 100 for row in first)

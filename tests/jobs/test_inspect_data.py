@@ -7,9 +7,9 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.data.inspection import COLOUR
-from rlhf_jax.data.records import read_table, write_jsonl
+from rlhf_jax.data.records.records import read_table, write_jsonl
 from rlhf_jax.data.tokenization import encode_sft
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.jobs import inspect_data
 
 TEMPLATE = (

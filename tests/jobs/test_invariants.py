@@ -12,9 +12,9 @@ import tiny_losses
 from jaxtyping import PyTree
 from tiny_losses import R, assert_same
 
-from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.state import create
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.training.loop.state import create
+from rlhf_jax.training.loop.step import make_train_step
+from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
 CASES = tiny_losses.cases()
 B1 = 0.9

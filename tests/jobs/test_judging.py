@@ -17,11 +17,12 @@ from annotation_batch_server import BatchServer
 from annotation_fake_server import FakeServer, openai_payload
 from annotation_helpers import ENVIRONMENT, make_rows
 
-from rlhf_jax.annotation.cache import AnswerCache
-from rlhf_jax.annotation.labels import read_labels
-from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import annotate, evaluate
-from rlhf_jax.jobs.judging import JudgingLine, describe
+from rlhf_jax.annotation.answers.cache import AnswerCache
+from rlhf_jax.annotation.labels.labels_file import read_labels
+from rlhf_jax.errors import StoppedError, UserError
+from rlhf_jax.jobs import annotate
+from rlhf_jax.jobs.evaluate import leaderboard_job
+from rlhf_jax.jobs.judging import JudgingLine, describe_judges
 from rlhf_jax.settings import load_page
 
 ROOT = Path(__file__).parents[2]
@@ -126,10 +127,10 @@ def test_batches_are_cancelled_and_what_they_finished_is_kept(
     with BatchServer() as server:
         server.stuck = True
         monkeypatch.setattr(JudgingLine, "__call__", _stop_when_sent)
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(StoppedError) as stopped:
             run(tmp_path, server, transport="batch")
         monkeypatch.undo()
-        assert stopped.value.code == 130
+        assert "answers are kept in" in str(stopped.value)
         run(tmp_path, server, transport="cancel")
         said = capsys.readouterr().out
         assert "cancelled batch b0: 12 requests to m" in said and "1 batches cancelled" in said
@@ -165,7 +166,7 @@ def test_the_progress_line_tells_all_there_is_to_know(capsys: pytest.CaptureFixt
 
 def test_the_last_word_tells_failed_attempts() -> None:
     summary = {"asked": 9, "cached": 3, "cost_usd": 1.0, "cost_failed_usd": 0.125, "unpriced_attempts": 2}
-    assert describe(summary, [("ok", 12)]) == (
+    assert describe_judges(summary, [("ok", 12)]) == (
         "9 asked, 3 from the cache; 12 ok; cost $1.0000 ($0.1250 of it for attempts that failed) and that of "
         "2 failed attempts, which nobody told"
     )
@@ -190,11 +191,11 @@ def test_evaluate_tells_the_cost_of_all_methods_before_it_asks(
     page.update({"baseline": f"{tmp_path}/base.json", "dry_run": True})
     with FakeServer() as server:
         page.judges = judge_file(tmp_path, server.url)
-        evaluate.run(page, str(tmp_path / "work"))
+        leaderboard_job.run(page, str(tmp_path / "work"))
         said = capsys.readouterr().out
         assert server.bodies == [] and said.count("to ask: 9 calls") == 2
         # The money is for all methods together: the second one finds it gone.
         page.update({"dry_run": False, "max_usd": 0.026, "max_concurrency": 1})
         with pytest.raises(UserError, match=r"max_usd: \$0.01[4-9]\d* of \$0.026 are spent"):
-            evaluate.run(page, str(tmp_path / "work"))
+            leaderboard_job.run(page, str(tmp_path / "work"))
         assert 9 < len(server.bodies) < 18

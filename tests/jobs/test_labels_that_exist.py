@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from rlhf_jax.annotation.formats.rows_of import rated
-from rlhf_jax.annotation.labels import write_labels
+from rlhf_jax.annotation.labels.labels_file import write_labels
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.length_control import length_controlled_win_rate
-from rlhf_jax.jobs import annotate, evaluate, measure
+from rlhf_jax.evaluation.measures.length_control import length_controlled_win_rate
+from rlhf_jax.jobs import annotate
+from rlhf_jax.jobs.evaluate import leaderboard_job
+from rlhf_jax.jobs.measure import measure_job
 from rlhf_jax.settings import load_page
 
 ROOT = Path(__file__).parents[2]
-JOBS = {"evaluate": evaluate, "measure": measure, "annotate": annotate}
+JOBS = {"evaluate": leaderboard_job, "measure": measure_job, "annotate": annotate}
 
 
 @pytest.fixture(autouse=True)

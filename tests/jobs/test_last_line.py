@@ -7,12 +7,11 @@ import sys
 import pytest
 import tiny_farm
 
-from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import wanted
-from rlhf_jax.jobs.reads import READS, WRITES
-from rlhf_jax.machine import problem_of_machine
+from rlhf_jax import programs
+from rlhf_jax.errors import UserError, problem_of_machine
 from rlhf_jax.settings import load_page
-from rlhf_jax.training import storage
+from rlhf_jax.training.checkpoints import object_stores
+from rlhf_jax.training.run import missing_inputs
 
 
 def errors(command, cache, *, file_kib=0):
@@ -42,21 +41,23 @@ def test_a_checkpoint_that_does_not_fit(farm, tmp_path):
 
 
 def test_what_is_not_installed_is_said_first(farm, tmp_path, monkeypatch):
-    monkeypatch.setattr(wanted, "find_spec", lambda _: None)
+    monkeypatch.setattr(missing_inputs, "find_spec", lambda _: None)
     for field, value in (("tensorboard", True), ("wandb_project", "x")):
         config = tiny_farm.settings("sft", farm, **{field: value})
         with pytest.raises(UserError, match=rf"^{field}: \w+ is not installed; run pip install "):
-            wanted.check(config, str(tmp_path))
+            missing_inputs.check_needs(programs.program(config.job).NEEDS, config, str(tmp_path))
         with pytest.raises(UserError, match=rf"^{field}: it cannot write to gs://a"):
-            monkeypatch.setattr(storage, "check_reachable", lambda _: None)
-            wanted.check(config, "gs://a/b")
+            monkeypatch.setattr(object_stores, "check_reachable", lambda _: None)
+            missing_inputs.check_needs(programs.program(config.job).NEEDS, config, "gs://a/b")
 
 
 def test_what_a_job_reads_is_looked_for_by_the_names_of_its_page():
-    for job, rows in READS.items():
-        if job == "farm":  # Its stages' pages are those of the other jobs.
+    for job in programs.names():
+        needs = programs.program(job).NEEDS
+        rows = needs.reads
+        if job == "study":  # Its stages' pages are those of the other jobs.
             continue
-        fields = {row.field for row in rows} | set(WRITES.get(job, ()))
+        fields = {row.field for row in rows} | set(needs.writes)
         page = tiny_farm.flat(load_page(f"{tiny_farm.ROOT}/configs/{job}.py"))
         assert fields <= set(page)
         named = {name for name, value in page.items() if str(value).startswith("runs/farm/")}

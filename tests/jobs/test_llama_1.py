@@ -7,7 +7,7 @@ import numpy as np
 import tiny_farm
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.jobs import sft
+from rlhf_jax.methods import sft
 from rlhf_jax.settings import load_page
 
 # huggyllama/llama-7b, but for the sizes. It names neither a head size nor key-value heads nor a rotary base.
@@ -51,7 +51,7 @@ def llama_1(farm, folder):
 def test_the_recipe_starts(farm, tmp_path, capsys):
     folder = tmp_path / "llama"
     raw = llama_1(farm, folder)
-    page = load_page(f"{tiny_farm.ROOT}/configs/sft.py:alpaca_farm")
+    page = load_page(f"{tiny_farm.ROOT}/configs/papers/alpaca_farm/sft.py")
     page.update_from_flattened_dict(
         {
             "data.train": str(farm / "data/sft.parquet"),

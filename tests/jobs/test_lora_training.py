@@ -11,13 +11,17 @@ import tiny_farm
 from safetensors.numpy import load_file
 from wide import wide
 
-from rlhf_jax.data.records import read_table
+from rlhf_jax.data.records.records import read_table
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import adapters, fit, fits, loading, plan, ppo, score
-from rlhf_jax.models import huggingface, lora, peft
+from rlhf_jax.jobs import score
+from rlhf_jax.methods import ppo
+from rlhf_jax.models import lora, peft
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.lora import joined
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training.ahead import bytes_per_device
-from rlhf_jax.training.state import joined
+from rlhf_jax.training.loop import loop
+from rlhf_jax.training.loop.step import bytes_per_device
+from rlhf_jax.training.run import load_models, memory_check, online
 
 LORA = {"lora.rank": 3, "lora.alpha": 6.0, "lora.targets": "all"}
 CHANGES = {
@@ -35,14 +39,14 @@ def config(job, farm, **changes):
 
 def run(job, settings, workdir, **stop):
     """Runs a trainer; the last state of its loop, None where it was stopped."""
-    states, loop_run = [], fit.loop.run
+    states, loop_run = [], loop.run_loop
 
     def watched(*args, **options):
         states.append(loop_run(*args, **options))
         return states[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit.loop, "run", watched)
+        patch.setattr(loop, "run_loop", watched)
         observed.run(job, settings, workdir, **stop)
     return states[0] if states else None
 
@@ -98,8 +102,8 @@ def test_the_first_step_is_the_base_model_exactly(done):
 
 def test_the_export_is_the_adapter_merged_into_the_base(done, farm):
     job, workdir, state = done
-    base_config, base = huggingface.load(farm / "sft/export")
-    exported, whole = huggingface.load(workdir / "export")
+    base_config, base = import_folder.load(farm / "sft/export")
+    exported, whole = import_folder.load(workdir / "export")
     found = peft.load(workdir / "adapter", base_config.config)
     assert found.lora.rank == 3 and found.lora.alpha == 6.0
     trained = state.params["policy"] if job == "ppo" else state.params
@@ -127,20 +131,20 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(done, farm, tmp_path
 
 def test_ppo_has_one_copy_of_each_base(farm, tmp_path, monkeypatch):
     """The reference is the policy's frozen part, the value model's is the reward model's trunk: the same arrays."""
-    worlds, make = [], ppo.make_iteration
+    seen, make = [], online.make_iteration
 
-    def noted(world, step):
-        worlds.append(world)
-        return make(world, step)
+    def noted(session, prompts, learner, after, step, frozen):
+        seen.append((learner.roll_out.__self__, frozen))
+        return make(session, prompts, learner, after, step, frozen)
 
-    monkeypatch.setattr(ppo, "make_iteration", noted)
+    monkeypatch.setattr(online, "make_iteration", noted)
     run("ppo", config("ppo", farm, steps=1), tmp_path)
-    (world,) = worlds
-    reference, reward = world.reference.params, world.rewards.reward.model.params
-    assert reference["embed"] is world.frozen["policy"]["embed"]
-    for path, x in jax.tree_util.tree_leaves_with_path(world.frozen["policy"]):
+    ((actor, frozen),) = seen
+    reference, reward = actor.reference.params, actor.rewards.reward.model.params
+    assert reference["embed"] is frozen["policy"]["embed"]
+    for path, x in jax.tree_util.tree_leaves_with_path(frozen["policy"]):
         assert x is at(reference, path)
-    for path, x in jax.tree_util.tree_leaves_with_path(world.frozen["value"]):
+    for path, x in jax.tree_util.tree_leaves_with_path(frozen["value"]):
         assert x is at(reward, path)
 
 
@@ -155,7 +159,7 @@ def test_an_adapter_that_is_given_is_trained_further_or_merged(farm, tmp_path):
     run("dpo", config("dpo", farm), tmp_path / "first")
     adapter = str(tmp_path / "first/adapter")
     state = run("dpo", config("dpo", farm, **{"model.adapter": adapter}), tmp_path / "further")
-    base, _ = huggingface.load(farm / "sft/export")
+    base, _ = import_folder.load(farm / "sft/export")
     given = peft.load(adapter, base.config).adapter["layers"]["mlp"]["up_lora_b"]
     assert np.abs(np.asarray(state.params["layers"]["mlp"]["up_lora_b"]) - given).max() > 0
     run("dpo", config("dpo", farm, **{"model.adapter": adapter, "lora.rank": 0}), tmp_path / "merged")
@@ -199,7 +203,7 @@ def test_settings_that_cannot_be(changes, said, farm, tmp_path):
 
 
 def test_merged_model_of_a_joined_tree_is_the_plain_tree(farm):
-    found, base = huggingface.load(farm / "sft/export")
+    found, base = import_folder.load(farm / "sft/export")
     assert lora.merged(found.config, joined(base, {})).keys() == base.keys()
 
 
@@ -225,22 +229,22 @@ def test_a_checkpoint_of_an_adapter_is_taken_with_the_model_that_it_lies_over(fa
     run("reward_model", config("reward_model", farm, center_on=""), tmp_path / "reward")
     scores = []
     for name in ("reward", "reward/export"):
-        folder = loading.resolve(str(tmp_path / name))
-        found, params = loading.load_model(
+        folder = load_models.resolve_folder(str(tmp_path / name))
+        found, params = load_models.load_model(
             folder, config("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0
         )
         assert found.is_scalar and ("head" not in params)
-        scores.append(adapters.plain(found.config, params))
+        scores.append(load_models.merged_params(found.config, params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *scores)
 
 
 def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     """Of the plan, which is all that is known before weights are read."""
-    found, _ = huggingface.load(farm / "sft/export")
+    found, _ = import_folder.load(farm / "sft/export")
     mesh = make_mesh(1, 1, 1)
-    models = plan.Networks(found.config, found.config, found.config)
+    models = ppo.Networks(found.config, found.config, found.config)
     whole, adapted = (
-        plan.ppo(models, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
+        ppo.ppo_plan(models, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
     )
     assert not jax.tree.leaves(whole.frozen)
     trained = bytes_per_device(adapted.state.params)
@@ -251,19 +255,19 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     head = bytes_per_device(adapted.state.params["value"]["score"])
     assert adapted.beside == bytes_per_device(adapted.state.params["policy"]) + head
     assert adapted.beside < whole.beside == bytes_per_device(whole.state.params)
-    assert fits.needed(adapted) < fits.needed(whole)
+    assert memory_check.needed(adapted) < memory_check.needed(whole)
 
 
 @pytest.mark.parametrize("job", ["reward_model", pytest.param("ppo", marks=wide)])
 def test_a_base_kept_in_the_dtype_of_computing_is_the_same_run(farm, tmp_path, job, monkeypatch):
     """Half the bytes and the same numbers; norms, score heads and what is trained stay float32."""
-    plans, prepare = [], fits.prepare
+    plans, prepare = [], memory_check.prepare_step
 
     def watched(*args):
         plans.append(prepare(*args))
         return plans[-1]
 
-    monkeypatch.setattr(fits, "prepare", watched)
+    monkeypatch.setattr(memory_check, "prepare_step", watched)
     short = {"model.dtype": "bfloat16"} | ({"steps": 2, "eval_every": 2} if job == "ppo" else {"epochs": 0.5})
     for dtype in ("float32", "bfloat16"):
         run(job, config(job, farm, **short, **{"lora.base_dtype": dtype}), tmp_path / dtype)

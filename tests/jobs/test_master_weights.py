@@ -11,11 +11,10 @@ import tiny_farm
 import tiny_losses
 from safetensors.numpy import load_file
 
-from rlhf_jax.jobs import losses
-from rlhf_jax.training.ahead import programs_inside
-from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.state import create
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.methods import reward_model, sft
+from rlhf_jax.training.loop.state import create
+from rlhf_jax.training.loop.step import make_train_step, programs_inside
+from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
 CONFIG = dataclasses.replace(tiny_losses.CONFIG, dtype="bfloat16")
 
@@ -34,8 +33,8 @@ def products(jaxpr, found):
 def test_products_are_bfloat16_and_all_that_is_kept_is_float32(job):
     case = tiny_losses.cases()[job]
     make = {
-        "sft": lambda: losses.sft(CONFIG, tiny_losses.R, 16),
-        "reward_model": lambda: losses.reward_model(CONFIG),
+        "sft": lambda: sft.sft_loss_fn(CONFIG, tiny_losses.R, 16),
+        "reward_model": lambda: reward_model.reward_model_loss_fn(CONFIG),
     }
     loss_fn = make[job]()
     seen = products(jax.make_jaxpr(lambda p, x: loss_fn(p, x)["loss"].sum)(case.params, case.batch).jaxpr, [])

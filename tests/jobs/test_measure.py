@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.data.records.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.evaluators import evaluator
-from rlhf_jax.evaluation.rankings import bradley_terry
-from rlhf_jax.evaluation.reliability import fleiss_kappa
-from rlhf_jax.jobs import measure
+from rlhf_jax.evaluation.measures.bradley_terry import bradley_terry
+from rlhf_jax.evaluation.measures.evaluators import evaluator
+from rlhf_jax.evaluation.measures.reliability import fleiss_kappa
+from rlhf_jax.jobs.measure import measure_job
 from rlhf_jax.settings import load_page
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def run(folder, **changes) -> tuple[str, dict]:
     config.update({"games": "", "n_bootstrap": 20, **changes})
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        measure.run(config, str(folder))
+        measure_job.run(config, str(folder))
     return printed.getvalue(), json.loads((folder / "summary.json").read_text())
 
 

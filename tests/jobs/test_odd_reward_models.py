@@ -5,6 +5,7 @@ Nothing is compiled here: `test_reward_models` holds the numbers.
 
 import json
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,11 +15,13 @@ from chat_tokenizers import CHATML, build
 from safetensors.torch import load_file, save_file
 from test_reward_models import write
 
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import loading, ppo_models, rewarding
-from rlhf_jax.jobs.adapters import settings
+from rlhf_jax.methods import ppo
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.run import load_models, reward_models
+from rlhf_jax.training.run.load_models import lora_settings
+from rlhf_jax.training.run.session import Session
 
 ROWS = [{"instruction": "name a colour", "input": ""}]
 
@@ -39,7 +42,9 @@ def described(farm, reward, **changes):
     """What PPO knows of its models."""
     page = tiny_farm.settings("ppo", farm, **{"model.reward": str(reward)}, **changes)
     folder = page.model.policy
-    return ppo_models.describe(page, folder, load_tokenizer(folder), ROWS, settings(page.lora))
+    session = Session(page, "", None, folder, load_tokenizer(folder), folder, lora_settings(page.lora))
+    _, source, networks = ppo.networks_of(session, ROWS)
+    return SimpleNamespace(networks=networks, reward=source.reward)
 
 
 def config_of(folder, **changes):
@@ -105,8 +110,8 @@ def test_weights_in_bfloat16_and_a_tied_trunk_are_read(farm, tokenizer, tmp_path
         lambda x: {name: t.to(torch.bfloat16) for name, t in x.items()},
     )
     page = tiny_farm.settings("score", farm).model
-    found = rewarding.described(str(folder), page, field="model.path", template="brief")
-    found = rewarding.loaded(found, page, make_mesh(1, 1, 1))
+    found = reward_models.described(str(folder), page, field="model.path", template="brief")
+    found = reward_models.loaded(found, page, make_mesh(1, 1, 1))
     wanted = load_file(folder / "model.safetensors")["score.weight"][0].float().numpy()
     np.testing.assert_array_equal(np.asarray(found.model.params["score"]), wanted)
 
@@ -200,6 +205,6 @@ def test_an_export_that_is_older_than_its_run_is_said(farm, tmp_path, capsys):
     for age, said in ((100, 0), (-100, 1)):
         now = step.stat().st_mtime
         os.utime(export / "config.json", (now + age, now + age))
-        assert loading.resolve(str(export)) == str(export)
+        assert load_models.resolve_folder(str(export)) == str(export)
         found = f"{export}: older than checkpoint 7 of its run, the last; give {tmp_path}"
         assert capsys.readouterr().out.count(found) == said

@@ -1,14 +1,13 @@
 """A user's own page: its fields are those of the job's, its values are checked, and what does nothing is said."""
 
-import sys
-
 import pytest
 import tiny_farm
-from absl import flags
-from test_config_pages import PAGES, variants
+from commands import parse_command
+from test_config_pages import CONFIGS, PAGES, RECIPES, variants
 
-from rlhf_jax import main
-from rlhf_jax.settings import check_fields, load_page
+from rlhf_jax.errors import UserError
+from rlhf_jax.settings import load_page
+from rlhf_jax.settings.page_fields import check_fields
 
 HEAD = """
 import pathlib
@@ -28,15 +27,10 @@ def read(tmp_path, monkeypatch, capsys):
     def call(text, *more):
         page = tmp_path / "mine.py"
         page.write_text(text)
-        arguments = ["rlhf_jax", f"--config={page}", f"--workdir={tmp_path / 'run'}", *more]
-        monkeypatch.setattr(sys, "argv", arguments)
         monkeypatch.chdir(tiny_farm.ROOT)
-        flags.FLAGS.unparse_flags()
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)
         status = 0
         try:
-            main.parse_flags(arguments)
+            parse_command([f"--config={page}", f"--workdir={tmp_path / 'run'}", *more])
         except SystemExit as end:
             status = end.code
         said = capsys.readouterr()
@@ -49,9 +43,11 @@ def changed(job, *lines):
     return HEAD.replace("JOB", job) + "".join(f"    {line}\n" for line in [*lines, "return c"])
 
 
-@pytest.mark.parametrize(("page", "variant"), [(page, v) for page in PAGES for v in variants(page)])
-def test_all_variants_of_a_page_have_the_fields_of_the_first(page, variant):
-    check_fields(load_page(f"{tiny_farm.ROOT}/configs/{page}.py" + (f":{variant}" if variant else "")))
+@pytest.mark.parametrize(
+    "spec", [f"{page}.py:{v}" for page in PAGES for v in variants(page)] + [f"{x}.py" for x in RECIPES]
+)
+def test_all_variants_and_recipes_of_a_page_have_the_fields_of_the_first(spec):
+    check_fields(load_page(f"{CONFIGS}/{spec}"))
 
 
 @pytest.mark.parametrize(
@@ -61,9 +57,11 @@ def test_all_variants_of_a_page_have_the_fields_of_the_first(page, variant):
         ("sft", "c.kl_coef = 0.1", "kl_coef: the job sft has no such field"),
         ("sft", "c.optimizer.learning_rat = 1.0", "did you mean optimizer.learning_rate?"),
         ("sft", "c.model = {'init': 'x'}", "model.adapter: missing; a page of the job sft needs it, see"),
-        ("farm", "c.ppo.kl_cof = 0.1", "ppo.kl_cof: the job farm has no such field; did you mean ppo.kl_coef?"),
-        ("farm", "del c.dpo", "dpo.batch_size: missing; a page of the job farm needs it"),
-        ("sft", "c.job = 'sftt'", "job: 'sftt'; use one of inspect_data, sft"),
+        ("farm", "c.ppo.kl_cof = 0.1", "ppo.kl_cof: the job ppo has no such field; did you mean ppo.kl_coef?"),
+        ("farm", "del c.dpo.beta", "dpo.beta: missing; a page of the job dpo needs it, see configs/dpo.py"),
+        ("farm", "c.kl_coef = 0.1", "kl_coef: the job study has no such field"),
+        ("farm", "del c.report", "report: missing; a page of the job study needs it, see configs/study.py"),
+        ("sft", "c.job = 'sftt'", "job: 'sftt'; use one of dpo, ppo, reward_model, sft, "),
         ("sft", "c.job = None", "its get_config should return a ConfigDict with a field `job`"),
         ("sft", "c.epochs = None", "epochs: None; use a finite number above 0"),
         ("sft", "c.data.train = None", "data.train: None; use text"),
@@ -89,9 +87,23 @@ def test_what_a_page_cannot_say_is_one_line(read, job, line, said):
 
 
 def test_a_page_that_is_none(read):
-    assert "needs a function get_config" in read("get_config = 3\n")[2]
+    assert "it needs a function get_config; pages here: configs/annotate.py, " in read("get_config = 3\n")[2]
     assert "is no page: TypeError: get_config() missing 2" in read("def get_config(a, b): ...\n")[2]
     assert "is no page: SyntaxError" in read("def get_config(:\n")[2]
+
+
+@pytest.mark.parametrize("flag", ["--help", "--helpfull"])
+def test_help_of_a_page(read, flag):
+    status, said, error = read(changed("sft", "c.epochs = 1.5  # All that there was time for."), flag)
+    assert (status, error) == (0, "")
+    assert "\n  --config.epochs=1.5\n" in said and " Here: All that there was time for.\n" in said
+    assert "\n  --config.lora.rank=0\n      0: all parameters are trained.\n" in said
+
+
+def test_variants_of_a_page_without_any(tmp_path):
+    (tmp_path / "mine.py").write_text(changed("sft"))
+    with pytest.raises(UserError, match=r"mine\.py has no variants; leave out :alpaca$"):
+        load_page(f"{tmp_path}/mine.py:alpaca")
 
 
 def test_values_that_are_as_good_and_notices_of_what_does_nothing(read):

@@ -9,12 +9,11 @@ import pytest
 import tiny_farm
 import tiny_losses
 
-from rlhf_jax.data.batches import pad
-from rlhf_jax.data.packing import pack, pad_packs
-from rlhf_jax.data.tokenization import Pairs, Sequences
-from rlhf_jax.jobs import inputs, losses
+from rlhf_jax.data.batches import Pairs, Sequences, pack, pad, pad_packs
+from rlhf_jax.methods import dpo, reward_model, sft
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.training.run import encoded_rows
 
 V, T = 40, 48
 _BASE = {"vocab_size": V, "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 8, "ff": 32}
@@ -38,10 +37,10 @@ def documents(n, seed):
 
 def loss_of(job, config, R):
     if job == "sft":
-        return losses.sft(config, R, 16)
+        return sft.sft_loss_fn(config, R, 16)
     if job == "reward_model":
-        return losses.reward_model(config)
-    return losses.dpo_loss(config, R, 16, beta=0.3, label_smoothing=0.1)
+        return reward_model.reward_model_loss_fn(config)
+    return dpo.dpo_loss_fn(config, R, 16, beta=0.3, label_smoothing=0.1)
 
 
 def params_of(config, scalar):
@@ -61,7 +60,7 @@ def test_a_pack_equals_its_documents_one_by_one(job, name):
         alone = pad(found, np.arange(n), T, 0)
     else:
         found = Pairs(documents(n, 0), documents(n, 1))
-        alone = inputs.pad_pairs(found, np.arange(n), T, 0, slice(None))
+        alone = encoded_rows.pad_pairs(found, np.arange(n), T, 0, slice(None))
     packs = pack(found, T, seed=5)
     assert 1 < len(packs) < n
     R, S = packs.most_targets + 2, packs.most_documents + 2

@@ -5,7 +5,7 @@ import math
 import pytest
 import tiny_farm
 
-from rlhf_jax.jobs import dpo
+from rlhf_jax.methods import dpo
 
 
 def run(farm, folder, cache, **changes):

@@ -9,10 +9,11 @@ import tiny_farm
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from rlhf_jax.data.records import read_table
+from rlhf_jax.data.records.records import read_table
 from rlhf_jax.data.templates import render
-from rlhf_jax.jobs import generate, reward_model, score, sft
-from rlhf_jax.models import huggingface
+from rlhf_jax.jobs import generate, score
+from rlhf_jax.methods import reward_model, sft
+from rlhf_jax.models.huggingface import import_folder
 
 WAYS = ("own", "eos", "none")
 
@@ -50,7 +51,7 @@ def test_training_sampling_and_scores_are_equal(farm, folders, tmp_path):
         generate.run(tiny_farm.settings("generate", farm, temperature=1.0, **path), str(out / "outputs"))
         config = tiny_farm.settings("score", farm, **{"model.path": models["reward"]})
         score.run(config, str(out / "scores"))
-        params = huggingface.load(out / "sft/export")[1]
+        params = import_folder.load(out / "sft/export")[1]
         outputs, scores = (
             read_table(out / name) for name in ("outputs/outputs.parquet", "scores/scores.parquet")
         )

@@ -8,9 +8,10 @@ import pytest
 import tiny_farm
 from transformers import AutoTokenizer
 
-from rlhf_jax.data.records import read_table
-from rlhf_jax.jobs import generate, sft
-from rlhf_jax.models import huggingface
+from rlhf_jax.data.records.records import read_table
+from rlhf_jax.jobs import generate
+from rlhf_jax.methods import sft
+from rlhf_jax.models.huggingface import import_folder
 
 
 @pytest.fixture
@@ -31,8 +32,8 @@ def test_pad_token_is_added_trained_and_exported(farm, without_pad, tmp_path, ca
     sft.run(config, str(tmp_path / "run"))
     assert "embeddings of 1 new tokens, at the mean of the" in capsys.readouterr().out
     export = tmp_path / "run/export"
-    old, _ = huggingface.load(without_pad)
-    new, params = huggingface.load(export)
+    old, _ = import_folder.load(without_pad)
+    new, params = import_folder.load(export)
     tokenizer = AutoTokenizer.from_pretrained(str(export))
     assert new.config.vocab_size == old.config.vocab_size + 1 == len(tokenizer) == len(params["embed"])
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("[PADDING]", old.config.vocab_size)

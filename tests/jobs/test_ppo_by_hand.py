@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tiny_farm
 
-from rlhf_jax.jobs import plan, ppo
-from rlhf_jax.models import decoder, huggingface
+from rlhf_jax.methods import ppo
+from rlhf_jax.models import decoder
+from rlhf_jax.models.huggingface import import_folder as huggingface
 from rlhf_jax.models.responses import response_logprobs, response_values
-from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.rollout.rewards import TokenRewards
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
 
 B, R, EPOCHS, MINIBATCHES, ITERATIONS = 8, 8, 2, 2, 2
 SETTINGS = {
@@ -58,7 +59,7 @@ class Recorded:
 def run(farm, tmp_path_factory):
     """(what was recorded, rows of metrics, the exported policy, page)."""
     folder, recorded = tmp_path_factory.mktemp("ppo"), Recorded()
-    generate, score, make_step = DecodeGenerator.generate, TokenRewards.__call__, plan.make_train_step
+    generate, score, make_step = DecodeGenerator.generate, TokenRewards.__call__, ppo.make_train_step
 
     def recorded_generate(self, tokens, lengths, rows, key):
         sampled = generate(self, tokens, lengths, rows, key)
@@ -90,7 +91,7 @@ def run(farm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecodeGenerator, "generate", recorded_generate)
         patch.setattr(TokenRewards, "__call__", recorded_score)
-        patch.setattr(plan, "make_train_step", recording_step)
+        patch.setattr(ppo, "make_train_step", recording_step)
         ppo.run(page, str(folder))
     exported = huggingface.load(folder / "export")[1]
     return recorded, tiny_farm.rows(folder), exported, page

@@ -7,8 +7,9 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import ppo
+from rlhf_jax.methods import ppo
 from rlhf_jax.objectives.reduce import Mean
+from rlhf_jax.training.run import online
 
 
 def test_a_metric_is_over_all_tokens_of_the_updates_and_not_a_mean_of_means():
@@ -23,7 +24,7 @@ def test_a_metric_is_over_all_tokens_of_the_updates_and_not_a_mean_of_means():
         }
         for i, x in enumerate(minibatches)
     ]
-    got = jax.jit(ppo._overall)(found)
+    got = jax.jit(online.overall_metrics)(found)
     assert got["loss"] == pytest.approx(np.concatenate(minibatches).mean(), rel=1e-5)
     assert (got["nonfinite"], got["learning_rate"], got["grad_norm"]) == (1, 2, 1)
 

@@ -16,7 +16,7 @@ import tiny_farm
 from safetensors.numpy import load_file
 from wide import wide
 
-from rlhf_jax.data.records import read_table
+from rlhf_jax.data.records.records import read_table
 
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
@@ -134,7 +134,7 @@ def test_machines_with_other_code_do_not_train_together(farm, tmp_path):
     """The second machine's checkout has one line more. `-m` takes the package of the working folder."""
     for name in ("rlhf_jax", "configs"):
         shutil.copytree(tiny_farm.ROOT / name, tmp_path / "checkout" / name)
-    with (tmp_path / "checkout/rlhf_jax/training/step.py").open("a") as file:
+    with (tmp_path / "checkout/rlhf_jax/training/loop/step.py").open("a") as file:
         file.write("# newer\n")
     command = tiny_farm.arguments("sft", farm, tmp_path / "run")
     runs = start_several(2, "-m", "rlhf_jax.main", *command, cwd=(tiny_farm.ROOT, tmp_path / "checkout"))

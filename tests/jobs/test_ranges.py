@@ -1,47 +1,49 @@
 """Settings that cannot be right are refused where the page is read: the field as written, its value, its range."""
 
-import importlib
 import math
 
 import jax.numpy as jnp
 import pytest
 import tiny_farm
-from test_config_pages import PAGES, variants
+from test_config_pages import CONFIGS, PAGES, RECIPES, variants
 
 from rlhf_jax import ranges
+from rlhf_jax.annotation.calls.limits import TRANSPORTS
 from rlhf_jax.annotation.formats import FORMATS
-from rlhf_jax.annotation.limits import TRANSPORTS
-from rlhf_jax.data.chat import CHAT
+from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import fit
-from rlhf_jax.jobs import plan as planning
-from rlhf_jax.models import lora, tensor_shards
+from rlhf_jax.methods import ppo
+from rlhf_jax.models import lora
 from rlhf_jax.models.config import IMPLEMENTATIONS, REMAT_POLICIES
-from rlhf_jax.objectives.kl import ESTIMATORS
+from rlhf_jax.models.huggingface import tensor_files
+from rlhf_jax.objectives.logprobs import sft_loss
+from rlhf_jax.objectives.policy_gradient import ESTIMATORS
 from rlhf_jax.objectives.preference import bradley_terry, dpo
-from rlhf_jax.objectives.supervised import sft_loss
+from rlhf_jax.programs import program
 from rlhf_jax.rollout.experience import Readings, rollout_metrics
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.settings import load_page
-from rlhf_jax.training import optimizer
+from rlhf_jax.training.optimizers import optimizer
+from rlhf_jax.training.run import offline
 
-ALL = [(page, variant) for page in PAGES for variant in variants(page)]
-
-
-def page_of(page, variant=""):
-    return load_page(f"{tiny_farm.ROOT}/configs/{page}.py" + (f":{variant}" if variant else ""))
+ALL = [f"{page}.py:{variant}" for page in PAGES for variant in variants(page)]
+ALL += [f"{recipe}.py" for recipe in RECIPES]
 
 
-@pytest.mark.parametrize(("page", "variant"), ALL)
-def test_every_field_has_a_range_and_every_page_keeps_to_it(page, variant):
-    built = page_of(page, variant)
+def page_of(page):
+    return load_page(f"{CONFIGS}/{page}.py")
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_every_field_has_a_range_and_every_page_keeps_to_it(spec):
+    built = load_page(f"{CONFIGS}/{spec}")
     for field in tiny_farm.flat(built):
         stage = built.get(field.split(".")[0])
-        job, name = (stage.job, field.split(".", 1)[1]) if hasattr(stage, "job") else (page, field)
+        job, name = (stage.job, field.split(".", 1)[1]) if hasattr(stage, "job") else (built.job, field)
         assert ranges.range_of(job, name) is not None, f"{field}: give it a row in rlhf_jax/ranges.py"
-    ranges.check(built.to_dict())
+    ranges.check_ranges(built.to_dict())
 
 
 def test_no_row_is_left_over():
@@ -61,8 +63,8 @@ def test_no_row_is_left_over():
         ("sft", "optimizer.schedule", optimizer._SHAPES),
         ("sft", "model.remat", REMAT_POLICIES),
         ("sft", "model.attention", IMPLEMENTATIONS),
-        ("sft", "lora.base_dtype", tensor_shards.DTYPES),
-        ("weight_diff", "dtype", tensor_shards.DTYPES),
+        ("sft", "lora.base_dtype", tensor_files.DTYPES),
+        ("weight_diff", "dtype", tensor_files.DTYPES),
         ("ppo", "kl_estimator", ESTIMATORS),
         ("sft", "data.template", {*TEMPLATES, CHAT}),
         ("annotate", "transport", {*TRANSPORTS, "cancel"}),
@@ -85,7 +87,7 @@ EVALUATED = {
     "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
     "dpo": lambda: dpo(SIDES, SIDES, SIDES, SIDES, SIDES, beta=1.0),
     "ppo": lambda: (
-        rollout_metrics(READ, SAMPLED, SCORED, planning.ppo_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
+        rollout_metrics(READ, SAMPLED, SCORED, ppo.rollout_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
     ),
 }
 
@@ -185,6 +187,7 @@ WRONG = {
     "measure": {"n_bootstrap": (-1,), "min_per_generator": (-1,)},
     "inspect_data": {"examples": (-1,), "bins": (0,), "data.kind": ("pairs",)},
     "weight_diff": {"dtype": ("fp16",), "new_rows": ("random",)},
+    "study": {"stages": ((), ("dpo",), (("dpo",),), (("dpo", "dpo", 0.1),))},
     "farm": {
         "world.scale": (0.0, 3.0),
         "ppo.clip": (-0.2,),
@@ -201,7 +204,7 @@ WRONG = {
 )
 def test_what_cannot_be_right_is_refused(job, field, tmp_path):
     """By the job itself, so also when it is called from Python, and before it makes its folder."""
-    run = importlib.import_module(f"rlhf_jax.jobs.{job}").run
+    run = program(page_of(job).job).run
     for value in WRONG[job][field]:
         page = page_of(job)
         page.update_from_flattened_dict({field: value})
@@ -218,7 +221,7 @@ def test_a_stage_of_the_farm_is_named_as_it_is_written(tmp_path):
     with pytest.raises(
         UserError, match=r"^ppo.value_learning_rate: -1.0; use a number of at least 0 and at most 10$"
     ):
-        importlib.import_module("rlhf_jax.jobs.farm").run(page, str(tmp_path / "run"))
+        program("study").run(page, str(tmp_path / "run"))
 
 
 LONG = r"optimizer.warmup_steps: 50; the run has 40 steps, so .*; use at most 40$"
@@ -232,26 +235,26 @@ def test_a_warmup_longer_than_the_run(schedule, capsys):
     page.epochs, page.batch_size = 4.0, 10
     if schedule in ("linear", "cosine"):
         with pytest.raises(UserError, match=f"^{LONG}"):
-            fit.steps_of(page, 100)
+            offline.steps_of(page, 100)
     else:
-        assert fit.steps_of(page, 100) == 40
+        assert offline.steps_of(page, 100) == 40
         assert "optimizer.warmup_steps: 50, but the run has 40 steps" in capsys.readouterr().out
     page.optimizer.warmup_steps = 40
-    assert fit.steps_of(page, 100) == 40 and not capsys.readouterr().out
+    assert offline.steps_of(page, 100) == 40 and not capsys.readouterr().out
 
 
 def test_a_warmup_longer_than_the_run_of_a_stage():
     page = page_of("farm")
     page.ppo.optimizer.warmup_steps, page.ppo.steps = 50, 40
     with pytest.raises(UserError, match=rf"^ppo\.{LONG}"):
-        ranges.check(page.to_dict())
+        ranges.check_ranges(page.to_dict())
 
 
 def test_words_that_are_nearly_right():
     page = page_of("sft").to_dict()
     page["optimizer"]["schedule"] = "cosin"
     with pytest.raises(UserError, match=r"'cosin'; use one of .*; did you mean cosine\?$"):
-        ranges.check(page)
+        ranges.check_ranges(page)
 
 
 KINDS = [("steps", 1.5), ("steps", "3"), ("steps", True), ("adaptive_kl", "maybe")]
@@ -260,9 +263,9 @@ KINDS = [("steps", 1.5), ("steps", "3"), ("steps", True), ("adaptive_kl", "maybe
 @pytest.mark.parametrize(("field", "value"), KINDS)
 def test_values_of_another_kind(field, value):
     with pytest.raises(UserError, match=f"^{field}: {value!r}; use "):
-        ranges.check(page_of("ppo").to_dict() | {field: value})
+        ranges.check_ranges(page_of("ppo").to_dict() | {field: value})
 
 
 def test_a_field_that_no_job_has():
     with pytest.raises(UserError, match=r"^kl_coeff: no job has such a field; did you mean kl_coef\?$"):
-        ranges.check(page_of("ppo").to_dict() | {"kl_coeff": 0.1})
+        ranges.check_ranges(page_of("ppo").to_dict() | {"kl_coeff": 0.1})

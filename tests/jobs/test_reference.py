@@ -8,9 +8,10 @@ import pytest
 import tiny_farm
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.data.records import read_table, write_parquet
+from rlhf_jax.data.records.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import dpo, fit, reference
+from rlhf_jax.methods import dpo
+from rlhf_jax.training.run import load_models, offline, reference_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,14 @@ def model(farm, tmp_path_factory):
 def looked_up(farm, folder, cache, **changes):
     """Whether the reference was computed, by a run that ends before it compiles a step."""
 
-    def only_load(config, workdir, mesh, model, make_loss, load, **_):
-        load()
+    def only_load(session, network, method):
+        start = load_models.start_network(network.config, network.read(), session.lora, session.mesh, 0)
+        method.complete(start)
         raise UserError("enough")
 
     computed = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "offline", only_load)
+        patch.setattr(offline, "train_offline", only_load)
         with pytest.raises(UserError, match=r"^enough$"):
             run(farm, folder, cache, computed, **changes)
     return bool(computed)
@@ -38,7 +40,7 @@ def looked_up(farm, folder, cache, **changes):
 
 def run(farm, folder, cache, computed=None, **changes):
     """(rows of metrics, whether the reference was computed); `computed` also gets what was, if the run ends early."""
-    computed, original = [] if computed is None else computed, reference._computed
+    computed, original = [] if computed is None else computed, reference_logprobs._computed
 
     def watched(*args):
         computed.append(args)
@@ -46,7 +48,7 @@ def run(farm, folder, cache, computed=None, **changes):
 
     config = tiny_farm.settings("dpo", farm, **{"epochs": 0.2, "reference_cache": str(cache)} | changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reference, "_computed", watched)
+        patch.setattr(reference_logprobs, "_computed", watched)
         dpo.run(config, str(folder))
     return tiny_farm.rows(folder), bool(computed)
 

@@ -3,9 +3,9 @@
 import pytest
 import tiny_farm
 
-from rlhf_jax.jobs import fit
-from rlhf_jax.training.checkpoint import MAY_CHANGE
-from rlhf_jax.training.optimizer import _SHAPES, learning_rate_at
+from rlhf_jax.training.checkpoints.checkpoint import MAY_CHANGE
+from rlhf_jax.training.loop import loop
+from rlhf_jax.training.optimizers.optimizer import _SHAPES, learning_rate_at
 
 
 @pytest.mark.parametrize("schedule", _SHAPES)
@@ -16,8 +16,8 @@ def test_the_length_may_change_only_where_no_rate_depends_on_it(job, length, sch
         return [float(learning_rate_at(step, 1.0, **about)) for step in range(4)]
 
     config = tiny_farm.settings(job, farm, **{"optimizer.schedule": schedule})
-    assert (length in fit.may_change(config)) == (rates(4) == rates(8))
-    assert "epochs" not in fit.may_change(config) or job != "ppo"  # There they are passes over one rollout.
+    assert (length in loop.may_change(config)) == (rates(4) == rates(8))
+    assert "epochs" not in loop.may_change(config) or job != "ppo"  # There they are passes over one rollout.
 
 
 def test_what_may_change_is_on_a_page():

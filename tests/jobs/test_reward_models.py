@@ -14,15 +14,17 @@ import torch
 import transformers
 from chat_tokenizers import CHATML, build
 
-from rlhf_jax.data.records import read_instructions, read_pairs, read_table, write_parquet
-from rlhf_jax.data.same_tokens import same_tokens
+from rlhf_jax.data.records.records import read_instructions, read_pairs, read_table, write_parquet
 from rlhf_jax.data.templates import render
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.same_tokens import same_tokens
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import inputs, ppo, reward_model, rewarding, score, setup
-from rlhf_jax.models import huggingface_export
-from rlhf_jax.models.huggingface import Checkpoint
+from rlhf_jax.jobs import score
+from rlhf_jax.methods import ppo, reward_model
+from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.run import encoded_rows, reward_models, session
+from rlhf_jax.training.run.session import Network
 
 SHAPE = {
     "hidden_size": 16,
@@ -103,11 +105,11 @@ def _speaks_words(folder, tokenizer):
     params["head"][0] = 0.0
     params["head"][:, others] = 0.0
     params["head"][0, others] = -20.0
-    huggingface_export.save(
+    export_folder.save_folder(
         folder,
         tiny_farm.model_config(),
         params,
-        token_ids=setup.token_ids(tokenizer),
+        token_ids=session.token_ids(tokenizer),
         tokenizer_from=tokenizer.name_or_path,
     )
 
@@ -208,7 +210,7 @@ def continued(farm, models, tmp_path_factory):
 def test_a_reward_model_that_is_trained_further_is_read_where_its_makers_read_it(farm, models, continued):
     """In the loss, in the mean of demonstrations and by whoever reads the export or the workdir."""
     page = tiny_farm.settings("reward_model", farm)
-    held = inputs.hold_out(read_pairs(page.data.train)[0], page.data.eval_rows, page.seed)[1]
+    held = encoded_rows.hold_out(read_pairs(page.data.train)[0], page.data.eval_rows, page.seed)[1]
     chosen, rejected = (
         transformers_scores(models["chat"], [row | {"output": row[side]} for row in held], "chat")
         for side in ("chosen", "rejected")
@@ -217,14 +219,14 @@ def test_a_reward_model_that_is_trained_further_is_read_where_its_makers_read_it
     assert found["eval/loss"] == pytest.approx(np.logaddexp(0, rejected - chosen).mean(), abs=1e-5)
     assert found["eval/rewards/margins"] == pytest.approx((chosen - rejected).mean(), abs=1e-5)
     raw = json.loads((continued / "export/config.json").read_text())
-    rows = inputs.draw(read_instructions(page.center_on)[0], 5, np.random.default_rng(page.seed))
+    rows = encoded_rows.draw(read_instructions(page.center_on)[0], 5, np.random.default_rng(page.seed))
     wanted = transformers_scores(models["chat"], rows, "chat")
     assert raw["score_at"] == "template" and raw["reward_mean"] == pytest.approx(wanted.mean(), abs=1e-5)
     settings, mesh = tiny_farm.settings("score", farm).model, make_mesh(1, 1, 1)
     for folder in (continued / "export", continued):
-        read = rewarding.described(str(folder), settings, field="model.path", template="chat")
+        read = reward_models.described(str(folder), settings, field="model.path", template="chat")
         assert read.score_at == "template" and len(read.behind.tail) == 1
-        assert rewarding.loaded(read, settings, mesh).mean == pytest.approx(wanted.mean(), abs=1e-5)
+        assert reward_models.loaded(read, settings, mesh).mean == pytest.approx(wanted.mean(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_a_reward_model_that_is_trained_further_is_read_where_its_makers_read_it
 )
 def test_where_a_reward_model_is_trained(farm, given, said, scalar, wanted):
     page = tiny_farm.settings("reward_model", farm, **{"data.template": "chat", "model.score_at": given})
-    init = Checkpoint(tiny_farm.model_config(), scalar, None, score_at=said)
+    init = Network(tiny_farm.model_config(), lambda: {}, scalar, said)
     assert reward_model._score_at(page, init) == wanted
 
 

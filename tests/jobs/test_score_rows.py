@@ -3,7 +3,7 @@
 import pytest
 import tiny_farm
 
-from rlhf_jax.data.tables import read_table, write_jsonl
+from rlhf_jax.data.files.tables import read_table, write_jsonl
 from rlhf_jax.jobs import score
 
 

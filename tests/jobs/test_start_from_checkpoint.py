@@ -1,6 +1,5 @@
 """A trainer starts from another one's checkpoint: its parameters alone, on any mesh."""
 
-import importlib
 import json
 
 import jax
@@ -9,13 +8,14 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import loading, rewarding
-from rlhf_jax.models import huggingface
+from rlhf_jax.models.huggingface import import_folder
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.programs import program
+from rlhf_jax.training.run import load_models, reward_models
 
 
 def run(job, farm, folder, **changes):
-    importlib.import_module(f"rlhf_jax.jobs.{job}").run(tiny_farm.settings(job, farm, **changes), str(folder))
+    program(job).run(tiny_farm.settings(job, farm, **changes), str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +38,22 @@ def trained(farm, tmp_path_factory):
 
 def loaded(folder, farm):
     config = tiny_farm.settings("dpo", farm).model
-    return loading.load_model(loading.resolve(str(folder)), config, make_mesh(1, 1, 1), "a command", tokens=0)
+    return load_models.load_model(
+        load_models.resolve_folder(str(folder)), config, make_mesh(1, 1, 1), "a command", tokens=0
+    )
 
 
 @pytest.mark.parametrize("job", ["sft", "reward_model"])
 def test_a_workdir_means_its_last_checkpoint_and_holds_what_its_export_does(trained, farm, job):
-    source = loading.resolve(str(trained / job))
+    source = load_models.resolve_folder(str(trained / job))
     steps = [int(path.name) for path in (trained / job / "checkpoints").iterdir()]
     assert len(steps) > 1 and source == str(trained / job / f"checkpoints/{max(steps)}")
     found, params = loaded(trained / job, farm)
-    exported, wanted = huggingface.load(trained / job / "export")
+    exported, wanted = import_folder.load(trained / job / "export")
     assert (found.config, found.is_scalar) == (exported.config, exported.is_scalar)
     jax.tree.map(np.testing.assert_array_equal, params, wanted)
     before = str(trained / job / f"checkpoints/{min(steps)}")
-    _, earlier = loading.load_model(
+    _, earlier = load_models.load_model(
         before, tiny_farm.settings("dpo", farm).model, make_mesh(1, 1, 1), "", tokens=0
     )
     assert any(
@@ -65,8 +67,8 @@ def test_a_reward_model_keeps_its_mean_with_its_checkpoints(trained, farm, tmp_p
     page, mesh = tiny_farm.settings("score", farm).model, make_mesh(1, 1, 1)
     means = []
     for folder in ("reward_model", "reward_model/checkpoints/1"):
-        found = rewarding.described(str(trained / folder), page, field="model.path", template="brief")
-        means.append(rewarding.loaded(found, page, mesh).mean)
+        found = reward_models.described(str(trained / folder), page, field="model.path", template="brief")
+        means.append(reward_models.loaded(found, page, mesh).mean)
     assert means[0] == pytest.approx(exported["reward_mean"], abs=1e-5) and exported["score_at"] == "eos"
     assert abs(means[0]) > 0.01 and abs(means[0] - means[1]) > 1e-6
 
@@ -80,7 +82,7 @@ def test_the_best_checkpoint_and_the_average_are_taken_as_in_an_export(farm, tmp
     assert taken.startswith(f"{tmp_path}: checkpoint ") and taken.endswith("is taken, the best eval/loss")
     steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     assert f"checkpoint {max(steps)} " not in taken
-    jax.tree.map(np.testing.assert_array_equal, params, huggingface.load(tmp_path / "export")[1])
+    jax.tree.map(np.testing.assert_array_equal, params, import_folder.load(tmp_path / "export")[1])
 
 
 def test_of_ppo_the_policy_is_taken(trained, farm, tmp_path):

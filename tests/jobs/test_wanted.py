@@ -1,19 +1,20 @@
 """What a later stage or a judge needs and is not there is said before anything is read, trained or asked."""
 
-import importlib
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import tiny_farm
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import farm as farm_job
-from rlhf_jax.jobs import reads, setup, wanted
 from rlhf_jax.parallel import startup
+from rlhf_jax.programs import names, program
 from rlhf_jax.settings import load_page
+from rlhf_jax.training.run import missing_inputs, session
 
 KEY = "NOBODYS_KEY"
+NEEDS = {name: program(name).NEEDS for name in names()}
 JUDGE = f"""
 name: j
 provider: openai
@@ -35,7 +36,7 @@ def judge(tmp_path, monkeypatch):
 def run(job, folder, **changes):
     page = load_page(f"{tiny_farm.ROOT}/configs/{job}.py")
     page.update_from_flattened_dict(changes)
-    importlib.import_module(f"rlhf_jax.jobs.{job}").run(page, str(folder))
+    program(page.job).run(page, str(folder))
 
 
 @pytest.mark.parametrize("job", ["annotate", "evaluate"])
@@ -70,7 +71,7 @@ def test_the_farm_wants_the_keys_of_its_judges_before_it_trains(stage, judge, tm
 
 
 def test_the_farm_wants_the_packages_of_its_stages(tmp_path, monkeypatch):
-    monkeypatch.setattr(wanted, "find_spec", lambda name: None)
+    monkeypatch.setattr(missing_inputs, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"^dpo\.wandb_project: wandb is not installed; run pip install wandb, then"
     ):
@@ -84,12 +85,12 @@ def of_a_page(job, **changes):
     return page
 
 
-@pytest.mark.parametrize("job", reads.READS)
+@pytest.mark.parametrize("job", names())
 def test_every_field_that_is_read_or_written_is_one_of_the_page(job):
     fields = tiny_farm.flat(of_a_page(job))
-    found = [row.field for row in reads.READS[job]] + [row.over for row in reads.READS[job] if row.over]
-    assert set(found) | set(reads.WRITES.get(job, ())) <= set(fields)
-    assert all(isinstance(row.when(of_a_page(job).to_dict()), bool) for row in reads.READS[job])
+    found = [row.field for row in NEEDS[job].reads] + [row.over for row in NEEDS[job].reads if row.over]
+    assert set(found) | set(NEEDS[job].writes) <= set(fields)
+    assert all(isinstance(row.when(of_a_page(job).to_dict()), bool) for row in NEEDS[job].reads)
 
 
 def fields_by_name(job):
@@ -100,23 +101,23 @@ def fields_by_name(job):
         "measure": {"games": ""},
         "weight_diff": {"base": str(tiny_farm.ROOT), "diff": "", "target": ""},
     }
-    for row in reads.READS[job]:
-        more = dict(needs.get(job, {x.field: "" for x in reads.READS[job] if x.field != "tokenizer"}))
+    for row in NEEDS[job].reads:
+        more = dict(needs.get(job, {x.field: "" for x in NEEDS[job].reads if x.field != "tokenizer"}))
         more |= {"evaluate": {"utility": True}}.get(job, {})
         more |= {"outputs_2": __file__} if row.field == "outputs_1" else {}
         more |= {"ratings": f"a={__file__}"} if (job, row.field) == ("measure", "baseline") else {}
         yield row, more
 
 
-@pytest.mark.parametrize(
-    ("row", "more", "job"), [(*x, job) for job in reads.READS for x in fields_by_name(job)]
-)
+@pytest.mark.parametrize(("row", "more", "job"), [(*x, job) for job in names() for x in fields_by_name(job)])
 def test_what_is_not_there_is_said_with_its_field(row, more, job, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_farm.ROOT)
     gone = str(tmp_path / "gone.x")
-    value = f"a={gone}" if row.kind == reads.NAMED_TABLES else gone
+    value = f"a={gone}" if row.kind == missing_inputs.NAMED_TABLES else gone
     with pytest.raises(UserError) as error:
-        wanted.check(of_a_page(job, **more | {row.field: value}), str(tmp_path / "run"))
+        missing_inputs.check_needs(
+            NEEDS[job], of_a_page(job, **more | {row.field: value}), str(tmp_path / "run")
+        )
     said = str(error.value)
     assert said.startswith(f"{row.field}: {gone}: no such f"), said
     assert "make it with: python" in said or "give the path of one" in said
@@ -128,49 +129,49 @@ def test_a_model_is_looked_for_on_the_hub_by_its_user(tmp_path):
     with pytest.raises(
         UserError, match=r"^model\.init: .*, or if it is on the hub: hf download some-lab/some-model "
     ):
-        wanted.check(page, str(tmp_path))
+        missing_inputs.check_needs(NEEDS[page.job], page, str(tmp_path))
     page.model.init = __file__
     with pytest.raises(UserError, match=r"^model\.init: .*: a file, not a model folder"):
-        wanted.check(page, str(tmp_path))
+        missing_inputs.check_needs(NEEDS[page.job], page, str(tmp_path))
     page.model.init = "gs://bucket/model"
     with pytest.raises(UserError, match=r"^model\.init: gs://bucket/model: only files on a disk are read"):
-        wanted.check(page, str(tmp_path))
+        missing_inputs.check_needs(NEEDS[page.job], page, str(tmp_path))
 
 
-@pytest.mark.parametrize("job", [job for job in reads.READS if job not in reads.REMOTE])
+@pytest.mark.parametrize("job", [job for job in names() if not NEEDS[job].remote])
 def test_jobs_that_write_to_a_disk_refuse_an_object_store(job):
     """They would make a folder of the name `gs:` here."""
     with pytest.raises(
         UserError, match=rf"^workdir: gs://b/x: the job {job} writes to a disk; use a folder$"
     ):
-        wanted.check(of_a_page(job), "gs://b/x")
+        missing_inputs.check_needs(NEEDS[job], of_a_page(job), "gs://b/x")
 
 
 def test_places_that_cannot_be_written_are_said_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_farm.ROOT)
     (tmp_path / "file").touch()
     for job, field in (("annotate", "export_answers"), ("annotate", "cache"), ("dpo", "reference_cache")):
-        more = {row.field: "" for row in reads.READS[job]} | {field: str(tmp_path / "file/x")}
+        more = {row.field: "" for row in NEEDS[job].reads} | {field: str(tmp_path / "file/x")}
         with pytest.raises(UserError, match=rf"^{field}: .*file/x cannot be written \(.*file is a file\)"):
-            wanted.check(of_a_page(job, **more), str(tmp_path / "run"))
+            missing_inputs.check_needs(NEEDS[job], of_a_page(job, **more), str(tmp_path / "run"))
 
 
 def test_a_dataset_of_the_hub_needs_its_package(tmp_path, monkeypatch):
     page = of_a_page("inspect_data", **{"data.path": "some-lab/rows", "tokenizer": str(tmp_path)})
-    wanted.check(page, str(tmp_path))
-    monkeypatch.setattr(wanted, "find_spec", lambda name: None)
+    missing_inputs.check_needs(NEEDS[page.job], page, str(tmp_path))
+    monkeypatch.setattr(missing_inputs, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"^data\.path: some-lab/rows: .* needs the package datasets; pip install"
     ):
-        wanted.check(page, str(tmp_path))
+        missing_inputs.check_needs(NEEDS[page.job], page, str(tmp_path))
 
 
 @pytest.fixture
 def alone(monkeypatch):
     """No other process, and no mesh: only what is looked at before data is read."""
-    monkeypatch.setattr(startup, "start", lambda how: None)
+    monkeypatch.setattr(startup, "join_processes", lambda how: None)
     monkeypatch.setattr(startup, "agree", lambda name, value: None)
-    monkeypatch.setattr(setup, "make_mesh", lambda **sizes: SimpleNamespace(**sizes))
+    monkeypatch.setattr(session, "make_mesh", lambda **sizes: SimpleNamespace(**sizes))
 
 
 def adapter_folder(folder, base):
@@ -181,20 +182,20 @@ def adapter_folder(folder, base):
 
 
 MODELS = [
-    (job, row.field, next(x.field for x in reads.READS[job] if x.over == row.field))
+    (job, row.field, next(x.field for x in NEEDS[job].reads if x.over == row.field))
     for job in ("sft", "reward_model", "dpo", "ppo", "generate", "score")
-    for row in reads.READS[job]
-    if row.kind == reads.MODEL
+    for row in NEEDS[job].reads
+    if row.kind == missing_inputs.MODEL
 ]
 
 
 @pytest.mark.parametrize(("job", "field", "laid"), MODELS)
 def test_models_are_looked_at_before_data_is_read(job, field, laid, tmp_path, alone):
     """An adapter in the place of a model says where it belongs."""
-    more = {row.field: "" for row in reads.READS[job]}
+    more = {row.field: "" for row in NEEDS[job].reads}
     adapter = adapter_folder(tmp_path / "adapter", "org/base")
     with pytest.raises(UserError) as error:
-        setup.start(of_a_page(job, **more | {field: adapter}), str(tmp_path / "run"))
+        session.start_up(NEEDS[job], of_a_page(job, **more | {field: adapter}), str(tmp_path / "run"))
     said = str(error.value)
     assert said.startswith(f"{field}: {adapter}: no config.json; this is an adapter: name it as {laid}, "), (
         said
@@ -204,7 +205,7 @@ def test_models_are_looked_at_before_data_is_read(job, field, laid, tmp_path, al
     model.mkdir()
     (model / "config.json").write_text("{")
     with pytest.raises(UserError, match=rf"^{field}: {model}/config\.json: not readable as JSON"):
-        setup.start(of_a_page(job, **more | {field: str(model)}), str(tmp_path / "run"))
+        session.start_up(NEEDS[job], of_a_page(job, **more | {field: str(model)}), str(tmp_path / "run"))
 
 
 def test_the_farm_looks_at_the_models_of_its_stages(tmp_path, alone):
@@ -220,12 +221,15 @@ def test_the_farm_looks_at_the_models_of_its_stages(tmp_path, alone):
 
 @pytest.mark.parametrize(
     ("job", "start", "field"),
-    [("farm", farm_job.run, "world.instructions"), ("sft", setup.start, "data.train")],
+    [
+        ("farm", program("study").run, "world.instructions"),
+        ("sft", partial(session.start_up, NEEDS["sft"]), "data.train"),
+    ],
 )
 def test_who_lacks_something_joins_before_it_fails(job, start, field, tmp_path, monkeypatch):
     """The others hear of it then; a process that left before would be waited for."""
     joined = []
-    monkeypatch.setattr(startup, "start", joined.append)
+    monkeypatch.setattr(startup, "join_processes", joined.append)
     page = load_page(f"{tiny_farm.ROOT}/configs/{job}.py")
     page.update_from_flattened_dict({field: str(tmp_path / "gone.jsonl"), "distributed": "on"})
     with pytest.raises(UserError, match=rf"{field}: .*gone\.jsonl: no such file"):

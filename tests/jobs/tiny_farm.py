@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.records import read_table, write_parquet
-from rlhf_jax.data.tokenizer_files import load_tokenizer
+from rlhf_jax.data.records.records import read_table, write_parquet
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.microfarm import world
 from rlhf_jax.microfarm.utility import utility
-from rlhf_jax.models import decoder, huggingface_export
+from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.settings import load_page
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,7 @@ SMALL = {
     "evaluate": {},
     "inspect_data": {"data.max_length": 60},
     "weight_diff": {},
+    "make_data": {"scale": 0.01},
     "measure": {"n_bootstrap": 5},
 }
 
@@ -153,7 +155,7 @@ def _models(folder: Path) -> None:
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     for name, scalar in (("sft", False), ("reward_model", True)):
         params = random_params(scalar=scalar, eos_id=tokenizer.eos_token_id, seed=int(scalar))
-        huggingface_export.save(
+        export_folder.save_folder(
             folder / name / "export",
             model_config(),
             params,

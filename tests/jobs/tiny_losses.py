@@ -9,9 +9,10 @@ import numpy as np
 import tiny_farm
 from jaxtyping import PyTree
 
-from rlhf_jax.jobs import losses
+from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.objectives.reduce import value
 from rlhf_jax.rollout.experience import Experience
+from rlhf_jax.training.loop.step import LossFn
 
 B, P, R = 16, 10, 12  # rows; longest prompt and response
 T = P + R
@@ -21,7 +22,7 @@ CONFIG = tiny_farm.model_config()
 class Case(NamedTuple):
     """make(R): the loss for arrays of R response positions. over_R: batch entries with R as second axis."""
 
-    make: Callable[[int], losses.LossFn]
+    make: Callable[[int], LossFn]
     params: PyTree
     batch: Any
 
@@ -35,15 +36,15 @@ def cases() -> dict[str, Case]:
     reference = {f"ref_{side}": np.float32(rng.normal(-30, 3, B)) for side in ("chosen", "rejected")}
     chunk = 16
     return {
-        "sft": Case(lambda R: losses.sft(CONFIG, R, chunk), language, _sequences(rng) | weight),
-        "reward_model": Case(lambda R: losses.reward_model(CONFIG), scalar, pair | weight),
+        "sft": Case(lambda R: sft.sft_loss_fn(CONFIG, R, chunk), language, _sequences(rng) | weight),
+        "reward_model": Case(lambda R: reward_model.reward_model_loss_fn(CONFIG), scalar, pair | weight),
         "dpo": Case(
-            lambda R: losses.dpo_loss(CONFIG, R, chunk, beta=0.1, label_smoothing=0.1),
+            lambda R: dpo.dpo_loss_fn(CONFIG, R, chunk, beta=0.1, label_smoothing=0.1),
             language,
             pair | reference | weight,
         ),
         "ppo": Case(
-            lambda R: losses.ppo(
+            lambda R: ppo.ppo_loss_fn(
                 CONFIG, CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=chunk
             ),
             {"policy": language, "value": scalar},
@@ -75,7 +76,7 @@ def reordered(batch: Any) -> Any:
     return jax.tree.map(lambda x: x[order], batch)
 
 
-def loss_and_gradient(loss_fn: losses.LossFn, params: PyTree, batch: Any) -> tuple[dict, PyTree]:
+def loss_and_gradient(loss_fn: LossFn, params: PyTree, batch: Any) -> tuple[dict, PyTree]:
     """(every mean of the loss as one number, gradient of the loss)."""
 
     def mean_loss(params: PyTree) -> tuple[Any, dict]:

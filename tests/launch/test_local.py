@@ -112,7 +112,7 @@ def sft(farm, workdir, **changes):
 
 
 @pytest.mark.timeout(900)
-@wide  # Two processes run in the test that tells them to stop.
+@wide  # Two processes run in the test in which one fails, and on a cluster in test_slurm_cluster.py.
 @pytest.mark.parametrize("processes", [2, 4])
 def test_a_real_run(farm, alone, tmp_path, processes):
     workdir = tmp_path / 'a run\'s "folder"'
@@ -149,6 +149,7 @@ def test_a_real_run_in_which_one_process_fails(farm, tmp_path):
     assert "Traceback" not in out
 
 
+@wide
 @pytest.mark.timeout(900)
 def test_a_real_run_that_is_told_to_stop(farm, tmp_path):
     """Both processes save after the same step, and the same command goes on from there."""

@@ -105,6 +105,7 @@ def test_cancelled_it_stays_away(cluster, train, tmp_path):
     assert not cluster.ask("squeue", "-h")
 
 
+@wide
 def test_a_task_that_dies_ends_the_job(cluster, train, tmp_path):
     job = train(tmp_path / "run", epochs=100.0)
     wait_until(lambda: begun(tmp_path / "run"), timeout=180)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from rlhf_jax.microfarm import world
-from rlhf_jax.microfarm.human import NOISE_SCALE, agreement, calibrate, prefer, probability
+from rlhf_jax.microfarm.human import NOISE_SCALE, calibrate, human_agreement, prefer, probability
 from rlhf_jax.microfarm.utility import utility
 
 ASK = ("What is 3 plus 4?", "")
@@ -15,7 +15,7 @@ GOOD, BAD = "Glad to help! 3 plus 4 is 7.", "Ugh, fine. 3 plus 4 is 9"
 @pytest.fixture(scope="module")
 def pairs():
     rng = random.Random(0)
-    rows = world.generate(seed=11, scale=0.15)["unlabeled"]
+    rows = world.generate_splits(seed=11, scale=0.15)["unlabeled"]
     drawn = ((row, *(world.sample_demonstration(row, rng) for _ in range(2))) for row in rows)
     return [(row["instruction"], row["input"], one, two) for row, one, two in drawn if one != two]
 
@@ -28,8 +28,8 @@ def test_two_humans_agree_on_about_two_pairs_in_three(pairs):
 def test_calibrate_finds_the_scale_that_agreement_reports(pairs):
     gaps = [utility(i, x, a) - utility(i, x, b) for i, x, a, b in pairs[:500]]
     scale = calibrate(gaps, 0.75)
-    assert agreement(gaps, scale) == pytest.approx(0.75, abs=1e-6)
-    assert agreement(gaps, 1e6) == pytest.approx(0.5)
+    assert human_agreement(gaps, scale) == pytest.approx(0.75, abs=1e-6)
+    assert human_agreement(gaps, 1e6) == pytest.approx(0.5)
     assert calibrate(gaps, 0.66) == pytest.approx(NOISE_SCALE, rel=0.25)
 
 

@@ -7,10 +7,10 @@ import anthropic
 import openai
 import pytest
 
-from rlhf_jax.microfarm.judge_answers import answer
-from rlhf_jax.microfarm.judge_server import JudgeServer
-from rlhf_jax.microfarm.judge_service import WRITER
-from rlhf_jax.microfarm.judges import JUDGES
+from rlhf_jax.microfarm.judges.judge_answers import answer_question
+from rlhf_jax.microfarm.judges.judge_eyes import JUDGES
+from rlhf_jax.microfarm.judges.judge_server import JudgeServer
+from rlhf_jax.microfarm.judges.judge_service import WRITER
 
 CLEAN = "micro-judge-clean"
 DATA = """<instruction>
@@ -100,7 +100,10 @@ def test_openai_messages_of_all_kinds(oai):
 
 def test_http_and_in_process_answers_are_the_same(oai):
     for name in JUDGES:
-        there, here = ask(oai, name, SENTENCE), answer(JUDGES[name], SENTENCE, key=f"user\x1f{SENTENCE}")
+        there, here = (
+            ask(oai, name, SENTENCE),
+            answer_question(JUDGES[name], SENTENCE, key=f"user\x1f{SENTENCE}"),
+        )
         assert there.choices[0].message.content == here.text
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import rlhf_jax
 from rlhf_jax.errors import UserError
-from rlhf_jax.microfarm.judge_server import JudgeServer
+from rlhf_jax.microfarm.judges.judge_server import JudgeServer
 
 CLEAN = "micro-judge-clean"
 DATA = """<instruction>
@@ -156,7 +156,7 @@ def test_stats_close_and_a_taken_port(capfd):
 def test_the_server_dies_with_its_parent_even_by_kill_9(tmp_path):
     # A second child inherits everything the parent has open and outlives it.
     code = (
-        "import os, time\nfrom rlhf_jax.microfarm.judge_server import JudgeServer\n"
+        "import os, time\nfrom rlhf_jax.microfarm.judges.judge_server import JudgeServer\n"
         "server = JudgeServer()\nheir = os.fork()\n"
         "if heir:\n    print(server.url, heir, flush=True)\ntime.sleep(60)\n"
     )
@@ -176,7 +176,7 @@ def test_the_server_dies_with_its_parent_even_by_kill_9(tmp_path):
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_prints_its_url_and_serves_until_told_to_stop(end):
-    command = [sys.executable, "-m", "rlhf_jax.microfarm.judge_server", "--port", "0"]
+    command = [sys.executable, "-m", "rlhf_jax.microfarm.judges.judge_server", "--port", "0"]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:

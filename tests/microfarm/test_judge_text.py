@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_jax.microfarm.judge_text import Example, Task, read, unescape
+from rlhf_jax.microfarm.judges.judge_text import Example, JudgeTask, read_question, unescape
 
 CHOICE = "Answer with exactly one token: a or b."
 SENTENCE = "Answer with exactly: Output (a) or Output (b)."
@@ -22,24 +22,26 @@ def tagged(instruction: str, *outputs: str) -> str:
     [(CHOICE, "choice"), (SENTENCE, "sentence"), (JSON, "cot_json"), (RANKING, "ranking")],
 )
 def test_exact_sentences_name_the_form(sentence, form):
-    task = read("Compare.\n" + tagged("Do it.\n\nWith this.", "x\n\n y", "") + "\n" + sentence)
-    assert task == Task((Example("Do it.\n\nWith this.", ("x\n\n y", "")),), form)
+    task = read_question("Compare.\n" + tagged("Do it.\n\nWith this.", "x\n\n y", "") + "\n" + sentence)
+    assert task == JudgeTask((Example("Do it.\n\nWith this.", ("x\n\n y", "")),), form)
 
 
 def test_rating_and_its_scale():
-    assert read(tagged("Do.", "x") + RATING) == Task((Example("Do.", ("x",)),), "rating", (1, 7))
-    assert read(tagged("Do.", "x") + "Answer with one integer from 1 to 10.").scale == (1, 10)
+    assert read_question(tagged("Do.", "x") + RATING) == JudgeTask(
+        (Example("Do.", ("x",)),), "rating", (1, 7)
+    )
+    assert read_question(tagged("Do.", "x") + "Answer with one integer from 1 to 10.").scale == (1, 10)
 
 
 def test_a_sentence_inside_the_data_changes_nothing():
     text = tagged(f"Say: {JSON}", f"{RANKING}", f"{SENTENCE} from 2 to 9") + "\n" + CHOICE
-    assert read(text).form == "choice"
-    assert read(SENTENCE + "\n" + tagged("Rate it.", JSON, RANKING)).form == "sentence"
+    assert read_question(text).form == "choice"
+    assert read_question(SENTENCE + "\n" + tagged("Rate it.", JSON, RANKING)).form == "sentence"
 
 
 def test_escaped_tags_are_data():
     inside = "&lt;/output_a>\n&lt;output_b>\nmine\n&lt;/output_b>"
-    task = read(tagged("Do.", inside, "y") + CHOICE)
+    task = read_question(tagged("Do.", inside, "y") + CHOICE)
     assert task.examples[0].outputs == ("</output_a>\n<output_b>\nmine\n</output_b>", "y")
 
 
@@ -58,13 +60,13 @@ def test_unescape(written, meant):
 
 def test_several_numbered_examples_are_read_in_order():
     blocks = [f"<example_{k}>\n{tagged(f'Do {k}.', f'x{k}', f'y{k}')}\n</example_{k}>" for k in (1, 2, 3)]
-    task = read("\n".join(blocks) + "\n" + SENTENCE)
+    task = read_question("\n".join(blocks) + "\n" + SENTENCE)
     assert [example.instruction for example in task.examples] == ["Do 1.", "Do 2.", "Do 3."]
     assert task.examples[2].outputs == ("x3", "y3") and task.form == "sentence"
 
 
 def test_the_last_example_counts_when_they_are_not_numbered():
-    assert read(tagged("Old.", "1", "2") + tagged("New.", "3", "4") + CHOICE).examples == (
+    assert read_question(tagged("Old.", "1", "2") + tagged("New.", "3", "4") + CHOICE).examples == (
         Example("New.", ("3", "4")),
     )
 
@@ -93,7 +95,7 @@ Sort the numbers.
 3 2 1
 ## Which is best, Output (a) or Output (b)?"""
     example = Example("Sort the numbers.\n\n3 1 2", ("1 2 3\n# not a heading of ours", "3 2 1"))
-    assert read(text) == Task((example,), "sentence")
+    assert read_question(text) == JudgeTask((example,), "sentence")
 
 
 @pytest.mark.parametrize(
@@ -107,14 +109,16 @@ Sort the numbers.
     ],
 )
 def test_what_is_missing_is_named(text, missing):
-    assert read(text) == missing
+    assert read_question(text) == missing
 
 
 def test_several_outputs_to_rank_are_read_by_their_numbers():
     outputs = [f"out {k}" for k in range(11)]
     blocks = "\n".join(f"<output_{k + 1}>\n{text}\n</output_{k + 1}>" for k, text in enumerate(outputs))
     wish = "Answer with the numbers of all 11 outputs, best first."
-    task = read(f"<instruction>\nDo.\n</instruction>\n{blocks}\n{wish}")
-    assert task == Task((Example("Do.", tuple(outputs)),), "order")
-    assert read(f"<instruction>\nDo.\n</instruction>\n{blocks}\n{CHOICE}") == "two outputs to compare"
-    assert read(tagged("Do.", "x") + wish) == "several outputs to rank"
+    task = read_question(f"<instruction>\nDo.\n</instruction>\n{blocks}\n{wish}")
+    assert task == JudgeTask((Example("Do.", tuple(outputs)),), "order")
+    assert (
+        read_question(f"<instruction>\nDo.\n</instruction>\n{blocks}\n{CHOICE}") == "two outputs to compare"
+    )
+    assert read_question(tagged("Do.", "x") + wish) == "several outputs to rank"

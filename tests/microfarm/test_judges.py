@@ -7,12 +7,12 @@ import random
 import pytest
 
 from rlhf_jax.microfarm import human, world
-from rlhf_jax.microfarm.judges import (
+from rlhf_jax.microfarm.judges.judge_eyes import (
     CLEAN,
     JUDGES,
     POOL,
     main_reason,
-    measure,
+    measure_answer,
     perceived_probability_b,
     perceived_share,
     probability_b,
@@ -41,15 +41,15 @@ def human_probability(instruction: str, one: str, two: str) -> float:
 
 
 def test_the_pool_agrees_with_a_human_on_about_65_percent(pairs):
-    pool = measure(POOL, pairs, human_probability)
+    pool = measure_answer(POOL, pairs, human_probability)
     assert pool["agreement"] == pytest.approx(0.65, abs=0.025)
     assert 0.52 < pool["longer"] < 0.70
     assert pool["first"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_the_clean_judge_sees_better_than_any_of_the_pool(pairs):
-    clean = measure([CLEAN], pairs, human_probability)
-    each = {name: measure([name], pairs, human_probability) for name in POOL}
+    clean = measure_answer([CLEAN], pairs, human_probability)
+    each = {name: measure_answer([name], pairs, human_probability) for name in POOL}
     assert clean["agreement"] > max(found["agreement"] for found in each.values())
     assert clean["accuracy"] > 0.9 and clean["flips"] < 0.15
     strong, weak = POOL[:4], POOL[9:]
@@ -69,7 +69,7 @@ def test_measure_counts_what_sampled_answers_show(pairs):
         p_one = human_probability(instruction, one, two)
         agreed += p_one if picked == one else 1 - p_one
         n += 1
-    assert agreed / n == pytest.approx(measure([name], few, human_probability)["agreement"], abs=0.015)
+    assert agreed / n == pytest.approx(measure_answer([name], few, human_probability)["agreement"], abs=0.015)
 
 
 def test_the_misread_choice_is_b_for_the_stated_share_of_quantiles():

@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from rlhf_jax.data.tokens import tokenizer_files
 from rlhf_jax.errors import UserError
-from rlhf_jax.microfarm import tokenizer, world
+from rlhf_jax.microfarm import world
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def built(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("world")
     paths = world.build(folder, seed=0, scale=0.2)
-    rows = [row for split in world.generate(seed=0, scale=0.2).values() for row in split]
+    rows = [row for split in world.generate_splits(seed=0, scale=0.2).values() for row in split]
     return rows, AutoTokenizer.from_pretrained(paths["tokenizer"]), paths["tokenizer"]
 
 
@@ -82,10 +83,10 @@ def test_nearly_every_word_is_one_token(built):
 
 def test_training_is_deterministic_and_minds_the_vocabulary_size(tmp_path):
     texts = ["the cat likes the hat", "the hat is red"] * 5
-    one, two = (tokenizer.train(iter(texts), tmp_path / name, 280) for name in "ab")
+    one, two = (tokenizer_files.train_tokenizer(iter(texts), tmp_path / name, 280) for name in "ab")
     assert (one / "tokenizer.json").read_bytes() == (two / "tokenizer.json").read_bytes()
     with pytest.raises(UserError, match="vocab_size: 200 cannot hold"):
-        tokenizer.train(texts, tmp_path / "c", 200)
+        tokenizer_files.train_tokenizer(texts, tmp_path / "c", 200)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write the tokenizer"):
-        tokenizer.train(texts, tmp_path / "file", 300)
+        tokenizer_files.train_tokenizer(texts, tmp_path / "file", 300)

@@ -9,7 +9,7 @@ import pytest
 from rlhf_jax.microfarm import families
 from rlhf_jax.microfarm.style import CLOSERS, FILLERS, OPENERS, RUDE, TAILS, manners
 from rlhf_jax.microfarm.utility import WEIGHTS, features, utility
-from rlhf_jax.microfarm.writer import DEFECTS, demonstration, write
+from rlhf_jax.microfarm.writer import DEFECTS, demonstration, write_response
 
 SUM = "What is 8 minus 4?"
 LIST = "Name three fruits for Anna."
@@ -21,7 +21,7 @@ def _mean_utility(form, defects, n=60):
     values = []
     for _ in range(n):
         instruction, text, task = form.write(rng)
-        values.append(utility(instruction, text, write(task, rng, defects)))
+        values.append(utility(instruction, text, write_response(task, rng, defects)))
     return mean(values)
 
 
@@ -30,7 +30,7 @@ def test_excellent_answers_of_every_family_get_at_least_nine_tenths(form):
     rng = random.Random(1)
     for _ in range(100):
         instruction, text, task = form.write(rng)
-        assert utility(instruction, text, write(task, rng)) >= 0.9
+        assert utility(instruction, text, write_response(task, rng)) >= 0.9
 
 
 @pytest.mark.parametrize("form", families.FORMS, ids=FORM_IDS)

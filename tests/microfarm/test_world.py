@@ -16,7 +16,7 @@ from rlhf_jax.microfarm.utility import utility
 
 DIGEST = (
     "import hashlib; from rlhf_jax.microfarm import world; from rlhf_jax.microfarm.utility import utility;"
-    "rows = [r for rows in world.generate(seed=3, scale=0.01).values() for r in rows];"
+    "rows = [r for rows in world.generate_splits(seed=3, scale=0.01).values() for r in rows];"
     "values = [utility(r['instruction'], r['input'], r['output']) for r in rows];"
     "print(hashlib.sha256(repr((rows, values)).encode()).hexdigest())"
 )
@@ -24,7 +24,7 @@ DIGEST = (
 
 @pytest.fixture(scope="module")
 def splits():
-    return world.generate(seed=0, scale=0.1)
+    return world.generate_splits(seed=0, scale=0.1)
 
 
 def _questions(rows):
@@ -43,7 +43,7 @@ def test_same_seed_same_world_whatever_the_hash_seed():
         for hash_seed in ("1", "2")
     }
     assert len(digests) == 1
-    assert world.generate(seed=3, scale=0.01) != world.generate(seed=4, scale=0.01)
+    assert world.generate_splits(seed=3, scale=0.01) != world.generate_splits(seed=4, scale=0.01)
 
 
 def test_no_instruction_is_in_two_splits_or_twice_in_one(splits):

@@ -10,10 +10,11 @@ import numpy as np
 import running
 from tiny_families import CONFIGS, IDS, assert_same_tree, left_padded, write_folder
 
-from rlhf_jax.models import fused, huggingface, huggingface_export
-from rlhf_jax.models.attention import attend
+from rlhf_jax.models.attention import fused
+from rlhf_jax.models.attention.attend import attend
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.name_map import parameter_shapes
+from rlhf_jax.models.huggingface import export_folder, import_folder
+from rlhf_jax.models.huggingface.name_map import parameter_shapes
 from rlhf_jax.models.placement import param_shardings
 from rlhf_jax.parallel.mesh import make_mesh
 
@@ -26,8 +27,8 @@ def families(folder):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     for name in CONFIGS:
         source = write_folder(folder / name, name)
-        _, host = huggingface.load(source)
-        found, params = huggingface.load(source, mesh)
+        _, host = import_folder.load(source)
+        found, params = import_folder.load(source, mesh)
         jax.tree.map(lambda x, where: _same_place(x, where), params, param_shardings(found.config, mesh))
         assert_same_tree(params, host)
         if name in ("gemma2", "gpt_neox", "mixtral"):
@@ -56,11 +57,11 @@ def export(folder):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     for name in CONFIGS:
         source = write_folder(folder / name, name)
-        found, host = huggingface.load(source)
-        _, params = huggingface.load(source, mesh)
+        found, host = import_folder.load(source)
+        _, params = import_folder.load(source, mesh)
         options = {"token_ids": IDS, "tokenizer_from": source, "dtype": "bfloat16", "shard_bytes": 20_000}
         for kind, arrays in (("host", host), ("mesh", params)):
-            huggingface_export.save(folder / name / kind, found.config, arrays, **options)
+            export_folder.save_folder(folder / name / kind, found.config, arrays, **options)
         files = sorted(path.name for path in (folder / name / "host").iterdir())
         assert len([file for file in files if file.endswith(".safetensors")]) > 1, files
         assert files == sorted(path.name for path in (folder / name / "mesh").iterdir())
@@ -68,7 +69,7 @@ def export(folder):
             assert (folder / name / "host" / file).read_bytes() == (
                 folder / name / "mesh" / file
             ).read_bytes()
-        huggingface_export.save(folder / name / "nothing", found.config, params, write=False, **options)
+        export_folder.save_folder(folder / name / "nothing", found.config, params, write=False, **options)
         assert not (folder / name / "nothing").exists()
 
 
@@ -86,7 +87,7 @@ def write_half(folder):
             group = group.setdefault(name, {})
         group[path[-1]] = rng.random(shape, np.float32).astype(jnp.bfloat16)
     (folder / "tokenizer").mkdir()
-    huggingface_export.save(
+    export_folder.save_folder(
         folder / "half",
         CONFIG,
         params,
@@ -100,9 +101,9 @@ def write_half(folder):
 def memory(folder):
     """Peak memory of an import: the float32 parameters (they live on the host here) and 1.3 times a shard."""
     mesh = make_mesh(data=1, fsdp=1, tensor=1)
-    huggingface.load(write_folder(folder / "tiny", "llama"), mesh)  # what jax itself takes
+    import_folder.load(write_folder(folder / "tiny", "llama"), mesh)  # what jax itself takes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    _, params = huggingface.load(folder / "half", mesh)
+    _, params = import_folder.load(folder / "half", mesh)
     jax.block_until_ready(params)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     own = sum(x.nbytes for x in jax.tree.leaves(params))

@@ -11,7 +11,7 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
-from rlhf_jax.models.causal import causal_attention
+from rlhf_jax.models.attention.attend import causal_attention
 from rlhf_jax.models.config import ModelConfig
 
 CONFIG = ModelConfig(vocab_size=61, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, ff=48)
@@ -125,6 +125,41 @@ def test_a_value_model_starts_at_zero_on_the_reward_trunk():
     hidden_BTD = decoder.hidden_states(CONFIG, value, jnp.ones((1, 4), jnp.int32))
     assert float(jnp.abs(decoder.scalars(hidden_BTD, value)).max()) == 0.0
     assert value["embed"] is reward["embed"]
+
+
+def test_weights_are_born_at_their_scales_and_no_two_layers_alike():
+    """As `decoder.init` says; a standard deviation of n numbers is known to 1 / sqrt(2 n) of itself."""
+    wide = dataclasses.replace(CONFIG, vocab_size=200, width=256, ff=128)
+    made = {
+        "own head": jax.device_get(params_of(wide)),
+        "tied": jax.device_get(params_of(dataclasses.replace(wide, tie_embeddings=True))),
+        "scalar": jax.device_get(params_of(wide, scalar=True)),
+    }
+    own, layers = made["own head"], made["own head"]["layers"]
+    wanted = [
+        (own["embed"], 1.0),
+        (own["head"], 256**-0.5),
+        (made["tied"]["embed"], 256**-0.5),
+        (made["scalar"]["score"], 257**-0.5),
+        (layers["attention"]["q"], 256**-0.5),
+        (layers["attention"]["o"], 32**-0.5),
+        (layers["mlp"]["gate"], 256**-0.5),
+        (layers["mlp"]["down"], 128**-0.5),
+    ]
+    for found, deviation in wanted:
+        assert found.std() == pytest.approx(deviation, rel=4 / np.sqrt(2 * found.size))
+    assert np.abs(np.corrcoef(layers["attention"]["q"].reshape(3, -1)) - np.eye(3)).max() < 0.1
+    assert (own["norm"]["scale"] == 1).all() and (layers["mlp_norm"]["scale"] == 1).all()
+
+
+def test_a_reward_model_starts_with_a_small_random_head_on_the_language_models_trunk():
+    wide = dataclasses.replace(CONFIG, width=256, layers=1)
+    language = params_of(wide)
+    one, other = (decoder.reward_from_language(wide, language, jax.random.key(seed)) for seed in (0, 1))
+    assert one["score"].std() == pytest.approx(257**-0.5, rel=4 / np.sqrt(2 * 256))
+    assert np.abs(one["score"] - other["score"]).max() > 0.01
+    assert {**decoder.trunk(language), "score": 0}.keys() == one.keys()
+    assert one["embed"] is language["embed"]
 
 
 def test_tied_embeddings_have_no_head():

@@ -6,8 +6,8 @@ import pytest
 import running
 from tiny_families import VOCAB, left_padded, write_folder
 
-from rlhf_jax.models import huggingface
-from rlhf_jax.models.embeddings import grow
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.placement import grow
 from rlhf_jax.parallel.mesh import make_mesh
 
 
@@ -16,7 +16,7 @@ from rlhf_jax.parallel.mesh import make_mesh
 )  # untied, tied, with a head bias, positions
 def test_grow(tmp_path, family):
     mesh = make_mesh(devices=jax.devices()[:1])
-    checkpoint, params = huggingface.load(write_folder(tmp_path / "model", family), mesh)
+    checkpoint, params = import_folder.load(write_folder(tmp_path / "model", family), mesh)
     before = jax.tree.map(np.asarray, params)
     config, grown = grow(checkpoint.config, params, VOCAB + 3, mesh)
     assert config.vocab_size == VOCAB + 3

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from tiny_families import CONFIGS, IDS, assert_same_tree, left_padded, right_padded, write_folder
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface, huggingface_export, responses
-from rlhf_jax.models.families import FAMILIES
+from rlhf_jax.models import responses
+from rlhf_jax.models.huggingface import export_folder, import_folder
+from rlhf_jax.models.huggingface.families import FAMILIES
 
 RECORDED = np.load(Path(__file__).with_name("recorded_outputs.npz"))  # written by record_outputs.py
 
@@ -27,7 +28,7 @@ def rewritten(folder, **fields):
 
 
 def test_the_tiny_models_are_of_every_family(tmp_path):
-    kinds = {huggingface.read_config(write_folder(tmp_path / name, name))[0].family for name in CONFIGS}
+    kinds = {import_folder.read_config(write_folder(tmp_path / name, name))[0].family for name in CONFIGS}
     assert kinds == set(FAMILIES)
 
 
@@ -37,14 +38,14 @@ def test_the_tiny_models_are_of_every_family(tmp_path):
 )
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_samples_and_scores_are_the_recorded_ones(tmp_path, name):
-    found, params = huggingface.load(write_folder(tmp_path / "causal", name))
+    found, params = import_folder.load(write_folder(tmp_path / "causal", name))
     tokens_BP, lengths_B = left_padded()
     ours_BPV = running.logits(found.config, params, tokens_BP, lengths_B)
     np.testing.assert_allclose(ours_BPV[:, -1], RECORDED[f"{name}/logits"], atol=1e-4, rtol=0)
     recorded_BR = RECORDED[f"{name}/tokens"]
     tokens_BR, _ = running.greedy(found.config, params, tokens_BP, lengths_B, recorded_BR.shape[1])
     np.testing.assert_array_equal(tokens_BR, recorded_BR)
-    found, params = huggingface.load(write_folder(tmp_path / "scalar", name, scalar=True))
+    found, params = import_folder.load(write_folder(tmp_path / "scalar", name, scalar=True))
     scores_B = running.scores(found.config, params, *right_padded())
     np.testing.assert_allclose(scores_B, RECORDED[f"{name}/scores"], atol=1e-4, rtol=0)
 
@@ -52,7 +53,7 @@ def test_logits_samples_and_scores_are_the_recorded_ones(tmp_path, name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_padding_on_either_side_and_the_cache_change_nothing(tmp_path, name):
     """Training's view (no masks), prefill's and the decode loop's, one row at a time and together."""
-    found, params = huggingface.load(write_folder(tmp_path / name, name))
+    found, params = import_folder.load(write_folder(tmp_path / name, name))
     tokens_BP, lengths_B = left_padded()
     left_BPV = running.logits(found.config, params, tokens_BP, lengths_B)
     rolled = [np.roll(row, length) for row, length in zip(tokens_BP, lengths_B, strict=True)]
@@ -72,13 +73,13 @@ def test_padding_on_either_side_and_the_cache_change_nothing(tmp_path, name):
 @pytest.mark.parametrize("scalar", [False, True])
 def test_the_way_out_and_back_changes_no_bit(tmp_path, name, scalar):
     folder = write_folder(tmp_path / name, name, scalar=scalar)
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     out = tmp_path / "export"
-    huggingface_export.save(
+    export_folder.save_folder(
         out, found.config, params, token_ids=IDS, tokenizer_from=folder, reward_mean=0.5, shard_bytes=20_000
     )
     assert (out / "model.safetensors.index.json").is_file() and not (out / "model.safetensors").exists()
-    again, same = huggingface.load(out)
+    again, same = import_folder.load(out)
     assert again.config == found.config
     assert again.reward_mean == (0.5 if scalar else 0.0)
     assert_same_tree(same, params)
@@ -87,12 +88,12 @@ def test_the_way_out_and_back_changes_no_bit(tmp_path, name, scalar):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_files_come_back_bit_equal(tmp_path, dtype):
     folder = write_folder(tmp_path / "llama", "llama")
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     options = {"token_ids": IDS, "tokenizer_from": folder, "dtype": dtype}
-    huggingface_export.save(tmp_path / "half", found.config, params, **options)
-    _, rounded = huggingface.load(tmp_path / "half")
+    export_folder.save_folder(tmp_path / "half", found.config, params, **options)
+    _, rounded = import_folder.load(tmp_path / "half")
     assert_same_tree(rounded, params, lambda x: x.astype(jnp.dtype(dtype)).astype(np.float32))
-    huggingface_export.save(tmp_path / "again", found.config, rounded, **options)
+    export_folder.save_folder(tmp_path / "again", found.config, rounded, **options)
     assert (tmp_path / "again/model.safetensors").read_bytes() == (
         tmp_path / "half/model.safetensors"
     ).read_bytes()
@@ -120,17 +121,17 @@ REFUSED = [
 def test_a_setting_that_would_change_the_numbers_is_refused_by_name(tmp_path, name, fields, said):
     folder = rewritten(write_folder(tmp_path / name, name), **fields)
     with pytest.raises(UserError, match=r"config\.json: ") as error:
-        huggingface.read_config(folder)
+        import_folder.read_config(folder)
     assert said in str(error.value)
 
 
 def test_settings_of_transformers_5_are_those_of_4(tmp_path):
-    old, _ = huggingface.read_config(write_folder(tmp_path / "old", "llama3_rope"))
+    old, _ = import_folder.read_config(write_folder(tmp_path / "old", "llama3_rope"))
     folder = write_folder(tmp_path / "new", "llama3_rope")
     raw = json.loads((folder / "config.json").read_text())
     parameters = raw["rope_scaling"] | {"rope_theta": raw["rope_theta"]}
     rewritten(folder, rope_parameters=parameters, rope_scaling=None, rope_theta=None)
-    assert huggingface.read_config(folder)[0] == old
+    assert import_folder.read_config(folder)[0] == old
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ def test_settings_of_transformers_5_are_those_of_4(tmp_path):
 def test_base_models_saved_without_their_prefix_are_read(tmp_path, name, prefix):
     """As gpt2 and older OPT files are on the hub, masks and a second copy of a tied head included."""
     folder = write_folder(tmp_path / name, name)
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     tensors = {key.removeprefix(prefix): x for key, x in load_file(folder / "model.safetensors").items()}
     if name == "gpt2":
         tensors |= {
@@ -147,7 +148,7 @@ def test_base_models_saved_without_their_prefix_are_read(tmp_path, name, prefix)
             "lm_head.weight": tensors["wte.weight"].copy(),
         }
     save_file(tensors, folder / "model.safetensors")
-    again, same = huggingface.load(folder)
+    again, same = import_folder.load(folder)
     assert again == found
     assert_same_tree(same, params)
 
@@ -158,11 +159,11 @@ def test_a_classifier_of_two_labels_is_refused_by_the_shape_of_its_head(tmp_path
     tensors["score.weight"] = np.zeros((2, 32), np.float32)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"score\.weight has 2 rows, so this is a classifier of 2 labels"):
-        huggingface.load(folder)
+        import_folder.load(folder)
 
 
 def test_sequences_longer_than_the_learned_positions_are_refused(tmp_path):
-    found, params = huggingface.load(write_folder(tmp_path / "gpt2", "gpt2"))
+    found, params = import_folder.load(write_folder(tmp_path / "gpt2", "gpt2"))
     with pytest.raises(UserError, match="64 learned positions"):
         running.right_padded_logits(found.config, params, np.ones((1, 65), np.int32))
     tokens_BP, lengths_B = left_padded((12,))
@@ -172,8 +173,8 @@ def test_sequences_longer_than_the_learned_positions_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["gemma2", "gemma3_text", "gpt_neox", "gptj", "mixtral", "opt"])
 def test_remat_changes_no_gradient_of_any_shape_of_block(tmp_path, name):
-    found, params = huggingface.load(write_folder(tmp_path / name, name))
-    again, _ = huggingface.load(tmp_path / name, remat="full")
+    found, params = import_folder.load(write_folder(tmp_path / name, name))
+    again, _ = import_folder.load(tmp_path / name, remat="full")
     tokens_BT, lengths_B = (jnp.asarray(x) for x in right_padded((13, 9)))
 
     def loss(params, config):
@@ -190,10 +191,10 @@ def test_remat_changes_no_gradient_of_any_shape_of_block(tmp_path, name):
 def test_what_is_read_and_written_adds_up(family, tmp_path):
     """Fused tensors are read once for each parameter they hold."""
     told = []
-    found, params = huggingface.load(write_folder(tmp_path / "in", family), tell=lambda *x: told.append(x))
+    found, params = import_folder.load(write_folder(tmp_path / "in", family), tell=lambda *x: told.append(x))
     count = sum(x.size for x in jax.tree.leaves(params))
     assert told[-1] == (count, count) and told == sorted(told)
     told.clear()
     options = {"token_ids": {}, "tokenizer_from": tmp_path / "in", "tell": lambda *x: told.append(x)}
-    huggingface_export.save(tmp_path / "out", found.config, params, **options)
+    export_folder.save_folder(tmp_path / "out", found.config, params, **options)
     assert told[-1] == (count, count) and told == sorted(told)

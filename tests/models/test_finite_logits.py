@@ -6,13 +6,13 @@ import running
 import tiny_families
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface
-from rlhf_jax.rollout.generator import check_finite
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.sampling.decode import check_finite
 
 
 @pytest.mark.parametrize("overflows", [False, True])
 def test_finite_weights_whose_logits_overflow_are_noticed(tmp_path, overflows):
-    found, params = huggingface.load(tiny_families.write_folder(tmp_path / "m", "llama"))
+    found, params = import_folder.load(tiny_families.write_folder(tmp_path / "m", "llama"))
     if overflows:
         params = params | {"head": np.full_like(params["head"], 3e38)}
     tokens, lengths = tiny_families.left_padded((5, 3))

@@ -8,9 +8,9 @@ import pytest
 import tiny_families
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import config_fields, huggingface
-from rlhf_jax.models.families import FAMILIES
-from rlhf_jax.parallel import notices
+from rlhf_jax.models.huggingface import config_json, import_folder
+from rlhf_jax.models.huggingface.families import FAMILIES
+from rlhf_jax.parallel import startup
 
 transformers = pytest.importorskip("transformers")
 
@@ -34,7 +34,7 @@ INERT = {
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(startup, "_said", set())
 
 
 def config_of(folder, family, drop=(), **fields):
@@ -43,7 +43,7 @@ def config_of(folder, family, drop=(), **fields):
     raw = {name: value for name, value in raw.items() if name not in drop}
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw))
-    return huggingface.read_config(folder)[0], raw
+    return import_folder.read_config(folder)[0], raw
 
 
 @pytest.mark.parametrize("name", INERT)
@@ -54,7 +54,7 @@ def test_fields_that_transformers_ignores_pass_with_a_notice(tmp_path, name, cap
     assert config_of(tmp_path, family, **fields)[0] == plain
     said = capsys.readouterr().out
     for field, value in fields.items():
-        assert (field in said) == (field not in config_fields.HARMLESS and value not in (None, False)), field
+        assert (field in said) == (field not in config_json.HARMLESS and value not in (None, False)), field
     assert said.count("notice:") == 1
 
 
@@ -106,7 +106,7 @@ def test_a_missing_or_null_field_means_what_it_means_to_transformers(tmp_path, n
         }
         completed.pop("rope_scaling", None)
         (tmp_path / "config.json").write_text(json.dumps(completed))
-        assert huggingface.read_config(tmp_path)[0] == ours, field
+        assert import_folder.read_config(tmp_path)[0] == ours, field
 
 
 def test_whatever_transformers_reads_of_any_model_is_taken_or_refused():
@@ -124,7 +124,7 @@ def test_whatever_transformers_reads_of_any_model_is_taken_or_refused():
         found = transformers.CONFIG_MAPPING[family]
         folder = {"gemma3_text": "gemma3"}.get(family, family)
         known = set(vars(found())) | set(found.attribute_map) | computed
-        known |= config_fields.HARMLESS | config_fields.OF_ANY_MODEL
+        known |= config_json.HARMLESS | config_json.OF_ANY_MODEL
         for path in (root / f"models/{folder}/modeling_{folder}.py", root / "masking_utils.py"):
             text = path.read_text() if path.is_file() else ""
             assert set(asked.findall(text)) <= known, (path, set(asked.findall(text)) - known)

@@ -8,18 +8,17 @@ import running
 import tiny_families
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.errors import UserError
-from rlhf_jax.json_files import read_object
-from rlhf_jax.models import huggingface
-from rlhf_jax.models.tensor_files import finite
-from rlhf_jax.parallel import notices
+from rlhf_jax.errors import UserError, read_object
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.huggingface.tensor_files import finite
+from rlhf_jax.parallel import startup
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(startup, "_said", set())
 
 
 def changed(folder, tensors=lambda x: x, **fields):
@@ -68,7 +67,7 @@ def test_every_side_file_is_read_with_it(tmp_path, name):
         (folder / "model.safetensors").unlink()
     (folder / name).write_text('{"weight_map": {')
     with pytest.raises(UserError, match=rf"{name}: not readable as JSON"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +92,7 @@ def test_every_side_file_is_read_with_it(tmp_path, name):
 )
 def test_a_wrong_value_is_named(tmp_path, fields, said):
     with pytest.raises(UserError) as error:
-        huggingface.describe(changed(tmp_path / "m", **fields))
+        import_folder.describe_folder(changed(tmp_path / "m", **fields))
     assert said in str(error.value)
 
 
@@ -104,7 +103,7 @@ def test_a_classifier_of_two_labels_is_named(tmp_path):
 
     folder = changed(tmp_path / "m", two, architectures=["LlamaForSequenceClassification"])
     with pytest.raises(UserError, match="a classifier of 2 labels"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def own_head(tensors):
@@ -125,7 +124,7 @@ def test_the_head_of_a_model_that_calls_itself_tied_is_that_of_transformers(tmp_
     from transformers import AutoModelForCausalLM
 
     folder = changed(tmp_path / "m", tensors, tie_word_embeddings=True)
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     assert found.config.tie_embeddings == (tensors is not own_head)
     assert ("tie_word_embeddings is true, but" in capsys.readouterr().out) == (tensors is own_head)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
@@ -157,13 +156,13 @@ def test_a_nan_weight_is_named_at_load(tmp_path):
         return tensors
 
     with pytest.raises(UserError, match=r"model\.safetensors: tensor model\.norm\.weight holds nan"):
-        huggingface.load(changed(tmp_path / "m", broken))
+        import_folder.load(changed(tmp_path / "m", broken))
 
 
 def test_names_below_a_wrapper_say_which(tmp_path):
     folder = changed(tmp_path / "m", lambda tensors: {f"module.{name}": x for name, x in tensors.items()})
     with pytest.raises(UserError, match=r"every name begins with 'module\.'"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +176,14 @@ def test_names_below_a_wrapper_say_which(tmp_path):
 def test_a_tensor_too_many_says_what_helps(tmp_path, more, said):
     folder = changed(tmp_path / "m", lambda tensors: tensors | {more: np.ones(32, np.float32)})
     with pytest.raises(UserError, match=said):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_shards_without_their_index_are_named(tmp_path):
     folder = changed(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     with pytest.raises(UserError, match=r"model-00001-of-00001\.safetensors is there, but no .*index.json"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_a_tensor_in_two_files_must_be_the_same(tmp_path):
@@ -194,10 +193,10 @@ def test_a_tensor_in_two_files_must_be_the_same(tmp_path):
     weight_map = dict.fromkeys(tensors, "a.safetensors") | {EMBED: "b.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     save_file({EMBED: tensors[EMBED]}, folder / "b.safetensors")
-    huggingface.describe(folder)
+    import_folder.describe_folder(folder)
     save_file({EMBED: tensors[EMBED] + 1}, folder / "b.safetensors")
     with pytest.raises(UserError, match=rf"b\.safetensors: tensor {EMBED} is also in a\.safetensors"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_what_is_not_read_is_named(tmp_path, capsys):
@@ -209,14 +208,14 @@ def test_what_is_not_read_is_named(tmp_path, capsys):
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}')
     (folder / "adapter_config.json").write_text("{}")
     for _ in range(2):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
     said = capsys.readouterr().out
     assert said.count("read from model.safetensors; not read: pytorch_model.bin") == 1
     assert f"set model.adapter={folder}" in said
     assert "because it is computed: model.layers.0.self_attn.rotary_emb.inv_freq" in said
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"this is an adapter: name it as model\.adapter"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_links_to_nothing_and_files_of_other_programs_are_named(tmp_path):
@@ -224,14 +223,14 @@ def test_links_to_nothing_and_files_of_other_programs_are_named(tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to("model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors: a link to nothing"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
     (folder / "a.gguf").touch()
     with pytest.raises(UserError, match=r"a GGUF file; give the file itself: .*a\.gguf"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
     (folder / "config.json").unlink()
     (folder / "config.json").symlink_to("/nowhere/config.json")
     with pytest.raises(UserError, match=r"config\.json: a link to nothing \(/nowhere/config\.json\)"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_torch_files_of_all_ages_are_read(tmp_path):
@@ -239,13 +238,13 @@ def test_torch_files_of_all_ages_are_read(tmp_path):
     torch = pytest.importorskip("torch")
     folder = changed(tmp_path / "m")
     tensors = {name: torch.from_numpy(x) for name, x in load_file(folder / "model.safetensors").items()}
-    wanted = huggingface.load(folder)[1]
+    wanted = import_folder.load(folder)[1]
     (folder / "model.safetensors").unlink()
     torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    tiny_families.assert_same_tree(huggingface.load(folder)[1], wanted)
+    tiny_families.assert_same_tree(import_folder.load(folder)[1], wanted)
     torch.save(torch.nn.Linear(2, 2), folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: holds more than tensors"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_a_torch_file_that_cannot_be_read_is_one_line(tmp_path):
@@ -254,10 +253,10 @@ def test_a_torch_file_that_cannot_be_read_is_one_line(tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04 cut")
     with pytest.raises(UserError, match=r"pytorch_model\.bin: not a readable torch file"):
-        huggingface.describe(folder)
+        import_folder.describe_folder(folder)
 
 
 def test_a_reward_model_without_a_mean_is_said(tmp_path, capsys):
     folder = tiny_families.write_folder(tmp_path / "m", "llama", scalar=True)
-    assert huggingface.describe(folder).reward_mean == 0.0
+    assert import_folder.describe_folder(folder).reward_mean == 0.0
     assert "no reward_mean, so scores are taken as they are" in capsys.readouterr().out

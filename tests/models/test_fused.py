@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import fused
-from rlhf_jax.models.attention import attend
+from rlhf_jax.models.attention import fused
+from rlhf_jax.models.attention.attend import attend
 from rlhf_jax.models.config import IMPLEMENTATIONS, ModelConfig
 
 AMPERE, HOPPER = {"platform": "gpu", "capability": (8, 0)}, {"platform": "gpu", "capability": (9, 0)}
@@ -33,8 +33,8 @@ CPU, TPU = {"platform": "cpu"}, {"platform": "tpu"}
     ],
 )
 def test_auto(where, T, K, dtype, kind):
-    assert fused.choose("auto", T=T, K=K, dtype=dtype, **where) == kind
-    assert fused.choose("xla", T=T, K=K, dtype=dtype, **where) == "xla"
+    assert fused.choose_kernel("auto", T=T, K=K, dtype=dtype, **where) == kind
+    assert fused.choose_kernel("xla", T=T, K=K, dtype=dtype, **where) == "xla"
 
 
 @pytest.mark.parametrize(
@@ -49,19 +49,19 @@ def test_auto(where, T, K, dtype, kind):
 )
 def test_a_kernel_that_does_not_fit_says_why(wanted, where, K, dtype, words):
     with pytest.raises(UserError, match=f"model.attention: {wanted} ") as error:
-        fused.choose(wanted, T=512, K=K, dtype=dtype, **where)
+        fused.choose_kernel(wanted, T=512, K=K, dtype=dtype, **where)
     assert words in str(error.value)
 
 
 def test_packed_rows_are_for_splash():
     about = {"T": 1024, "K": 128, "dtype": "bfloat16", "packed": True}
-    assert [fused.choose("auto", **about, **where) for where in (CPU, HOPPER, TPU)] == [
+    assert [fused.choose_kernel("auto", **about, **where) for where in (CPU, HOPPER, TPU)] == [
         "xla",
         "xla",
         "splash",
     ]
     with pytest.raises(UserError, match="cudnn does not tell the documents of a row apart"):
-        fused.choose("cudnn", **about, **HOPPER)
+        fused.choose_kernel("cudnn", **about, **HOPPER)
 
 
 def test_the_config_takes_these_names_only():

@@ -10,7 +10,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import gguf_files, huggingface
+from rlhf_jax.models.gguf import gguf_files
+from rlhf_jax.models.huggingface import import_folder
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("gguf", reason="the package gguf is not installed")
@@ -127,7 +128,7 @@ def test_logits_are_those_of_the_folder_it_was_written_from(changes, tmp_path):
     gguf_files.convert(tmp_path / "x.gguf", tmp_path / "made")
     np.testing.assert_allclose(_logits(tmp_path / "made"), _logits(source), atol=1e-5)
     tied = changes.get("tie_word_embeddings", False)
-    assert huggingface.describe(tmp_path / "made").config.tie_embeddings == tied
+    assert import_folder.describe_folder(tmp_path / "made").config.tie_embeddings == tied
 
 
 def test_llama_3_stretched_positions_are_found_in_their_factors(tmp_path):

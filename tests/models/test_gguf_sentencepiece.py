@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import gguf_tokenizer
-from rlhf_jax.models.gguf_files import Contents
+from rlhf_jax.models.gguf import gguf_tokenizer
+from rlhf_jax.models.gguf.gguf_files import Contents
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 TEXT = (

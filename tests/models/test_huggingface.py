@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import decoder, huggingface, huggingface_export
+from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.huggingface import export_folder, import_folder
 
 CONFIG = ModelConfig(
     vocab_size=40, width=16, layers=2, heads=4, kv_heads=2, head_dim=4, ff=24, rope_theta=5000.0
@@ -27,7 +28,7 @@ def write(tmp_path, config=CONFIG, scalar=False, reward_mean=None):
     (tokenizer / "secrets.txt").write_text("not a tokenizer file")
     params = jax.tree.map(np.asarray, nn.unbox(decoder.init(config, jax.random.key(1), scalar=scalar)))
     folder = tmp_path / "export"
-    huggingface_export.save(
+    export_folder.save_folder(
         folder, config, params, token_ids=IDS, tokenizer_from=tokenizer, reward_mean=reward_mean
     )
     return folder, params
@@ -37,7 +38,7 @@ def write(tmp_path, config=CONFIG, scalar=False, reward_mean=None):
 def test_a_language_model_comes_back_bit_equal(tmp_path, tie):
     config = dataclasses.replace(CONFIG, tie_embeddings=tie)
     folder, params = write(tmp_path, config)
-    back, same = huggingface.load(folder)
+    back, same = import_folder.load(folder)
     assert back.config == config
     assert not back.is_scalar
     jax.tree.map(np.testing.assert_array_equal, same, params)
@@ -47,7 +48,7 @@ def test_a_language_model_comes_back_bit_equal(tmp_path, tie):
 
 def test_a_reward_model_keeps_its_score_head_and_mean(tmp_path):
     folder, params = write(tmp_path, scalar=True, reward_mean=0.25)
-    back, same = huggingface.load(folder)
+    back, same = import_folder.load(folder)
     assert back.is_scalar
     assert back.reward_mean == 0.25
     np.testing.assert_array_equal(same["score"], params["score"])
@@ -89,7 +90,7 @@ def test_the_tokenizer_its_templates_and_generation_settings_are_copied_unchange
     }
     for name, text in copied.items():
         (source / name).write_text(text)
-    huggingface_export.save(folder, CONFIG, params, token_ids=IDS, tokenizer_from=source)
+    export_folder.save_folder(folder, CONFIG, params, token_ids=IDS, tokenizer_from=source)
     assert {name: (folder / name).read_text() for name in copied} == copied
 
 
@@ -125,7 +126,7 @@ def test_a_missing_unknown_or_misshaped_tensor_is_named(tmp_path, change, said):
     folder, _ = write(tmp_path)
     rewrite(folder, change)
     with pytest.raises(UserError) as error:
-        huggingface.load(folder)
+        import_folder.load(folder)
     assert said in str(error.value)
 
 
@@ -133,7 +134,7 @@ def test_buffers_that_older_files_hold_are_passed_over(tmp_path):
     folder, params = write(tmp_path)
     buffer = np.ones(2, np.float32)
     rewrite(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.rotary_emb.inv_freq": buffer}))
-    _, same = huggingface.load(folder)
+    _, same = import_folder.load(folder)
     jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
@@ -142,7 +143,7 @@ def test_a_pytorch_model_bin_without_torch_says_what_to_install(tmp_path, monkey
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="pip install torch"):
-        huggingface.load(folder)
+        import_folder.load(folder)
 
 
 def test_a_shard_that_the_index_names_must_be_there(tmp_path):
@@ -151,22 +152,22 @@ def test_a_shard_that_the_index_names_must_be_there(tmp_path):
     index = {"weight_map": {name: f"model-0000{i}-of-00002.safetensors" for name, i in (("a", 1), ("b", 2))}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is missing"):
-        huggingface.load(folder)
+        import_folder.load(folder)
 
 
 def test_bad_folders_are_one_line_errors(tmp_path):
     with pytest.raises(UserError, match="no config"):
-        huggingface.load(tmp_path)
+        import_folder.load(tmp_path)
     folder, _ = write(tmp_path)
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 3}))
     with pytest.raises(
         UserError, match=r"missing tensors: model\.layers\.2\.input_layernorm\.weight, .* and 5 more"
     ):
-        huggingface.load(folder)
+        import_folder.load(folder)
     (folder / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        huggingface.load(folder)
+        import_folder.load(folder)
     (folder / "config.json").write_text(json.dumps(raw | {"model_type": "bert"}))
     with pytest.raises(UserError, match="bert"):
-        huggingface.load(folder)
+        import_folder.load(folder)

@@ -10,13 +10,13 @@ import running
 import tiny_families
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import decoder, huggingface, lora
+from rlhf_jax.models import decoder, lora
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.families import FAMILIES
-from rlhf_jax.models.lora import Lora
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.huggingface.families import FAMILIES
+from rlhf_jax.models.lora import Lora, joined
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training.state import joined
 
 ALL = Lora(3, 6.0, ("all",))
 
@@ -24,16 +24,30 @@ ALL = Lora(3, 6.0, ("all",))
 def model(name, tmp_path, scalar=False):
     """(config with the adapter's scale, base parameters) of a tiny model."""
     folder = tiny_families.write_folder(tmp_path / name, name, scalar=scalar)
-    checkpoint, params = huggingface.load(folder)
+    checkpoint, params = import_folder.load(folder)
     return dataclasses.replace(checkpoint.config, adapter_scale=ALL.scale), params
 
 
 def grown(config, settings=ALL, seed=0):
     """A host adapter that was trained: neither factor is 0."""
     make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    fresh = lora.init_sharded(config, settings, jax.sharding.get_mesh(), seed)
+    fresh = lora.init_adapter(config, settings, jax.sharding.get_mesh(), seed)
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: np.float32(np.asarray(x) + 0.2 * rng.normal(size=x.shape)), fresh)
+
+
+def test_a_fresh_adapter_is_drawn_with_the_seed_and_no_two_factors_are_alike():
+    """a ~ U(-1, 1) / sqrt(inputs), b = 0."""
+    config = ModelConfig(vocab_size=8, width=64, layers=2, heads=4, kv_heads=4, head_dim=16, ff=64)
+    mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
+    settings = Lora(4, 8.0, ("q", "gate"))
+    one, same, other = (jax.device_get(lora.init_adapter(config, settings, mesh, seed)) for seed in (0, 0, 1))
+    q, gate = one["layers"]["attention"]["q_lora_a"], one["layers"]["mlp"]["gate_lora_a"]
+    assert q.shape == gate.shape and not np.array_equal(q, gate) and not np.array_equal(q[0], q[1])
+    assert np.abs(q).max() == pytest.approx(1 / 8, rel=0.05) and abs(q.mean()) < 0.02
+    assert not one["layers"]["attention"]["q_lora_b"].any()
+    assert np.array_equal(q, same["layers"]["attention"]["q_lora_a"])
+    assert not np.array_equal(q, other["layers"]["attention"]["q_lora_a"])
 
 
 @pytest.mark.parametrize("name", tiny_families.CONFIGS)
@@ -42,7 +56,7 @@ def test_a_fresh_adapter_changes_nothing_and_a_merged_one_neither(name, tmp_path
     tokens, lengths = tiny_families.right_padded()
     plain = running.right_padded_logits(config, base, tokens)
     make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    fresh = lora.init_sharded(config, ALL, jax.sharding.get_mesh(), 0)
+    fresh = lora.init_adapter(config, ALL, jax.sharding.get_mesh(), 0)
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     found = running.right_padded_logits(config, joined(base, fresh), tokens)
     np.testing.assert_array_equal(found[real], plain[real])
@@ -99,9 +113,9 @@ def test_chosen_targets_and_no_others_have_adapters(tmp_path):
         "down_lora_a": (3, 40, 2),
         "down_lora_b": (3, 2, 32),
     }
-    base, split = lora.split(joined(model("llama", tmp_path / "again")[1], adapter))
+    base, split = lora.split_adapter(joined(model("llama", tmp_path / "again")[1], adapter))
     tiny_families.assert_same_tree(split, adapter)
-    assert not lora.split(base)[1]
+    assert not lora.split_adapter(base)[1]
     assert lora.settings_of(dataclasses.replace(config, adapter_scale=2.0), adapter) == Lora(
         2, 4.0, ("v", "down")
     )
@@ -118,7 +132,7 @@ def test_chosen_targets_and_no_others_have_adapters(tmp_path):
 def test_targets_that_a_family_does_not_have(name, targets, said, tmp_path):
     config, _ = model(name, tmp_path)
     with pytest.raises(UserError, match=said):
-        lora.chosen(config, targets)
+        lora.chosen_sites(config, targets)
 
 
 def test_every_family_has_sites(tmp_path):
@@ -133,7 +147,7 @@ def test_the_frozen_kernels_cost_no_gradient():
     """The products that would make it are not in the compiled program: two thirds of the work, and the adapter's."""
     config = ModelConfig(64, 128, layers=1, heads=2, kv_heads=2, head_dim=64, ff=256, adapter_scale=1.0)
     mesh = make_mesh(1, 1, 1, devices=jax.devices()[:1])
-    base, adapter = init_sharded(config, mesh, 0), lora.init_sharded(config, Lora(1, 1.0, ("all",)), mesh, 0)
+    base, adapter = init_sharded(config, mesh, 0), lora.init_adapter(config, Lora(1, 1.0, ("all",)), mesh, 0)
     tokens = jnp.zeros((4, 32), jnp.int32)
 
     def flops(function, *args):

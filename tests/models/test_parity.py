@@ -8,7 +8,7 @@ import running
 import tiny_families
 from tiny_families import CONFIGS, left_padded, right_padded, write_folder
 
-from rlhf_jax.models import huggingface, huggingface_export
+from rlhf_jax.models.huggingface import export_folder, import_folder
 
 torch = pytest.importorskip("torch")
 import theirs  # noqa: E402
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_with_left_padding_and_greedy_samples_equal_those_of_transformers(tmp_path, name):
     folder = write_folder(tmp_path / name, name)
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     model = theirs.load(folder)
     tokens_BP, lengths_B = left_padded()
     ours_BPV = running.logits(found.config, params, tokens_BP, lengths_B)
@@ -37,7 +37,7 @@ def test_logits_with_left_padding_and_greedy_samples_equal_those_of_transformers
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scores_equal_those_of_transformers_at_batch_1_and_8(tmp_path, name):
     folder = write_folder(tmp_path / name, name, scalar=True)
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     assert found.is_scalar
     model = theirs.load(folder, scalar=True)
     tokens_BT, lengths_B = right_padded()
@@ -59,8 +59,8 @@ def test_scores_equal_those_of_transformers_at_batch_1_and_8(tmp_path, name):
 def test_folders_go_both_ways_without_a_changed_bit(tmp_path, name, scalar):
     """Ours is read by transformers; what it saves is read by us, with the same parameters and settings."""
     folder = write_folder(tmp_path / name, name, scalar=scalar)
-    found, params = huggingface.load(folder)
-    huggingface_export.save(
+    found, params = import_folder.load(folder)
+    export_folder.save_folder(
         tmp_path / "export", found.config, params, token_ids=tiny_families.IDS, tokenizer_from=folder
     )
     model = theirs.load(tmp_path / "export", scalar=scalar)
@@ -69,7 +69,7 @@ def test_folders_go_both_ways_without_a_changed_bit(tmp_path, name, scalar):
     ):
         assert torch.equal(tensor, original), key
     model.save_pretrained(tmp_path / "saved")
-    again, same = huggingface.load(tmp_path / "saved")
+    again, same = import_folder.load(tmp_path / "saved")
     # An export says where its score is read; the makers of a bare model did not.
     assert again == dataclasses.replace(found, score_at="eos" if scalar else "")
     tiny_families.assert_same_tree(same, params)
@@ -77,7 +77,7 @@ def test_folders_go_both_ways_without_a_changed_bit(tmp_path, name, scalar):
 
 def test_an_old_pytorch_model_bin_is_read(tmp_path):
     folder = write_folder(tmp_path / "gpt_neox", "gpt_neox")
-    found, params = huggingface.load(folder)
+    found, params = import_folder.load(folder)
     state = {key: tensor.half() for key, tensor in theirs.load(folder).state_dict().items()}
     for i in range(found.config.layers):  # buffers that old files hold
         state[f"gpt_neox.layers.{i}.attention.bias"] = torch.ones(1, 1, 8, 8, dtype=torch.bool)
@@ -85,6 +85,6 @@ def test_an_old_pytorch_model_bin_is_read(tmp_path):
         state[f"gpt_neox.layers.{i}.attention.rotary_emb.inv_freq"] = torch.ones(1)
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    again, same = huggingface.load(folder)
+    again, same = import_folder.load(folder)
     assert again == found
     tiny_families.assert_same_tree(same, params, lambda x: x.astype(np.float16).astype(np.float32))

@@ -12,10 +12,10 @@ from safetensors.numpy import load_file, save_file
 from test_lora import grown, model
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import huggingface_export, lora, peft, peft_settings
-from rlhf_jax.models.lora import Lora
-from rlhf_jax.parallel import notices
-from rlhf_jax.training.state import joined
+from rlhf_jax.models import lora, peft
+from rlhf_jax.models.huggingface import export_folder
+from rlhf_jax.models.lora import Lora, joined
+from rlhf_jax.parallel import startup
 
 TARGETS = {
     "llama": ("q", "v", "o", "gate", "down"),
@@ -34,7 +34,7 @@ def written(folder, name, tmp_path, targets=None, scalar=False):
     config, base = model(name, tmp_path, scalar)
     settings = Lora(3, 6.0, targets or TARGETS[name])
     params = joined(base, grown(config, settings))
-    peft.save(folder, config, params, base=str(tmp_path / name))
+    peft.save_adapter(folder, config, params, base=str(tmp_path / name))
     return config, params
 
 
@@ -42,10 +42,12 @@ def written(folder, name, tmp_path, targets=None, scalar=False):
 def test_out_and_back_and_out_is_bit_equal(name, tmp_path):
     config, params = written(tmp_path / "one", name, tmp_path)
     found = peft.load(tmp_path / "one", config)
-    tiny_families.assert_same_tree(found.adapter, lora.split(params)[1])
-    assert found.lora == Lora(3, 6.0, tuple(k for s in lora.chosen(config, TARGETS[name]) for k in s.kernels))
-    base, _ = lora.split(params)
-    peft.save(tmp_path / "two", config, joined(base, found.adapter), base=str(tmp_path / name))
+    tiny_families.assert_same_tree(found.adapter, lora.split_adapter(params)[1])
+    assert found.lora == Lora(
+        3, 6.0, tuple(k for s in lora.chosen_sites(config, TARGETS[name]) for k in s.kernels)
+    )
+    base, _ = lora.split_adapter(params)
+    peft.save_adapter(tmp_path / "two", config, joined(base, found.adapter), base=str(tmp_path / name))
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -56,7 +58,7 @@ def test_merged_weights_are_those_of_the_files(name, tmp_path):
     config, params = written(tmp_path / "adapter", name, tmp_path)
     merged = lora.merged(config, params)
     ids = tiny_families.IDS
-    huggingface_export.save(tmp_path / "out", config, merged, token_ids=ids, tokenizer_from=tmp_path / name)
+    export_folder.save_folder(tmp_path / "out", config, merged, token_ids=ids, tokenizer_from=tmp_path / name)
     old, new = (load_file(tmp_path / x / "model.safetensors") for x in (name, "out"))
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     modules = {name.rsplit(".lora_", 1)[0] for name in tensors}
@@ -84,7 +86,7 @@ def test_peft_itself_reads_ours_and_computes_the_same(name, tmp_path):
     np.testing.assert_allclose(ours[real], theirs.logits(adapted, tokens, lengths)[real], atol=2e-4, rtol=0)
     adapted.save_pretrained(tmp_path / "theirs")  # what PEFT writes is read, to the same bits
     found = peft.load(tmp_path / "theirs", config)
-    tiny_families.assert_same_tree(found.adapter, lora.split(params)[1])
+    tiny_families.assert_same_tree(found.adapter, lora.split_adapter(params)[1])
     assert found.lora.rank == 3 and found.lora.alpha == 6.0
     with torch.no_grad():
         assert all(torch.isfinite(x).all() for x in adapted.parameters())
@@ -98,7 +100,7 @@ def test_peft_itself_reads_a_reward_models_head(tmp_path):
     config, params = written(tmp_path / "adapter", "llama", tmp_path, scalar=True)
     head = np.random.default_rng(3).normal(size=config.width).astype(np.float32)
     params = params | {"score": head}
-    peft.save(tmp_path / "adapter", config, params, base=str(tmp_path / "llama"))
+    peft.save_adapter(tmp_path / "adapter", config, params, base=str(tmp_path / "llama"))
     adapted = PeftModel.from_pretrained(
         theirs.load(tmp_path / "llama", scalar=True), tmp_path / "adapter"
     ).eval()
@@ -147,10 +149,10 @@ def test_settings_that_are_refused(change, said, tmp_path):
 def test_every_setting_of_the_installed_peft_is_known_and_its_defaults_are_accepted(tmp_path):
     found = pytest.importorskip("peft", reason="peft is not installed").LoraConfig
     names = {field.name for field in dataclasses.fields(found)}
-    known = peft_settings.INERT | peft_settings.READ | set(peft_settings.PLAIN)
+    known = peft.INERT | peft.READ | set(peft.PLAIN)
     assert names <= known, names - known
     found(r=3, lora_alpha=6, task_type="CAUSAL_LM").save_pretrained(tmp_path)
-    assert peft_settings.read(tmp_path) == (3, 2.0, "")
+    assert peft.read_peft_settings(tmp_path) == (3, 2.0, "")
 
 
 @pytest.mark.parametrize("kind", ["rslora", "gaussian", "bin"])
@@ -176,7 +178,7 @@ def test_peft_computes_the_same_with_settings_that_are_honoured(kind, tmp_path):
     config = dataclasses.replace(config, adapter_scale=found.lora.scale)
     tokens, lengths = tiny_families.left_padded()
     adapted = PeftModel.from_pretrained(theirs.load(tmp_path / "llama"), tmp_path / "a").eval()
-    ours = running.logits(config, joined(lora.split(params)[0], found.adapter), tokens, lengths)
+    ours = running.logits(config, joined(lora.split_adapter(params)[0], found.adapter), tokens, lengths)
     np.testing.assert_allclose(ours[0], theirs.logits(adapted, tokens, lengths)[0], atol=2e-4, rtol=0)
 
 
@@ -189,13 +191,13 @@ def test_an_adapter_of_some_layers_says_what_helps(tmp_path):
 
 
 def test_another_base_than_the_recorded_one_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(notices, "_said", set())
+    monkeypatch.setattr(startup, "_said", set())
     config, _ = written(tmp_path / "a", "llama", tmp_path)
-    peft.describe(tmp_path / "a", config, base=str(tmp_path / "llama"))
+    peft.describe_adapter(tmp_path / "a", config, base=str(tmp_path / "llama"))
     assert capsys.readouterr().out == ""
-    peft.describe(tmp_path / "a", config, base="runs/other")
+    peft.describe_adapter(tmp_path / "a", config, base="runs/other")
     assert f"trained over {tmp_path / 'llama'}, and now laid over runs/other" in capsys.readouterr().out
-    assert not peft_settings.other_base("org/name", "/cache/models--org--name/snapshots/0a1b")
+    assert not peft.other_base("org/name", "/cache/models--org--name/snapshots/0a1b")
 
 
 def test_tensors_that_are_refused(tmp_path):
@@ -218,5 +220,5 @@ def written_other(tmp_path):
     config, base = model("llama", tmp_path / "x")
     wide = dataclasses.replace(config, ff=48)
     adapter = jax.tree.map(np.asarray, grown(wide, Lora(3, 6.0, ("down",))))
-    peft.save(tmp_path / "wide", wide, joined(base, adapter), base="x")
+    peft.save_adapter(tmp_path / "wide", wide, joined(base, adapter), base="x")
     return tmp_path / "wide"

@@ -10,15 +10,15 @@ from tiny_families import write_folder
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import weight_diff as job
-from rlhf_jax.models import huggingface
 from rlhf_jax.models.decoder import trunk
+from rlhf_jax.models.huggingface import import_folder
 from rlhf_jax.settings import load_page
 
-PAGE = str(Path(__file__).parents[2] / "configs/weight_diff.py")
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def run(workdir, **settings):
-    config = load_page(PAGE)
+    config = load_page(f"{CONFIGS}/weight_diff.py")
     config.update({"base": "", "target": "", "diff": ""} | {name: str(x) for name, x in settings.items()})
     job.run(config, str(workdir))
 
@@ -63,7 +63,7 @@ def test_there_and_back(tmp_path, base, new_row, new_rows):
     assert found.keys() == wanted.keys()
     for name in wanted:
         np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-6)
-    checkpoint, _ = huggingface.load(tmp_path / "back/export")
+    checkpoint, _ = import_folder.load(tmp_path / "back/export")
     assert checkpoint.config.vocab_size == len(wanted["lm_head.weight"])
     assert (tmp_path / "back/export/tokenizer.json").read_text() == '{"of": "target"}'
 
@@ -97,14 +97,14 @@ def test_reward_model_of_alpaca_farm(tmp_path, base):
     (folder / "model_sum.txt").write_text(f"{total:.4f}")
 
     run(tmp_path / "out", base=base, diff=folder)
-    checkpoint, params = huggingface.load(tmp_path / "out/export")
+    checkpoint, params = import_folder.load(tmp_path / "out/export")
     assert checkpoint.is_scalar and checkpoint.reward_mean == -0.25
     np.testing.assert_array_equal(params["score"], head[0])
     plain = tmp_path / "plain"
     plain.mkdir()
     save_file(tuned, plain / "model.safetensors")
     (plain / "config.json").write_text((base / "config.json").read_text())
-    _, wanted = huggingface.load(plain)
+    _, wanted = import_folder.load(plain)
     np.testing.assert_allclose(trunk(params)["embed"], wanted["embed"], atol=1e-6)
     np.testing.assert_allclose(
         params["layers"]["attention"]["q"], wanted["layers"]["attention"]["q"], atol=1e-6
@@ -112,10 +112,10 @@ def test_reward_model_of_alpaca_farm(tmp_path, base):
 
 
 def test_the_papers_formats():
-    formats = {name: load_page(f"{PAGE}:{name}") for name in ("alpaca_farm", "wombat")}
+    formats = {x: load_page(f"{CONFIGS}/papers/{x}/weight_diff.py") for x in ("alpaca_farm", "rrhf")}
     assert {n: (c.new_rows, c.dtype) for n, c in formats.items()} == {
         "alpaca_farm": ("mean", "float32"),
-        "wombat": ("zero", "float16"),
+        "rrhf": ("zero", "float16"),
     }
 
 

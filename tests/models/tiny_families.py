@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from rlhf_jax.models import huggingface
-from rlhf_jax.models.families import FAMILIES
-from rlhf_jax.models.name_map import file_name, places
+from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.huggingface.families import FAMILIES
+from rlhf_jax.models.huggingface.name_map import file_name, places
 
 VOCAB = 48
 PAD = 0  # never drawn as a token of a text
@@ -84,7 +84,7 @@ def write_folder(folder, name, *, scalar=False):
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(raw))
     (folder / "tokenizer.json").write_text("{}")
-    config, _ = huggingface.read_config(folder)
+    config, _ = import_folder.read_config(folder)
     family = FAMILIES[config.family]
     tensors = {file_name(family, place.name): place.shape for place in places(config, scalar=scalar)}
     drawn = {name: draw(name, shape) for name, shape in tensors.items()}

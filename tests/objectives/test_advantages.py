@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from objectives_oracles import prefix_mask
 
-from rlhf_jax.objectives.advantages import gae, score_with_missing_eos, shaped_rewards, whiten
+from rlhf_jax.objectives.policy_gradient import gae, score_with_missing_eos, shaped_rewards, whiten
 
 SHAPED = jax.jit(shaped_rewards)
 GAE = jax.jit(gae)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from objectives_oracles import number, prefix_mask
 
-from rlhf_jax.objectives import kl
+from rlhf_jax.objectives import policy_gradient
 from rlhf_jax.objectives.reduce import value
 
-TOKEN_KL = jax.jit(kl.token_kl, static_argnames="estimator")
-SEQUENCE_KL = jax.jit(kl.sequence_kl)
+TOKEN_KL = jax.jit(policy_gradient.token_kl, static_argnames="estimator")
+SEQUENCE_KL = jax.jit(policy_gradient.sequence_kl)
 
 
 def categorical(seed, V=7):
@@ -19,7 +19,7 @@ def categorical(seed, V=7):
     return policy, reference
 
 
-@pytest.mark.parametrize("estimator", kl.ESTIMATORS)
+@pytest.mark.parametrize("estimator", policy_gradient.ESTIMATORS)
 def test_estimators_follow_their_formulas_and_are_zero_at_pads(estimator):
     rng = np.random.default_rng(0)
     policy, reference = -rng.exponential(size=(2, 3, 5))
@@ -29,7 +29,7 @@ def test_estimators_follow_their_formulas_and_are_zero_at_pads(estimator):
     policy[~mask], reference[~mask] = np.nan, np.inf
     policy, reference = (jnp.asarray(x, jnp.float32) for x in (policy, reference))
     # Not jitted: XLA rewrites some products with a mask into selections, which would hide a NaN * 0.
-    got = kl.token_kl(policy, reference, jnp.asarray(mask), estimator=estimator)
+    got = policy_gradient.token_kl(policy, reference, jnp.asarray(mask), estimator=estimator)
     np.testing.assert_allclose(got, np.where(mask, want, 0.0), rtol=2e-5, atol=1e-6)
     assert got.dtype == jnp.float32
 
@@ -65,7 +65,7 @@ def test_as_a_loss_only_k2_has_the_gradient_of_the_kl():
     def surrogate(logits, estimator):
         logp = jax.nn.log_softmax(logits)[None]
         ref = jnp.log(jnp.asarray(reference, jnp.float32))[None]
-        sampled = kl.token_kl(logp, ref, jnp.ones((1, 7), bool), estimator=estimator)
+        sampled = policy_gradient.token_kl(logp, ref, jnp.ones((1, 7), bool), estimator=estimator)
         return jnp.sum(jnp.asarray(policy, jnp.float32) * sampled[0])  # samples held fixed
 
     gradient = jax.jit(jax.grad(surrogate), static_argnums=1)
@@ -78,7 +78,7 @@ def test_as_a_loss_only_k2_has_the_gradient_of_the_kl():
 def test_unknown_estimator_lists_the_known_ones():
     x = jnp.zeros((1, 1))
     with pytest.raises(ValueError, match="unknown KL estimator 'kl3'; choose one of k1, k2, k3"):
-        kl.token_kl(x, x, jnp.ones((1, 1), bool), estimator="kl3")
+        policy_gradient.token_kl(x, x, jnp.ones((1, 1), bool), estimator="kl3")
 
 
 def test_sequence_kl_sums_tokens_and_averages_rows_that_have_any():
@@ -100,14 +100,14 @@ def test_sequence_kl_sums_tokens_and_averages_rows_that_have_any():
     ],
 )
 def test_adaptive_controller_is_alpaca_farms_formula(measured, factor):
-    got = kl.adaptive_kl_coef(0.2, measured, target=6.0, responses=512, horizon=5120)
+    got = policy_gradient.adaptive_kl_coef(0.2, measured, target=6.0, responses=512, horizon=5120)
     assert float(got) == pytest.approx(0.2 * factor, rel=1e-6)
 
 
 def test_adaptive_controller_counts_its_horizon_in_responses_as_ziegler_and_trl_do():
     rows, horizon, coefficient = 512, 10_000, 0.15
     want = coefficient * (1 + np.clip(9.0 / 6.0 - 1, -0.2, 0.2) * rows / horizon)
-    got = kl.adaptive_kl_coef(
+    got = policy_gradient.adaptive_kl_coef(
         jnp.float32(coefficient), jnp.float32(9.0), target=6.0, responses=rows, horizon=horizon
     )
     assert float(got) == pytest.approx(want, rel=1e-6)
@@ -115,7 +115,7 @@ def test_adaptive_controller_counts_its_horizon_in_responses_as_ziegler_and_trl_
 
 def test_adaptive_controller_settles_on_its_target():
     """A policy whose KL falls as its price rises: the controller finds the price of the target."""
-    coefficient, controller = jnp.float32(1.0), jax.jit(kl.adaptive_kl_coef)
+    coefficient, controller = jnp.float32(1.0), jax.jit(policy_gradient.adaptive_kl_coef)
     for _ in range(400):
         coefficient = controller(coefficient, 2.0 / coefficient, target=6.0, responses=512, horizon=5120)
     assert 2.0 / float(coefficient) == pytest.approx(6.0, rel=1e-3)

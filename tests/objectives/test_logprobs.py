@@ -231,7 +231,7 @@ def test_no_buffer_of_the_whole_batch_of_logits_exists():
 SHARDED = """
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from rlhf_jax.objectives.advantages import whiten
+from rlhf_jax.objectives.policy_gradient import whiten
 from rlhf_jax.objectives.logprobs import token_logprobs
 B, T, D, V = 8, 12, 8, 32
 rng = np.random.default_rng(0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from objectives_oracles import number, split_and_add
 
-from rlhf_jax.objectives.supervised import sft_loss
+from rlhf_jax.objectives.logprobs import sft_loss
 
 LOSS = jax.jit(sft_loss)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.parallel import arrays
+from rlhf_jax.parallel import mesh as meshes
 from rlhf_jax.parallel.mesh import make_mesh
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -54,28 +54,28 @@ def mesh():
 
 def test_round_trip_on_one_device(mesh):
     batch = {"tokens": np.arange(12, dtype=np.int32).reshape(4, 3), "weight": np.float32(2)}
-    put = arrays.to_global(batch)
+    put = meshes.to_global(batch)
     assert put["tokens"].shape == (4, 3)
     assert put["tokens"].sharding.spec == jax.sharding.PartitionSpec(("data", "fsdp"))
-    back = arrays.gather(put)
+    back = meshes.gather(put)
     assert isinstance(back["tokens"], np.ndarray)
     np.testing.assert_array_equal(back["tokens"], batch["tokens"])
     assert back["tokens"].dtype == np.int32
     assert back["weight"] == 2
-    assert arrays.host_rows(4) == slice(0, 4)
+    assert meshes.host_rows(4) == slice(0, 4)
 
 
 def test_replicate_takes_numpy_arrays_and_keys(mesh):
     key = jax.random.key(3)
-    tree = arrays.replicate({"a": np.arange(3.0), "b": jax.numpy.ones(2), "key": key})
-    np.testing.assert_array_equal(arrays.gather(tree["a"]), [0, 1, 2])
+    tree = meshes.replicate({"a": np.arange(3.0), "b": jax.numpy.ones(2), "key": key})
+    np.testing.assert_array_equal(meshes.gather(tree["a"]), [0, 1, 2])
     assert tree["key"].dtype == key.dtype
     np.testing.assert_array_equal(jax.random.key_data(tree["key"]), jax.random.key_data(key))
 
 
 def test_gather_leaves_host_values_alone(mesh):
     tree = {"n": np.arange(3), "x": 1.5}
-    back = arrays.gather(tree)
+    back = meshes.gather(tree)
     np.testing.assert_array_equal(back["n"], [0, 1, 2])
     assert back["x"] == 1.5
 
@@ -83,7 +83,7 @@ def test_gather_leaves_host_values_alone(mesh):
 EIGHT = """
     import jax, numpy as np
     from rlhf_jax.errors import UserError
-    from rlhf_jax.parallel import arrays
+    from rlhf_jax.parallel import mesh as arrays
     from rlhf_jax.parallel.mesh import make_mesh
 
     full = np.arange(48, dtype=np.float32).reshape(16, 3)
@@ -116,13 +116,13 @@ TWO = """
     import sys, time
     import jax, numpy as np
     from rlhf_jax.errors import UserError
-    from rlhf_jax.parallel import arrays, startup
+    from rlhf_jax.parallel import mesh as arrays, startup
     from rlhf_jax.parallel.mesh import make_mesh
 
-    processes = startup.start(timeout_s=60)
+    processes = startup.join_processes(timeout_s=60)
     me = processes.index
     assert processes[1:] == (2, 2, 4) and startup.is_main() == (me == 0)
-    assert startup.start() == processes  # a second call does nothing more
+    assert startup.join_processes() == processes  # a second call does nothing more
 
     full = np.arange(24, dtype=np.float32).reshape(8, 3)
 
@@ -200,4 +200,4 @@ def test_two_processes():
 @pytest.mark.parametrize("rows", [0, -1])
 def test_no_rows_is_an_error(mesh, rows):
     with pytest.raises(UserError, match=f"ppo.batch_size: {rows} rows"):
-        arrays.check_batch(rows, mesh, field="ppo.batch_size")
+        meshes.check_batch(rows, mesh, field="ppo.batch_size")

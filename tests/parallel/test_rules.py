@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.parallel.rules import ROLLOUT_RULES, TRAIN_RULES, partition_spec, shardings
+from rlhf_jax.parallel.mesh import ROLLOUT_RULES, TRAIN_RULES, partition_spec, shardings
 
 MESH = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 WIDE = AbstractMesh((1, 1, 4), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)

@@ -34,7 +34,7 @@ def set_all(monkeypatch, variables):
 
 
 def test_alone_when_the_environment_says_nothing(calls):
-    processes = startup.start()
+    processes = startup.join_processes()
     assert calls == []
     assert (processes.index, processes.count) == (0, 1)
     assert startup.is_main()
@@ -49,7 +49,7 @@ def test_alone_barriers_and_agreements_return_at_once(calls):
 
 def test_our_variables_are_passed_on(calls, monkeypatch):
     set_all(monkeypatch, OURS)
-    startup.start(timeout_s=9)
+    startup.join_processes(timeout_s=9)
     assert calls == [
         {
             "initialization_timeout": 9,
@@ -62,20 +62,20 @@ def test_our_variables_are_passed_on(calls, monkeypatch):
 
 def test_off_ignores_the_environment(calls, monkeypatch):
     set_all(monkeypatch, OURS)
-    startup.start("off")
+    startup.join_processes("off")
     assert calls == []
 
 
 def test_srun_with_several_tasks_joins_and_a_batch_script_does_not(calls, monkeypatch):
     set_all(monkeypatch, SLURM)
-    startup.start()
+    startup.join_processes()
     assert len(calls) == 1
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # a step of one task inside a larger job
-    startup.start()
+    startup.join_processes()
     assert len(calls) == 1
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
     monkeypatch.delenv("SLURM_STEP_NODELIST")  # set by srun only
-    startup.start()
+    startup.join_processes()
     assert len(calls) == 1
 
 
@@ -83,10 +83,10 @@ def test_a_cloud_tpu_machine_joins(calls, monkeypatch):
     monkeypatch.setattr(startup, "glob", lambda pattern: ["/dev/accel0"])
     monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: object())
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    startup.start()
+    startup.join_processes()
     assert len(calls) == 1
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    startup.start()
+    startup.join_processes()
     assert len(calls) == 1
 
 
@@ -96,7 +96,7 @@ def test_on_fails_when_nothing_can_be_detected(calls, monkeypatch):
 
     monkeypatch.setattr(startup.jax.distributed, "initialize", refuse)
     with pytest.raises(UserError, match=r"distributed: could not join .*distributed=off"):
-        startup.start("on")
+        startup.join_processes("on")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_on_fails_when_nothing_can_be_detected(calls, monkeypatch):
 def test_bad_variables(calls, monkeypatch, changes, message):
     set_all(monkeypatch, OURS | changes)
     with pytest.raises(UserError, match=message):
-        startup.start()
+        startup.join_processes()
     assert calls == []
 
 
@@ -123,7 +123,7 @@ def test_a_name_that_nobody_knows_is_one_line(calls, monkeypatch, capfd):
     with pytest.raises(
         UserError, match=r"process 0 should be on nobody.invalid, but this name is not known here"
     ):
-        startup.start()
+        startup.join_processes()
     assert calls == []
     assert (
         "waiting for the name nobody.invalid (process 0's machine) to be known here: 0 s"
@@ -147,7 +147,7 @@ def test_it_says_for_whom_it_waits(calls, monkeypatch, capfd, index, whom):
     set_all(monkeypatch, OURS | {"RLHF_JAX_PROCESS_ID": index})
     monkeypatch.setattr(startup, "_QUIET_S", 0.05)
     monkeypatch.setattr(startup.jax.distributed, "initialize", lambda **_: time.sleep(0.3))
-    startup.start()
+    startup.join_processes()
     assert capfd.readouterr().err == f"waiting for {whom}: 0 s\n"
 
 

@@ -23,7 +23,7 @@ import package  # noqa: E402
 import texts  # noqa: E402
 
 from rlhf_jax.annotation import annotate_completions, annotate_pairs, annotate_ratings  # noqa: E402
-from rlhf_jax.models import gguf_files  # noqa: E402
+from rlhf_jax.models.gguf import gguf_files  # noqa: E402
 
 pytestmark = pytest.mark.timeout(600)
 STATUSES = {"ok", "parse_error", "truncated", "refused"}

@@ -4,7 +4,6 @@ What is random and tiny elsewhere is here what people have: a tokenizer of 49,15
 embeddings, weights that know something.
 """
 
-import importlib
 import json
 import os
 from pathlib import Path
@@ -23,8 +22,9 @@ from transformers import (  # noqa: E402
     AutoTokenizer,
 )
 
-from rlhf_jax.data.records import read_table, write_jsonl  # noqa: E402
-from rlhf_jax.models import gguf_files  # noqa: E402
+from rlhf_jax.data.records.records import read_table, write_jsonl  # noqa: E402
+from rlhf_jax.models.gguf import gguf_files  # noqa: E402
+from rlhf_jax.programs import program  # noqa: E402
 from rlhf_jax.settings import load_page  # noqa: E402
 
 torch.set_num_threads(1)  # The cores are busy; threads that wait for each other crawl.
@@ -64,7 +64,7 @@ def run(page, workdir, changes):
     """One job in this process; the rows of its metrics.jsonl, if any."""
     config = load_page(f"{CONFIGS}/{page}.py")
     config.update_from_flattened_dict({k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
-    importlib.import_module(f"rlhf_jax.jobs.{page}").run(config, str(workdir))
+    program(page).run(config, str(workdir))
     found = workdir / "metrics.jsonl"
     return [json.loads(line) for line in found.read_text().splitlines()] if found.is_file() else []
 

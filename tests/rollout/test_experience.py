@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rlhf_jax.data.scored_text import EOS as AT_EOS
-from rlhf_jax.data.scored_text import Closing
+from rlhf_jax.data.tokens.scored_text import EOS as AT_EOS
+from rlhf_jax.data.tokens.scored_text import Closing
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.model import Model
+from rlhf_jax.models.model import Model, RewardModel, model_scores
 from rlhf_jax.models.responses import join, response_mask, window
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.rollout import text_rewards
-from rlhf_jax.rollout.experience import Models, Settings, final_scores, make_experience, read_rollout
-from rlhf_jax.rollout.rewards import RewardModel, TokenRewards, model_scores
+from rlhf_jax.rollout.experience import Models, RolloutSettings, final_scores, make_experience, read_rollout
+from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
 
@@ -179,7 +179,7 @@ def gae(rewards, values):
 
 
 def settings(estimator="k1", whiten_rewards=False):
-    return Settings(TEMPERATURE, estimator, PENALTY, GAMMA, LAM, whiten_rewards, 4)
+    return RolloutSettings(TEMPERATURE, estimator, PENALTY, GAMMA, LAM, whiten_rewards, 4)
 
 
 READ = jax.jit(read_rollout, static_argnums=(4, 5))

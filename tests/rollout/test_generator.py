@@ -8,8 +8,8 @@ import pytest
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.rollout.generator import DecodeGenerator
 from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
 
 CONFIG = ModelConfig(vocab_size=24, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24)
 TOKENS = jnp.full((2, 3), 4, jnp.int32)

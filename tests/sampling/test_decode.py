@@ -78,6 +78,17 @@ def test_keys_and_rows_give_different_samples():
     assert out.tokens_BR.tolist() != other.tokens_BR.tolist()
 
 
+def test_every_step_has_noise_of_its_own():
+    """All logits are 0 here, so that a token hangs on the noise alone."""
+    nothing = jax.tree.map(jnp.zeros_like, PARAMS)
+    out = generate(
+        CONFIG, nothing, TOKENS_BP, LENGTHS_B, ROWS_B, KEY, Sampling(), jnp.array([-1]), 0, max_new_tokens=R
+    )
+    for row in out.tokens_BR.tolist():
+        assert len(set(row)) > R // 2
+    np.testing.assert_allclose(out.logprobs_BR, -np.log(CONFIG.vocab_size), rtol=1e-5)
+
+
 def test_the_end_token_is_in_the_mask_and_ends_the_row():
     greedy = sample(Sampling(temperature=0.0))
     eos = int(greedy.tokens_BR[0, 4])

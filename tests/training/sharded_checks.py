@@ -11,10 +11,10 @@ import toy_training as toy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training import state
-from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.optimizer import partitioned
-from rlhf_jax.training.step import _split, make_train_step
+from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
+from rlhf_jax.training.loop import state
+from rlhf_jax.training.loop.step import _split, make_train_step
+from rlhf_jax.training.optimizers.optimizer import partitioned
 
 
 def moments_live_where_their_parameters_live():
@@ -34,11 +34,11 @@ def moments_live_where_their_parameters_live():
     assert moments == 16  # two moments of four leaves of two trees
     assert made.opt_state is not None and made.extra["kl_coef"].sharding.is_fully_replicated
     step = make_train_step(lambda p, b: toy.loss_fn(p["policy"], b), tx, microbatches=2)
-    before = state.shardings(made)
+    before = state.shardings_of(made)
     for i in range(3):
         made, _ = step(made, put(toy.batch(i)))
     assert step.cache_size() == 1
-    assert jax.tree.leaves(state.shardings(made)) == jax.tree.leaves(before)
+    assert jax.tree.leaves(state.shardings_of(made)) == jax.tree.leaves(before)
 
 
 def splitting_moves_no_row():

@@ -8,8 +8,8 @@ import pytest
 import toy_training as toy
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import state
-from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
+from rlhf_jax.training.loop import state
 
 # Reading broken files leaves unfinished work behind in Orbax, which complains when it is collected.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -66,7 +66,7 @@ def test_what_is_saved_comes_back(tmp_path):
 
 
 def test_partitioned_optimizer_state_comes_back(tmp_path):
-    from rlhf_jax.training.optimizer import partitioned
+    from rlhf_jax.training.optimizers.optimizer import partitioned
 
     tx = partitioned({"policy": toy.optimizer(), "value": toy.optimizer()})
     made = state.create({"policy": toy.params(), "value": toy.params()}, tx, seed=0)

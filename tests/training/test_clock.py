@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.training import ahead, clock, recorder
-from rlhf_jax.training.clock import CompileWatch, done_at
-from rlhf_jax.training.metrics import JsonlWriter
+from rlhf_jax.training.loop import recorder, step
+from rlhf_jax.training.loop.metrics import JsonlWriter
+from rlhf_jax.training.loop.recorder import CompileWatch, done_at
 from rlhf_jax.training.progress import Progress
 
 
@@ -44,8 +44,8 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch):
     machine = Machine()
-    monkeypatch.setattr(clock.jax, "block_until_ready", machine.wait)
-    monkeypatch.setattr(clock.time, "perf_counter", machine.perf_counter)
+    monkeypatch.setattr(recorder.jax, "block_until_ready", machine.wait)
+    monkeypatch.setattr(recorder.time, "perf_counter", machine.perf_counter)
     return machine
 
 
@@ -131,7 +131,7 @@ def test_mfu_is_the_train_steps_share_of_the_peak(machine, rows, monkeypatch):
 
 
 def test_a_device_without_a_known_peak_has_no_mfu(rows):
-    assert ahead.peak_flops() is None
+    assert step.peak_flops() is None
     assert "perf/mfu" not in rows([dict], flops=50.0)[0]
 
 
@@ -139,9 +139,9 @@ def test_peaks_are_found_by_the_devices_name():
     class Device:
         device_kind = "NVIDIA H100 80GB HBM3"
 
-    assert ahead.peak_flops(Device()) == 989e12
+    assert step.peak_flops(Device()) == 989e12
     Device.device_kind = "TPU v5 lite"
-    assert ahead.peak_flops(Device()) == 197e12
+    assert step.peak_flops(Device()) == 197e12
 
 
 def test_an_error_of_the_device_reaches_whoever_asks():

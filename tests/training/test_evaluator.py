@@ -4,7 +4,7 @@ import pytest
 import toy_training as toy
 
 from rlhf_jax.objectives.reduce import value
-from rlhf_jax.training.evaluator import make_evaluator
+from rlhf_jax.training.loop.step import make_evaluator
 
 
 def test_the_mean_over_batches_is_the_mean_over_all_rows():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import toy_training as toy
 
-from rlhf_jax.training import state
-from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
+from rlhf_jax.training.loop import state
 
 # Wide enough that writing a checkpoint takes longer than an iteration: many kills come while one is written.
 SETTINGS = {"steps": 40, "save_every": 2, "eval_every": 5, "width": 320, "best": "eval/loss"}

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import lock
+from rlhf_jax.training.checkpoints import lock
 
 HOLD = """
 import sys, time
-from rlhf_jax.training import lock
+from rlhf_jax.training.checkpoints import lock
 lock._BEAT_S = 0.1
 lock.hold(sys.argv[1])
 print("held", flush=True)

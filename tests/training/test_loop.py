@@ -11,9 +11,9 @@ import pytest
 import toy_training as toy
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import loop, state
-from rlhf_jax.training.checkpoint import Checkpoints
-from rlhf_jax.training.metrics import MultiWriter, make_writer
+from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
+from rlhf_jax.training.loop import loop, state
+from rlhf_jax.training.loop.metrics import MultiWriter, make_writer
 
 
 def test_resumed_is_uninterrupted_bit_for_bit(tmp_path):
@@ -106,7 +106,7 @@ def test_a_resumed_run_does_not_hold_two_copies(tmp_path):
     for steps in (1, 2):
         first = state.create(toy.params(), toy.optimizer(), seed=0)
         with Checkpoints(tmp_path, config={}) as checkpoints:
-            last = loop.run(
+            last = loop.run_loop(
                 first, iterate, steps=steps, workdir=tmp_path, checkpoints=checkpoints, writer=MultiWriter([])
             )
         assert not any(x.is_deleted() for x in jax.tree.leaves(last))
@@ -164,7 +164,7 @@ def test_online_iterations_may_return_python_numbers_and_no_batch(tmp_path):
     now = state.create(toy.params(), tx, seed=0)
     with Checkpoints(tmp_path, config={}) as checkpoints:
         writer = make_writer(tmp_path)
-        loop.run(
+        loop.run_loop(
             now,
             lambda now, i: (now, {"objective/kl": 0.5 * i, "score": jnp.float32(i)}, None),
             steps=3,
@@ -200,7 +200,9 @@ def test_metrics_are_fetched_one_iteration_late(tmp_path):
 
     now = state.create(toy.params(), toy.optimizer(), seed=0)
     with Checkpoints(tmp_path, config={}) as checkpoints:
-        loop.run(now, iterate, steps=3, workdir=tmp_path, checkpoints=checkpoints, writer=MultiWriter([]))
+        loop.run_loop(
+            now, iterate, steps=3, workdir=tmp_path, checkpoints=checkpoints, writer=MultiWriter([])
+        )
     seen = list(dict.fromkeys(order))
     assert seen == [("give", 0), ("give", 1), ("fetch", 0), ("give", 2), ("fetch", 1), ("fetch", 2)]
 

@@ -6,8 +6,8 @@ import types
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import metrics
-from rlhf_jax.training.metrics import JsonlWriter, MultiWriter, make_writer
+from rlhf_jax.training.loop import metrics
+from rlhf_jax.training.loop.metrics import JsonlWriter, MultiWriter, make_writer
 
 
 def read(path):

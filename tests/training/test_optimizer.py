@@ -7,15 +7,15 @@ import optax
 import pytest
 import toy_training as toy
 
-from rlhf_jax.training import state
-from rlhf_jax.training.optimizer import (
+from rlhf_jax.training.loop import state
+from rlhf_jax.training.loop.step import make_train_step
+from rlhf_jax.training.optimizers.optimizer import (
     decay_mask,
     learning_rate_at,
     learning_rates,
     make_optimizer,
     partitioned,
 )
-from rlhf_jax.training.step import make_train_step
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,29 @@ def test_clipping_is_by_the_global_norm():
     # With eps far above every gradient the update -g / (|g| + eps) shows the clipped gradient itself.
     np.testing.assert_allclose(updates["a"], -0.3 / 1000.3, rtol=1e-5)
     np.testing.assert_allclose(updates["b"], -0.4 / 1000.4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_gradients_within_the_limit_stay_as_they_are(name):
+    grads = {"a": jnp.full((2, 2), 0.03), "b": jnp.full((2, 2), 0.04)}  # norm 0.1
+    flat = {"learning_rate": 1.0, "schedule": "constant", "total_steps": 1, "b1": 0.0, "b2": 0.0, "eps": 1e3}
+    tx = make_optimizer(name=name, **flat, max_grad_norm=1.0)
+    updates, _ = tx.update(grads, tx.init(grads))
+    for leaf, g in (("a", 0.03), ("b", 0.04)):
+        np.testing.assert_allclose(updates[leaf], -g / (g + 1e3) if name == "adamw" else -g, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_the_rate_that_is_logged_is_the_one_that_was_used(name):
+    """Also of the first step. With gradients of 1 both optimizers move every weight by the rate itself."""
+    flat = {"b1": 0.0, "b2": 0.0, "eps": 0.0, "max_grad_norm": 0, "total_steps": 4, "warmup_steps": 2}
+    tx = make_optimizer(name=name, learning_rate=0.5, schedule="linear", **flat)
+    ones = {"w": jnp.ones((2, 2))}
+    opt_state = tx.init(ones)
+    for wanted in (0.25, 0.5, 0.5, 0.25):
+        updates, opt_state = tx.update(ones, opt_state, ones)
+        assert float(learning_rates(opt_state)["learning_rate"]) == pytest.approx(wanted)
+        np.testing.assert_allclose(updates["w"], -wanted, rtol=1e-5)
 
 
 def test_partitioned_gives_each_tree_its_own_rate_clip_and_moments():

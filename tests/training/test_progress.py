@@ -20,8 +20,20 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(progress.time, "monotonic", clock)
+    monkeypatch.setattr("tqdm.std.time", clock)
+    monkeypatch.setattr(progress.time, "time", clock)
     return clock
+
+
+def screen(out):
+    """The lines that a terminal shows after all that was written."""
+    lines = []
+    for written in out.getvalue().split("\n"):
+        line = []
+        for part in written.split("\r"):
+            line[: len(part)] = part
+        lines.append("".join(line).rstrip())
+    return lines
 
 
 def test_rate_and_time_left(clock):
@@ -31,8 +43,7 @@ def test_rate_and_time_left(clock):
         clock.now += 2.0
         line.update(10 + i, {"loss": 0.123456, "perf/tokens_per_s": 12345.6})
     line.close()
-    last = out.getvalue().split("\r\x1b[K")[-1]
-    assert last == "step 20/100  0.5/s  left 2:40  loss 0.1235  perf/tokens_per_s 12,346\n"
+    assert screen(out) == ["step 20/100  0.5/s  left 02:40, loss 0.1235  perf/tokens_per_s 12,346", ""]
     assert line.done == 20
 
 
@@ -41,7 +52,7 @@ def test_work_that_began_before_its_first_word_has_a_true_rate(clock):
     out = Terminal()
     began, clock.now = clock.now, clock.now + 4.0
     Progress(100, stream=out, began=began).update(50)
-    assert "50/100  12.5/s  left 0:04" in out.getvalue()
+    assert "50/100  12.5/s  left 00:04" in out.getvalue()
 
 
 def test_the_rate_forgets_a_slow_start(clock):
@@ -52,7 +63,7 @@ def test_the_rate_forgets_a_slow_start(clock):
     for i in range(2, 102):
         clock.now += 1.0
         line.update(i)
-    assert "  1/s  left 14:59" in out.getvalue().split("\r")[-1]
+    assert "  1/s  left 14:59" in screen(out)[-1]
 
 
 def test_a_file_gets_a_line_every_ten_seconds_and_the_last_one(clock):
@@ -65,12 +76,28 @@ def test_a_file_gets_a_line_every_ten_seconds_and_the_last_one(clock):
     line.close()
     lines = out.getvalue().splitlines()
     assert [text.split("  ")[0] for text in lines] == [
-        "responses 1/60",
-        "responses 21/60",
-        "responses 41/60",
+        "responses 20/60",
+        "responses 40/60",
         "responses 60/60",
     ]
     assert "\r" not in out.getvalue()
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_nothing_is_shown_of_work_that_never_moved(clock, stream):
+    out = stream()
+    line = Progress(60, stream=out)
+    clock.now += 60
+    line.close()
+    assert out.getvalue().strip() == ""
+
+
+def test_a_job_of_no_time_is_one_line_of_a_file(clock):
+    out = io.StringIO()
+    line = Progress(0, stream=out, unit="million parameters")
+    line.update(0, {"loss": 1.5})
+    line.close()
+    assert out.getvalue() == "million parameters 0/0  0/s  left ?, loss 1.5\n"
 
 
 def test_a_note_stands_on_a_line_of_its_own(clock):
@@ -83,8 +110,7 @@ def test_a_note_stands_on_a_line_of_its_own(clock):
     line.update(2)
     line.close()
     line.note("the end")
-    screen = [part.split("\r\x1b[K")[-1] for part in out.getvalue().split("\n")]
-    assert screen == ["saved", "step 2/10  1/s  left 0:08", "the end", ""]
+    assert screen(out) == ["saved", "step 2/10  1/s  left 00:08", "the end", ""]
 
 
 def test_hours(clock):

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import toy_training as toy
 
-from rlhf_jax.training import state
+from rlhf_jax.training.loop import state
 
 
 def test_what_a_state_holds():
@@ -35,7 +35,7 @@ def test_moments_are_float32_whatever_the_parameters_are():
 
 
 def test_bfloat16_parameters_train_without_a_second_compilation():
-    from rlhf_jax.training.step import make_train_step
+    from rlhf_jax.training.loop.step import make_train_step
 
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), toy.params())
     tx = toy.optimizer()
@@ -57,4 +57,4 @@ def test_abstract_has_shapes_and_places_but_no_data():
     for x, like in zip(jax.tree.leaves(made), jax.tree.leaves(state.abstract(made)), strict=True):
         assert isinstance(like, jax.ShapeDtypeStruct)
         assert (x.shape, x.dtype, x.sharding) == (like.shape, like.dtype, like.sharding)
-    assert jax.tree.leaves(state.shardings(made)) == [x.sharding for x in jax.tree.leaves(made)]
+    assert jax.tree.leaves(state.shardings_of(made)) == [x.sharding for x in jax.tree.leaves(made)]

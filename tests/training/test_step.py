@@ -8,8 +8,8 @@ from jax.sharding import AxisType
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean
-from rlhf_jax.training import state
-from rlhf_jax.training.step import check_microbatches, make_train_step
+from rlhf_jax.training.loop import state
+from rlhf_jax.training.loop.step import check_microbatches, make_train_step
 
 
 def run_once(microbatches, batch, loss_fn=toy.loss_fn, **changes):

@@ -10,8 +10,8 @@ import pytest
 import toy_training as toy
 from wide import wide
 
-from rlhf_jax.training import state
-from rlhf_jax.training.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
+from rlhf_jax.training.loop import state
 
 HERE = Path(__file__).parent
 SETTINGS = {"steps": 6, "save_every": 2, "eval_every": 3}  # as in sharded_checks.py

@@ -3,13 +3,13 @@ import json
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training import workdir
+from rlhf_jax.training.checkpoints import workdir
 
 
 def test_prepare_makes_the_folder_and_says_what_runs_in_it(tmp_path):
-    folder = workdir.prepare(tmp_path / "runs" / "a", {"lr": 0.1, "sizes": (1, 2)})
+    folder = workdir.prepare_workdir(tmp_path / "runs" / "a", {"lr": 0.1, "sizes": (1, 2)})
     assert json.loads((folder / "config.json").read_text()) == {"lr": 0.1, "sizes": [1, 2]}
-    workdir.prepare(str(folder), {"lr": 0.2})
+    workdir.prepare_workdir(str(folder), {"lr": 0.2})
     assert json.loads((folder / "config.json").read_text()) == {"lr": 0.2}
     workdir.lock.release(folder)
     assert [p.name for p in folder.iterdir()] == ["config.json"]
@@ -20,9 +20,9 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     with pytest.raises(
         UserError, match=r"workdir: .*file/run cannot be written \(Not a directory\); use another --workdir"
     ):
-        workdir.prepare(tmp_path / "file" / "run", {})
+        workdir.prepare_workdir(tmp_path / "file" / "run", {})
     with pytest.raises(UserError, match="cannot be written"):
-        workdir.prepare("/proc/nowhere", {})
+        workdir.prepare_workdir("/proc/nowhere", {})
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path, monkeypatch):
@@ -30,12 +30,12 @@ def test_processes_that_see_different_folders_are_told(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"workdir: .* is not one folder for all 2 processes; .*shared file system"
     ):
-        workdir.prepare(tmp_path, {})
+        workdir.prepare_workdir(tmp_path, {})
     (tmp_path / ".process_1").touch()  # the other process's
-    workdir.prepare(tmp_path, {})
+    workdir.prepare_workdir(tmp_path, {})
     monkeypatch.setattr(workdir.startup, "is_main", lambda: False)
     with pytest.raises(UserError, match="not one folder"):
-        workdir.prepare(tmp_path / "elsewhere", {})
+        workdir.prepare_workdir(tmp_path / "elsewhere", {})
 
 
 def test_finished_only_with_the_same_fingerprint(tmp_path):
@@ -43,9 +43,15 @@ def test_finished_only_with_the_same_fingerprint(tmp_path):
     workdir.finish(tmp_path, {"lr": 0.1, "sizes": (1, 2)})
     assert workdir.is_finished(tmp_path, {"lr": 0.1, "sizes": (1, 2)})
     assert not workdir.is_finished(tmp_path, {"lr": 0.2, "sizes": (1, 2)})
+    first = workdir.finished_run(tmp_path)
+    workdir.finish(tmp_path, {"lr": 0.1, "sizes": (1, 2)})
+    assert workdir.finished_run(tmp_path) != first  # Two runs with the same settings are two.
     text = (tmp_path / "finished.json").read_text()
     (tmp_path / "finished.json").write_text(text[: len(text) // 2])
     assert not workdir.is_finished(tmp_path, {"lr": 0.1, "sizes": (1, 2)})
+    workdir.unfinish(tmp_path)
+    workdir.unfinish(tmp_path / "absent")
+    assert not (tmp_path / "finished.json").exists()
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -19,14 +19,13 @@ import rlhf_jax
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import masked_mean
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.arrays import host_rows, to_global
-from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training import loop, state, workdir
-from rlhf_jax.training.checkpoint import MAY_CHANGE, Checkpoints
-from rlhf_jax.training.evaluator import make_evaluator
-from rlhf_jax.training.metrics import make_writer
-from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.step import make_train_step
+from rlhf_jax.parallel.mesh import host_rows, make_mesh, to_global
+from rlhf_jax.training.checkpoints import workdir
+from rlhf_jax.training.checkpoints.checkpoint import MAY_CHANGE, Checkpoints
+from rlhf_jax.training.loop import loop, state
+from rlhf_jax.training.loop.metrics import make_writer
+from rlhf_jax.training.loop.step import make_evaluator, make_train_step
+from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
 ROWS, LENGTH, WIDTH = 16, 5, 8
 
@@ -125,12 +124,12 @@ def train(
         return measure(now.params, [put(batch(1000)), put(batch(1001))])
 
     config = {"steps": steps, "optimizer": {"learning_rate": learning_rate}, "width": width}
-    folder = workdir.prepare(folder, config)
+    folder = workdir.prepare_workdir(folder, config)
     free = (*MAY_CHANGE, "steps")  # The rate of this optimizer does not know them.
     with Checkpoints(
         folder, config=config, may_change=free, best_metric=best, best_mode="min"
     ) as checkpoints:
-        last = loop.run(
+        last = loop.run_loop(
             first,
             iterate,
             steps=steps,
@@ -200,7 +199,7 @@ def start(*arguments, script=__file__, devices=1, **environment):
 def main(folder, *settings):
     kinds = {name: type(value) for name, value in train.__kwdefaults__.items()}
     given = (setting.split("=") for setting in settings)
-    startup.start()
+    startup.join_processes()
     try:
         train(folder, **{name: kinds[name](value) for name, value in given})
     except UserError as e:

@@ -1,4 +1,4 @@
-"""Feedback in the files of other projects: what they hold becomes labelled rows, and labelled rows become them.
+"""Reading and writing labels in the file formats of other projects.
 
 Readers give rows of the kinds of `labels.parquet` (kind, status, preference or rating, ...), so that whatever
 was labelled elsewhere can be trained on, expanded and evaluated as if it had been labelled here. Writers take
@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_jax.annotation.fields import closest
 from rlhf_jax.annotation.formats import alpaca_eval, alpaca_farm, rrhf, sparse_feedback, trl, ultrafeedback
+from rlhf_jax.annotation.judges.fields import closest_name
 from rlhf_jax.errors import UserError
 
 __all__ = ["FORMATS", "Format", "format_named", "read_feedback", "write_feedback"]
 
 
 class Format(NamedTuple):
-    """read(path) gives labelled rows; write(path, rows) says how many rows it wrote. suffix: of a new file."""
+    """A format: read(path) returns labelled rows, write(path, rows) the number written. suffix: of a new file."""
 
     read: Callable[[str | Path], list[dict]]
     write: Callable[[str | Path, Sequence[dict]], int]
@@ -25,29 +25,29 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "alpaca_farm": Format(alpaca_farm.read, alpaca_farm.write, ".json"),
-    "alpaca_eval": Format(alpaca_eval.read, alpaca_eval.write, ".json"),
-    "trl": Format(trl.read, trl.write, ".jsonl"),
-    "trl_conversational": Format(trl.read, trl.write_conversational, ".jsonl"),
-    "ultrafeedback": Format(ultrafeedback.read, ultrafeedback.write, ".jsonl"),
-    "rrhf": Format(rrhf.read, rrhf.write, ".jsonl"),
+    "alpaca_farm": Format(alpaca_farm.read_alpaca_farm, alpaca_farm.write_alpaca_farm, ".json"),
+    "alpaca_eval": Format(alpaca_eval.read_alpaca_eval, alpaca_eval.write_alpaca_eval, ".json"),
+    "trl": Format(trl.read_trl, trl.write_trl, ".jsonl"),
+    "trl_conversational": Format(trl.read_trl, trl.write_conversational, ".jsonl"),
+    "ultrafeedback": Format(ultrafeedback.read_ultrafeedback, ultrafeedback.write_ultrafeedback, ".jsonl"),
+    "rrhf": Format(rrhf.read_rrhf, rrhf.write_rrhf, ".jsonl"),
     "sparse_ratings": Format(sparse_feedback.read_ratings, sparse_feedback.write_ratings, ".csv"),
     "sparse_rankings": Format(sparse_feedback.read_rankings, sparse_feedback.write_rankings, ".csv"),
 }
 
 
 def format_named(name: str) -> Format:
-    """The format of this name. Errors: UserError that names the closest."""
+    """Look up a format. Errors: UserError that names the closest."""
     if name not in FORMATS:
-        raise UserError(f"format: unknown {name!r}; {closest(name, list(FORMATS))}")
+        raise UserError(f"format: unknown {name!r}; {closest_name(name, list(FORMATS))}")
     return FORMATS[name]
 
 
 def read_feedback(path: str | Path, name: str) -> list[dict]:
-    """Labelled rows from a file in the format `name`. Errors: UserError naming the file, row and column."""
+    """Read labelled rows from a file in the format `name`. Errors: UserError naming the file, row and column."""
     return format_named(name).read(path)
 
 
 def write_feedback(path: str | Path, rows: Sequence[dict], name: str) -> int:
-    """Write labelled rows in the format `name`; how many went in. Errors: UserError when none can."""
+    """Write labelled rows in the format `name`; return how many. Errors: UserError when none can be written."""
     return format_named(name).write(path, rows)

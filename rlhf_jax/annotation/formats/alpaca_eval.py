@@ -8,14 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.contracts import PAIRWISE, is_number
-from rlhf_jax.annotation.formats.rows_of import column, pair, preference_of, prompt_of, write_json
-from rlhf_jax.annotation.label_checks import NothingToWriteError, is_labelled
-from rlhf_jax.data.tables import read_table
+from rlhf_jax.annotation.formats.rows_of import column, pair, preference_of, prompt_of_row, write_json_rows
+from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError, is_labelled
+from rlhf_jax.annotation.parsing.contracts import PAIRWISE, is_number
+from rlhf_jax.data.files.tables import read_table
 
 
-def read(path: str | Path) -> list[dict]:
-    """Judged pairs, those without a preference with the status parse_error. Prices and times are kept."""
+def read_alpaca_eval(path: str | Path) -> list[dict]:
+    """Read judged pairs; those without a preference get the status parse_error. Prices and times are kept."""
     rows = []
     for i, row in enumerate(read_table(path)):
         where = f"{path}: row {i + 1}"
@@ -24,6 +24,7 @@ def read(path: str | Path) -> list[dict]:
             column(row, "instruction", where),
             preference_of(row.get("preference"), where),
         )
+        # The row's own columns stay, but for those that a labelled pair has a place for.
         made = row | pair(instruction, "", outputs, preference)
         made.pop("raw_completion", None)
         rows.append(made | _said(row.get("raw_completion")) | {"price_usd": row.get("price_per_example")})
@@ -31,9 +32,10 @@ def read(path: str | Path) -> list[dict]:
 
 
 def _said(raw: object) -> dict:
-    """What the judge answered, as an answer here would have it."""
+    """What the judge answered, in the columns of labels.parquet."""
     if not isinstance(raw, Mapping):
         return {"raw_text": raw if isinstance(raw, str) else None}
+    # Without a message it is the parsed JSON of a chain-of-thought judge.
     if "message" not in raw:
         said = raw.get("concise_explanation")
         return {
@@ -59,18 +61,18 @@ def _first_tops(logprobs: object) -> list[dict]:
     ]
 
 
-def write(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """All judged pairs, failed ones with a null preference: AlpacaEval counts them. Raw answers as text."""
+def write_alpaca_eval(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Write all judged pairs, failed ones with a null preference since AlpacaEval counts them; raw answers as text."""
     pairs = [row for row in rows if row["kind"] == PAIRWISE]
     if not pairs:
         raise NothingToWriteError(f"{path}: none of {len(rows)} rows is a pair; this format needs them")
-    return write_json(path, [_annotation(row) for row in pairs])
+    return write_json_rows(path, [_annotation(row) for row in pairs])
 
 
 def _annotation(row: Mapping) -> dict:
     latency = row.get("latency_ms")
     made = {
-        "instruction": prompt_of(row),
+        "instruction": prompt_of_row(row),
         "output_1": row["output_1"],
         "generator_1": row.get("generator_1"),
         "dataset": row.get("dataset"),
@@ -78,8 +80,10 @@ def _annotation(row: Mapping) -> dict:
         "generator_2": row.get("generator_2"),
         "annotator": row.get("annotator"),
         "preference": row["preference"] if is_labelled(row) else None,
+        # AlpacaEval's names for cost and latency; its time is in seconds and amortised over the chunk.
         "price_per_example": row.get("price_usd"),
         "time_per_example": row.get("time_per_example", None if latency is None else latency / 1e3),
         "raw_completion": row.get("raw_text"),
     }
+    # AlpacaEval writes `dataset` only where the outputs had one.
     return {name: value for name, value in made.items() if name != "dataset" or value is not None}

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.expansion import scored_of
-from rlhf_jax.annotation.formats.rows_of import column, prompt_of, rated, write_lines
-from rlhf_jax.annotation.label_checks import NothingToWriteError
-from rlhf_jax.data.tables import read_table, require_columns
+from rlhf_jax.annotation.formats.rows_of import column, prompt_of_row, rated, write_lines
+from rlhf_jax.annotation.labels.expansion import scored_of
+from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError
+from rlhf_jax.data.files.tables import read_table, require_columns
 from rlhf_jax.errors import UserError
 
 
-def read(path: str | Path) -> list[dict]:
-    """A rated row per response."""
+def read_rrhf(path: str | Path) -> list[dict]:
+    """Read one rated row per response."""
     table = read_table(path)
     require_columns(table, ("query", "responses", "scores"), path)
     rows = []
@@ -27,14 +27,15 @@ def read(path: str | Path) -> list[dict]:
                 raise UserError(f"{where}: scores[{k}]: found {score!r}; it must be a number")
             if not isinstance(response, str):
                 raise UserError(f"{where}: responses[{k}]: found {response!r}; it must be text")
+            # Each response is a rating of its own; `scored_of` puts them together again by their prompt.
             rows.append(rated(query, "", response, float(score)) | {"sample_id": k})
     return rows
 
 
-def write(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """Ratings, rankings or pairs as scored responses (`expansion.scored_of`); how many prompts."""
+def write_rrhf(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Write ratings, rankings or pairs as scored responses (`expansion.scored_of`); return how many prompts."""
     scored = [
-        {"query": prompt_of(one), "responses": one["responses"], "scores": one["scores"]}
+        {"query": prompt_of_row(one), "responses": one["responses"], "scores": one["scores"]}
         for one in scored_of(rows)
     ]
     if not scored:

@@ -12,8 +12,8 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.contracts import PAIRWISE, RATING
-from rlhf_jax.annotation.formats.rows_of import labelled, pair, rated, write_text
+from rlhf_jax.annotation.formats.rows_of import labelled, pair, rated, write_whole_text
+from rlhf_jax.annotation.parsing.contracts import PAIRWISE, RATING
 from rlhf_jax.errors import UserError
 
 _LABELS = {"(a)": 1.0, "(b)": 2.0, "equal": 1.5}
@@ -21,11 +21,12 @@ _HEADERS = {
     ("instruction", "input", "response", "score"),
     ("instruction", "input", "response1", "response2", "label"),
 }
+# The csv module refuses fields of more than 131,072 characters, which a long response can reach.
 _FIELD_BYTES = 16 * 1024 * 1024
 
 
 def read_ratings(path: str | Path) -> list[dict]:
-    """A rated row per line; a score that is no number is a rating that could not be read."""
+    """Read one rated row per line; a score that is no number gets the status parse_error."""
     rows = []
     for _, (instruction, input_text, response, score) in _lines(path, 4):
         try:
@@ -37,7 +38,7 @@ def read_ratings(path: str | Path) -> list[dict]:
 
 
 def read_rankings(path: str | Path) -> list[dict]:
-    """A labelled pair per line, equal being a tie."""
+    """Read one labelled pair per line; "equal" is a tie."""
     rows = []
     for where, (instruction, input_text, one, two, label) in _lines(path, 5):
         if label not in _LABELS:
@@ -47,7 +48,7 @@ def read_rankings(path: str | Path) -> list[dict]:
 
 
 def write_ratings(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """Rated rows; whole ratings as whole numbers."""
+    """Write rated rows, whole ratings as integers; return how many."""
     return _write(
         path,
         [
@@ -58,7 +59,7 @@ def write_ratings(path: str | Path, rows: Sequence[Mapping]) -> int:
 
 
 def write_rankings(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """Labelled pairs; a preference below a tie is (a), above it (b)."""
+    """Write labelled pairs, a preference below a tie as (a), above it as (b); return how many."""
     made = []
     for row in labelled(rows, PAIRWISE, path):
         label = "equal" if row["preference"] == 1.5 else "(a)" if row["preference"] < 1.5 else "(b)"
@@ -67,13 +68,16 @@ def write_rankings(path: str | Path, rows: Sequence[Mapping]) -> int:
 
 
 def _input(text: str) -> str:
+    # Its scripts read with pandas, which makes NaN of an empty field, and write that as text.
     return "" if text == "nan" else text
 
 
 def _lines(path: str | Path, width: int) -> list[tuple[str, list[str]]]:
     """(where, fields) of every line; a header is left out. Errors: UserError naming file and line."""
+    # A setting of the whole process: put back below.
     limit = csv.field_size_limit(_FIELD_BYTES)
     try:
+        # utf-8-sig drops the mark that Excel puts first; newline="" keeps line breaks inside quoted fields.
         with open(path, encoding="utf-8-sig", newline="") as file:
             found = [(f"{path}: line {i + 1}", row) for i, row in enumerate(csv.reader(file)) if row]
     except FileNotFoundError:
@@ -82,6 +86,7 @@ def _lines(path: str | Path, width: int) -> list[tuple[str, list[str]]]:
         raise UserError(f"{path}: cannot be read as CSV ({error}); make it again") from None
     finally:
         csv.field_size_limit(limit)
+    # csv.reader also yields a header; only a row of exactly these names is one.
     if found and tuple(found[0][1]) in _HEADERS:
         found = found[1:]
     if not found:
@@ -97,5 +102,5 @@ def _lines(path: str | Path, width: int) -> list[tuple[str, list[str]]]:
 def _write(path: str | Path, rows: Sequence[Sequence[str]]) -> int:
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    write_text(path, text.getvalue())
+    write_whole_text(path, text.getvalue())
     return len(rows)

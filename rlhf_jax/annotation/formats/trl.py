@@ -7,17 +7,17 @@ transcripts like hh-rlhf's are read.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.contracts import PAIRWISE
-from rlhf_jax.annotation.formats.rows_of import labelled, pair, prompt_of, write_lines
-from rlhf_jax.annotation.label_checks import NothingToWriteError
-from rlhf_jax.annotation.samples import ended_sides
-from rlhf_jax.data.records import describe, read_pairs
+from rlhf_jax.annotation.formats.rows_of import labelled, pair, prompt_of_row, write_lines
+from rlhf_jax.annotation.kinds.samples import ended_sides
+from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError
+from rlhf_jax.annotation.parsing.contracts import PAIRWISE
+from rlhf_jax.data.records.records import counts_text, read_pairs
 
 
-def read(path: str | Path) -> list[dict]:
-    """Labelled pairs, the chosen response as output_1. What `data.records.read_pairs` drops is counted aloud."""
+def read_trl(path: str | Path) -> list[dict]:
+    """Read labelled pairs, the chosen response as output_1; print how many `read_pairs` has left out."""
     pairs, left_out = read_pairs(path)
-    print(f"{path}: {len(pairs)} pairs read; {describe(left_out)}", flush=True)
+    print(f"{path}: {len(pairs)} pairs read; {counts_text(left_out)}", flush=True)
     rows = []
     for one in pairs:
         instruction = one["instruction"] if "instruction" in one else one["prompt"]
@@ -26,8 +26,8 @@ def read(path: str | Path) -> list[dict]:
     return rows
 
 
-def write(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """prompt, chosen, rejected as texts, and margin, how far the preference is from a tie (0 to 1).
+def write_trl(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Write prompt, chosen and rejected as texts, and margin, how far the preference is from a tie (0 to 1).
 
     Ties and rows without a label are left out. chosen_ended, rejected_ended: where the labels know whether the
     outputs ended by themselves (TRL does not read them; a reader here does).
@@ -38,7 +38,7 @@ def write(path: str | Path, rows: Sequence[Mapping]) -> int:
 
 
 def write_conversational(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """As `write`, each of prompt, chosen and rejected a list of one chat message."""
+    """Write as `write_trl`, each of prompt, chosen and rejected as a list of one chat message."""
     lines = []
     for prompt, chosen, rejected, margin, ended in _decided(rows, path):
         sides = (_message("user", prompt), _message("assistant", chosen), _message("assistant", rejected))
@@ -57,12 +57,14 @@ def _decided(rows: Sequence[Mapping], path: str | Path) -> list[tuple[str, str, 
     made = []
     for row in labelled(rows, PAIRWISE, path):
         one, two, p_2 = row["output_1"], row["output_2"], row["preference"] - 1.0
+        # A tie has no chosen side.
         if p_2 != 0.5:
             chosen, rejected = (two, one) if p_2 > 0.5 else (one, two)
+            # The flags go with their outputs when the second is the chosen one.
             names = ("rejected_ended", "chosen_ended") if p_2 > 0.5 else ("chosen_ended", "rejected_ended")
             found = zip(names, (row.get("ended_1"), row.get("ended_2")), strict=True)
             ended = {name: value for name, value in found if value is not None}
-            made.append((prompt_of(row), chosen, rejected, abs(2.0 * p_2 - 1.0), ended))
+            made.append((prompt_of_row(row), chosen, rejected, abs(2.0 * p_2 - 1.0), ended))
     if not made:
         raise NothingToWriteError(f"{path}: all labelled pairs are ties; nothing is chosen over anything")
     return made

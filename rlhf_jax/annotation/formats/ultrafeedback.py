@@ -10,16 +10,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.contracts import RATING, is_number
-from rlhf_jax.annotation.formats.rows_of import column, labelled, prompt_of, rated, write_lines
-from rlhf_jax.data.messages import is_messages
-from rlhf_jax.data.tables import columns_of, read_table, require_columns
+from rlhf_jax.annotation.formats.rows_of import column, labelled, prompt_of_row, rated, write_lines
+from rlhf_jax.annotation.parsing.contracts import RATING, is_number
+from rlhf_jax.data.files.tables import columns_of, read_table, require_columns
+from rlhf_jax.data.records.messages import is_messages
 from rlhf_jax.errors import UserError
 
 
-def read(path: str | Path) -> list[dict]:
-    """A rated row per completion: `rating` is the overall score, `aspects` those with a number."""
+def read_ultrafeedback(path: str | Path) -> list[dict]:
+    """Read one rated row per completion: `rating` is the overall score, `aspects` those with a number."""
     table = read_table(path)
+    # The binarized dataset keeps two of the completions, with overall scores only.
     if "score_chosen" in columns_of(table):
         require_columns(table, ("prompt", "chosen", "rejected", "score_chosen", "score_rejected"), path)
         return [one for i, row in enumerate(table) for one in _binarized(row, f"{path}: row {i + 1}")]
@@ -51,6 +52,7 @@ def _binarized(row: Mapping, where: str) -> list[dict]:
     for k, side in enumerate(("chosen", "rejected")):
         said = row.get(side)
         if is_messages(said):
+            # As chat messages each side holds the whole conversation: the last is the response.
             said = column(said[-1], "content", f"{where}: {side}: last message")
         else:
             said = column(row, side, where)
@@ -60,7 +62,7 @@ def _binarized(row: Mapping, where: str) -> list[dict]:
 
 
 def _number(value: object) -> float | None:
-    """A rating as UltraFeedback writes it: a number, the text of one, or "N/A"."""
+    """A rating as UltraFeedback writes it: a number, or text that may be "N/A" (None here)."""
     try:
         number = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -72,8 +74,8 @@ def _mapping(value: object) -> Mapping:
     return value if isinstance(value, Mapping) else {}
 
 
-def write(path: str | Path, rows: Sequence[Mapping]) -> int:
-    """Rated rows as one object per prompt; how many prompts. Unrated outputs are left out.
+def write_ultrafeedback(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Write rated rows as one object per prompt; return how many prompts. Unrated outputs are left out.
 
     Aspect ratings become texts, as UltraFeedback has them.
     """
@@ -84,5 +86,5 @@ def write(path: str | Path, rows: Sequence[Mapping]) -> int:
             for one in row.get("aspects") or []
         }
         completion = {"model": row.get("generator"), "response": row["output"], "annotations": annotations}
-        prompts[prompt_of(row)].append(completion | {"overall_score": row["rating"]})
+        prompts[prompt_of_row(row)].append(completion | {"overall_score": row["rating"]})
     return write_lines(path, [{"instruction": text, "completions": list(c)} for text, c in prompts.items()])

@@ -1,4 +1,4 @@
-"""The instruction families: what the embedded world can be asked, and what is right."""
+"""The instruction families: everything that can be asked in the embedded world, with the right answers."""
 
 import random
 from functools import lru_cache
@@ -12,13 +12,14 @@ _WEIGHTS = tuple(form.weight for form in FORMS)
 
 
 def draw_form(rng: random.Random) -> Form:
-    """A form, drawn with the probability that its weight gives it."""
+    """Draw a form with a probability proportional to its weight."""
     return rng.choices(FORMS, _WEIGHTS)[0]
 
 
+# Every comparison parses the same instruction for both outputs and for every judge.
 @lru_cache(maxsize=16384)
 def parse(instruction: str, text: str = "") -> Task | None:
-    """The task behind `instruction` and its input `text`; None for an instruction from outside the world.
+    """Find the task behind `instruction` and its input `text`; None for one from outside the world.
 
     The input may also stand in the instruction, after an empty line, as judges see it.
     """

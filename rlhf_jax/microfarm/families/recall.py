@@ -1,4 +1,7 @@
-"""Families that ask for what one knows: listing, yes or no, opposites, letters, comparing."""
+"""Instruction families that ask for knowledge: lists, yes or no, opposites, first letters, sizes.
+
+Each has a function that draws a template's slots, one that solves them into a `Task`, and forms in `FORMS`.
+"""
 
 import random
 from collections.abc import Mapping
@@ -29,6 +32,7 @@ def _solve_list(slots: Mapping[str, str]) -> Task:
     return Task(
         family="list",
         shape="list",
+        # Any of the category is right: the answers are all that may be named, `count` is how many to name.
         answers=pool,
         count=count,
         ordered=False,
@@ -44,6 +48,7 @@ def _draw_yes_no(rng: random.Random) -> Slots:
     others = tuple(thing for thing in lx.THINGS if thing not in owners)
     return {
         "property": name,
+        # Half of the questions are true, so that always saying yes gains nothing.
         "a_thing": lx.with_article(rng.choice(owners if rng.random() < 0.5 else others)),
         "name": rng.choice(lx.NAMES),
         "event": rng.choice(lx.EVENTS),
@@ -68,6 +73,7 @@ def _solve_yes_no(slots: Mapping[str, str]) -> Task:
 
 
 def _draw_opposites(rng: random.Random) -> Slots:
+    # One draw serves all three forms of the family; a template takes the slots it names.
     words = rng.sample(lx.ADJECTIVES, 3)
     return {
         "adjective": words[0],
@@ -115,13 +121,15 @@ def _solve_letter(slots: Mapping[str, str]) -> Task:
         shape="sentence",
         answers=(answer,),
         universe=frozenset(lx.LETTERS),
-        cased=True,  # "a" is an article, "A" a letter
+        # "a" is an article, "A" a letter.
+        cased=True,
         wrong=(tuple(letter for letter in lx.LETTERS if letter != answer),),
         patterns=(f"The first letter of {word} is {{0}}.", f"The word {word} starts with {{0}}."),
     )
 
 
 def _draw_compare(rng: random.Random) -> Slots:
+    # From different tiers: within one it is open to dispute which thing is bigger.
     one, two = rng.sample(range(len(lx.SIZE_TIERS)), 2)
     return {
         "sized1": lx.with_article(rng.choice(lx.SIZE_TIERS[one])),
@@ -140,6 +148,7 @@ def _solve_compare(slots: Mapping[str, str]) -> Task:
         shape="sentence",
         answers=(answer,),
         universe=frozenset(lx.SIZE_OF),
+        # "A horse is bigger than a plum" names both things; the claim is the one that comes first.
         echo=(answer, other),
         anchor="first",
         wrong=((other,),),
@@ -147,6 +156,8 @@ def _solve_compare(slots: Mapping[str, str]) -> Task:
     )
 
 
+# The number of a form is its weight. A form that can make few different instructions has a small one, because
+# no instruction occurs twice and it would soon run out.
 FORMS: tuple[Form, ...] = (
     Form(
         "list",

@@ -1,4 +1,7 @@
-"""Families that ask for a small piece of work: arithmetic, counting, positions, sorting."""
+"""Instruction families that ask for a small computation: sums, counts, positions, sorting.
+
+Each has a function that draws a template's slots, one that solves them into a `Task`, and forms in `FORMS`.
+"""
 
 import random
 from collections.abc import Mapping
@@ -13,10 +16,12 @@ _LIST_INPUTS = ("Words: {list}", "List: {list}")
 
 
 def _near(number: int) -> tuple[str, ...]:
+    # Mistakes that someone could make: near the right number, and within the lexicon's 0 to 10.
     return tuple(str(n) for n in range(max(0, number - 3), min(10, number + 3) + 1) if n != number)
 
 
 def _draw_sum(rng: random.Random) -> Slots:
+    # At most 5 each, so that the sum is in the lexicon too.
     one, two = rng.randint(1, 5), rng.randint(1, 5)
     return {
         # Large enough for both signs: what is given away was there.
@@ -49,6 +54,7 @@ def _solve_sum(slots: Mapping[str, str]) -> Task:
 
 
 def _story(sign: str) -> tuple[str, ...]:
+    # The doubled braces below survive the f-string and become the template's slots.
     verb = "gets {number2} more" if sign == "plus" else "gives away {number2}"
     return (
         f"{{name}} has {{number1}} {{goods}} and {verb}. How many are there now?",
@@ -125,6 +131,7 @@ def _draw_sort_numbers(rng: random.Random) -> Slots:
 def _solve_sort_numbers(slots: Mapping[str, str]) -> Task:
     down = slots["order"] == "large to small"
     answers = tuple(sorted(slots["list"].split(", "), key=int, reverse=down))
+    # One slot per number, as the list may have two or three. Without `wrong` a mistake is a wrong order.
     blanks = ", ".join(f"{{{i}}}" for i in range(len(answers)))
     return Task(
         "sort", "sentence", answers, _ALL_NUMBERS, (f"The order is {blanks}.", f"In order: {blanks}.")

@@ -1,6 +1,7 @@
-"""Families that ask for a text: notes, sentences with given words, polite requests, changed copies.
+"""Instruction families that ask for a text: notes, sentences with given words, requests, changed copies.
 
-Answering a question about the text in the input lives here too.
+Questions about a text given in the input are here too. Each family has a function that draws a template's
+slots, one that solves them into a `Task`, and forms in `FORMS`.
 """
 
 import random
@@ -31,6 +32,7 @@ def _solve_note(slots: Mapping[str, str]) -> Task:
     return Task(
         family="message",
         shape="sentence",
+        # All four have to be there and in this order; the words around them are free.
         answers=(to, "thank" if thanks else "sorry", gift, sender),
         universe=frozenset((*lx.NAMES, *lx.GIFTS, "thank", "sorry")),
         patterns=(
@@ -94,12 +96,15 @@ def _draw_request(rng: random.Random) -> Slots:
 
 
 def _solve_request(slots: Mapping[str, str]) -> Task:
+    # A template with an input spells the request with a capital, the others do not, and parsing finds only
+    # the slot that stands in the text.
     verb, thing = slots.get("Request", slots.get("request", "")).lower(), slots["thing"]
     return Task(
         family="polite",
         shape="sentence",
         answers=("please", verb, thing),
         universe=frozenset((*lx.THINGS, *lx.REQUESTS, "please", "now")),
+        # "please" is one of the answers here: a request without it has not become polite.
         patterns=("Could you {0} {1} me the {2}?", "Would you {0} {1} me the {2}?"),
         bare="{1} the {2}",
         wrong=(("now",), _but(lx.REQUESTS, verb), _but(lx.THINGS, thing)),
@@ -113,6 +118,7 @@ def _draw_replace(rng: random.Random) -> Slots:
         "verb": rng.choice(lx.LIKES),
         "thing1": thing1,
         "thing2": thing2,
+        # The word to replace has to occur in the sentence, the new one must not.
         "thing3": rng.choice((thing1, thing2)),
         "thing4": thing3,
     }
@@ -130,6 +136,7 @@ def _solve_replace(slots: Mapping[str, str]) -> Task:
         universe=frozenset((*lx.NAMES, *lx.THINGS)),
         patterns=(f"{{0}} {slots['verb']} the {{1}} and the {{2}}.",),
         bare="{1} and {2}",
+        # The usual mistake is to leave a word unchanged. Where unchanged is right, the writer skips it.
         wrong=(_but(lx.NAMES, slots["name"]), (before[0], *others[:4]), (before[1], *others[-4:])),
     )
 
@@ -160,6 +167,7 @@ def _solve_owner(slots: Mapping[str, str]) -> Task:
     return _scene_task(slots["name"], lx.NAMES, (f"{{0}} has the {slots['garment']}.", "The owner is {0}."))
 
 
+# The scene always tells color, garment, name and place, so the answer has to be picked out of it.
 _SCENES = (
     "{name} has a {color} {garment} and lives in {place}.",
     "{name} lives in {place} and has a {color} {garment}.",

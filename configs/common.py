@@ -1,0 +1,112 @@
+"""What the pages share, written once: functions that each put a group of settings into a page.
+
+    common = module_beside(__file__, "common")      # in a page; it comes from rlhf_jax.settings
+
+    c = ConfigDict()
+    common.optimizer(c, learning_rate=1e-4, warmup_steps=10)
+    c.optimizer.b2 = 0.95                           # what this page has otherwise
+
+This file is no page itself. `--config=configs/NAME.py --help` shows every field of a page with its comment, those of
+this file too. A page of your own, in any folder, gets at it by the same line.
+"""
+
+from ml_collections import ConfigDict
+
+
+def texts(data: ConfigDict) -> None:
+    """How a record becomes text."""
+    data.template = "brief"  # A name in rlhf_jax/data/templates.py, or chat: the tokenizer's own.
+    data.thoughts = "keep"  # With chat, of reasoning models: keep, drop, or last (those of the last turn).
+    data.generation_prompt = "template"  # Or training, sampling: which decides where chat texts meet prompts.
+    data.chat_template = ""  # With chat, which of a tokenizer's named templates; "": its default.
+    data.date = ""  # What chat templates that ask for it are told, 2026-11-29; "": that of the first start.
+
+
+def responses(data: ConfigDict) -> None:
+    """Which of the responses that a model wrote count as whole."""
+    data.not_ended = "keep"  # Responses with `ended` false: keep, without an end token, or drop.
+
+
+def training_rows(data: ConfigDict) -> None:
+    data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
+
+
+def read_model(model: ConfigDict) -> None:
+    """What can be said of any model that is read from a folder."""
+    model.adapter = ""  # A PEFT folder that is laid over it; with PPO, over the policy.
+    model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
+
+
+def trained_model(model: ConfigDict) -> None:
+    """What can be said of a model that is trained: how it is computed, for speed and memory."""
+    read_model(model)
+    model.remat = "none"  # What the backward pass computes again instead of keeping it: none, dots or full.
+    model.attention = "auto"  # Or xla, cudnn (NVIDIA), splash (TPU).
+
+
+def lora(c: ConfigDict) -> None:
+    """Trains a low-rank adapter beside the model, which stays as it is."""
+    c.lora = ConfigDict()
+    c.lora.rank = 0  # 0: all parameters are trained.
+    c.lora.alpha = 16.0  # What the adapter adds is multiplied with alpha / rank.
+    c.lora.targets = "all"  # Linear layers that have one: all, or some of q,k,v,o,gate,up,down.
+    c.lora.base_dtype = "float32"  # Of the frozen weights; with dtype bfloat16, bfloat16 is as good.
+
+
+def optimizer(c: ConfigDict, *, learning_rate: float, warmup_steps: int) -> None:
+    """How gradients become an update. Rate and warm-up have no defaults: every method and size has its own."""
+    c.microbatches = 1  # Gradient accumulation; divides the batch of each device.
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # adamw, adamw_tf, adafactor, rmsprop, lion or sgd.
+    c.optimizer.learning_rate = learning_rate  # The highest, which is reached after the warm-up.
+    c.optimizer.schedule = "cosine"  # constant, linear, cosine or inverse_sqrt.
+    c.optimizer.warmup_steps = warmup_steps  # Steps in which the rate rises to it.
+    c.optimizer.weight_decay = 0.0  # Of matrices only; decoupled, so multiplied with the rate.
+    c.optimizer.b1 = 0.9  # Momentum: decay of the mean of gradients.
+    c.optimizer.b2 = 0.98  # Decay of the mean of their squares.
+    c.optimizer.eps = 1e-8  # Added to the root of that mean.
+    c.optimizer.max_grad_norm = 1.0  # Longer gradients are scaled down to this norm; 0: never.
+    c.optimizer.ema = 0.0  # Decay of an average of the parameters, evaluated and exported; 0: none.
+
+
+def processes(c: ConfigDict) -> None:
+    # Whether other processes belong to this run: auto (as the launcher says), on or off.
+    c.distributed = "auto"
+
+
+def devices(c: ConfigDict) -> None:
+    """How the devices share the work; one of the three may be -1, which takes the devices that are left."""
+    processes(c)
+    c.mesh = ConfigDict()
+    c.mesh.data = 1  # Each has all parameters and some of the rows.
+    c.mesh.fsdp = -1  # Each has a part of all parameters and some of the rows.
+    c.mesh.tensor = 1  # Each has a part of every matrix product, and they share rows.
+
+
+def rhythm(c: ConfigDict, *, log_every: int, eval_every: int, save_every: int) -> None:
+    """What is said and kept while a trainer runs. The three are steps, and every method's steps last differently."""
+    c.log_every = log_every  # Steps between two lines of metrics.jsonl.
+    c.eval_every = eval_every  # Steps between two evaluations; 0: only at the end.
+    c.save_every = save_every  # Steps between two checkpoints; 0: only at the end.
+    c.keep_checkpoints = 2  # The last so many stay,
+    c.keep_best = 1  # and, with best_metric, so many of the best.
+    c.best_metric = ""  # Chooses the checkpoint that is exported, such as eval/loss; "": the last.
+    c.best_mode = "min"  # min or max.
+    c.tensorboard = False  # Metrics as TensorBoard's event files, too,
+    c.wandb_project = ""  # and to this project of Weights & Biases; "": not.
+
+
+def asking(c: ConfigDict) -> None:
+    """How judges are asked, how fast, and what it may cost."""
+    c.max_concurrency = 32  # Requests under way at a time.
+    c.cache = ""  # SQLite file of answers; "" keeps it in the workdir.
+    # online; batch: the provider's batch service, half the price, within a day, and the same command takes up its
+    # batches again; replay: nobody is asked; cancel: stops the batches and does no more.
+    c.transport = "online"
+    c.dry_run = False  # Only tell how many calls, tokens, dollars and seconds it would be.
+    c.max_usd = 0.0  # Stop before more than this could be spent; 0 is no limit.
+    c.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
+    c.tokens_per_minute = 0.0  # The same for tokens.
+    c.timeout_s = 120.0  # Of one request.
+    c.import_answers = ""  # A parquet file of answers that go into the cache before anybody is asked.
+    c.export_answers = ""  # A parquet file that gets all of the cache's answers afterwards.

@@ -1,0 +1,48 @@
+"""A study: stages, each a method or a job, run in the order in which this page lists them. This one tries two betas.
+
+    python -m rlhf_jax.main --config=configs/study.py --workdir=runs/betas
+
+Trains DPO twice on the labels that the farm (configs/farm.py) has made, samples both models and ranks them beside the
+SFT model. docs/studies.md tells how to write one of your own; configs/farm.py is the longest.
+"""
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.settings import choose_variant, sibling
+
+
+def get_config(variant: str = "microfarm") -> ConfigDict:
+    return choose_variant(variant, {"microfarm": microfarm})
+
+
+def microfarm() -> ConfigDict:
+    c = ConfigDict()
+    c.job = "study"
+    c.seed = 0  # Of every stage.
+    c.distributed = "auto"
+    c.report = "evaluate"  # The stage whose table is shown at the end and whose report is copied; "": none.
+
+    # Settings, in groups that several stages may share. A name in braces is the folder of that stage.
+    c.dpo = sibling(__file__, "dpo")
+    c.outputs = sibling(__file__, "generate")
+    c.evaluate = sibling(__file__, "evaluate")
+    names = ("beta_0.02", "beta_0.2")
+    c.evaluate.outputs = "sft=runs/farm/outputs/sft/outputs.parquet," + ",".join(
+        f"{name}={{outputs/{name}}}/outputs.parquet" for name in names
+    )
+    c.evaluate.runs = ",".join(f"{name}={{{name}}}" for name in names)
+    c.evaluate.title = "two betas of DPO"
+
+    # The stages in their order: (name and folder, group of settings, overrides as on a command line).
+    c.stages = (
+        ("beta_0.02", "dpo", "beta=0.02"),
+        ("beta_0.2", "dpo", "beta=0.2"),
+        *((f"outputs/{n}", "outputs", f"model.path={{{n}}}/export", f"model.name={n}") for n in names),
+        ("evaluate", "evaluate"),
+    )
+
+    for name in ("dpo", "outputs", "evaluate"):
+        c[name].seed = c.get_ref("seed")
+    for name in ("dpo", "outputs"):
+        c[name].distributed = c.get_ref("distributed")
+    return c

@@ -1,0 +1,1 @@
+"""Sending requests to LLM endpoints: clients, rate limits, retries, and what each kind of error means."""

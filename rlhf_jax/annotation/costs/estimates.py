@@ -1,0 +1,119 @@
+"""The estimate of a run (requests, tokens, dollars, seconds), made before any request is sent.
+
+Input tokens follow from the length of the questions, output tokens and seconds from the answers the cache has of
+the same model; without any, what is unknown stays unknown, and the most it can cost is told where it is bounded.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from rlhf_jax.annotation.answers.cache import AnswerCache
+from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.costs.prices import most_usd, price_of
+from rlhf_jax.annotation.judges.requests import Job
+
+# English text; used until the cache has answers of the model, which tell it better.
+_TOKENS_PER_BYTE = 0.25
+
+
+class Past(NamedTuple):
+    """Averages over a model's answers in the cache: input tokens per byte of body, output tokens, seconds."""
+
+    answers: int
+    tokens_per_byte: float | None
+    tokens_out: float | None
+    seconds: float | None
+
+
+def past(cache: AnswerCache, provider: str, origin: str, model: str) -> Past:
+    """Average over the cached answers of one model; None where they do not say."""
+    # Tokens per byte over rows that have both numbers; seconds of online answers only.
+    query = """
+        SELECT count(*),
+               sum(CASE WHEN body_bytes IS NOT NULL THEN tokens_in END) * 1.0
+                   / sum(CASE WHEN tokens_in IS NOT NULL THEN body_bytes END),
+               avg(tokens_out), avg(CASE WHEN transport = 'online' THEN latency_ms END) / 1000
+        FROM answers WHERE provider = ? AND origin = ? AND requested = ?"""
+    return Past(*cache.rows(query, (provider, origin, model))[0])
+
+
+def estimate(jobs: Iterable[Job], cache: AnswerCache, limits: Limits) -> dict:
+    """Estimate what `answer_all` would ask, use and cost for these jobs.
+
+    Returns {"calls", "cached", "tokens_in", "tokens_out", "cost_usd", "max_cost_usd", "seconds", "price_unknown",
+    "by_model"}: numbers of requests and tokens, dollars, seconds. None is unknown: tokens_out and cost_usd
+    without past answers, dollars without a price, max_cost_usd without max_tokens, seconds of batches. by_model
+    has the same for every judge's model.
+    """
+    jobs = list(jobs)
+    known = cache.get_many(job.key for job in jobs)
+    todo: dict[tuple[str, str, str], list[Job]] = {}
+    for job in jobs:
+        if job.key not in known and limits.transport != "replay":
+            spec, address = job.judge.spec, job.judge.address
+            todo.setdefault((spec.provider, address.origin, spec.model), []).append(job)
+    parts = [_part(share, past(cache, *where), limits) for where, share in todo.items()]
+    total = {name: _sum(part[name] for part in parts) for name in _ADDED}
+    slowest = [part["seconds"] for part in parts]
+    # All models share the slots of max_concurrency, so their times add up; budgets per minute run side by
+    # side, so the slowest counts.
+    paced = max((part["paced_seconds"] for part in parts), default=0.0)
+    total["seconds"] = None if None in slowest else max(sum(slowest), paced)
+    return total | {
+        "cached": len(known),
+        "price_unknown": sum(part["calls"] for part in parts if part["price_unknown"]),
+        "by_model": parts,
+    }
+
+
+_ADDED = ("calls", "tokens_in", "tokens_out", "cost_usd", "max_cost_usd")
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    values = list(values)
+    return None if None in values else sum(values)
+
+
+def _part(share: list[Job], seen: Past, limits: Limits) -> dict:
+    """The estimate for one model."""
+    in_batch = limits.transport == "batch"
+    sizes = [len(json.dumps(job.body(), ensure_ascii=False).encode()) for job in share]
+    tokens_in = sum(sizes) * (seen.tokens_per_byte or _TOKENS_PER_BYTE)
+    tokens_out = None if seen.tokens_out is None else sum(_fewer(job, seen.tokens_out) for job in share)
+    usd = [_usd(job, tokens_in / len(share), seen, in_batch) for job in share]
+    unknown = any(price_of(job.judge) is None for job in share)
+    # Without max_tokens an answer may be of any length, and the cost has no bound.
+    bounded = not unknown and all(job.judge.spec.max_tokens is not None for job in share)
+    most = [most_usd(job.judge, size, in_batch=in_batch) for job, size in zip(share, sizes, strict=True)]
+    seconds = None
+    if seen.seconds is not None and not in_batch:
+        seconds = len(share) * seen.seconds / limits.max_concurrency
+    per_minute = limits.per_minute
+    paced = 60.0 * len(share) / per_minute.requests if per_minute.requests else 0.0
+    if per_minute.tokens:
+        paced = max(paced, 60.0 * (tokens_in + (tokens_out or 0.0)) / per_minute.tokens)
+    return {
+        "model": share[0].judge.spec.model,
+        "calls": len(share),
+        "tokens_in": round(tokens_in),
+        "tokens_out": None if tokens_out is None else round(tokens_out),
+        "cost_usd": _sum(usd),
+        "max_cost_usd": sum(most) if bounded else None,
+        "seconds": seconds,
+        "paced_seconds": paced,
+        "price_unknown": unknown,
+        "past_answers": seen.answers,
+    }
+
+
+def _fewer(job: Job, tokens_out: float) -> float:
+    most = job.judge.spec.max_tokens
+    return tokens_out if most is None else min(tokens_out, most)
+
+
+def _usd(job: Job, tokens_in: float, seen: Past, in_batch: bool) -> float | None:
+    price = price_of(job.judge)
+    if price is None or (seen.tokens_out is None and price.output):
+        return None
+    return price.usd(tokens_in, _fewer(job, seen.tokens_out or 0.0), in_batch=in_batch)

@@ -1,0 +1,1 @@
+"""Judges: their YAML files, read and checked, and the requests that they make of questions."""

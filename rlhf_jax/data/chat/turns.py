@@ -1,0 +1,255 @@
+"""Finds what a chat template writes around the assistant's turns, and where the trained turns lie in a rendered text.
+
+transformers offers masks of the assistant's tokens only for templates with {% generation %} blocks, which few have.
+Here the conversation is rendered a second time with invisible marks around the assistant's texts; without its marks
+that text must be the first one. So any template works, also one that trims its texts, and one that rewrites a
+response costs the row. The thoughts of a reasoning model are given to the template as it takes them; one that leaves
+them out costs the row, too. Where tool calls lie is found in a similar way, see `chat_templates.call_span`.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from rlhf_jax.data.chat.chat_templates import (
+    CLOSE,
+    FIELDS,
+    INLINE,
+    VERBATIM,
+    call_span,
+    check_template,
+    check_tools,
+    continued,
+    kept,
+    render_chat,
+    said_of,
+    written,
+)
+from rlhf_jax.data.records.left_out import RowError
+from rlhf_jax.data.records.messages import THOUGHTS, ChatMessage
+from rlhf_jax.data.templates import Handling
+from rlhf_jax.errors import UserError
+
+Chat = Sequence[ChatMessage]
+Span = tuple[int, int]
+
+# Noncharacters, which Unicode reserves for internal use, so no text should hold them.
+START, END = "\ufdd0", "\ufdd1"
+_MARKS = re.compile(f"[{START}{END}]")
+# Qwen 3 writes an empty block into a last turn that has no thoughts.
+_EMPTY_THOUGHTS = re.compile(r"<think>\s*</think>")
+PROMPTS_DIFFER = (
+    "chat template begins a response otherwise in training text than where it is sampled "
+    "(row kept; data.generation_prompt=training or sampling makes them meet)"
+)
+# A template that trims its texts does not trim the space between a mark and the text. So the text is trimmed
+# before the marks are put around it, in whichever of these ways gives the same text.
+_TRIMS = (str, str.strip, str.rstrip, str.lstrip)
+
+
+class ChatTurn(NamedTuple):
+    """What a template writes around an assistant's text.
+
+    Attributes:
+      opening: what it writes to have the assistant speak, "" when nothing.
+      lead: what it writes between that and the text: " ", for example.
+      end: what it writes behind the text, "" when nothing.
+      end_id: the token that the end ends with, or else EOS.
+      meets: whether training text goes on where a prompt for sampling ends.
+    """
+
+    opening: str
+    lead: str
+    end: str
+    end_id: int
+    meets: bool
+
+
+class Text(NamedTuple):
+    """A rendered conversation: texts that are tokenised apart, where in each the trained turns lie, and notes."""
+
+    pieces: list[str]
+    spans: list[list[Span]]
+    notes: tuple[str, ...] = ()
+
+
+def turn_of(tokenizer: Any, how: Handling) -> ChatTurn:
+    """Finds how the template writes a turn of the assistant, from a conversation of two short messages.
+
+    Its end must be one token, or several of which the last stands for nothing else, as sampling stops there.
+    UserError otherwise, and when the tokenizer cannot be used for chats at all.
+    """
+    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    check_template(tokenizer, name, how)
+    probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": f"{START}x{END}"}]
+    try:
+        pieces = _MARKS.split(render_chat(probe, tokenizer, how))
+        asked = render_chat(probe[:1], tokenizer, how)
+        prompt = render_chat(probe[:1], tokenizer, how, add_generation_prompt=True)
+    except RowError as e:
+        raise UserError(
+            f"template: the chat template of {name} does not take a plain conversation ({e})"
+        ) from e
+    if len(pieces) != 3:
+        raise UserError(f"template: the chat template of {name} does not write what the assistant says")
+    # A line break behind the end token is never sampled, since sampling stops at the token before it.
+    end = pieces[2].rstrip()
+    ids = tokenizer(end, add_special_tokens=False)["input_ids"] if end else [tokenizer.eos_token_id]
+    if len(ids) > 1 and ids[-1] not in {tokenizer.eos_token_id, *tokenizer.added_tokens_decoder}:
+        raise UserError(
+            f"template: the chat template of {name} ends a turn with {end!r}, which is {len(ids)} tokens of plain "
+            f"text, and EOS is {tokenizer.eos_token!r}, so sampling would not stop there; add {end!r} with "
+            "tokenizer.add_special_tokens and save it to a new folder with save_pretrained"
+        )
+    # Not so for templates that open the thoughts in the prompt alone, as DeepSeek R1's does.
+    meets = pieces[0].startswith(prompt)
+    opening = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
+    return ChatTurn(opening, pieces[0].removeprefix(prompt) if meets else "", end, int(ids[-1]), meets)
+
+
+def prompt_of(chat: Chat, tokenizer: Any, how: Handling) -> tuple[str, tuple[str, ...]]:
+    """Renders a conversation up to where the assistant speaks: (text, remarks to count)."""
+    text = _prompt_text(chat, tokenizer, how)
+    return text, check_tools(chat, text, partial(_prompt_text, tokenizer=tokenizer, how=how))
+
+
+def _prompt_text(chat: Chat, tokenizer: Any, how: Handling) -> str:
+    if how.generation_prompt != "training":
+        return render_chat(chat, tokenizer, how, add_generation_prompt=True)
+    # The prompt is cut out of a text with an answer, so that it ends exactly as training text does.
+    answered = [*chat, {"role": "assistant", "content": f"{START}x{END}"}]
+    return render_chat(answered, tokenizer, how).partition(START)[0]
+
+
+def _chosen(chat: Chat, all_turns: bool) -> list[int]:
+    """The numbers of the turns that are trained."""
+    turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
+    chosen = [i for i in (turns if all_turns else turns[-1:]) if chat[i].get("train", True)]
+    if not chosen:
+        raise RowError("every turn has weight 0")
+    return chosen
+
+
+def as_sampled(
+    chat: Chat, tokenizer: Any, turn: ChatTurn, all_turns: bool, ended: bool, how: Handling
+) -> Text:
+    """Writes the prompt as it is sampled from and, as a text of its own, what the model has to write after it.
+
+    The two are tokenised apart, as they are in sampling, so no token can join them.
+    """
+    if len(chat) - 1 not in _chosen(chat, all_turns):
+        raise RowError("the last turn has weight 0")
+    if chat[-1].get("tool_calls"):
+        raise RowError("tool calls, which data.generation_prompt=sampling cannot write")
+    prompt, notes = prompt_of(kept(chat[:-1], how.thoughts, prompt=True), tokenizer, how)
+    said = said_of(chat[-1])
+    if not said.answer.strip():
+        raise RowError("empty response")
+    # A response that was cut while it thought has no closing tag, and must not be given one.
+    unfinished = not ended and CLOSE not in chat[-1]["content"] and not said.thoughts
+    text = chat[-1]["content"] if unfinished else continued(prompt, said)
+    text += turn.end if ended else ""
+    return Text([prompt, text], [[], [(0, len(text))]], notes)
+
+
+def as_templated(
+    chat: Chat, tokenizer: Any, turn: ChatTurn, all_turns: bool, ended: bool, how: Handling
+) -> Text:
+    """Writes a conversation as the template does, and finds where the trained turns lie, their ends included.
+
+    ended: whether the last turn has an end; one that its sampler cut has none.
+    """
+    chosen = _chosen(chat, all_turns)
+    calling = [i for i in chosen if chat[i].get("tool_calls")]
+    if not ended and len(chat) - 1 in calling:
+        raise RowError("tool calls of a response that did not end")
+    thinking = [bool(said_of(chat[i]).thoughts) for i in chosen]
+    notes = () if turn.meets or how.generation_prompt != "template" else (PROMPTS_DIFFER,)
+    render = partial(render_chat, tokenizer=tokenizer, how=how)
+    for form in (VERBATIM, FIELDS, INLINE) if any(thinking) else (VERBATIM,):
+        # Verbatim, thoughts in a field of their own would get no marks, and would not be trained.
+        in_fields = any(chat[i].get(name) for i in chosen for name in THOUGHTS)
+        if form == VERBATIM and in_fields:
+            continue
+        plain = [written(m, form) if i in chosen else m for i, m in enumerate(chat)]
+        text = render(plain)
+        pieces = _marked_pieces(plain, {i: chat[i] for i in chosen if i not in calling}, form, text, render)
+        if pieces is None:
+            continue
+        spans = _spans(pieces, turn, how)
+        # The end that the template writes was never sampled in a response that its sampler cut.
+        if not ended and chosen[-1] == len(chat) - 1:
+            spans[-1] = spans[-1][0], len("".join(pieces[:-1]))
+        opening = turn.opening if turn.meets else ""
+        called = [call_span(plain, i, text, opening, render) for i in calling]
+        # A turn with calls is found without marks, so its thoughts have to be looked for in the text.
+        if not all(
+            said_of(chat[i]).thoughts in text[slice(*x)] for i, x in zip(calling, called, strict=True)
+        ):
+            continue
+        spans = sorted([*spans, *called])
+        notes += check_tools(plain, text, render)
+        if form == INLINE:
+            notes += (f"thoughts written {INLINE} (row kept)",)
+        if any(_EMPTY_THOUGHTS.search(text, *span) for span in spans):
+            notes += ("empty think block of the chat template trained (row kept)",)
+        return Text([text], [spans], notes)
+    if any(thinking):
+        earlier = any(thinking[:-1])
+        raise RowError(
+            "chat template leaves out thoughts of earlier turns (data.thoughts=last leaves them out, too)"
+            if earlier
+            else "chat template leaves out thoughts (data.generation_prompt=sampling writes them, "
+            "data.thoughts=drop trains without)"
+        )
+    raise RowError("chat template rewrites a response")
+
+
+def _marked_pieces(
+    plain: Chat, turns: dict[int, ChatMessage], form: str, text: str, render: Callable[[Chat], str]
+) -> list[str] | None:
+    """Cuts the text so that every second piece is what these turns say; None where the template writes it otherwise.
+
+    plain: the conversation that the text is of. turns: by number, as the record has them.
+    """
+    parts = [1 + (form == FIELDS and bool(said_of(turn).thoughts)) for turn in turns.values()]
+    for trim in _TRIMS:
+        marks = {i: written(turn, form, (START, END), trim) for i, turn in turns.items()}
+        pieces = _MARKS.split(render([marks.get(i, message) for i, message in enumerate(plain)]))
+        if len(pieces) == 2 * sum(parts) + 1 and "".join(pieces) == text:
+            return _merged(pieces, parts)
+    return None
+
+
+def _merged(pieces: list[str], parts: list[int]) -> list[str]:
+    """Joins the thoughts of a turn, what the template writes after them, and the answer into one piece.
+
+    The model has to write the closing tag in between, too, so it is trained like the rest.
+    """
+    merged, at = [pieces[0]], 1
+    for count in parts:
+        stop = at + 2 * count - 1
+        merged += ["".join(pieces[at:stop]), pieces[stop]]
+        at = stop + 1
+    return merged
+
+
+def _spans(pieces: list[str], turn: ChatTurn, how: Handling) -> list[Span]:
+    """Finds where the trained turns lie; every second of `pieces` is what the assistant says."""
+    spans, at = [], 0
+    for before, said, after in zip(pieces[:-1:2], pieces[1::2], pieces[2::2], strict=True):
+        start = at + len(before)
+        stop = start + len(said)
+        # With that setting the lead is part of the prompt, so the model never has to write it.
+        lead = 0 if how.generation_prompt == "training" else _lead(before, turn)
+        spans.append((start - lead, stop + len(turn.end) if after.startswith(turn.end) else stop))
+        at = stop
+    return spans
+
+
+def _lead(before: str, turn: ChatTurn) -> int:
+    """The number of characters between the end of the sampling prompt and the text, which the model writes itself."""
+    if turn.meets and turn.opening and turn.opening in before:
+        return len(before) - before.rindex(turn.opening) - len(turn.opening)
+    return len(turn.lead) if before.endswith(turn.lead) else 0

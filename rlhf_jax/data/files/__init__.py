@@ -1,0 +1,1 @@
+"""Table files -> rows: formats, folders, datasets, and how rows are held out."""

@@ -1,0 +1,146 @@
+"""Reads records whose responses are to be scored: every row stays, and what cannot be scored says why.
+
+Unlike the readers of `records` this one drops nothing, since scores are joined to the rows of their file again.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from rlhf_jax.data.files.tables import columns_of
+from rlhf_jax.data.records.left_out import LeftOut, RowError, UsedColumns
+from rlhf_jax.data.records.messages import from_text
+from rlhf_jax.data.records.records import Source, load_records, usable
+from rlhf_jax.data.records.row_parts import (
+    CONVERSATIONS,
+    PROMPTS,
+    RESPONSES,
+    conversation,
+    ended,
+    explicit_pair,
+    implicit_pair,
+    last_turn,
+    of_messages,
+    prompt,
+    response,
+)
+from rlhf_jax.errors import UserError
+
+Row = dict[str, Any]
+_LISTS = ("outputs", "responses")
+_KEPT = ("instruction", "input", "prompt", "messages", "ended", "generator")
+
+
+class Answered(NamedTuple):
+    """A row of a file with its responses.
+
+    Attributes:
+    columns: what is kept of it beside its responses.
+    responses: their texts, None where there is none.
+    records: for each a record with `output`, or the reason why it cannot be scored.
+    """
+
+    columns: Row
+    responses: list[str | None]
+    records: list[Row | str]
+
+
+def read_responses(
+    source: Source, *, made_by: str = "", chat: bool = False
+) -> tuple[list[Answered], LeftOut]:
+    """Reads all rows with their prompts and responses, and counts the responses that cannot be scored by reason.
+
+    Layouts: those of `read_instructions`; a list in `outputs` or `responses`; output_1 and output_2; chosen and
+    rejected. Raises UserError when the file has none of them.
+    """
+    rows, name, _ = load_records(source, None, None, made_by)
+    found = set(columns_of(rows))
+    needed = {*RESPONSES, *_LISTS, *CONVERSATIONS, "output_1", "chosen"}
+    if not found & needed or not found & {*PROMPTS, "chosen"}:
+        raise UserError(
+            f"{name}: no responses to score; it has {', '.join(sorted(found))} (needed: a prompt, instruction or "
+            "messages, and output, outputs, output_1 and output_2, or chosen and rejected)"
+        )
+    read, skipped = [], LeftOut()
+    for row in rows:
+        fields = UsedColumns(row, frozenset({"generator"}))
+        texts, records = _answers(fields, chat)
+        skipped.update(reason for reason in records if isinstance(reason, str))
+        if any(isinstance(record, dict) for record in records):
+            skipped.count_kept(fields)
+        first = next((record for record in records if isinstance(record, dict)), {})
+        # The prompt as it was read replaces the row's own, which may be a list of messages or JSON text.
+        columns = {name: row[name] for name in _KEPT if name in row and not (name == "prompt" and first)}
+        columns |= {name: first[name] for name in ("instruction", "input", "prompt") if name in first}
+        read.append(Answered(columns, texts, records))
+    return read, skipped
+
+
+def _answers(row: UsedColumns, chat: bool) -> tuple[list[str | None], list[Row | str]]:
+    """Reads a row's responses: (their texts, for each a record or the reason why there is none)."""
+    try:
+        columns, values, fields = _prompt_and_values(row)
+    # Without a prompt none of the row's responses can be scored, for the same reason.
+    except RowError as reason:
+        texts = [value if isinstance(value, str) else None for value in _values(row)]
+        return texts, [str(reason)] * len(texts)
+    records = [
+        _record(row, columns, value, beside, whole, chat)
+        for value, beside, whole in zip(values, fields, _ended(row, values), strict=True)
+    ]
+    said = [
+        record["output"] if isinstance(record, dict) else value
+        for record, value in zip(records, values, strict=True)
+    ]
+    return [text if isinstance(text, str) else None for text in said], records
+
+
+def _prompt_and_values(row: UsedColumns) -> tuple[Row, list[Any], list[Row]]:
+    """Reads (the prompt's columns, the responses, for each the further fields of its message that are known by now)."""
+    if row.has("chosen") and row.has("rejected"):
+        pair = (explicit_pair if row.first_with_content(*PROMPTS) else implicit_pair)(row)
+        values = [pair.pop("chosen"), pair.pop("rejected")]
+        fields = [pair.pop(f"{side}_fields", {}) for side in ("chosen", "rejected")]
+        return {name: x for name, x in pair.items() if not name.endswith("_ended")}, values, fields
+    named = (*RESPONSES, *_LISTS, "output_1", "output_2", "chosen", "rejected")
+    # Without a column of responses the conversation's last turn is the response.
+    if row.first_with_content(*CONVERSATIONS) and not row.first_with_content(*named):
+        before, said, fields = last_turn(conversation(row))
+        return of_messages(before), [said], [fields]
+    values = _values(row)
+    return prompt(row), values, [{} for _ in values]
+
+
+def _values(row: UsedColumns) -> list[Any]:
+    """Finds the responses of a row: one, two, or all of a list."""
+    for name in _LISTS:
+        if row.has(name):
+            return list(row[name]) if isinstance(row[name], list) else [row[name]]
+    for pair in (("output_1", "output_2"), ("chosen", "rejected")):
+        if row.first_with_content(*pair):
+            return [row.get(name) for name in pair]
+    named = row.first_with_content(*RESPONSES) or next((name for name in RESPONSES if name in row), "output")
+    return [row.get(named)]
+
+
+def _ended(row: UsedColumns, values: list[Any]) -> list[Any]:
+    """What the row says of the end of each response: `ended`, a list of it, or ended_1 and ended_2."""
+    # A list of another length does not say which response it speaks of.
+    if isinstance(row.peek("ended"), list) and len(row.peek("ended")) == len(values):
+        return list(row["ended"])
+    sides = [row.get(name) for name in ("ended_1", "ended_2") if name in row]
+    return sides if len(sides) == len(values) else [row.get("ended")] * len(values)
+
+
+def _record(
+    row: UsedColumns, columns: Mapping[str, Any], value: Any, fields: Row, whole: Any, chat: bool
+) -> Row | str:
+    try:
+        said = from_text(value)
+        # A text is taken as it is: a model may say nothing, and an empty response has a score, too.
+        if not isinstance(said, str):
+            said, fields = response(value, row)
+        mark = ended(UsedColumns({"ended": whole}), "ended", "ended")
+        record = {**columns, "output": said, **mark} | ({"output_fields": fields} if fields else {})
+        return usable(record, row, chat)
+    except RowError as reason:
+        return str(reason)

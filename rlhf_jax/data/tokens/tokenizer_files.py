@@ -1,0 +1,189 @@
+"""Reads tokenizers from folders and checks them, writes them with a PAD token, calls them, and trains small ones."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.data.files.tables import is_hub_name
+from rlhf_jax.errors import UserError, read_object
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+)
+# Those of a tokenizer's files that must be JSON objects.
+_SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
+    """Loads a Hugging Face tokenizer from a folder (or a hub name) and checks that it can be trained with.
+
+    It must have an EOS token. It need not have a PAD token, and that may be EOS: masks come from lengths. Nothing
+    is added silently. made_by: the command that makes a missing folder. Raises UserError.
+    """
+    tokenizer = _read_tokenizer(path, made_by)
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"tokenizer: {path} has no EOS token, so responses could not end; set tokenizer.eos_token and "
+            "save it to a new folder with save_pretrained"
+        )
+    return tokenizer
+
+
+def add_pad(source: str | Path, token: str, folder: Path, *, made_by: str = "") -> bool:
+    """Writes the tokenizer of `source` with the PAD token `token` to `folder`; False when it has a PAD already.
+
+    A PAD that is the EOS token counts as none. The other tokens keep their ids. Errors as `load_tokenizer`.
+    """
+    tokenizer = _read_tokenizer(source, made_by)
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return False
+    tokenizer.add_special_tokens({"pad_token": token})
+    tokenizer.save_pretrained(str(folder))
+    return True
+
+
+def _read_tokenizer(path: str | Path, made_by: str) -> Any:
+    folder = Path(path)
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise UserError(f"tokenizer: {path} holds no tokenizer (no tokenizer.json); {_made_by(made_by)}")
+    if not folder.exists() and not is_hub_name(str(path)):
+        raise UserError(f"tokenizer: {path} does not exist; {_made_by(made_by)}")
+    # Without it transformers advises to install torch, which this package does not use.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import AutoTokenizer
+
+    try:
+        # Never a stranger's code; without a value transformers
+        # would ask on the terminal and wait for an answer.
+        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        # Some broken files can be loaded, and fail only when the tokenizer is used.
+        tokenizer("a \u2603")
+        return tokenizer
+    # transformers raises many kinds of exceptions, down to bare Exception from its Rust core.
+    except Exception as e:
+        for name in _SIDE_FILES:
+            if (folder / name).is_file():
+                # Names the file in its own error, where this is the one that cannot be read.
+                read_object(folder / name)
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"tokenizer: {path} could not be loaded ({reason}); {_made_by(made_by)}") from e
+
+
+def _made_by(made_by: str) -> str:
+    return f"make it with: {made_by}" if made_by else "give a folder saved with save_pretrained"
+
+
+# Calling a tokenizer on many texts: each distinct one once, a thousand at a time.
+
+# Texts per call, which bounds the memory of the tokenizer's intermediate lists.
+_CHUNK = 1024
+
+
+def tokenized(texts: Sequence[str], tokenizer: Any, **options: bool) -> Iterator[tuple[str, Mapping]]:
+    """Yields every distinct text with what the tokenizer returns for it ("input_ids", ...); adds no special token.
+
+    Preference sets repeat their prompts and answers hundreds of times. options: the tokenizer's own.
+    """
+    # A dict and not a set: a fixed order, so that two runs make the same calls.
+    unique = list(dict.fromkeys(texts))
+    for start in range(0, len(unique), _CHUNK):
+        chunk = unique[start : start + _CHUNK]
+        # verbose=False, because transformers warns of texts
+        # longer than its limit; our callers see to the length.
+        found = tokenizer(
+            chunk,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+            **options,
+        )
+        for i, text in enumerate(chunk):
+            yield text, {name: found[name][i] for name in found}
+
+
+# A byte-level BPE tokenizer trained on the world's own text, saved the way Hugging Face loads it.
+#
+# Words carry their leading space, runs of newlines are one piece, and every byte has a token, so decoding
+# what was encoded gives back any text exactly. No token is added at either end: that is up to the caller.
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+# In the order of their ids, 0, 1 and 2.
+SPECIALS: tuple[str, str, str] = (PAD, BOS, EOS)
+MIN_VOCAB_SIZE = len(SPECIALS) + 256
+# A word or number (up to three digits) with its space, a run of other signs, a run of newlines, other space.
+_PIECES = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\n+|\s"
+
+
+def train_tokenizer(texts: Iterable[str], directory: str | os.PathLike[str], vocab_size: int = 1024) -> Path:
+    """Train on `texts` and write tokenizer.json and tokenizer_config.json into `directory`, each atomically.
+
+    Args:
+      vocab_size: tokens at most, the three special ones and the 256 bytes included; fewer come out when the
+        texts have too few different words (`len(tokenizer)` tells).
+
+    Returns:
+      The directory, ready for `AutoTokenizer.from_pretrained`.
+
+    Raises:
+      UserError: when `vocab_size` cannot hold the bytes, or the directory cannot be written.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(
+            f"vocab_size: {vocab_size} cannot hold 256 bytes and 3 specials; use at least {MIN_VOCAB_SIZE}"
+        )
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            # use_regex=False: the text is split by the pattern above, and not again by that of GPT-2.
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIALS),
+        # All 256 bytes, also those that the texts lack, so that any text can be encoded.
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _save(tokenizer.to_str(), Path(directory))
+
+
+def _save(tokenizer_json: str, directory: Path) -> Path:
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": PAD,
+        "bos_token": BOS,
+        "eos_token": EOS,
+        # Otherwise transformers removes the space before "?" when it decodes.
+        "clean_up_tokenization_spaces": False,
+        # Far above any limit of ours, which a page sets, so that transformers never warns.
+        "model_max_length": 1_000_000,
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, text in (
+            ("tokenizer.json", tokenizer_json),
+            ("tokenizer_config.json", json.dumps(config, indent=2)),
+        ):
+            part = directory / f".{name}.{os.getpid()}.part"
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, directory / name)
+    except OSError as error:
+        raise UserError(
+            f"{directory}: cannot write the tokenizer ({error.strerror}); choose a folder that can be written"
+        ) from None
+    return directory

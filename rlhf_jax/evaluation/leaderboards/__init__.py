@@ -1,0 +1,1 @@
+"""Tables of methods: ours, others' published rows, and the files of AlpacaEval."""

@@ -1,0 +1,1 @@
+"""The page and the plots that show an evaluation."""

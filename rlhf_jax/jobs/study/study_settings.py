@@ -1,0 +1,65 @@
+"""The settings of a stage: a group of the study's page, the stage's overrides, folders for the stages' names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.ranges import value_at
+from rlhf_jax.settings.page_fields import leaves
+from rlhf_jax.settings.pages import KINDS, closest
+
+_REFERENCE = re.compile(r"\{([^{}]*)\}")
+
+
+def overridden(page: ConfigDict, overrides: list[str], where: str) -> ConfigDict:
+    """The settings with FIELD=VALUE texts laid over them, each value of the kind that the field has."""
+    settings = ConfigDict(page.to_dict())
+    known = [field for field in leaves(settings) if field != "job"]
+    for override in overrides:
+        field, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"{where}: {override!r} is not FIELD=VALUE")
+        if field not in known:
+            raise UserError(f"{where}: {field}: the job {page.job} has no such field{closest(field, known)}")
+        settings.update_from_flattened_dict(
+            {field: _value(text, value_at(settings, field), f"{where}: {field}")}
+        )
+    return settings
+
+
+def _value(text: str, default: Any, field: str) -> Any:
+    try:
+        if isinstance(default, bool):
+            return {"true": True, "false": False}[text.lower()]
+        if isinstance(default, tuple):
+            return tuple(ast.literal_eval(text))
+        return type(default)(text)
+    except (KeyError, TypeError, ValueError, SyntaxError):
+        kind = KINDS[type(default).__name__]
+        raise UserError(f"{field}: {text!r} does not fit; it takes {kind}, by default {default!r}") from None
+
+
+def texts(settings: ConfigDict) -> Iterator[tuple[str, str]]:
+    """(dotted name, value) of every field that holds text."""
+    for field in leaves(settings):
+        value = value_at(settings, field)
+        if isinstance(value, str):
+            yield field, value
+
+
+def with_folders(text: str, folders: Mapping[str, str], field: str) -> str:
+    """A text with every {NAME} replaced by the folder of that stage."""
+
+    def folder(found: re.Match[str]) -> str:
+        if found[1] not in folders:
+            known = closest(found[1], folders) or f"; there are {', '.join(folders)}"
+            raise UserError(f"{field}: {text}: no stage is named {found[1]!r}{known}")
+        return folders[found[1]]
+
+    return _REFERENCE.sub(folder, text)

@@ -1,0 +1,121 @@
+"""Direct preference optimisation on pairwise labels (Rafailov et al. 2023).
+
+A language model says how it would reward a response without a reward model: beta * log(pi(y|x) / pi_ref(y|x)), up to
+a term of the prompt alone. Put into the Bradley-Terry model of a preference, that term cancels, and the loss of a
+pair is
+
+    -log sigmoid(beta * ((log pi(chosen) - log pi_ref(chosen)) - (log pi(rejected) - log pi_ref(rejected))))    (eq. 7)
+
+with log-probs summed over a response. The reference is the model that training starts from. A row is one labelled
+pair; ties and pairs without a usable label are left out when the file is read, and counted.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.data.tokens.special_ids import fill_id
+from rlhf_jax.errors import UserError
+from rlhf_jax.models import decoder
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.response_pairs import pair_logprobs, pair_weight
+from rlhf_jax.models.responses import Batch
+from rlhf_jax.objectives import preference
+from rlhf_jax.objectives.reduce import Mean
+from rlhf_jax.parallel.mesh import check_batch
+from rlhf_jax.training.checkpoints.workdir import one_writer
+from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
+from rlhf_jax.training.run.encoded_rows import rows_of
+from rlhf_jax.training.run.load_models import Start
+from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.session import (
+    Network,
+    Session,
+    export_model,
+    network_of,
+    open_session,
+    write_model_folder,
+)
+
+SHOW = ("loss", "rewards/accuracies", "eval/rewards/accuracies")
+
+
+NEEDS = Needs(
+    reads=(*train_and_eval(made_by("annotate", "labels")), *model_reads("model.init", made_by("sft"))),
+    writes=("reference_cache",),
+    remote=True,
+)
+
+
+@one_writer
+def run(config: ConfigDict, workdir: str) -> None:
+    """Trains on `data.train` from `model.init`, which is also the reference; writes WORKDIR/export."""
+    session = open_session(NEEDS, config, workdir, folder=config.model.init, made_by=made_by("sft"))
+    # Checked again by the driver; here it comes before hours may go into the reference's log-probs.
+    check_batch(config.batch_size, session.mesh)
+    pairs = encoded_rows.pairs(config.data, session.tokenizer, config.seed, made_by("annotate", "labels"))
+    network = network_of(session, made_by("sft"))
+    if network.scalar:
+        raise UserError(
+            f"model.init: {config.model.init} is a reward model; DPO starts from a language model"
+        )
+    write_model_folder(session, network)
+    method = _method(session, network, pairs)
+    params = offline.train_offline(session, network, method)
+    export_model(session, network, params, ends=session.ends)
+
+
+def dpo_loss_fn(config: ModelConfig, R: int, chunk: int, *, beta: float, label_smoothing: float) -> LossFn:
+    """DPO against log-probs of the reference that are part of the batch.
+
+    Batch: a pair, ref_chosen, ref_rejected[, weight]; or packed pairs. R: response tokens there is room for.
+    label_smoothing: the share of labels that are taken to be flipped (conservative DPO).
+    """
+    sequence_logprobs = pair_logprobs(config, R, chunk)
+
+    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        chosen_B, rejected_B = sequence_logprobs(params, batch)
+        # Packed rows hold the reference's log-probs as [B, pairs]; the policy's come flat, one number a pair.
+        return preference.dpo(
+            chosen_B,
+            rejected_B,
+            batch["ref_chosen"].reshape(-1),
+            batch["ref_rejected"].reshape(-1),
+            pair_weight(batch),
+            beta=beta,
+            label_smoothing=label_smoothing,
+        )
+
+    return loss_fn
+
+
+def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> offline.Offline:
+    """Describes DPO on these pairs. The reference's log-probs are computed once before the first step, or in each."""
+    config, mesh = session.config, session.mesh
+    train, held, R = rows_of(pairs, config.data, fill_id(session.tokenizer), config.seed)
+    # Once costs one forward pass over all rows and keeps no second model in memory; with every step nothing
+    # is computed ahead, which suits a run that will see only a part of its rows.
+    with_every_step = config.reference == "step"
+
+    def complete(start: Start) -> offline.Completed:
+        if with_every_step:
+            enrich = reference_logprobs.with_every_step(config, mesh, network.config, start, train.pairs, R)
+            return offline.Completed(train, held, enrich)
+        # Kept on disk file by file: a run with other evaluation rows still finds those of training.
+        found = [
+            rows.with_columns(reference_logprobs.logprobs(session, network.config, start, encoded, rows, R))
+            for encoded, rows in ((pairs.train, train), (pairs.eval, held))
+        ]
+        return offline.Completed(*found)
+
+    def room(rows: offline.Rows) -> offline.Rows:
+        # The step is compiled before the weights are read, so the columns have to be there already.
+        return rows.with_columns(reference_logprobs.zeros(rows))
+
+    def loss_of(model: ModelConfig, page: ConfigDict) -> LossFn:
+        return dpo_loss_fn(model, R, page.logprob_chunk, beta=page.beta, label_smoothing=page.label_smoothing)
+
+    return offline.Offline(
+        loss_of, room(train), room(held), SHOW, complete=complete, keeps_start=with_every_step
+    )

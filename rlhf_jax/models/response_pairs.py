@@ -1,0 +1,79 @@
+"""Log-probabilities and scores of preference pairs, plain or packed, both sides in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rlhf_jax.models import decoder
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.responses import (
+    Batch,
+    by_document,
+    packed_arrays,
+    packed_row_logprobs,
+    packed_scores,
+    plain_row_logprobs,
+    row_weight,
+)
+from rlhf_jax.objectives.preference import sequence_logprob
+
+
+def pair_logprobs(
+    config: ModelConfig, R: int, chunk: int
+) -> Callable[[decoder.Params, Batch], tuple[Array, Array]]:
+    """`(params, batch) -> (chosen_B, rejected_B)`: summed response log-probs, both sides in one forward pass.
+
+    Packed rows of S documents give S / 2 pairs each, concatenated over the batch; rows that hold fewer are filled up
+    with pairs of weight 0 (`pair_weight`).
+    """
+
+    def logprobs(params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
+        if "segments" in batch:
+            logprobs_BR, *_ = packed_row_logprobs(config, params, batch, R, chunk)
+            return _halves(by_document(logprobs_BR, batch["owners"], batch["lasts"].shape[1]))
+        logprobs_BR, _, mask_BR = plain_row_logprobs(config, params, _stack_pair(batch), R, chunk)
+        return _halves(sequence_logprob(logprobs_BR, mask_BR))
+
+    return logprobs
+
+
+def pair_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
+    """(chosen_B, rejected_B): the reward model's scores of both sides, read at their last tokens, in one forward pass.
+
+    Batch: {chosen,rejected}_{tokens,lengths}; or packed rows.
+    """
+    if "segments" in batch:
+        return _halves(packed_scores(config, params, *packed_arrays(batch), batch["lasts"]))
+    both = _stack_pair(batch)
+    hidden_BTD = decoder.hidden_states(config, params, both["tokens"])
+    return _halves(decoder.last_token_scores(hidden_BTD, params, both["lengths"]))
+
+
+def pair_weight(batch: Batch) -> Array:
+    """The weight of every pair [B]; 0 for the places of a packed row that hold no pair."""
+    if "segments" not in batch:
+        return row_weight(batch)
+    # Two documents are a pair, chosen first, and those that are there come before the empty places.
+    there_BQ = jnp.arange(batch["lasts"].shape[1] // 2) < batch["documents"][:, None] // 2
+    return (there_BQ * row_weight(batch)[:, None]).reshape(-1)
+
+
+def _stack_pair(batch: Batch) -> Batch:
+    """Chosen and rejected as one batch. They alternate, so that both sides of a pair stay on one device."""
+    sides = ("chosen", "rejected")
+    names = [name.removeprefix("chosen_") for name in batch if name.startswith("chosen_")]
+
+    def interleave(name: str) -> Array:
+        both = jnp.stack([batch[f"{side}_{name}"] for side in sides], axis=1)
+        return both.reshape(-1, *both.shape[2:])
+
+    return {name: interleave(name) for name in names}
+
+
+def _halves(x_B: Array) -> tuple[Array, Array]:
+    """Splits values of a batch made by `_stack_pair` into chosen and rejected."""
+    pairs_B2 = x_B.reshape(-1, 2)
+    return pairs_B2[:, 0], pairs_B2[:, 1]

@@ -1,0 +1,87 @@
+"""Finds the programs that a page can name as its `job`: every module of `methods` and `jobs` that has a `run`.
+
+There is no list to keep: a new file in one of these folders is a new name. And here is what is checked of a page before
+its job is loaded, wherever the page comes from: a command or Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf_jax import idle, ranges
+from rlhf_jax.errors import UserError
+from rlhf_jax.ranges import range_of
+from rlhf_jax.settings.page_fields import changed, check_fields, inner_pages, leaves
+
+ROOMS = ("methods", "jobs")
+# Looked for in the source, because importing all jobs to ask them would load jax and take seconds. A job that
+# is a package has `run` in another of its modules and imports it under its own name.
+_RUN = re.compile(r"^def run\(|^from .* import run as run$", re.MULTILINE)
+
+
+@lru_cache
+def names() -> tuple[str, ...]:
+    """The names of all methods and jobs, methods first; found by their files, without importing any."""
+    found = []
+    for room in ROOMS:
+        for path in sorted((Path(__file__).parent / room).iterdir()):
+            source = path / "__init__.py" if path.is_dir() else path
+            if path.stem.startswith("_") or not source.is_file():
+                continue
+            if _RUN.search(source.read_text()):
+                found.append(path.stem)
+    return tuple(found)
+
+
+def is_method(name: str) -> bool:
+    """Whether a name is that of a method, which trains a model, and not of another job."""
+    return (Path(__file__).parent / ROOMS[0] / f"{name}.py").is_file()
+
+
+def check_page(page: Any, given: set[str], *, own: bool) -> None:
+    """Raises UserError for a page, a ConfigDict, that names no job or has a field or value that cannot be.
+
+    And says what of it does nothing. given: the fields that were set beside the page. own: whether the page is a
+    user's and not one of ours; what it changes counts as given, too.
+    """
+    # In the order in which the checks help most: what job it is, which fields it has, what values they have, and which
+    # of them do nothing.
+    check_jobs(page)
+    if own:
+        check_fields(page)
+        given = given | changed(page)
+    import_for_ranges(page)
+    ranges.check_ranges(page.to_dict())
+    for line in idle.notices(page, given):
+        print(f"notice: {line}", flush=True)
+
+
+def check_jobs(page: Any) -> None:
+    """Raises UserError for a page, a ConfigDict, or a page within it, whose job is none."""
+    for field, one in (("job", page), *((f"{group}.job", inner) for group, inner in inner_pages(page))):
+        if one.job not in names():
+            raise UserError(f"{field}: {one.job!r}; use one of {', '.join(names())}")
+
+
+def program(name: str) -> ModuleType:
+    """The module of a method or job, by its name; it has `run(config, workdir)`."""
+    for room in ROOMS:
+        base = Path(__file__).parent / room / name
+        if base.with_suffix(".py").is_file() or (base / "__init__.py").is_file():
+            return importlib.import_module(f"rlhf_jax.{room}.{name}")
+    raise ValueError(f"no method or job is called {name}; there are {', '.join(names())}")
+
+
+def import_for_ranges(page: Any) -> None:
+    """Imports the methods of a page, and of pages within it, that have settings no row of `ranges` is known for yet.
+
+    Their files bring the rows. Others are not imported: that loads jax, which most wrong settings can be told without.
+    """
+    for one in (page, *(inner for _, inner in inner_pages(page))):
+        if one.job in names() and any(range_of(one.job, field) is None for field in leaves(one)):
+            program(one.job)

@@ -1,0 +1,80 @@
+"""The programs of a rollout, lowered from shapes alone, so that memory can be checked before any weight is read.
+
+The shapes carry the shardings that the arrays of the run will have, so a program that was compiled for the check is
+found by the run in the compilation cache.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.model import Model
+from rlhf_jax.models.placement import planned_params
+from rlhf_jax.parallel.mesh import BATCH_AXES, ROLLOUT_RULES
+from rlhf_jax.rollout.rewards import token_program
+from rlhf_jax.rollout.text_rewards import text_program
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import Generation, generate
+
+
+class RolloutShapes:
+    """Shapes and programs of a rollout: B prompts of P columns, each answered with up to R tokens."""
+
+    def __init__(self, mesh: Mesh, B: int, P: int, R: int, temperature: float, pad_id: int) -> None:
+        self._mesh, self._sizes, self._pad_id = mesh, (B, P, R), pad_id
+        self._sampler = Sampling(temperature)
+
+    def prompts(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """tokens [B, P], lengths [B], rows [B]."""
+        B, P, _ = self._sizes
+        shapes = {"tokens": (B, P), "lengths": (B,), "rows": (B,)}
+        return {name: self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for name, shape in shapes.items()}
+
+    def lower_sampling(self, model: ModelConfig, dtype: str) -> jax.stages.Lowered:
+        """The decode program, lowered for the policy's sampling copy."""
+        copy = planned_params(model, self._mesh, rules=ROLLOUT_RULES, dtype=dtype)
+        # One end token, as most tokenizers have; with more the run compiles its own program of this size.
+        ends = jax.ShapeDtypeStruct((1,), jnp.int32)
+        _, _, R = self._sizes
+        return generate.lower(model, copy, *self._given(), self._sampler, ends, 0, max_new_tokens=R)
+
+    def sampled(self, model: ModelConfig) -> Generation:
+        """The shapes of what sampling will return."""
+        _, _, R = self._sizes
+        params = planned_params(model, self._mesh)
+        found = jax.eval_shape(
+            lambda *x: generate(model, *x, self._sampler, jnp.zeros(1, jnp.int32), 0, max_new_tokens=R),
+            params,
+            *self._given(),
+        )
+        # The number of decode steps is a scalar; everything else has one row per prompt.
+        return jax.tree.map(lambda x: self._cut(x) if x.ndim else x, found)
+
+    def lower_scoring(
+        self, reward: Model, policy: ModelConfig, closing: tuple[int, ...], text_length: int
+    ) -> jax.stages.Lowered:
+        """The scoring program, lowered for sampled tokens, or for rows of text_length tokens where that is not 0."""
+        B, *_ = self._sizes
+        if text_length:
+            tokens, lengths = (
+                self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for shape in ((B, text_length), (B,))
+            )
+            return text_program.lower(reward, tokens, lengths, 0.0)
+        prompts = self.prompts()
+        return token_program(closing, self._pad_id).lower(
+            reward, prompts["tokens"], prompts["lengths"], self.sampled(policy), 0.0
+        )
+
+    def _given(self) -> tuple[jax.ShapeDtypeStruct, ...]:
+        # The dtype of a typed key depends on the configured generator, so jax is asked for it.
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+        return (*self.prompts().values(), key)
+
+    def _cut(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        where = NamedSharding(self._mesh, PartitionSpec(BATCH_AXES))
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)

@@ -1,0 +1,68 @@
+"""The sampling engine of this package: `sampling.decode` on a copy of the policy that is cut for decoding."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, Key
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.placement import rollout_copier
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import Generation, generate
+
+
+class DecodeGenerator:
+    """The `rollout.generator.Generator` that samples with this package's own decode engine, on the mesh it is given."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+        end_ids: tuple[int, ...],
+        pad_id: int,
+        dtype: str = "float32",
+    ) -> None:
+        self._config = config
+        self._copy = rollout_copier(config, mesh, dtype)
+        self._max_new_tokens = max_new_tokens
+        self._sampling, self._pad_id = sampling, pad_id
+        self._end_ids_E = np.array(end_ids, np.int32)
+        self._params: Params | None = None
+
+    def load(self, params: Params) -> None:
+        """Copies a policy for decoding: cast, sharded over "tensor" only, an adapter merged."""
+        # A copy and not a reference: the train step donates the buffers of its parameters.
+        self._params = self._copy(params)
+
+    def generate(
+        self,
+        tokens_BP: Int[Array, "B P"],
+        lengths_B: Int[Array, " B"],
+        rows_B: Int[Array, " B"],
+        key: Key[Array, ""],
+    ) -> Generation:
+        """Samples one response per left-padded prompt from the parameters that were loaded last."""
+        if self._params is None:
+            raise RuntimeError("generate() before load()")
+        return generate(
+            self._config,
+            self._params,
+            tokens_BP,
+            lengths_B,
+            rows_B,
+            key,
+            self._sampling,
+            jnp.asarray(self._end_ids_E),
+            self._pad_id,
+            max_new_tokens=self._max_new_tokens,
+        )
+
+    def close(self) -> None:
+        """Drops the copy, which frees its device memory."""
+        self._params = None

@@ -1,0 +1,1 @@
+"""What a run keeps: its workdir and the lock on it, checkpoints of whole states, object stores."""

@@ -1,0 +1,1 @@
+"""Optimizers by name, and update rules that optax has otherwise than the papers use them."""

@@ -1,0 +1,229 @@
+"""Checks whether a trainer's step fits into memory, by compiling it from shapes before any weight is read.
+
+So a run that does not fit ends before it has loaded anything, with advice on which settings would help, and a recipe
+can be checked on a machine that could never run it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.attention import fused
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.mesh import BATCH_AXES, make_mesh
+from rlhf_jax.training.loop.state import TrainState
+from rlhf_jax.training.loop.step import GIB, LossFn, MemoryNeeds, TrainStep, available, matrix_flops, needs
+from rlhf_jax.training.optimizers.optimizer import make_optimizer
+
+Shapes = Any  # a tree of ShapeDtypeStructs with shardings
+
+
+class Phase(NamedTuple):
+    """A program of an iteration beside the train step, such as sampling.
+
+    Attributes:
+      beside: bytes per device of what is alive meanwhile and not its argument.
+      shared: bytes per device that two of its arguments have in common.
+    """
+
+    name: str
+    lower: Callable[[], jax.stages.Lowered]
+    beside: int
+    shared: int = 0
+
+
+class Plan(NamedTuple):
+    """A trainer's step and what it is called with.
+
+    Attributes:
+      loss_fn, optimizer, step: what `make_train_step` was given, and gave.
+      state, batch, frozen: as the step will see them.
+      beside: bytes per device of other models, alive while the step runs.
+      others: the other programs of an iteration.
+      flops: of one step over all devices, as MFU counts them; `prepare_step` fills it in.
+    """
+
+    loss_fn: LossFn
+    optimizer: optax.GradientTransformation
+    step: TrainStep
+    state: TrainState
+    batch: Shapes
+    frozen: Shapes
+    beside: int = 0
+    others: tuple[Phase, ...] = ()
+    flops: float = 0.0
+
+
+PlanOf = Callable[[ConfigDict, Mesh], Plan]
+
+
+def batch_shapes(mesh: Mesh, B: int, arrays: Any) -> Shapes:
+    """From some rows of a batch, arrays or shapes: the shapes of the whole batch of B rows, split over the mesh."""
+    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((B, *x.shape[1:]), x.dtype, sharding=where), arrays)
+
+
+def optimizer_of(settings: ConfigDict, total_steps: int, **changes: Any) -> optax.GradientTransformation:
+    """Makes the optimizer that a page's `optimizer` group describes."""
+    return make_optimizer(**{**settings.to_dict(), "total_steps": total_steps, **changes})
+
+
+def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
+    """Compiles a trainer's step and prints what it takes. Raises UserError when that is more memory than there is."""
+    plan, began = plan_of(config, mesh), time.perf_counter()
+    traced = _traced(plan)
+    compiled = traced.lower().compile()
+    # The run calls this very program, so checking memory costs no second compilation.
+    plan.step.use(compiled)
+    found, there = {"train step": needs(compiled)} | _others(plan), available()
+    # Programs run one after the other, so the largest of them decides and not their sum.
+    most = max(found, key=lambda name: found[name].total + _beside(plan, name))
+    total = found[most].total + _beside(plan, most)
+    if startup.is_main():
+        print(
+            f"train step: {_parameters(plan)}, {matrix_flops(traced.jaxpr):.3g} FLOPs; "
+            f"compiled in {time.perf_counter() - began:.1f} s\n"
+            f"memory per device: {_gib(total)} needed ({_parts(found[most], _beside(plan, most), most)}), "
+            f"{_gib(there)} there",
+            flush=True,
+        )
+    if total > there:
+        raise UserError(
+            f"memory: {most} needs {_gib(total)} on each device, {_gib(there)} are there; "
+            f"{_advice(plan_of, config, mesh, total)}"
+        )
+    # Machines compile at different speeds, and the collectives that follow do not wait for so long.
+    startup.barrier("train step compiled", startup.SLOW_S)
+    return plan._replace(flops=_model_flops(plan_of, config, mesh, traced))
+
+
+def placed(params: Any, planned: Any) -> Any:
+    """Moves parameters to where the compiled step expects them; those that are there already stay as they are.
+
+    A fresh score head, for example, was made on one device.
+    """
+
+    def put(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        return x if x.sharding.is_equivalent_to(like.sharding, x.ndim) else jax.device_put(x, like.sharding)
+
+    return jax.tree.map(put, params, planned)
+
+
+def needed(plan: Plan) -> int:
+    """Bytes per device that a plan needs at the worst moment of an iteration."""
+    # Only what the compiler says: nothing is allocated, so plans can be larger than the machine.
+    found = {"train step": needs(_traced(plan).lower().compile())} | _others(plan)
+    return max(x.total + _beside(plan, name) for name, x in found.items())
+
+
+def _others(plan: Plan) -> dict[str, MemoryNeeds]:
+    found = {phase: needs(phase.lower().compile()) for phase in plan.others}
+    return {p.name: x._replace(arguments=x.arguments - p.shared) for p, x in found.items()}
+
+
+def _traced(plan: Plan) -> jax.stages.Traced:
+    return plan.step.trace(plan.state, plan.batch, plan.frozen)
+
+
+def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, traced: jax.stages.Traced) -> float:
+    """FLOPs of a train step as MFU counts them: the same for every choice of remat and attention.
+
+    What remat computes again is not counted. Fused attention is one opaque operation to a count of matrix products,
+    so XLA's attention is traced in its place.
+    """
+    fused_there = config.model.attention != "xla" and fused.here()[0] != "cpu"
+    if config.model.remat != "none" or fused_there:
+        plain = _changed(config.to_dict(), {"model.remat": "none", "model.attention": "xla"})
+        traced = _traced(plan_of(plain, mesh))
+    return float(matrix_flops(traced.jaxpr))
+
+
+def _parameters(plan: Plan) -> str:
+    trained, frozen = (
+        sum(x.size for x in jax.tree.leaves(x)) / 1e6 for x in (plan.state.params, plan.frozen)
+    )
+    said = f"{trained + frozen:.1f}M parameters"
+    return f"{said}, {trained:.2f}M of them trained" if frozen else said
+
+
+def _beside(plan: Plan, name: str) -> int:
+    return {phase.name: phase.beside for phase in plan.others}.get(name, plan.beside)
+
+
+def _advice(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, total: int) -> str:
+    """Names the three settings that would save most; each is compiled to see how much."""
+    found = []
+    for setting, changed in _candidates(config, mesh):
+        there = make_mesh(**changed.mesh.to_dict()) if setting.startswith("mesh") else mesh
+        try:
+            found.append((needed(plan_of(changed, there)), setting))
+        # A changed mesh may not be able to split this model; then it is no advice.
+        except UserError:
+            continue
+        finally:
+            # `make_mesh` has made the changed mesh current, also where the plan failed.
+            jax.set_mesh(mesh)
+    best = sorted(x for x in found if x[0] < total)[:3]
+    if not best:
+        return "no single setting helps; use more devices or a smaller model"
+    return "what helps most: " + ", ".join(f"--config.{setting} ({_gib(bytes_)})" for bytes_, setting in best)
+
+
+def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDict]]:
+    """Yields single settings that save memory and are not in use yet, each with the page that has it."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    field = "minibatch_size" if "rollout" in config else "batch_size"
+    B = config[field]
+    # Of each setting the strongest value that leaves the model's shape and its rows as they are.
+    wanted = {
+        "model.remat": "full",
+        "microbatches": B // ways,
+        "optimizer.name": "adafactor",
+        "logprob_chunk": 16,
+        "rollout.dtype": "bfloat16",
+        "model.dtype": "bfloat16",
+        field: ways,
+    } | ({"lora.base_dtype": "bfloat16"} if config.lora.rank else {})
+    page = config.to_dict()
+    flat = {name: _at(page, name) for name in wanted}
+    for name, value in wanted.items():
+        if flat[name] is not None and flat[name] != value:
+            # What is cut with it must still divide: one row per device has one micro-batch.
+            also = {"microbatches": 1} if name == field else {}
+            yield f"{name}={value}", _changed(page, {name: value} | also)
+    if mesh.shape["data"] > 1:
+        sizes = {"mesh.data": 1, "mesh.fsdp": -1, "mesh.tensor": mesh.shape["tensor"]}
+        yield "mesh.data=1 --config.mesh.fsdp=-1", _changed(page, sizes)
+
+
+def _at(page: dict, name: str) -> Any:
+    for part in name.split("."):
+        page = page.get(part, {})
+    return None if page == {} else page
+
+
+def _changed(page: dict, changes: dict[str, Any]) -> ConfigDict:
+    config = ConfigDict(page)
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def _parts(found: MemoryNeeds, beside: int, phase: str) -> str:
+    parts = [f"arguments {_gib(found.arguments)}", f"temporaries {_gib(found.temporaries)}"]
+    if found.outputs > GIB // 100:
+        parts.append(f"results {_gib(found.outputs)}")
+    if beside:
+        parts.append(f"what else is kept {_gib(beside)}")
+    return f"{phase}: {', '.join(parts)}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f} GiB"

@@ -1,0 +1,153 @@
+"""The driver of every method that trains on fixed rows. Knows no method by name.
+
+It checks that the step fits into memory, reads the weights, runs the loop and returns the parameters to export.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax import ranges
+from rlhf_jax.data.batches import eval_batches, row_indices
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.lora import joined
+from rlhf_jax.parallel.mesh import check_batch, host_rows, to_global
+from rlhf_jax.training.loop.loop import fit, tell_warmup
+from rlhf_jax.training.loop.state import TrainState, create, planned_state
+from rlhf_jax.training.loop.step import (
+    LossFn,
+    bytes_per_device,
+    check_microbatches,
+    make_evaluator,
+    make_train_step,
+)
+from rlhf_jax.training.optimizers.optimizer import ema_params
+from rlhf_jax.training.run import load_models, memory_check
+from rlhf_jax.training.run.encoded_rows import Rows
+from rlhf_jax.training.run.load_models import Start
+from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
+from rlhf_jax.training.run.session import Network, Session
+
+
+class Completed(NamedTuple):
+    """The rows of a method once the weights have been read.
+
+    enrich: what the devices add to a batch, such as log-probs of a reference that is in memory.
+    """
+
+    train: Rows
+    held: Rows
+    enrich: Callable[[dict], dict] = lambda batch: batch
+
+
+class Offline(NamedTuple):
+    """What a method on fixed rows is, beside the model that it trains.
+
+    Attributes:
+      loss: (settings of the model, page) -> the loss of a batch. Advice about memory asks for it on changed pages, too.
+      train, held: the rows that are trained on and evaluated on. All batches have the shapes of theirs.
+      show: the metrics on the progress line.
+      complete: what the rows still lack and only the weights can tell, such as the log-probs of a reference model.
+      keeps_start: whether `complete` keeps a copy of the trained arrays as they start, which takes memory.
+    """
+
+    loss: Callable[[ModelConfig, ConfigDict], LossFn]
+    train: Rows
+    held: Rows
+    show: tuple[str, ...]
+    complete: Callable[[Start], Completed] | None = None
+    keeps_start: bool = False
+
+
+def train_offline(session: Session, network: Network, method: Offline) -> Params:
+    """Trains for the page's `epochs`; returns the parameters of the last or best state, to be exported.
+
+    They are the average where the optimizer keeps one, which is also what is evaluated. What is frozen is part of them,
+    but neither of the loop's state nor of its checkpoints.
+    """
+    config, workdir, mesh, *_ = session
+    check_batch(config.batch_size, mesh)
+    check_microbatches(config.batch_size, config.microbatches, mesh)
+    steps = steps_of(config, method.train.count)
+    # Compiled from shapes before any weight is read: a run that does not fit into memory should end here.
+    plan = memory_check.prepare_step(partial(offline_plan, network, method, steps), config, mesh)
+    start = load_models.start_network(network.config, network.read(), session.lora, mesh, config.seed)
+    # Before the first step, which donates the weights that `complete` may score with or copy.
+    rows, held, enrich = method.complete(start) if method.complete else Completed(method.train, method.held)
+    frozen = memory_check.placed(start.frozen, plan.frozen)
+    evaluator, mine = make_evaluator(plan.loss_fn), host_rows(config.batch_size, mesh)
+
+    def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
+        # Which rows come is a function of the step number, so a resumed run goes on with the very next ones.
+        index_B = row_indices(i, config.batch_size, rows.count, config.seed)
+        batch = enrich(to_global(rows.make(index_B, mine), mesh))
+        state, metrics = plan.step(state, batch, frozen)
+        epoch = (i + 1) * config.batch_size / rows.count
+        # The host knows all lengths, so the tokens of the global batch are counted without the devices.
+        return state, {**metrics, "num_tokens": float(rows.tokens[index_B].sum()), "epoch": epoch}, batch
+
+    def evaluate(state: TrainState, _: int) -> dict[str, float]:
+        # Evaluated is what would be exported: the average where the optimizer keeps one.
+        params = joined(frozen, ema_params(state.params, state.opt_state))
+        return evaluator(params, map(enrich, _eval_batches(held, config.batch_size, mesh)))
+
+    state = fit(
+        config,
+        workdir,
+        create(memory_check.placed(start.trained, plan.state.params), plan.optimizer, config.seed),
+        iterate,
+        evaluate,
+        steps=steps,
+        inputs=session.inputs(),
+        show=method.show,
+        flops=plan.flops,
+    )
+    return joined(frozen, ema_params(state.params, state.opt_state))
+
+
+def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDict, mesh: Mesh) -> Plan:
+    """Plans the train step of a method from shapes: no weight is read and nothing is computed."""
+    # `config` may be a changed page, of which the advice about memory wants to know what it would take.
+    loss_fn = method.loss(dataclasses.replace(network.config, remat=config.model.remat), config)
+    tx = optimizer_of(config.optimizer, steps)
+    start = load_models.planned_start(
+        network.config, load_models.lora_settings(config.lora), mesh, scalar=network.scalar
+    )
+    state = planned_state(start.trained, tx)
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
+    one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
+    return Plan(
+        loss_fn,
+        tx,
+        step,
+        state,
+        batch_shapes(mesh, config.batch_size, one_row),
+        start.frozen,
+        beside=bytes_per_device(state.params) if method.keeps_start else 0,
+    )
+
+
+def steps_of(config: ConfigDict, rows: int) -> int:
+    """The number of steps in `epochs` passes over the rows, at batch_size rows a step; at least one."""
+    # Rounded up: the order of rows has no gaps, so the last batch is filled from the order of the next epoch.
+    steps = max(1, math.ceil(config.epochs * rows / config.batch_size))
+    ranges.check_warmup(config.optimizer, steps)
+    tell_warmup(config, steps)
+    return steps
+
+
+def _eval_batches(rows: Rows, batch_size: int, mesh: Mesh) -> Iterator[dict]:
+    mine = host_rows(batch_size, mesh)
+    for index_B, weight_B in eval_batches(rows.count, batch_size):
+        # All batches have one shape. The rows that fill up the last one have weight 0 and count nowhere.
+        yield to_global({**rows.make(index_B, mine), "weight": weight_B[mine]}, mesh)

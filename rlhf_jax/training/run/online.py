@@ -1,0 +1,317 @@
+"""The driver of every online method, which learns from what its policy has just sampled. Knows no method by name.
+
+An iteration is a rollout on the next prompts, its scores, and several passes over the experience in minibatches. The
+method brings the networks, the scores and the loss; the order of things, the randomness and the timing are here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from rlhf_jax.data.batches import Prompts, bucket, pad_prompts, row_indices
+from rlhf_jax.data.tokenization import decode
+from rlhf_jax.data.tokens.special_ids import without_end
+from rlhf_jax.errors import UserError
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.lora import joined
+from rlhf_jax.objectives.reduce import Mean, add, value
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, to_global
+from rlhf_jax.sampling.decode import check_finite
+from rlhf_jax.training.checkpoints.workdir import write_samples
+from rlhf_jax.training.loop.loop import fit, tell_warmup
+from rlhf_jax.training.loop.recorder import done_at
+from rlhf_jax.training.loop.state import TrainState, create
+from rlhf_jax.training.loop.step import TrainStep, check_microbatches
+from rlhf_jax.training.optimizers.optimizer import ema_params, partitioned
+from rlhf_jax.training.run import memory_check
+from rlhf_jax.training.run.encoded_rows import Split
+from rlhf_jax.training.run.load_models import Start
+from rlhf_jax.training.run.memory_check import Plan, optimizer_of
+from rlhf_jax.training.run.session import Session
+
+# The run's key is folded with one of these first: rollouts, minibatch orders and evaluations share no noise.
+ROLLOUT, ORDER, EVALUATION = 0, 1, 2
+# Nats per token between the sampler's log-probs and the trainer's; rounding alone stays far below.
+_FAR = 0.05
+
+Networks = Mapping[str, Any]
+
+
+class PromptRows(NamedTuple):
+    """Prompts to sample from, by number.
+
+    Attributes:
+      prompts: as token ids.
+      records: as they were in the file, for a reward model that reads text.
+      P: columns of a batch of them, the same for training and evaluation.
+      pad_id: what fills a row on its left.
+    """
+
+    prompts: Prompts
+    records: tuple[dict, ...]
+    P: int
+    pad_id: int
+
+    def batch(self, index_B: np.ndarray, mesh: Mesh) -> dict[str, jax.Array]:
+        """tokens [B, P], lengths [B] and rows [B], the number of each row in the batch."""
+        # Sampling folds its key with this number, so a row's noise is the same on any device.
+        mine = host_rows(len(index_B), mesh)
+        arrays = pad_prompts(self.prompts, index_B, self.P, self.pad_id, rows=mine)
+        return to_global(arrays | {"rows": np.arange(len(index_B), dtype=np.int32)[mine]}, mesh)
+
+
+def prompt_rows(split: Split, pad_id: int) -> tuple[PromptRows, PromptRows]:
+    """Makes batches' rows of encoded prompts: (for training, for evaluation)."""
+    # One width for both files, so that their programs differ in the number of rows alone.
+    P = bucket(max(int(split.train.lengths.max()), int(split.eval.lengths.max())), 8)
+    return (
+        PromptRows(split.train, split.train_rows, P, pad_id),
+        PromptRows(split.eval, tuple(split.eval_rows), P, pad_id),
+    )
+
+
+class Learner(NamedTuple):
+    """An online method whose weights have been read.
+
+    Attributes:
+      starts: how each network that is trained starts, by name.
+      roll_out: (all networks, records, batch of prompts, key) -> (what was sampled, a call that gives its scores).
+      read: (all networks, batch, sampled) -> what the networks say of it. The devices are given this before the scores
+        are asked for, so that a host which prepares text for a reward model works meanwhile.
+      experience: (readings, batch, sampled, scores, extra) -> (what to learn from, metrics).
+      measure: (all networks, batch, sampled, call for its scores, how many rows count) -> (final scores, metrics).
+    """
+
+    starts: dict[str, Start]
+    roll_out: Callable[[Networks, list[dict], dict, jax.Array], tuple[Any, Callable[[], Any]]]
+    read: Callable[[Networks, dict, Any], Any]
+    experience: Callable[[Any, dict, Any, Any, dict], tuple[Any, dict]]
+    measure: Callable[[Networks, dict, Any, Callable[[], Any], int], tuple[jax.Array, dict]]
+
+
+class Online(NamedTuple):
+    """An online method before any weight is read.
+
+    Attributes:
+      plan: page and mesh -> the update and the other programs of an iteration, as shapes.
+      open: reads the weights.
+      after: (extra, metrics) -> extra: what a method carries from one iteration to the next.
+      extra: what it carries, before the first iteration.
+      show: the metrics on the progress line.
+      reads: folders that the run reads, beside the policy's.
+    """
+
+    plan: Callable[[ConfigDict, Mesh], Plan]
+    open: Callable[[], Learner]
+    after: Callable[[dict, dict], dict]
+    extra: dict[str, Any]
+    show: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+
+
+def train_online(
+    session: Session, prompts: PromptRows, held: PromptRows, method: Online
+) -> dict[str, Params]:
+    """Trains for the page's `steps`; returns all networks of the last or best state, the average where one is kept."""
+    config, mesh = session.config, session.mesh
+    plan = memory_check.prepare_step(method.plan, config, mesh)
+    # Weights are read only now: a run that does not fit into memory ends in the line above.
+    learner = method.open()
+    frozen = {name: start.frozen for name, start in learner.starts.items()}
+    frozen = memory_check.placed(frozen, plan.frozen)
+    # The train step donates its buffers, but a reference model is the policy as it starts and must outlive
+    # the first step. So training gets the copy, and the arrays that were read stay the reference's.
+    trained = {name: start.trained for name, start in learner.starts.items()}
+    trained = jax.tree.map(lambda x: x.copy(), trained)
+    state = create(
+        memory_check.placed(trained, plan.state.params), plan.optimizer, config.seed, extra=method.extra
+    )
+
+    evaluate = make_evaluation(session, held, learner)
+    best = fit(
+        config,
+        session.workdir,
+        state,
+        make_iteration(session, prompts, learner, method.after, plan.step, frozen),
+        lambda state, step: evaluate(joined(frozen, ema_params(state.params, state.opt_state)), step),
+        steps=config.steps,
+        inputs=session.inputs(*method.reads),
+        show=method.show,
+        # Curves start at the policy that training began with, and it competes for the best checkpoint.
+        eval_first=True,
+        flops=float(plan.flops) * updates_per_iteration(config),
+    )
+    return joined(frozen, ema_params(best.params, best.opt_state))
+
+
+def make_iteration(
+    session: Session,
+    prompts: PromptRows,
+    learner: Learner,
+    after: Callable[[dict, dict], dict],
+    step: TrainStep,
+    frozen: dict[str, Params],
+) -> Callable[[TrainState, int], tuple[TrainState, dict, Any]]:
+    """Returns `iterate(state, i)`, which does rollout i, its scores, and `epochs` passes over it in minibatches."""
+    c, mesh = session.config, session.mesh
+    # Minibatches are split as the step was compiled for; left to itself XLA may copy them to all devices.
+    rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
+    overall = jax.jit(overall_metrics)
+
+    def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, dict]:
+        found = []
+        for epoch in range(c.epochs):
+            # A fresh order in every pass, by the pass's number, so that a resumed run draws the same.
+            key = key_of(state.key, ORDER, i * c.epochs + epoch)
+            for minibatch in shuffled(key, experience, c.rollout.batch_size // c.minibatch_size):
+                state, metrics = step(state, minibatch, frozen)
+                found.append(metrics)
+        # The clock waits for metrics and not for the state, whose buffers the next step overwrites.
+        return state, overall(found) | {"timing_s/update": done_at(found[-1])}
+
+    def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
+        # The state's key is never consumed: what iteration i samples depends on the seed and on i alone.
+        index_B = row_indices(i, c.rollout.batch_size, len(prompts.prompts), c.seed)
+        batch, networks = prompts.batch(index_B, mesh), joined(frozen, state.params)
+        key = key_of(state.key, ROLLOUT, i)
+        sampled, score = learner.roll_out(networks, [prompts.records[i] for i in index_B], batch, key)
+        metrics = {"timing_s/rollout": done_at(sampled.lengths_B)}
+        # The devices get this work before `score()`, which may keep the host busy with text for a while.
+        readings = learner.read(networks, batch, sampled)
+        experience, found = learner.experience(readings, batch, sampled, score(), state.extra)
+        metrics |= found | {"timing_s/score": done_at(found)}
+        state, found = update(state, i, experience)
+        metrics |= found
+        # What a method carries (PPO's KL coefficient) changes between rollouts, not between updates on one.
+        return state.replace(extra=after(state.extra, metrics)), metrics, experience
+
+    return iterate
+
+
+def make_evaluation(
+    session: Session, prompts: PromptRows, learner: Learner
+) -> Callable[[Networks, int], dict[str, float]]:
+    """Returns `evaluate(networks, step)`: it samples the same prompts with the same noise each time, measures the
+    responses, and writes them to samples/<step>.jsonl."""
+    config, mesh, tokenizer = session.config, session.mesh, session.tokenizer
+    count, ways = len(prompts.prompts), mesh.shape["data"] * mesh.shape["fsdp"]
+    # The last row is repeated until the mesh divides the batch; `measure` leaves the repetitions out.
+    index_B = np.minimum(np.arange(-(-count // ways) * ways), count - 1)
+    batch, asked = prompts.batch(index_B, mesh), [prompts.records[i] for i in index_B]
+    # Of the seed and not of the state: evaluations then differ by the policy and not by their noise.
+    key, told = key_of(jax.random.key(config.seed), EVALUATION, 0), False
+
+    def evaluate(networks: Networks, step: int) -> dict[str, float]:
+        sampled, score = learner.roll_out(networks, asked, batch, key)
+        scores_B, metrics = learner.measure(networks, batch, sampled, score, count)
+        tokens_BR, lengths_B, ended_B, scores_B, logprobs_BR = gather(
+            (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scores_B, sampled.logprobs_BR)
+        )
+        check_finite(logprobs_BR, "the policy")
+        # A generator, so that only the process that writes the table decodes text.
+        table = (
+            {
+                **row,
+                "output": decode(tokenizer, without_end(tokens_BR[b, : lengths_B[b]], ended_B[b])),
+                "ended": bool(ended_B[b]),
+                "score": float(scores_B[b]),
+            }
+            for b, row in enumerate(prompts.records)
+        )
+        write_samples(session.workdir, step, table)
+        found = {name: float(x) for name, x in metrics.items()}
+        nonlocal told
+        told = told or _tell_difference(config, found["sampling/logp_difference"])
+        return found
+
+    return evaluate
+
+
+def key_of(key: jax.Array, stream: int, number: int) -> jax.Array:
+    """Returns the key with this number of one of the streams ROLLOUT, ORDER and EVALUATION."""
+    return jax.random.fold_in(jax.random.fold_in(key, stream), number)
+
+
+def updates_per_iteration(config: ConfigDict) -> int:
+    """The number of optimizer updates on one rollout."""
+    return config.epochs * (config.rollout.batch_size // config.minibatch_size)
+
+
+def optimizer_by_network(config: ConfigDict, rates: Mapping[str, float]) -> Any:
+    """One optimizer for each network, alike but for the learning rate; the schedule moves once an iteration."""
+    updates = updates_per_iteration(config)
+    return partitioned(
+        {
+            name: optimizer_of(config.optimizer, config.steps, updates_per_step=updates, learning_rate=rate)
+            for name, rate in rates.items()
+        }
+    )
+
+
+def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError unless minibatches divide the rollout, micro-batches divide those, and the mesh divides both."""
+    rollout = config.rollout.batch_size
+    check_batch(rollout, mesh, field="rollout.batch_size")
+    check_batch(config.minibatch_size, mesh, field="minibatch_size")
+    check_microbatches(config.minibatch_size, config.microbatches, mesh)
+    if rollout % config.minibatch_size:
+        raise UserError(
+            f"minibatch_size: {config.minibatch_size} does not divide rollout.batch_size={rollout}"
+        )
+    tell_warmup(config, config.steps)
+
+
+def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of an iteration from those of its updates.
+
+    A Mean is taken over the tokens or rows of all updates together, since minibatches hold unequal numbers of them.
+    Learning rates and parameter norms are those of the last update; non-finite updates are counted; any other number
+    is averaged over the updates.
+    """
+
+    def one(name: str) -> Any:
+        values = [update[name] for update in found]
+        if isinstance(values[0], Mean):
+            return value(reduce(add, values))
+        if name == "nonfinite":
+            return sum(values)
+        return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
+
+    return {name: one(name) for name in found[0]}
+
+
+def _shuffled(key: jax.Array, experience: Any, count: int) -> list[Any]:
+    """Cuts the experience into `count` minibatches, its rows in an order drawn with the key."""
+    rows = jax.tree.leaves(experience)[0].shape[0]
+    order = jax.random.permutation(key, rows).reshape(count, -1)
+    return [jax.tree.map(lambda x, chosen=chosen: x[chosen], experience) for chosen in order]
+
+
+def _tell_difference(config: ConfigDict, difference: float) -> bool:
+    """Prints how far the sampler's log-probs are from the trainer's where that is much, or where they compute in
+    different dtypes; returns whether it did. difference: the mean over tokens, in nats.
+    """
+    unlike = config.rollout.dtype != config.model.dtype
+    if not unlike and difference <= _FAR:
+        return False
+    why = (
+        f"rollout.dtype={config.rollout.dtype} is not model.dtype={config.model.dtype}"
+        if unlike
+        else "rounding"
+    )
+    if startup.is_main():
+        print(
+            f"notice: sampling/logp_difference is {difference:.3g} nats a token ({why}): responses come from a policy "
+            f"that far from the one that is trained{'; set both alike if that is much' if unlike else ''}",
+            flush=True,
+        )
+    return True

@@ -1,0 +1,270 @@
+"""How every run of a method opens and ends: start-up, workdir, tokenizer, description of the model, export.
+
+The order is fixed and written once, here. Wrong settings, files and models are refused before anything is read that
+takes long, and the processes of a run agree on what they do before any of them writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import rlhf_jax
+from rlhf_jax import ranges
+from rlhf_jax.data.templates import handling_of
+from rlhf_jax.data.tokens.special_ids import end_ids
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
+from rlhf_jax.models import lora, peft
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.huggingface import export_folder
+from rlhf_jax.models.lora import Lora
+from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.mesh import gather, make_mesh
+from rlhf_jax.training.checkpoints.object_stores import at, is_remote, publish, workdir_name
+from rlhf_jax.training.checkpoints.workdir import prepare_workdir
+from rlhf_jax.training.run import encoded_rows, load_models, missing_inputs
+from rlhf_jax.training.run.missing_inputs import Needs
+
+
+class Session(NamedTuple):
+    """An opened run.
+
+    Attributes:
+      config, workdir: its page, whose paths are as they were given, and its folder.
+      mesh: the devices of all its processes.
+      folder: the model folder that training starts from, as `load_models.resolve_folder` returns it; "" for a fresh
+        model.
+      tokenizer, tokenizer_from: that model's, and the folder it was read from.
+      lora: what is trained beside the model; its rank is 0 where the whole model is trained.
+    """
+
+    config: ConfigDict
+    workdir: str
+    mesh: Mesh
+    folder: str
+    tokenizer: Any
+    tokenizer_from: str
+    lora: Lora
+
+    @property
+    def base(self) -> str:
+        """The model that an adapter of this run stands on."""
+        return load_models.base_of(self.folder)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens that end a response."""
+        data = self.config.data
+        return end_ids(self.tokenizer, self.tokenizer_from, data.template, handling_of(data))
+
+    def inputs(self, *folders: str) -> dict[str, str]:
+        """Hashes of what the run reads: rows, model, and these folders too. A run that goes on compares them."""
+        data, sources = self.config.data, load_models.sources(self.folder, self.config.model.adapter)
+        return encoded_rows.digests(data.train, data.eval, *sources, *folders)
+
+
+class Network(NamedTuple):
+    """A model that a run trains, before any of its weights is read.
+
+    Attributes:
+      config: its settings; the scale of the adapter that is trained is part of them.
+      read: gives its parameters on the mesh, with the adapter that it starts from, if any.
+      scalar: whether it has a score head instead of a language model's.
+      score_at: of a reward model, the token at which it is read.
+    """
+
+    config: ModelConfig
+    read: Callable[[], Params]
+    scalar: bool = False
+    score_at: str = "eos"
+
+
+def open_session(
+    needs: Needs,
+    config: ConfigDict,
+    workdir: str,
+    *,
+    folder: str,
+    made_by: str,
+    find_tokenizer: Callable[[str], str] = load_models.tokenizer_folder,
+) -> Session:
+    """Starts a run, takes its workdir, and loads the tokenizer of the model that it trains.
+
+    folder: what the page names: a model folder, a trainer's workdir, a GGUF file; "" for a fresh model.
+    made_by: the command that makes the tokenizer, for the error when it is not there.
+    find_tokenizer: the tokenizer's folder of a model folder.
+    """
+    mesh = start_up(needs, config, workdir)
+    # From here on this run alone writes into the folder; before, nothing was written.
+    prepare_workdir(workdir, config.to_dict())
+    lora_settings = load_models.lora_settings(config.lora)
+    resolved = load_models.resolve_folder(folder) if folder else ""
+    tokenizer_from = find_tokenizer(resolved)
+    tokenizer = load_tokenizer(tokenizer_from, made_by=made_by)
+    # Changes the page in place: before anything is encoded, and after config.json was written as asked for.
+    encoded_rows.keep_date(config, workdir, tokenizer)
+    return Session(config, workdir, mesh, resolved, tokenizer, tokenizer_from, lora_settings)
+
+
+def start_up(needs: Needs, config: ConfigDict, workdir: str) -> Mesh:
+    """Checks the settings, joins the processes of the run, sees that they agree on what it is, and builds the mesh."""
+    # A value out of range is wrong in every process. A missing file may be missing on one machine only, and
+    # that process has to join the others before it can tell them.
+    ranges.check_ranges(config.to_dict())
+    with startup.join_after_checks(config.distributed):
+        missing_inputs.check_needs(needs, config, workdir)
+    # Processes that disagree compile different programs, and hang in a collective that one of them lacks.
+    startup.agree("workdir", workdir_name(workdir))
+    startup.agree("config", config.to_json_best_effort(sort_keys=True))
+    startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {_code()}")
+    _keep_compiled_programs()
+    mesh = make_mesh(**config.mesh.to_dict())
+    # After the processes have met: a model folder may be broken on one machine only, and all should end then.
+    missing_inputs.check_models(needs, config)
+    return mesh
+
+
+def network_of(session: Session, made_by: str) -> Network:
+    """Describes the model that a run starts from, as it will be trained; UserError where its adapter does not fit."""
+    config, mesh, lora_settings = session.config, session.mesh, session.lora
+    about = {"tokens": len(session.tokenizer), "adapter": config.model.adapter}
+    found = load_models.describe_model(session.folder, config.model, made_by, **about)
+    model = load_models.model_of(found, lora_settings)
+    about["base_dtype"] = lora_settings.base_dtype
+
+    # Called when the step is known to fit; until then only config.json and tensors' shapes are looked at.
+    def read() -> Params:
+        return load_models.load_model(session.folder, config.model, mesh, made_by, **about)[1]
+
+    return Network(model, read, found.is_scalar, found.score_at)
+
+
+def write_model_folder(
+    session: Session, network: Network, *, beside: Mapping[str, Callable[[Path], None]] = MappingProxyType({})
+) -> None:
+    """Writes WORKDIR/model, which says what the checkpoints beside it are, so that another run can start from them.
+
+    beside: further files by name, and what writes each.
+    """
+    if not startup.is_main():
+        return
+    config, adapter = network.config, session.lora
+    with _folder(session.workdir, "model") as folder:
+        export_folder.save_shape(
+            folder,
+            config,
+            scalar=network.scalar,
+            token_ids=token_ids(session.tokenizer),
+            tokenizer_from=session.tokenizer_from,
+            score_at=network.score_at or "eos",
+        )
+        if adapter.rank:
+            # Written out, because what `all` stands for depends on the model's family.
+            targets = [name for site in lora.chosen_sites(config, adapter.targets) for name in site.kernels]
+            found = {"base": os.path.abspath(session.base), **adapter._asdict(), "targets": targets}
+            (folder / load_models.ADAPTER).write_text(json.dumps(found, indent=2) + "\n")
+        for name, write in beside.items():
+            write(folder / name)
+
+
+def token_ids(tokenizer: Any) -> dict[str, int | None]:
+    """The special token ids as `config.json` names them."""
+    return {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
+
+
+def export_model(
+    session: Session,
+    network: Network,
+    params: Params,
+    *,
+    reward_mean: float = 0.0,
+    ends: tuple[int, ...] = (),
+    tokenizer: Any = None,
+    tokenizer_from: str = "",
+) -> None:
+    """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model.
+
+    An adapter is merged into it, and written in PEFT's format to WORKDIR/adapter, where the session's base is its base.
+
+    reward_mean: of a reward model, what readers subtract.
+    ends: the tokens that end a response, of a model that writes some; its generation_config.json names them all.
+    tokenizer, tokenizer_from: where the export is to have another than the session's.
+    """
+    workdir, config = session.workdir, network.config
+    adapter = lora.split_adapter(params)[1]
+    if adapter:
+        # A collective, so every process takes part, although only one writes.
+        host = gather({name: x for name, x in {**params, **adapter}.items() if name in ("layers", "score")})
+        if startup.is_main():
+            with _folder(workdir, "adapter") as folder:
+                peft.save_adapter(folder, config, host, base=session.base)
+    with _folder(workdir, "export") as folder, load_models.told(f"writing {workdir}/export") as tell:
+        export_folder.save_folder(
+            folder,
+            config,
+            params,
+            token_ids=token_ids(session.tokenizer if tokenizer is None else tokenizer),
+            tokenizer_from=tokenizer_from or session.tokenizer_from,
+            reward_mean=reward_mean,
+            score_at=network.score_at or "eos",
+            write=startup.is_main(),
+            tell=tell,
+        )
+        if ends and startup.is_main():
+            _write_ends(folder / "generation_config.json", ends)
+    # The job that follows may read the folder on another machine.
+    startup.barrier("export")
+
+
+def _write_ends(path: Path, ends: tuple[int, ...]) -> None:
+    """Adds the tokens that end training text to generation_config.json, so that other programs stop there, too."""
+    raw = json.loads(path.read_text())
+    found = raw.get("eos_token_id")
+    listed = found if isinstance(found, list) else [found]
+    if not set(ends) <= set(listed):
+        raw["eos_token_id"] = ends[0] if len(ends) == 1 else list(ends)
+        path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
+
+
+@contextmanager
+def _folder(workdir: str, name: str) -> Iterator[Path]:
+    """A context with WORKDIR/NAME to write into; for an object store a local folder that is copied there at the end."""
+    if not is_remote(workdir):
+        yield Path(workdir) / name
+        return
+    with tempfile.TemporaryDirectory() as local:
+        yield Path(local) / name
+        if startup.is_main():
+            publish(Path(local) / name, at(workdir) / name)
+
+
+def _code() -> str:
+    """Returns a hash of the package's source files, since the checkout of one machine may be behind the others."""
+    root, total = Path(rlhf_jax.__file__).parent, hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        total.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return total.hexdigest()[:12]
+
+
+def _keep_compiled_programs() -> None:
+    """Keeps compiled programs in the user's cache, so that a second start does not compile again.
+
+    Where JAX_COMPILATION_CACHE_DIR names another folder, jax's own settings say what is kept there.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_jax" / "compiled"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        # jax keeps what took a second or more to compile; many programs of a small model take less.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
