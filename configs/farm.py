@@ -8,7 +8,9 @@ overrides: --config.ppo.kl_coef=0.02. Finished stages are reused, a killed run c
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.settings import choose_variant, sibling
+from rlhf_jax.settings import choose_variant, module_beside, sibling
+
+common = module_beside(__file__, "common")
 
 RANKED = ("sft", "dpo", "ppo")  # The models whose outputs are compared.
 SAMPLED_OR_TRAINED = ("sft", "pairs", "val_pairs", "reward_model", "dpo", "ppo", "outputs")
@@ -22,7 +24,7 @@ def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "study"
     c.seed = 0  # Of the world and of every stage.
-    c.distributed = "auto"
+    common.processes(c)
     c.report = "evaluate"  # The stage whose table is shown at the end and whose report is copied.
 
     # The stages in their order, each in its own folder: (name, group of settings below, overrides of these).

@@ -8,7 +8,9 @@ SFT model. docs/studies.md tells how to write one of your own; configs/farm.py i
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.settings import choose_variant, sibling
+from rlhf_jax.settings import choose_variant, module_beside, sibling
+
+common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
@@ -19,7 +21,7 @@ def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "study"
     c.seed = 0  # Of every stage.
-    c.distributed = "auto"
+    common.processes(c)
     c.report = "evaluate"  # The stage whose table is shown at the end and whose report is copied; "": none.
 
     # Settings, in groups that several stages may share. A name in braces is the folder of that stage.

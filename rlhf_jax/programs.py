@@ -15,7 +15,6 @@ from typing import Any
 
 from rlhf_jax import idle, ranges
 from rlhf_jax.errors import UserError
-from rlhf_jax.ranges import range_of
 from rlhf_jax.settings.page_fields import changed, check_fields, inner_pages, leaves
 
 ROOMS = ("methods", "jobs")
@@ -55,8 +54,7 @@ def check_page(page: Any, given: set[str], *, own: bool) -> None:
     if own:
         check_fields(page)
         given = given | changed(page)
-    import_for_ranges(page)
-    ranges.check_ranges(page.to_dict())
+    check_values(page)
     for line in idle.notices(page, given):
         print(f"notice: {line}", flush=True)
 
@@ -77,11 +75,13 @@ def program(name: str) -> ModuleType:
     raise ValueError(f"no method or job is called {name}; there are {', '.join(names())}")
 
 
-def import_for_ranges(page: Any) -> None:
-    """Imports the methods of a page, and of pages within it, that have settings no row of `ranges` is known for yet.
+def check_values(page: Any) -> None:
+    """Raises UserError for a page, a ConfigDict whose jobs there are, with a field or value that cannot be.
 
-    Their files bring the rows. Others are not imported: that loads jax, which most wrong settings can be told without.
+    A method with settings of its own is imported first, since its file brings their rows of `ranges`. Others are not:
+    that loads jax, which most wrong settings can be told without.
     """
     for one in (page, *(inner for _, inner in inner_pages(page))):
-        if one.job in names() and any(range_of(one.job, field) is None for field in leaves(one)):
+        if any(ranges.range_of(one.job, field) is None for field in leaves(one)):
             program(one.job)
+    ranges.check_ranges(page.to_dict())

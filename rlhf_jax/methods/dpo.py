@@ -26,7 +26,6 @@ from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
-from rlhf_jax.training.run.encoded_rows import rows_of
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
@@ -93,7 +92,7 @@ def dpo_loss_fn(config: ModelConfig, R: int, chunk: int, *, beta: float, label_s
 def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> offline.Offline:
     """Describes DPO on these pairs. The reference's log-probs are computed once before the first step, or in each."""
     config, mesh = session.config, session.mesh
-    train, held, R = rows_of(pairs, config.data, fill_id(session.tokenizer), config.seed)
+    train, held, R = encoded_rows.rows_of(pairs, config.data, fill_id(session.tokenizer), config.seed)
     # Once costs one forward pass over all rows and keeps no second model in memory; with every step nothing
     # is computed ahead, which suits a run that will see only a part of its rows.
     with_every_step = config.reference == "step"

@@ -37,7 +37,6 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import encoded_rows, offline, reward_models
-from rlhf_jax.training.run.encoded_rows import rows_of
 from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Network,
@@ -79,7 +78,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         # Kept beside the model, to find the mean score of any checkpoint when that is read.
         kept = {reward_models.DEMONSTRATIONS: partial(reward_models.keep, demonstrations)}
     write_model_folder(session, network, beside=kept)
-    train, held, _ = rows_of(pairs, config.data, fill_id(session.tokenizer), config.seed)
+    train, held, _ = encoded_rows.rows_of(pairs, config.data, fill_id(session.tokenizer), config.seed)
     # The loss takes no page: Bradley-Terry has no setting.
     params = offline.train_offline(
         session, network, offline.Offline(lambda model, _: reward_model_loss_fn(model), train, held, SHOW)

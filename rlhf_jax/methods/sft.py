@@ -31,7 +31,6 @@ from rlhf_jax.training.checkpoints.object_stores import is_remote
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import encoded_rows, load_models, offline
-from rlhf_jax.training.run.encoded_rows import rows_of
 from rlhf_jax.training.run.missing_inputs import TOKENIZER, Needs, Read, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Network,
@@ -79,7 +78,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     network = network_of(session, made_by("sft")) if session.folder else _fresh(session)
     # Before the first step: a checkpoint of a run that was killed can then be read by the next job.
     write_model_folder(session, network)
-    train, held, R = rows_of(demonstrations, config.data, fill_id(session.tokenizer), config.seed)
+    train, held, R = encoded_rows.rows_of(
+        demonstrations, config.data, fill_id(session.tokenizer), config.seed
+    )
     # The page is an argument because the advice about memory builds the loss of changed pages, too.
     method = offline.Offline(
         lambda model, page: sft_loss_fn(model, R, page.logprob_chunk), train, held, show=SHOW

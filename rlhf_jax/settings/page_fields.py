@@ -58,7 +58,6 @@ def stock(job: str) -> dict[str, Any]:
 
 def inner_pages(page: ConfigDict) -> Iterator[tuple[str, ConfigDict]]:
     """The groups of a page that are pages themselves: they have a field `job`, and the stages of a study run them."""
-
     for name, value in page.items():
         if hasattr(value, "items") and "job" in value:
             yield name, value

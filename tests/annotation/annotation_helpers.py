@@ -3,13 +3,16 @@
 import os
 from pathlib import Path
 
+from rlhf_jax.annotation.answers.answers import Answer
 from rlhf_jax.annotation.calls.retries import RetryPolicy
 from rlhf_jax.annotation.judges.prompts import PromptTemplate, read_template
 from rlhf_jax.annotation.judges.specs import JudgeSpec, PoolSpec, Price
-from rlhf_jax.annotation.parsing.parsers import ParserSpec
+from rlhf_jax.annotation.parsing.parsers import Parsed, ParserSpec, parse_all
 
 # For child processes: they find the package whether or not it is installed.
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+
+REFUSED = "refused"
 
 # The shipped numbers of attempts with next to no waiting.
 QUICK = RetryPolicy(base_s=0.005, cap_s=0.02)
@@ -40,3 +43,16 @@ def make_rows(n: int) -> list[dict]:
         {"instruction": f"Say {i}.", "input": "", "output_1": f"first {i}", "output_2": f"second {i}"}
         for i in range(n)
     ]
+
+
+def read(spec: ParserSpec, text: str, finish: str = "stop") -> Parsed:
+    """The first column of what a parser makes of an answer to three outputs."""
+    return parse_all(Answer(text, finish_reason=finish), spec, 1, 3)[0]
+
+
+def check_reading(parsed: Parsed, wanted: object, column: str) -> None:
+    """`wanted` is a value, REFUSED, or None for an answer that says no single one."""
+    if wanted is None or wanted == REFUSED:
+        assert (getattr(parsed, column), parsed.status) == (None, wanted or "parse_error") and parsed.detail
+    else:
+        assert (getattr(parsed, column), parsed.status) == (wanted, "ok")

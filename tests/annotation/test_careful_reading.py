@@ -1,11 +1,11 @@
 """What judges really write: each answer is read as a careful reader would, or is a status."""
 
 import pytest
+from annotation_helpers import REFUSED, check_reading, read
 
 from rlhf_jax.annotation.answers.answers import Answer
-from rlhf_jax.annotation.parsing.parsers import Parsed, ParserSpec, parse_all
+from rlhf_jax.annotation.parsing.parsers import ParserSpec, parse_all
 
-REFUSED = "refused"
 SEVEN = ParserSpec("rating", low=1, high=7)
 TEN = ParserSpec("rating", low=1, high=10)
 HUNDRED = ParserSpec("rating", low=0, high=100)
@@ -214,124 +214,10 @@ RATINGS = [
     (SEVEN, "Rating: 5\nActually, it has 6 errors.", 5),
 ]
 
-# (parser, answer, preference or ranks of three)
-VERDICTS = [
-    (ParserSpec("choice"), "Answer: a", 1),
-    (ParserSpec("choice"), "The final verdict is **b**.", 2),
-    (ParserSpec("sentence"), "Output (a)", 1),
-    (ParserSpec("sentence"), "**Output (b)**", 2),
-    (ParserSpec("sentence"), "Output **(b)**", 2),
-    (ParserSpec("sentence"), "My verdict: Output (b)", 2),
-    (ParserSpec("sentence"), 'My verdict: "Output (b)"', 2),
-    (ParserSpec("sentence"), "not output (a)", None),
-    (ParserSpec("sentence"), "Output (b) is better than the other.", 2),
-    (ParserSpec("sentence"), "The other is better than Output (a).", None),
-    (ParserSpec("sentence"), "Output (a) is long. Output (b) is concise.\n\nFinal verdict: Output (b)", 2),
-    (ParserSpec("sentence"), "Output (a) and Output (b) are equal", None),
-    (ParserSpec("sentence"), "Neither.", None),
-    (ParserSpec("sentence"), "It is a tie.", None),
-    (ParserSpec("sentence"), "Both outputs are bad, Output (a) though", None),
-    (ParserSpec("sentence"), 'The output says "Output (a)". I refuse.', REFUSED),
-    (ParserSpec("sentence"), "> Output (a)\n\nOutput (b)", 2),
-    (ParserSpec("sentence"), "<think>Output (a) seems better</think>Output (b)", 2),
-    (ParserSpec("sentence"), "Output (a) isn't good.", None),
-    (ParserSpec("sentence"), "I prefer Output (b).", 2),
-    (ParserSpec("sentence"), "```\nOutput (b)\n```", 2),
-    (ParserSpec("sentence"), "I cannot choose between the outputs.", REFUSED),
-    (ParserSpec("sentence"), "The instruction contains: Output (a)\nI will not judge this.", REFUSED),
-    (ParserSpec("sentence"), "Output (a) is the better one, although it is long.", 1),
-    (ParserSpec("sentence"), "Ｏutput （ｂ）", 2),
-    (ParserSpec("sentence"), "Output (a) is better ... no wait, (b)", None),
-    (ParserSpec("sentence"), "Output (a) is better. No, wait, the other one is.", None),
-    (ParserSpec("sentence"), "Output (a) ties with the other", None),
-    (ParserSpec("sentence"), "Output (a) is as good as the other", None),
-    (ParserSpec("sentence"), "Is Output (a) better?", None),
-    (ParserSpec("sentence"), "Output (a) is the runner-up", None),
-    (ParserSpec("sentence"), "Output (a) comes second", None),
-    (ParserSpec("sentence"), "Output (a) is outperformed by the other", None),
-    (ParserSpec("sentence"), "Output (a) contains errors", None),
-    (ParserSpec("sentence"), "Output (a) should be better but the other wins", None),
-    (ParserSpec("sentence"), "Output (a), because it is shorter.", 1),
-    (ParserSpec("sentence"), "I would choose Output (a)", None),
-    (ParserSpec("sentence"), "I choose Output (a): it has fewer errors", 1),
-    (ParserSpec("choice"), "a", 1),
-    (ParserSpec("choice"), "a<|eot_id|>", 1),
-    (ParserSpec("choice"), "\u200ea", 1),
-    (ParserSpec("choice"), "<seed:think>b</seed:think>a", 1),
-    (ParserSpec("choice"), "`b`", 2),
-    (ParserSpec("choice"), '"a"', 1),
-    (ParserSpec("choice"), "a or b", None),
-    (ParserSpec("choice"), "tie", None),
-    (ParserSpec("choice"), "<think>b?</think>a", 1),
-    (ParserSpec("choice"), "I refuse to choose.", REFUSED),
-    (ParserSpec("choice"), "not a", None),
-    (ParserSpec("choice"), "neither", None),
-    (ParserSpec("choice"), 'The output says "a". I refuse.', REFUSED),
-    (ParserSpec("cot_json"), 'Sure:\n```json\n{"ordered": ["b","a"]}\n```', 2),
-    (ParserSpec("cot_json"), 'The output says {"ordered": ["b","a"]}. I refuse to comply.', REFUSED),
-    (
-        ParserSpec("cot_json"),
-        '{"concise_explanation":"I cannot choose; output says {}","ordered":["a","b"]}',
-        1,
-    ),
-    (ParserSpec("cot_json"), "{'ordered': ['b', 'a']}", 2),
-    (ParserSpec("cot_json"), '{"concise_explanation": "x\ny", "Ordered": ["(b)", "(a)"]}', 2),
-    (ParserSpec("cot_json"), '{"ordered": [{"model": "b", "rank": "1"}, {"model": "a", "rank": 2.0}]}', 2),
-    (ParserSpec("cot_json"), 'not {"ordered": ["a","b"]}', None),
-    (
-        ParserSpec("cot_json"),
-        'The output tells me to answer {"ordered": ["b","a"]}.\n{"ordered": ["a","b"]}',
-        1,
-    ),
-    (ParserSpec("cot_json"), '> {"ordered": ["b","a"]}\n{"ordered": ["a","b"]}', 1),
-    (ParserSpec("ranking"), "[{'model': 'a', 'rank': 1}, {'model': 'b', 'rank': 2}]", 1),
-    (ParserSpec("ranking"), "```python\n[{'model': 'b', 'rank': 1}, {'model': 'a', 'rank': 2}]\n```", 2),
-    (ParserSpec("ranking"), '[{"model": "b", "rank": 1}, {"model": "a", "rank": 2}]', 2),
-    (ParserSpec("ranking"), "`[{'model': 'b', 'rank': 1}, {'model': 'a', 'rank': 2}]`", 2),
-    (REGEX, "Output (a)", 1),
-    (REGEX, "The output says:\nOutput (a)\n\nI refuse to follow it.", REFUSED),
-    (REGEX, "> x\nOutput (b)", 2),
-    (REGEX, "I can't choose.", REFUSED),
-    (REGEX, "Output (a) is not the better one.", None),
-    (REGEX, "Output (a) is clearly worse.", None),
-    (ParserSpec("regex", patterns=(r"\[\[A\]\]", r"\[\[B\]\]")), "It is not [[A]]", None),
-    (SCORES, "8 6", 1),
-    (SCORES, "8/10 6/10", None),
-    (SCORES, "I cannot score these.", REFUSED),
-    (SCORES, '"9 1" is what the output demands.\n', None),
-    (SCORES, "5 10\nB", 2),
-    (SCORES, "8/10", None),  # One score, of ten.
-    (ParserSpec("order"), "2 > 1 > 3", (2, 1, 3)),
-    (ParserSpec("order"), "Output 2 > Output 1 > Output 3", (2, 1, 3)),
-    (ParserSpec("order"), "Ranking: 2 > 1 > 3", (2, 1, 3)),
-    (ParserSpec("order"), "2 ＞ 1 ＞ 3", (2, 1, 3)),
-    (ParserSpec("order"), "[3, 1, 2]", (2, 3, 1)),
-    (ParserSpec("order"), 'The output says "[3, 2, 1]". I will not rank.', REFUSED),
-    (ParserSpec("order"), "2≥1>3", None),
-    (ParserSpec("order"), "**2 > 1 > 3**", (2, 1, 3)),
-    (ParserSpec("order"), '{"ordered": [2, [1, 3]]}', (2, 1, 2)),
-]
-
-
-def read(spec: ParserSpec, text: str, finish: str = "stop") -> Parsed:
-    return parse_all(Answer(text, finish_reason=finish), spec, 1, 3)[0]
-
 
 @pytest.mark.parametrize(("spec", "text", "wanted"), RATINGS)
 def test_ratings(spec: ParserSpec, text: str, wanted: float | str | None) -> None:
-    _check(read(spec, text), wanted, "rating")
-
-
-@pytest.mark.parametrize(("spec", "text", "wanted"), VERDICTS)
-def test_verdicts(spec: ParserSpec, text: str, wanted: object) -> None:
-    _check(read(spec, text), wanted, "ranks" if spec.name == "order" else "preference")
-
-
-def _check(parsed: Parsed, wanted: object, column: str) -> None:
-    if wanted is None or wanted == REFUSED:
-        assert (getattr(parsed, column), parsed.status) == (None, wanted or "parse_error") and parsed.detail
-    else:
-        assert (getattr(parsed, column), parsed.status) == (wanted, "ok")
+    check_reading(read(spec, text), wanted, "rating")
 
 
 WOMBAT = ParserSpec("ratings", low=1, high=5, aspects=("relevance", "safety"))
@@ -354,7 +240,7 @@ WOMBAT = ParserSpec("ratings", low=1, high=5, aspects=("relevance", "safety"))
     ],
 )
 def test_criteria(text: str, wanted: float | str | None) -> None:
-    _check(read(WOMBAT, text), wanted, "rating")
+    check_reading(read(WOMBAT, text), wanted, "rating")
 
 
 @pytest.mark.parametrize(

@@ -4,56 +4,16 @@ import json
 import math
 import os
 import re
-import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import tiny_farm
-from absl import flags
 
-from rlhf_jax import main, programs
+from rlhf_jax import programs
 from rlhf_jax.data.records.records import read_table, write_parquet
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.training.run import encoded_rows
 
 MAKES = r"make it with: python -m rlhf_jax\.main --config=configs/"
-
-
-@pytest.fixture
-def front_door(monkeypatch, capsys):
-    """Calls main as a command would: arguments -> (exit status, what was printed, the lines of stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["rlhf_jax", *arguments])
-        monkeypatch.chdir(tiny_farm.ROOT)
-        flags.FLAGS.unparse_flags()
-        for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-            delattr(flags.FLAGS, name)  # overrides of an earlier call
-        capsys.readouterr()
-        status = 0
-        try:
-            main.main(main.parse_flags(["rlhf_jax", *arguments]))
-        except SystemExit as end:
-            status = end.code
-        printed = capsys.readouterr()
-        return status, printed.out, [line for line in printed.err.splitlines() if line.strip()]
-
-    return call
-
-
-@pytest.fixture
-def refused(front_door):
-    """Calls main with what it must refuse; returns the one line it says."""
-
-    def call(*arguments):
-        status, _, errors = front_door(*arguments)
-        assert status == 2, errors
-        assert len(errors) == 1 and errors[0].startswith("error: "), errors
-        assert len(errors[0]) < 1000
-        return errors[0].removeprefix("error: ")
-
-    return call
 
 
 @pytest.mark.parametrize(
@@ -349,67 +309,6 @@ def test_a_run_goes_on_only_with_the_settings_and_data_it_began_with(front_door,
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "Say something new.", "input": "", "output": "New."}) + "\n")
     assert f"inputs.{tmp_path}/data.jsonl was " in refused(*command())
-
-
-class Banana(BaseHTTPRequestHandler):
-    """A judge that answers every question with "banana"."""
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "banana"}}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        body = json.dumps({"id": "1", "model": "m", "choices": [choice], "usage": usage}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
-
-
-def judge_at(url, folder):
-    path = folder / "judge.yaml"
-    fields = {"name": "j", "provider": "openai", "base_url": url, "model": "m", "api_key_env": ""}
-    fields |= {"template": "pairwise_choice", "parser": "choice", "max_tokens": 1}
-    path.write_text(
-        "".join(
-            f'{name}: "{value}"\n' if value == "" else f"{name}: {value}\n" for name, value in fields.items()
-        )
-    )
-    return str(path)
-
-
-def test_a_judge_that_answers_nonsense_is_counted(front_door, refused, farm, tmp_path):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Banana)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        judge = judge_at(f"http://127.0.0.1:{server.server_address[1]}/v1", tmp_path)
-        changes = {"judges": judge, "p_label_flip": 0.0}
-        status, printed, errors = front_door(
-            *tiny_farm.arguments("annotate", farm, tmp_path / "labels", **changes)
-        )
-    finally:
-        server.shutdown()
-    assert status == 0, errors
-    rows = read_table(tmp_path / "labels/labels.parquet")
-    assert len(rows) == 12 and {row["preference"] for row in rows} == {None}
-    (reason,) = {row["status"] for row in rows}
-    assert f"12 {reason}" in printed
-    line = refused(
-        *tiny_farm.arguments(
-            "dpo", farm, tmp_path / "dpo", **{"data.train": f"{tmp_path}/labels/labels.parquet"}
-        )
-    )
-    assert re.search(rf"none of its 12 rows can be used; skipped 12: .*{reason}", line), line
-
-
-@pytest.mark.timeout(120)
-def test_a_dead_judge_endpoint_ends_the_run(refused, farm, tmp_path):
-    judge = judge_at("http://127.0.0.1:9/v1", tmp_path)
-    line = refused(*tiny_farm.arguments("annotate", farm, tmp_path / "labels", judges=judge))
-    assert "127.0.0.1:9" in line, line
 
 
 def test_batches_that_eight_devices_cannot_divide(farm, tmp_path):

@@ -1,6 +1,7 @@
 """The door for notebooks: pages from Python are those of commands, and runs leave nothing behind but their folder."""
 
 import asyncio
+import importlib
 import json
 import signal
 import subprocess
@@ -220,3 +221,13 @@ def test_judges_and_evaluation_where_a_loop_is_running(farm, tmp_path, monkeypat
     assert [row["instruction"] for row in labels] == [row["instruction"] for row in outputs]
     assert {row["preference"] for row in labels} <= {1.0, 1.5, 2.0}
     assert len(judged) == 6
+
+
+@pytest.mark.parametrize(
+    "name", ["data.records.read_pairs", "models.huggingface.load", "annotation.parsing.parse_all"]
+)
+def test_rooms_offer_what_they_are_for(name):
+    room, _, function = f"rlhf_jax.{name}".rpartition(".")
+    assert callable(getattr(importlib.import_module(room), function))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = importlib.import_module(room).nonsense

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs.study.study_fingerprints import fingerprint
 from rlhf_jax.jobs.study.study_stages import Stage, plan_stages
 from rlhf_jax.parallel import startup
-from rlhf_jax.programs import check_jobs, import_for_ranges
+from rlhf_jax.programs import check_jobs, check_values
 from rlhf_jax.settings.pages import closest
 from rlhf_jax.training.checkpoints import workdir as folders
 from rlhf_jax.training.run import missing_inputs
@@ -30,8 +29,7 @@ _LONGEST_S = 24 * 3600.0  # That the other processes wait for a stage which one 
 def run(config: ConfigDict, workdir: str) -> None:
     """Runs what is not finished yet, then shows the table of the stage `report` and says where its report is."""
     check_jobs(config)
-    import_for_ranges(config)
-    ranges.check_ranges(config.to_dict())
+    check_values(config)
     with startup.join_after_checks(config.distributed):
         stages = plan_stages(config, workdir)
         _check_report(config.report, stages)

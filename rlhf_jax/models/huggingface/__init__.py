@@ -1,5 +1,5 @@
-"""Model folders in Hugging Face's layout: `load` takes one in, `save_folder` writes one."""
+"""Model folders in Hugging Face's layout, taken in and written; `load` takes one in."""
 
 from rlhf_jax import offered
 
-__getattr__ = offered(__name__, load="import_folder", save_folder="export_folder")
+__getattr__ = offered(__name__, load="import_folder")

@@ -124,22 +124,12 @@ class Split(NamedTuple):
 
 def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads demonstrations, as Sequences."""
-    train, held = _two_files(read_instructions, data, seed, made_by)
-    return Split(
-        _encoded(encode_sft, train, tokenizer, data, "train"),
-        _encoded(encode_sft, held, tokenizer, data, "eval"),
-        held,
-    )
+    return _split(*_two_files(read_instructions, data, seed, made_by), encode_sft, tokenizer, data)
 
 
 def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads labelled pairs, as Pairs; rows that are held out share no prompt with training."""
-    train, held = _two_files(read_pairs, data, seed, made_by)
-    return Split(
-        _encoded(encode_pairs, train, tokenizer, data, "train"),
-        _encoded(encode_pairs, held, tokenizer, data, "eval"),
-        held,
-    )
+    return _split(*_two_files(read_pairs, data, seed, made_by), encode_pairs, tokenizer, data)
 
 
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
@@ -255,10 +245,13 @@ def draw(rows: list, count: int, rng: np.random.Generator) -> list:
     return [rows[i] for i in sorted(rng.choice(len(rows), count, replace=False))]
 
 
-def _encoded(encode: Any, rows: list[dict], tokenizer: Any, data: ConfigDict, name: str) -> Any:
-    found, dropped = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))
-    say(f"data.{name}: {len(found)} rows", dropped)
-    return found
+def _split(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict) -> Split:
+    found = []
+    for rows, name in ((train, "train"), (held, "eval")):
+        encoded, dropped = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))
+        say(f"data.{name}: {len(encoded)} rows", dropped)
+        found.append(encoded)
+    return Split(*found, held)
 
 
 def say(text: str, skipped: Counter) -> None:
