@@ -26,6 +26,7 @@ class RolloutShapes:
     def __init__(self, mesh: Mesh, B: int, P: int, R: int, temperature: float, pad_id: int) -> None:
         self._mesh, self._sizes, self._pad_id = mesh, (B, P, R), pad_id
         self._sampler = Sampling(temperature)
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
 
     def prompts(self) -> dict[str, jax.ShapeDtypeStruct]:
         """tokens [B, P], lengths [B], rows [B]."""
@@ -37,7 +38,7 @@ class RolloutShapes:
         """The decode program, lowered for the policy's sampling copy."""
         copy = planned_params(model, self._mesh, rules=ROLLOUT_RULES, dtype=dtype)
         # One end token, as most tokenizers have; with more the run compiles its own program of this size.
-        ends = jax.ShapeDtypeStruct((1,), jnp.int32)
+        ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=self._everywhere)
         _, _, R = self._sizes
         return generate.lower(model, copy, *self._given(), self._sampler, ends, 0, max_new_tokens=R)
 
@@ -71,8 +72,7 @@ class RolloutShapes:
     def _given(self) -> tuple[jax.ShapeDtypeStruct, ...]:
         # The dtype of a typed key depends on the configured generator, so jax is asked for it.
         key = jax.eval_shape(lambda: jax.random.key(0))
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self._everywhere)
         return (*self.prompts().values(), key)
 
     def _cut(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import rollout_copier
+from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
 
@@ -33,6 +35,7 @@ class DecodeGenerator:
         self._max_new_tokens = max_new_tokens
         self._sampling, self._pad_id = sampling, pad_id
         self._end_ids_E = np.array(end_ids, np.int32)
+        self._rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
         self._params: Params | None = None
 
     def load(self, params: Params) -> None:
@@ -50,7 +53,7 @@ class DecodeGenerator:
         """Samples one response per left-padded prompt from the parameters that were loaded last."""
         if self._params is None:
             raise RuntimeError("generate() before load()")
-        return generate(
+        sampled = generate(
             self._config,
             self._params,
             tokens_BP,
@@ -62,6 +65,9 @@ class DecodeGenerator:
             self._pad_id,
             max_new_tokens=self._max_new_tokens,
         )
+        # Left to itself XLA names the same places by other axes of the mesh, for which the programs that were compiled
+        # before the run would be compiled again.
+        return jax.tree.map(lambda x: jax.device_put(x, self._rows) if x.ndim else x, sampled)
 
     def close(self) -> None:
         """Drops the copy, which frees its device memory."""

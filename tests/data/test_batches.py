@@ -1,5 +1,7 @@
 """Index-addressed batches: complete, disjoint, a function of (seed, step); padding on either side."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -59,6 +61,17 @@ def test_hosts_split_the_batch():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), array)
     crossed = pad(sequences, whole, 4, 0, rows=np.array([0, 1, 4, 5]))
     np.testing.assert_array_equal(crossed["tokens"], full["tokens"][[0, 1, 4, 5]])
+    prompts = [pad_prompts(sequences, whole, 4, 0, rows) for rows in (slice(None), slice(0, 4), slice(4, 8))]
+    for name, array in prompts[0].items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in prompts[1:]]), array)
+
+
+def test_chosen_rows_keep_their_own_prompts_and_masks():
+    found = dataclasses.replace(ragged([3, 1, 4], [1, 0, 2]), trained=np.arange(8) % 3 == 0)
+    chosen = found.select(np.array([2, 0]))
+    assert [row.tolist() for row in (chosen[0], chosen[1])] == [[200, 201, 202, 203], [0, 1, 2]]
+    assert chosen.prompt_lengths.tolist() == [2, 1]
+    assert chosen.trained.tolist() == [False, False, True, False, True, False, False]
 
 
 def test_nothing_to_train_on():
@@ -116,8 +129,11 @@ def test_evaluation_counts_every_row_once(n, batch_size):
         np.add.at(counts, indices, weight)
     assert counts.tolist() == [1] * n
     halves = [slice(0, batch_size // 2), slice(batch_size // 2, batch_size)]
-    total = sum(weight.sum() for rows in halves for _, weight in eval_batches(n, batch_size, rows))
-    assert total == n
+    shared = np.zeros(n)
+    for rows in halves:
+        for indices, weight in eval_batches(n, batch_size, rows):
+            np.add.at(shared, indices, weight)
+    assert shared.tolist() == [1] * n
 
 
 def test_nothing_to_evaluate():

@@ -263,6 +263,8 @@ def test_a_template_without_an_end_gets_eos():
     (found,) = encode_chats([chat("hi", "the cat")], tokenizer)
     assert found.ids[-1] == tokenizer.eos_token_id and found.trained[-1]
     assert decode(tokenizer, found.ids[found.trained]) == "the cat"
+    (cut,) = encode_chats([chat("hi", "the cat")], tokenizer, ended=[False])
+    assert cut.ids.tolist() == found.ids[:-1].tolist() and cut.trained[-1]
 
 
 def test_bos_that_is_written_twice_is_there_once():

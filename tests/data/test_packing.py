@@ -60,6 +60,11 @@ def test_rows_depend_on_lengths_and_seed_alone():
     assert one.members.tolist() == two.members.tolist() != other.members.tolist()
 
 
+def test_filled_is_the_share_of_places_that_hold_a_token():
+    three = Sequences(np.ones(9, np.int32), np.array([0, 3, 6, 9]), np.ones(3, np.int32))
+    assert pack(three, 8, seed=0).filled == 9 / 16  # two documents in one row, one in the other
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_arrays_hold_the_documents(trained):
     found = documents(60, 20, trained=trained)

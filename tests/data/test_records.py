@@ -312,5 +312,8 @@ def test_labels_survive_parquet(tmp_path):
 def test_describe():
     assert counts_text(Counter()) == "skipped none"
     assert counts_text(Counter(), kept=5) == "kept 5; skipped none"
+    changed = Counter({"response cut (row kept)": 4, "tie": 2})
+    assert counts_text(changed) == "skipped 2: tie 2; response cut (row kept) 4"
+    assert counts_text(changed - Counter(tie=2)) == "skipped none; response cut (row kept) 4"
     line = counts_text(Counter({"duplicate": 3, "tie": 12}), kept=60)
     assert line == "kept 60; skipped 15: tie 12, duplicate 3"

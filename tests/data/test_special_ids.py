@@ -76,6 +76,7 @@ def test_the_pad_of_an_exported_reward_model():
     ours = ["<|reserved_3|>", "<|finetune_right_pad_id|>"]
     assert with_spare_pad(tokenizer(*ours, pad_token="</s>"), (0,), 999).pad_token == ours[1]
     assert with_spare_pad(tokenizer(*ours), (0, 2), 999).pad_token == ours[0]
+    assert with_spare_pad(tokenizer(*ours), (0,), 2).pad_token == ours[0]  # the other has no embedding
     grown = with_spare_pad(tokenizer(pad_token="</s>"), (0,), len(tokenizer()) + 1)
     assert grown.pad_token_id == len(tokenizer()) and not grown("a b")["input_ids"].count(grown.pad_token_id)
     unknown = with_spare_pad(tokenizer("<unk>", unk_token="<unk>"), (0,), len(tokenizer("<unk>")))

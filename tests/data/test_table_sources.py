@@ -67,6 +67,15 @@ def test_a_saved_dataset_of_several_splits(tmp_path):
     assert "the saved dataset cannot be read" in error_of(f"{tmp_path}/dd:test")
 
 
+@pytest.mark.parametrize(
+    ("kept", "asked"), [("validation", "dev"), ("val", "validation"), ("val", "dev"), ("eval", "test")]
+)
+def test_a_split_is_found_by_its_other_names(tmp_path, kept, asked):
+    for name in (kept, "train"):
+        write_parquet(tmp_path / f"{name}-00000-of-00001.parquet", rows_of(name))
+    assert read_rows(f"{tmp_path}:{asked}") == rows_of(kept)
+
+
 def test_a_folder_of_several_configurations(tmp_path):
     for name in ("main", "socratic"):
         write_parquet(tmp_path / name / "train-00000-of-00001.parquet", rows_of(name))

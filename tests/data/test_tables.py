@@ -55,6 +55,8 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path):
     write_jsonl(tmp_path / "b.jsonl", ROWS[1:])
     write_jsonl(tmp_path / "a.jsonl", ROWS[:1])
     (tmp_path / "README.md").write_text("not a table")
+    for name in (".c.jsonl", "_c.jsonl"):
+        (tmp_path / name).write_text('{"half": "writ')
     assert read_table(tmp_path) == ROWS
     write_parquet(tmp_path / "c.parquet", ROWS)
     assert "mixes .jsonl, .parquet files" in error_of(read_table, tmp_path)

@@ -161,7 +161,8 @@ def test_a_token_across_the_border_is_counted_and_parted():
     glued = build(template, ["</s>"], eos_token="</s>")
     row = (USER | {"content": "the c"}, {"role": "assistant", "content": "at"})
     note = "a token joins prompt and response (row kept; data.generation_prompt=sampling parts them)"
-    assert trained(glued, *row)[2] == Counter({note: 1})
+    said, before, counts = trained(glued, *row)
+    assert (said, before, counts) == (" cat</s>", "the", Counter({note: 1}))
     said, before, counts = trained(glued, *row, generation_prompt="sampling")
     assert (said, before, counts) == ("at</s>", prompt(glued, row[0])[0], Counter())
 

@@ -108,6 +108,15 @@ def test_decode_returns_the_response_text(tokenizer):
         assert decode(tokenizer, sequences[i][sequences.prompt_lengths[i] :]) == row["output"]
 
 
+def test_decoded_text_keeps_the_spaces_before_punctuation():
+    """As the model wrote it: transformers can take them out, and the text would be other tokens than were sampled."""
+    words = Tokenizer(models.WordLevel({"</s>": 0, "hello": 1, ",": 2, "world": 3}, unk_token="</s>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, eos_token="</s>", clean_up_tokenization_spaces=True
+    )
+    assert decode(tokenizer, [1, 2, 3, 0]) == "hello , world"
+
+
 @ALL
 def test_limits_of_demonstrations(tokenizer):
     row = ROWS[0]

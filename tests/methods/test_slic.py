@@ -1,6 +1,7 @@
 """A method is one file and one page: this one is neither in the package nor known to it, and trains."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ def slic():
     """The method's file, whose import adds rows to the table of ranges; they go with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranges, "RANGES", dict(ranges.RANGES))
+        # Imported anew: workers that share the tests may come back to this file, and the rows went the first time.
+        patch.delitem(sys.modules, "slic", raising=False)
         yield importlib.import_module("slic")
 
 

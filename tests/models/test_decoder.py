@@ -91,6 +91,16 @@ def test_pads_on_the_left_change_nothing_for_real_tokens(left):
     assert bool(jnp.isfinite(hidden_BTD).all())
 
 
+@pytest.mark.parametrize("window", [4, 5])
+def test_a_row_one_longer_than_the_window_does_not_see_its_first_token(window):
+    config = dataclasses.replace(CONFIG, layers=1, window=window, local_layers=(True,))
+    params = params_of(config)
+    rows_BT = jnp.array([[1, 2, 3, 4, 5], [9, 2, 3, 4, 5]], jnp.int32)
+    one, other = decoder.hidden_states(config, params, rows_BT)
+    apart = np.abs(one - other).max(-1)
+    assert (apart[:4] > 1e-3).all() and (apart[4] > 1e-3) == (window == 5)
+
+
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_no_gradient(remat):
     params = params_of(CONFIG)

@@ -22,3 +22,11 @@ def test_finite_weights_whose_logits_overflow_are_noticed(tmp_path, overflows):
         return
     with pytest.raises(UserError, match=r"runs/m: its logits are not finite in 2 of 2 responses"):
         check_finite(logprobs_BR, "runs/m")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_token_that_is_no_number_is_enough(value):
+    logprobs_BR = np.full((3, 4), -1.0, np.float32)
+    logprobs_BR[1, 2] = value
+    with pytest.raises(UserError, match=r"not finite in 1 of 3 responses"):
+        check_finite(logprobs_BR, "runs/m")

@@ -191,9 +191,9 @@ def readings(models, prompts, sampled, given):
     return READ(whole, jnp.array(prompts), LENGTHS, sampled, given, PAD)
 
 
-def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS):
+def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS, lengths=LENGTHS):
     reward = RewardModel(Model(CONFIG, models.reward), None, "", "", score_at, Closing(EOS, tail), mean=MEAN)
-    return TokenRewards(reward, PAD)([], jnp.array(prompts), LENGTHS, sampled)()
+    return TokenRewards(reward, PAD)([], jnp.array(prompts), lengths, sampled)()
 
 
 def experience(models=MODELS, *, extra=0, sampled=SAMPLED, **changes):
@@ -307,6 +307,10 @@ def test_a_score_is_read_where_the_reward_model_reads_it(score_at, tail):
         if end is not None:
             row = row[:-1] if score_at == "last" else np.append(row, np.array(tail, row.dtype))
         assert float(found.scores_B[b]) == pytest.approx(alone(MODELS.reward, row)[-1] - MEAN, rel=1e-4), b
+    # And where prompt and response leave no column to spare: the prompt of one token whose response is full.
+    full = jax.tree.map(lambda x: x[2:3] if x.ndim else x, SAMPLED)
+    (alone_there,) = scores(prompt_arrays()[2:3, -1:], full, score_at, tail, lengths=LENGTHS[2:3]).scores_B
+    assert float(alone_there) == pytest.approx(float(found.scores_B[2]), rel=1e-4)
 
 
 def test_what_could_not_be_scored_gets_the_penalty_and_is_counted():
@@ -326,13 +330,15 @@ def test_what_could_not_be_scored_gets_the_penalty_and_is_counted():
 def test_a_token_that_the_reward_model_has_no_embedding_of_has_no_score():
     """A policy may have spare embeddings behind its tokenizer's tokens, and sample one."""
     sampled = sample_arrays()
-    known = int(
-        sampled.tokens_BR[1, :2].max()
-    )  # The row that ended in the middle holds the first unknown one.
+    # The row that ended in the middle holds the first unknown one; what stands behind an end does not count.
+    known = int(sampled.tokens_BR[1, :2].max())
+    sampled.tokens_BR[~sampled.mask_BR] = known
     reward = {**MODELS.reward, "embed": MODELS.reward["embed"][:known]}
     config = dataclasses.replace(CONFIG, vocab_size=known)
     given = RewardModel(Model(config, reward), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
-    found = TokenRewards(given, PAD)([], jnp.array(prompt_arrays()), LENGTHS, SAMPLED)()
+    found = TokenRewards(given, PAD)(
+        [], jnp.array(prompt_arrays()), LENGTHS, jax.tree.map(jnp.array, sampled)
+    )()
     wanted = [bool((row[: sampled.lengths_B[b]] < known).all()) for b, row in enumerate(sampled.tokens_BR)]
     assert found.readable_B.tolist() == wanted and not wanted[1] and wanted[0]
 
@@ -340,9 +346,14 @@ def test_a_token_that_the_reward_model_has_no_embedding_of_has_no_score():
 def test_text_longer_than_a_reward_models_learned_positions_has_no_score(monkeypatch):
     """And its arrays never become longer than the table."""
     rows = [np.arange(1, n + 1, dtype=np.int32) for n in (3, 9, 10)] + ["no text"]
-    monkeypatch.setattr(text_rewards, "encode_scored", lambda *_: rows)
-    monkeypatch.setattr(text_rewards, "decode", lambda *_: "")
-    seen = []
+    seen, answered = [], []
+
+    def encode(found, *_):
+        answered.extend(found)
+        return rows
+
+    monkeypatch.setattr(text_rewards, "encode_scored", encode)
+    monkeypatch.setattr(text_rewards, "decode", lambda _, ids: ids.tolist())
 
     def program(model, tokens_BT, lengths_B, mean):
         seen.append(tokens_BT.shape)
@@ -352,7 +363,11 @@ def test_text_longer_than_a_reward_models_learned_positions_has_no_score(monkeyp
     config = dataclasses.replace(CONFIG, positions="learned", max_positions=9)
     reward = RewardModel(Model(config, {}), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
     found = text_rewards.TextRewards(reward, None, make_mesh(1, 1, 1), 8)(
-        [{}] * 4, jnp.array(prompt_arrays()), LENGTHS, SAMPLED
+        [{"instruction": b} for b in range(4)], jnp.array(prompt_arrays()), LENGTHS, SAMPLED
     )()
+    # Each row with its own response, without its end token, and whether it has one.
+    for b, (row, end) in enumerate(zip(answered, ENDS, strict=True)):
+        said = sample_arrays().tokens_BR[b, :end].tolist()
+        assert row == {"instruction": b, "output": said, "ended": end is not None}
     assert seen == [(4, 9)] and found.readable_B.tolist() == [True, True, False, False]
     assert found.scores_B.tolist()[:2] == [3 - MEAN, 9 - MEAN]

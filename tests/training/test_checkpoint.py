@@ -8,7 +8,7 @@ import pytest
 import toy_training as toy
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
+from rlhf_jax.training.checkpoints.checkpoint import Checkpoints, chosen_checkpoint
 from rlhf_jax.training.loop import state
 
 # Reading broken files leaves unfinished work behind in Orbax, which complains when it is collected.
@@ -119,6 +119,26 @@ def test_the_best_one_stays_too(tmp_path, mode, scores, best):
             assert found is None
         else:
             assert toy.same(found.state, make_state(best))
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode", "scores", "taken"),
+    [
+        ("eval/x", "max", [5.0, 1.0, 2.0], (0, "the best eval/x")),
+        ("eval/x", "min", [5.0, 1.0, 2.0], (1, "the best eval/x")),
+        ("eval/x", "min", [1.0, 1.0, 2.0], (1, "the best eval/x")),  # of equals the later one
+        ("eval/x", "min", [float("nan"), 3.0, float("-inf")], (1, "the best eval/x")),
+        ("eval/x", "max", [float("nan")] * 3, (2, "the last")),
+        ("", "max", [5.0, 1.0, 2.0], (2, "the last")),
+    ],
+)
+def test_a_workdir_stands_for_the_checkpoint_that_its_run_would_export(tmp_path, metric, mode, scores, taken):
+    config = CONFIG | {"best_metric": metric, "best_mode": mode}
+    with Checkpoints(tmp_path, config=config, best_metric=metric, best_mode=mode, keep=3) as checkpoints:
+        for step, score in enumerate(scores):
+            checkpoints.record(step, {"eval/x": score})
+            checkpoints.save(step, {"w": jnp.ones(1)})
+    assert chosen_checkpoint(tmp_path) == (tmp_path / f"checkpoints/{taken[0]}", taken[1])
 
 
 @pytest.mark.parametrize(("best", "kept"), [(1, [1, 4]), (2, [1, 3, 4]), (9, [0, 1, 2, 3, 4])])

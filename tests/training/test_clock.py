@@ -51,17 +51,17 @@ def machine(monkeypatch):
 
 @pytest.fixture
 def rows(tmp_path):
-    def run(iterations, save_after=None, machine=None, **settings):
-        """iterations: functions that give what `push` is given."""
+    def run(iterations, log_every=1, pause_after=None, pause=None, machine=None, **settings):
+        """iterations: functions that give what `push` is given. pause: a context of the recorder."""
         writer = JsonlWriter(tmp_path / "metrics.jsonl")
         writer.start(None)
-        with recorder.Recorder(writer, Progress(9), tmp_path, 9, 1, (), **settings) as found:
+        with recorder.Recorder(writer, Progress(9), tmp_path, 9, log_every, (), **settings) as found:
             for step, make in enumerate(iterations, 1):
                 found.push(step, make(), None)
-                if step == save_after:
+                if step == pause_after:
                     found.flush()
                     machine.host = machine.device
-                    with found.timed("save"):
+                    with pause(found):
                         machine.host += 30.0
             found.flush()
         return [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -93,14 +93,34 @@ def test_a_device_that_waits_for_the_host_is_timed_with_it(machine, rows, monkey
     assert [row["timing_s/step"] for row in rows([late] * 3)] == [51.0, 50.0, 50.0]
 
 
-def test_a_pause_is_nobodys_time(machine, rows, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "pause", "step"),  # the step in whose row its length stands
+    [("save", lambda found: found.timed("save"), 3), ("eval", lambda found: found.evaluation(2), 2)],
+)
+def test_a_pause_is_nobodys_time(machine, rows, monkeypatch, name, pause, step):
     _watched(monkeypatch, [lambda: machine.give(10.0)] * 3)
-    found = rows([dict] * 3, save_after=2, machine=machine)
-    assert [row["timing_s/step"] for row in found] == [10.0] * 3
-    assert found[2]["timing_s/save"] == 30.0
+    found = rows([dict] * 3, pause_after=2, pause=pause, machine=machine)
+    assert [row["timing_s/step"] for row in found if "timing_s/step" in row] == [10.0] * 3
+    named = [(row["step"], row[f"timing_s/{name}"]) for row in found if f"timing_s/{name}" in row]
+    assert named == [(step, 30.0)]
 
 
-def test_phases_are_parts_of_the_iteration(machine, rows, monkeypatch):
+def test_the_part_of_an_iteration_in_which_programs_were_compiled_is_named_apart(machine, rows, monkeypatch):
+    _watched(monkeypatch, [lambda: machine.give(10.0)] * 2)
+
+    def compiled():
+        machine.host += 5.0
+        jax.monitoring.record_event_duration_secs(recorder._COMPILE_EVENT, 4.0)
+        return {"num_tokens": 22.0}
+
+    first, second = rows([compiled, dict])
+    assert first["timing_s/step"] == 5.0 + 10.0 - 4.0
+    assert (first["timing_s/compile"], first["perf/compiles"], first["perf/tokens_per_s"]) == (4.0, 1.0, 2.0)
+    assert second["timing_s/step"] == 10.0 and "timing_s/compile" not in second
+
+
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_phases_are_parts_of_the_iteration(machine, rows, monkeypatch, log_every):
     last = []
     _watched(monkeypatch, [lambda: last[-1]] * 2)
 
@@ -111,22 +131,25 @@ def test_phases_are_parts_of_the_iteration(machine, rows, monkeypatch):
             phases[f"timing_s/{name}"] = done_at(last[-1])
         return phases
 
-    for row in rows([iteration] * 2):
+    found = rows([iteration] * 2, log_every)
+    assert len(found) == 2 // log_every
+    for row in found:
         assert [row[f"timing_s/{name}"] for name in ("rollout", "score", "update")] == [30.0, 10.0, 20.0]
         assert row["timing_s/step"] == 60.0
 
 
-def test_mfu_is_the_train_steps_share_of_the_peak(machine, rows, monkeypatch):
+@pytest.mark.parametrize("log_every", [1, 3])
+def test_mfu_is_the_train_steps_share_of_the_peak(machine, rows, monkeypatch, log_every):
     monkeypatch.setattr(recorder, "peak_flops", lambda: 1000.0)
     last = []
-    _watched(monkeypatch, [lambda: last[-1]])
+    _watched(monkeypatch, [lambda: last[-1]] * log_every)
 
     def iteration():
         sampled, updated = machine.give(5.0), machine.give(2.0)
         last.append(updated)
         return {"timing_s/rollout": done_at(sampled), "timing_s/update": done_at(updated)}
 
-    (row,) = rows([iteration], flops=50.0)
+    (row,) = rows([iteration] * log_every, log_every, flops=50.0)
     assert row["perf/mfu"] == pytest.approx(50 / 2 / (1000 * jax.device_count()))
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_training as toy
+from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
-from rlhf_jax.training.loop import loop, state
+from rlhf_jax.training.loop import loop, recorder, state
 from rlhf_jax.training.loop.metrics import MultiWriter, make_writer
 
 
@@ -113,6 +114,14 @@ def test_a_resumed_run_does_not_hold_two_copies(tmp_path):
         assert {x.is_deleted() for x in jax.tree.leaves((first.params, first.opt_state))} == {steps == 2}
 
 
+def still(folder, iterate, **settings):
+    """Runs the loop over iterations that are given a state of one number."""
+    now = state.create({"w": jnp.zeros(1)}, toy.optimizer(), seed=0)
+    with Checkpoints(folder, config={}) as checkpoints:
+        writer = make_writer(folder)
+        return loop.run_loop(now, iterate, workdir=folder, checkpoints=checkpoints, writer=writer, **settings)
+
+
 def test_fewer_steps_than_done(tmp_path):
     toy.train(tmp_path, steps=3)
     with pytest.raises(UserError, match=r"steps: 2, but .* has 3 steps done; use at least that many"):
@@ -139,6 +148,14 @@ def test_divergence_stops_saves_the_batch_and_keeps_the_last_good_state(tmp_path
     assert toy.rows(tmp_path) == toy.rows(tmp_path / "clean")
 
 
+def test_a_skipped_step_stops_the_run_though_its_loss_is_finite(tmp_path):
+    good, bad = {"grad_norm": 1.0, "nonfinite": 0.0}, {"grad_norm": np.inf, "nonfinite": 1.0}
+    with pytest.raises(UserError, match=r"step 2 is not finite \(loss 0\.5, grad_norm inf\)"):
+        still(
+            tmp_path, lambda now, i: (now, {"loss": 0.5, **(bad if i else good)}, {"x": np.ones(2)}), steps=2
+        )
+
+
 def test_sigterm_saves_says_how_to_continue_and_exits_with_0(tmp_path, capsys):
     def stop(_, i):
         if i == 4:
@@ -149,6 +166,7 @@ def test_sigterm_saves_says_how_to_continue_and_exits_with_0(tmp_path, capsys):
         toy.train(tmp_path / "parts", steps=9, save_every=100, eval_every=5, hook=stop)
     assert left.value.code == 0
     assert signal.getsignal(signal.SIGTERM) == before
+    assert (tmp_path / "parts/checkpoints/5").is_dir()
     out = capsys.readouterr().out
     assert "told to stop: saved after step 5; to continue: " in out
     assert out.splitlines()[-1].endswith(shlex.join(sys.orig_argv))
@@ -225,3 +243,47 @@ def test_settings_that_do_not_fit(tmp_path, settings, message):
 def test_the_key_is_carried_but_never_consumed(tmp_path):
     last, _ = toy.train(tmp_path, steps=2)
     assert toy.same(last.key, jax.random.key(1))
+
+
+def fit(folder, scores, *, flops=0.0, **changes):
+    """Counts up one number in a workdir, by a page; scores: of the evaluation after each step."""
+    page = {
+        "log_every": 1,
+        "eval_every": 1,
+        "save_every": 1,
+        "keep_checkpoints": 1,
+        "keep_best": 1,
+        "steps": 6,
+    }
+    page |= {"best_metric": "eval/x", "best_mode": "max", "tensorboard": False, "wandb_project": ""}
+    tx = toy.optimizer()
+    first = state.create({"w": jnp.zeros(1)}, tx, seed=0)
+    return loop.fit(
+        ConfigDict(page | {"optimizer": {"schedule": "constant"}} | changes),
+        str(folder),
+        first,
+        lambda now, i: (now.replace(params={"w": now.params["w"] + 1}), {"loss": 1.0}, None),
+        lambda now, step: {"x": scores[step - 1]},
+        steps=len(scores),
+        inputs={},
+        show=(),
+        flops=flops,
+    )
+
+
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_workdir_keeps_as_many_of_the_last_and_of_the_best_as_the_page_says(tmp_path, mode):
+    scores = [7.0, 8.0, 1.0, 2.0, 4.0, 3.0] if mode == "max" else [2.0, 1.0, 9.0, 9.0, 9.0, 9.0]
+    best = fit(tmp_path, scores, keep_checkpoints=3, keep_best=2, best_mode=mode)
+    assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [1, 2, 4, 5, 6]
+    assert best.params["w"].tolist() == [2.0]
+
+
+def test_the_flops_of_an_iteration_become_its_rows_mfu(tmp_path, monkeypatch):
+    monkeypatch.setattr(recorder, "peak_flops", lambda: 1e6)
+    fit(tmp_path, [0.0, 0.0], flops=3e5)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [row for row in rows if "loss" in row]
+    assert len(trained) == 2
+    for row in trained:
+        assert row["perf/mfu"] * row["timing_s/step"] == pytest.approx(0.3 / jax.device_count())

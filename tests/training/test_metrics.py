@@ -24,11 +24,10 @@ def test_a_row_is_on_disk_when_write_returns(tmp_path):
     writer.close()
 
 
-def test_resuming_drops_later_and_broken_rows(tmp_path):
+@pytest.mark.parametrize("cut", ['{"step": 2, "a": 0.', '{"step": 2, "a": 0.5}'])  # in the row, and behind it
+def test_resuming_drops_later_and_broken_rows(tmp_path, cut):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(
-        '{"step": 1, "a": 1}\n{"step": 2, "a": 1}\nnot json\n{"step": 3, "a": 1}\n{"step": 2, "a": 0.'
-    )
+    path.write_text('{"step": 1, "a": 1}\n{"step": 2, "a": 1}\nnot json\n{"step": 3, "a": 1}\n' + cut)
     writer = JsonlWriter(path)
     writer.start(2)
     writer.write(3, {"a": 2})
@@ -104,6 +103,9 @@ def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
         writer.close()
     first, second, fresh = [kwargs for name, _, kwargs in fake.calls if name == ".init"]
     assert first["id"] == second["id"] != fresh["id"]
+    assert [call[1:] for call in fake.calls if call[0] == ".init.log"] == [
+        (({"loss": 1.0},), {"step": 8})
+    ] * 3
     assert (first["project"], first["config"], first["resume"]) == ("farm", {"lr": 1}, "allow")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractMesh
 
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop import step
@@ -39,6 +40,8 @@ def test_a_gradient_is_two_products_and_remat_one_more():
 def test_the_dearer_branch_counts_and_a_rule_of_differentiation_does_not():
     both = lambda p, a: jax.lax.cond(p, lambda a: a @ B @ B.T, lambda a: a, a)  # noqa: E731
     assert flops(both, True, A) == 2 * 2 * 3 * 5 * 7
+    either = lambda p, a: jax.lax.cond(p, lambda a: a @ B @ B.T, lambda a: a @ (B @ B.T), a)  # noqa: E731
+    assert flops(either, True, A) == 2 * 5 * 7 * 5 + 2 * 3 * 5 * 5 > 2 * 2 * 3 * 5 * 7
 
     @jax.custom_vjp
     def product(a, b):
@@ -53,6 +56,7 @@ def test_needs_are_arguments_results_and_what_is_in_between():
     x = jnp.ones((256, 1024), jnp.float32)
     found = step.needs(jax.jit(lambda x: jnp.sort(x + 1, 0) @ x.T).lower(x).compile())
     assert found.arguments == x.nbytes and found.outputs == 256 * 256 * 4 and found.temporaries >= x.nbytes
+    assert found.total == found.arguments + found.outputs + found.temporaries
     donated = step.needs(jax.jit(lambda x: x * 2, donate_argnums=0).lower(x).compile())
     assert donated.outputs == 0 and donated.total == x.nbytes
 
@@ -62,6 +66,8 @@ def test_bytes_per_device_of_arrays_and_shapes():
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     shape = jax.ShapeDtypeStruct((6, 2), jnp.bfloat16, sharding=where)
     assert step.bytes_per_device({"a": shape, "b": jnp.ones(3)}) == 24 + 12
+    cut = jax.sharding.NamedSharding(AbstractMesh((3, 2), ("data", "tensor")), where.spec)
+    assert step.bytes_per_device(jax.ShapeDtypeStruct((6, 2), jnp.bfloat16, sharding=cut)) == 24 // 3
 
 
 def test_what_a_device_offers(monkeypatch):

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 import toy_training as toy
-from jax.sharding import AxisType
+from jax.sharding import AxisType, Mesh
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean
@@ -74,10 +74,11 @@ def test_a_microbatch_takes_every_mth_row_and_whole_scalars():
     assert float(metrics["probe"]) == (4 + 5 + 6 + 7) / (4 * 2)
 
 
-def test_scaling_all_weights_changes_no_gradient():
+@pytest.mark.parametrize("gain", [8, 2**-10])  # With the smaller one they add up to less than 1.
+def test_scaling_all_weights_changes_no_gradient(gain):
     batch = toy.batch(0)
     _, plain = run_once(4, batch)
-    _, scaled = run_once(4, {**batch, "gain": np.float32(8)})
+    _, scaled = run_once(4, {**batch, "gain": np.float32(gain)})
     assert float(scaled["grad_norm"]) == pytest.approx(float(plain["grad_norm"]), rel=1e-6)
 
 
@@ -121,14 +122,25 @@ def test_any_optax_transformation_is_vetoed_too():
     assert "learning_rate" not in metrics
 
 
-def test_finite_loss_with_infinite_gradient_is_skipped():
-    def root(p, batch):
-        return {"loss": Mean(jnp.sqrt(jnp.abs(p["w"] * batch)).sum(), jnp.float32(1))}
+def _root(p, batch):
+    return jnp.sqrt(jnp.abs(p["w"] * batch)).sum()
 
+
+def _sum(p, batch):
+    return (p["w"] + batch).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "number", "loss", "grad_norm"), [(_root, 0, 0, np.nan), (_sum, np.inf, np.inf, 2)]
+)
+def test_a_loss_or_a_gradient_that_alone_is_not_finite_is_skipped(function, number, loss, grad_norm):
     tx = toy.optimizer()
-    step = make_train_step(root, tx)
-    now, metrics = step(state.create({"w": jnp.ones((2, 2))}, tx, seed=0), jnp.zeros((2, 2)))
-    assert float(metrics["loss"]) == 0
+    step = make_train_step(lambda p, batch: {"loss": Mean(function(p, batch), jnp.float32(1))}, tx)
+    now, metrics = step(
+        state.create({"w": jnp.ones((2, 2))}, tx, seed=0), jnp.full((2, 2), number, jnp.float32)
+    )
+    assert float(metrics["loss"]) == loss
+    assert float(metrics["grad_norm"]) == pytest.approx(grad_norm, nan_ok=True)
     assert float(metrics["nonfinite"]) == 1
     assert int(now.step) == 0
     np.testing.assert_array_equal(now.params["w"], 1)
@@ -165,3 +177,7 @@ def test_microbatches_that_do_not_divide():
         UserError, match=r"train.microbatches: 5 .* 12 rows .*; use one of 1, 2, 3, 4, 6, 12$"
     ):
         check_microbatches(12, 5, mesh, field="train.microbatches")
+    cut_both_ways = Mesh(np.tile(jax.devices()[:1], (2, 3, 2)), ("data", "fsdp", "tensor"))
+    check_microbatches(12, 2, cut_both_ways)
+    with pytest.raises(UserError, match=r"4 .* the 2 rows per device \(batch of 12 on 6\); use one of 1, 2$"):
+        check_microbatches(12, 4, cut_both_ways)

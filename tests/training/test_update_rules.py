@@ -73,7 +73,7 @@ def make(name, **changes):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.99), (0.0, 0.9)])
+@pytest.mark.parametrize(("b1", "b2"), [(0.9, 0.99), (0.0, 0.6)])  # 0.6 caps Adafactor's decay
 def test_the_same_parameters_as_in_float64(name, b1, b2):
     tx = make(name, b1=b1, b2=b2)
     now = params()

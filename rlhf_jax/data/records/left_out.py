@@ -82,18 +82,27 @@ def has_content(value: Any) -> bool:
 def counts_text(skipped: Mapping[str, int], kept: int | None = None) -> str:
     """Writes counted drops in one line, most frequent first: "kept 60; skipped 15: tie 12, duplicate 3".
 
-    Of a LeftOut also "columns not used: source (60 rows)" and its notes.
+    What was only changed ("response cut (row kept) 4") stands behind that, in no total. Of a LeftOut also "columns not
+    used: source (60 rows)" and its notes.
     """
-    total = sum(skipped.values())
-    reasons = ", ".join(f"{reason} {n}" for reason, n in Counter(skipped).most_common())
+    gone, there = [], []
+    for reason, n in Counter(skipped).most_common():
+        (there if "(row kept" in reason else gone).append((reason, n))
+    total = sum(n for _, n in gone)
     parts = [] if kept is None else [f"kept {kept}"]
-    parts.append(f"skipped {total}: {reasons}" if total else "skipped none")
+    parts.append(f"skipped {total}: {_listed(gone)}" if total else "skipped none")
+    if there:
+        parts.append(_listed(there))
     if isinstance(skipped, LeftOut):
         if skipped.columns:
             named = (f"{name} ({_rows(n)})" for name, n in skipped.columns.most_common())
             parts.append(f"columns not used: {', '.join(named)}")
         parts += [f"{_rows(n)}: {note}" for note, n in skipped.notes.most_common()]
     return "; ".join(parts)
+
+
+def _listed(counts: list[tuple[str, int]]) -> str:
+    return ", ".join(f"{reason} {n}" for reason, n in counts)
 
 
 def _rows(n: int) -> str:
