@@ -1,5 +1,7 @@
 """Training on conversations: the loss is on the assistant's tokens alone, and every job takes the template."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +155,26 @@ def test_ppo_and_sampling_on_conversations(farm, chat_farm, tmp_path):
         ),
         str(tmp_path / "score"),
     )
+
+
+def test_a_policy_stops_at_every_token_that_its_makers_list(farm, chat_farm, tmp_path, monkeypatch):
+    """Chat models often end a turn with another token than their tokenizer's EOS."""
+    seen = {}
+
+    def stop(*_, **settings):
+        seen.update(settings)
+        raise UserError("enough")
+
+    policy = tmp_path / "policy"
+    shutil.copytree(chat_farm / "sft/export", policy)
+    (policy / "generation_config.json").write_text('{"eos_token_id": [7, 2, 9]}')
+    monkeypatch.setattr(ppo, "DecodeGenerator", stop)
+    monkeypatch.setattr(ppo.online, "train_online", lambda *asked: asked[-1].open())  # nothing is compiled
+    changes = {"model.policy": str(policy), "model.reward": str(chat_farm / "reward_model/export")}
+    changes |= {"data.train": str(chat_farm / "prompts.parquet"), "data.max_prompt_length": 200}
+    with pytest.raises(UserError, match=r"^enough$"):
+        ppo.run(settings("ppo", farm, chat_farm, **changes), str(tmp_path / "run"))
+    assert seen["end_ids"] == (2, 7, 9)
 
 
 @pytest.mark.parametrize("tokenizer", ["", "farm"])

@@ -81,10 +81,31 @@ def test_evaluation_rows_and_demonstrations_are_drawn_with_the_seed(farm, tmp_pa
     assert held[0] != rows[:10]
     found = {}
     for count in (30, 60):
-        changes = {"center_on": str(tmp_path / "rows.jsonl"), "center_rows": count}
+        changes = {"center_on": str(tmp_path / "rows.jsonl"), "center_rows": count, "seed": 5}
         config = tiny_farm.settings("reward_model", farm, **changes)
         found[count] = reward_model._demonstrations(config, tokenizer)
     assert len(found[60]) == 59 and found[60].lengths.max() <= config.data.max_length
     assert "center_on: 59 demonstrations; skipped 1: demonstration too long 1" in capsys.readouterr().out
     first = encoded_rows.draw(rows, 30, np.random.default_rng(config.seed))
-    assert len(found[30]) == sum(len(row["output"]) < 100 for row in first)
+    wanted = [row["instruction"] for row in first if len(row["output"]) < 100]
+    texts = [tokenizer.decode(ids) for ids in np.split(found[30].tokens, found[30].offsets[1:-1])]
+    assert all(asked in text for asked, text in zip(wanted, texts, strict=True))
+
+
+def test_a_mean_is_over_the_demonstrations_that_fit_and_ended(farm, tmp_path, capsys):
+    """One of just the longest length fits; one that its sampler cut has no end to be scored at."""
+    from rlhf_jax.methods import reward_model
+
+    rows = [{"instruction": "Say it.", "input": "", "output": "word " * n} for n in (2, 4, 8)]
+    write_jsonl(tmp_path / "rows.jsonl", [*rows, rows[0] | {"ended": False}])
+    tokenizer = load_tokenizer(farm / "data/tokenizer")
+
+    def lengths(longest):
+        changes = {"center_on": str(tmp_path / "rows.jsonl"), "data.max_length": longest}
+        page = tiny_farm.settings("reward_model", farm, **changes, **{"data.not_ended": "keep"})
+        return reward_model._demonstrations(page, tokenizer).lengths.tolist()
+
+    every = lengths(500)
+    assert len(every) == 3 and every[0] < every[1] < every[2]
+    assert "response did not end 1" in capsys.readouterr().out
+    assert lengths(every[2]) == every and lengths(every[2] - 1) == every[:2]

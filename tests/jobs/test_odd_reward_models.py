@@ -7,6 +7,8 @@ import json
 import os
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_farm
@@ -19,7 +21,7 @@ from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import ppo
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training.run import load_models, reward_models
+from rlhf_jax.training.run import actor_networks, load_models, reward_models
 from rlhf_jax.training.run.load_models import lora_settings
 from rlhf_jax.training.run.session import Session
 
@@ -167,6 +169,8 @@ def test_what_config_json_does_not_say(farm, tokenizer, tmp_path, capsys):
     config_of(folder, score_at="last", reward_mean=0.5)
     assert described(farm, folder).reward.score_at == "last"
     assert "no reward_mean" not in capsys.readouterr().out
+    # The page's word counts before the file's.
+    assert described(farm, folder, **{"model.score_at": "eos"}).reward.score_at == "eos"
 
 
 @pytest.mark.parametrize("thinks", [False, True])
@@ -184,6 +188,44 @@ def test_a_template_that_begins_answers_otherwise_in_training_reads_text(farm, t
     assert (found.text_length > 0, found.value_from) == (thinks, "reward")
     met = {"data.generation_prompt": "training"}
     assert described(farm, tmp_path / "rm", **given | met).networks.text_length == 0
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>the ")
+    assert described(farm, write(tmp_path / "other", tokenizer), **given | met).networks.text_length > 0
+
+
+def test_a_reward_model_of_another_template_reads_text(farm, tokenizer, tmp_path):
+    found = described(farm, write(tmp_path / "rm", tokenizer), **{"model.reward_template": "alpaca"})
+    assert found.networks.text_length > 0 and found.networks.value_from == "reward"
+
+
+def test_a_value_model_has_an_adapter_of_the_runs_scale(farm, tokenizer, tmp_path):
+    reward = write(tmp_path / "rm", tokenizer)
+    found = described(farm, reward, **{"lora.rank": 2, "lora.alpha": 6.0}).networks
+    assert (found.policy.adapter_scale, found.value.adapter_scale, found.value_from) == (3.0, 3.0, "reward")
+    assert found.reward.adapter_scale == 0.0
+
+
+def test_a_value_model_of_the_policys_trunk_says_zero_at_first(farm):
+    policy = jax.tree.map(jnp.asarray, tiny_farm.random_params(scalar=False))
+    lora = lora_settings(tiny_farm.settings("ppo", farm).lora)
+    found = actor_networks.value_params("policy", tiny_farm.model_config(), {}, policy, lora)
+    assert found["score"].tolist() == [0.0] * tiny_farm.WIDTH and "head" not in found
+    assert found["embed"] is policy["embed"] and found["layers"] is policy["layers"]
+
+
+def test_a_run_goes_on_only_with_its_reward_model(farm, tokenizer, tmp_path, monkeypatch):
+    """Its folder is among what is hashed and compared."""
+    reads = []
+
+    def stop(session, prompts, held, method):
+        reads.extend(method.reads)
+        raise UserError("enough")
+
+    monkeypatch.setattr(ppo.online, "train_online", stop)
+    reward = write(tmp_path / "rm", tokenizer)
+    page = tiny_farm.settings("ppo", farm, **{"model.reward": str(reward)})
+    with pytest.raises(UserError, match=r"^enough$"):
+        ppo.run(page, str(tmp_path / "run"))
+    assert reads == [str(reward)]
 
 
 def test_learned_positions_bound_the_text(farm, tokenizer, tmp_path, capsys):

@@ -230,6 +230,8 @@ def one_iteration(networks, page, kl_coef, i, rollout, recorded):
         ]
         tokens[b, : len(both)] = both
     logp = np.float64(networks.logprobs(networks.params["policy"], tokens, prompt_lengths))
+    # At the temperature that it was told, the sampler's own log-probs are those of who learns from them.
+    np.testing.assert_allclose(np.where(mask, sampled.logprobs_BR, 0), np.where(mask, logp, 0), atol=1e-3)
     ref = np.float64(networks.logprobs(networks.reference, tokens, prompt_lengths))
     values = np.float64(networks.values(networks.params["value"], tokens, prompt_lengths)) * mask
     raw = reward_scores(networks, tokens, prompt_lengths + sampled.lengths_B)

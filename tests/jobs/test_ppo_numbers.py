@@ -39,6 +39,18 @@ def adaptive(farm, tmp_path_factory):
     return tiny_farm.rows(folder), page
 
 
+@pytest.mark.parametrize(
+    ("adaptive_kl", "kl", "factor"),
+    # The error is cut at 0.2 in both directions; 8 responses are a fifth of the horizon.
+    [(False, 9.0, 1.0), (True, 6.6, 1.02), (True, 9.0, 1.04), (True, 0.0, 0.96)],
+)
+def test_the_price_of_kl_moves_where_that_is_asked_for(farm, adaptive_kl, kl, factor):
+    moving = {"adaptive_kl": adaptive_kl, "target_kl": 6.0, "kl_horizon": 40.0}
+    page = tiny_farm.settings("ppo", farm, **moving, **{"rollout.batch_size": 8, "minibatch_size": 4})
+    after = ppo._after(page, {"kl_coef": 0.3}, {"objective/kl": jnp.float32(kl)})
+    assert float(after["kl_coef"]) == pytest.approx(0.3 * factor, rel=1e-5)
+
+
 def test_checkpoints_are_ranked_at_one_price(adaptive):
     rows, page = adaptive
     coefficients = {row["objective/kl_coef"] for row in rows if "objective/kl_coef" in row}

@@ -1,5 +1,6 @@
 """The frozen reference of DPO: kept on disk by what it depends on, or computed with every step; the same numbers."""
 
+import dataclasses
 import json
 import shutil
 
@@ -8,10 +9,12 @@ import pytest
 import tiny_farm
 from safetensors.numpy import load_file, save_file
 
+from rlhf_jax.data.batches import Pairs, Sequences
 from rlhf_jax.data.records.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import dpo
 from rlhf_jax.training.run import load_models, offline, reference_logprobs
+from rlhf_jax.training.run.encoded_rows import Rows
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,53 @@ def test_how_an_adapter_and_its_base_are_kept_makes_it_anew(farm, tmp_path):
         for i, x in enumerate((adapter, half, half))
     ]
     assert found == [True, True, False]
+
+
+def test_both_sides_of_a_pair_are_part_of_what_it_depends_on(farm):
+    lengths = np.array([3, 4])
+    side = Sequences(np.arange(7, dtype=np.int32), np.array([0, 3, 7]), np.array([1, 2], np.int32))
+    rows = Rows(2, lengths, lambda index_B, rows: {})
+    other = dataclasses.replace(side, tokens=side.tokens[::-1].copy())
+    found = [
+        reference_logprobs._fingerprint((), tiny_farm.model_config(), "", Pairs(*both), rows)
+        for both in ((side, side), (other, side), (side, other), (other, other))
+    ]
+    assert len(set(found)) == 4
+
+
+def test_a_kept_file_counts_if_it_is_whole_and_finite(tmp_path):
+    room = {name: np.zeros(3, np.float32) for name in reference_logprobs.NAMES}
+    for values, wanted in (
+        ([1, 2, 3], True),
+        ([1, np.nan, 3], False),
+        ([1, 2], False),
+        ([1, -np.inf, 2], False),
+    ):
+        values = np.float32(values)
+        reference_logprobs._write(
+            tmp_path / "kept.npz", {"ref_chosen": 0 * room["ref_chosen"], "ref_rejected": values}
+        )
+        found = reference_logprobs._read(tmp_path / "kept.npz", room)
+        assert (found is not None) == wanted
+        assert not wanted or found["ref_rejected"].tolist() == values.tolist()
+
+
+def test_the_plan_counts_the_copy_that_a_reference_in_every_step_needs(farm, tmp_path):
+    """It is as large as what is trained; log-probs that were computed before take no second model."""
+    beside = {}
+
+    def only_plan(session, network, method):
+        plan = offline.offline_plan(network, method, 10, session.config, session.mesh)
+        beside[session.config.reference] = plan.beside
+        raise UserError("enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(offline, "train_offline", only_plan)
+        for reference in ("cached", "step"):
+            with pytest.raises(UserError, match=r"^enough$"):
+                run(farm, tmp_path / reference, tmp_path / "cache", reference=reference)
+    weights = load_file(farm / "sft/export/model.safetensors").values()
+    assert beside == {"cached": 0, "step": 4 * sum(x.size for x in weights)}
 
 
 def test_an_unknown_way_is_named(farm, tmp_path):

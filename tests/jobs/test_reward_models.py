@@ -229,6 +229,25 @@ def test_a_reward_model_that_is_trained_further_is_read_where_its_makers_read_it
         assert reward_models.loaded(read, settings, mesh).mean == pytest.approx(wanted.mean(), abs=1e-5)
 
 
+def test_training_and_held_out_rows_end_where_the_score_stands(farm, models, tmp_path, monkeypatch):
+    """At the line break behind the end token, as this template closes a turn."""
+    seen = []
+
+    def stop(split, *_):
+        seen.extend([*split.train, *split.eval])
+        raise UserError("enough")
+
+    monkeypatch.setattr(encoded_rows, "rows_of", stop)
+    given = {"model.init": str(models["chat"]), "data.template": "chat", "data.max_length": 250}
+    with pytest.raises(UserError, match=r"^enough$"):
+        reward_model.run(tiny_farm.settings("reward_model", farm, center_on="", **given), str(tmp_path))
+    tokenizer = load_tokenizer(models["chat"])
+    end = tokenizer("<|im_end|>\n")["input_ids"]
+    assert len(seen) == 4 and len(end) == 2
+    for rows in seen:
+        assert all(rows[i][-2:].tolist() == end for i in range(len(rows)))
+
+
 @pytest.mark.parametrize(
     ("given", "said", "scalar", "wanted"),
     [

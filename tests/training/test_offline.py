@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny_farm
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.objectives.reduce import masked_mean
@@ -32,25 +33,29 @@ class Numbers:
         return {"number": self.values[index_B[rows]]}
 
 
+SEEN = []  # the sizes of the batches that the loss was traced with
+
+
 def loss_of(model, page):
     """How far one weight is from the numbers of a batch, and from what the devices have added to it."""
 
     def loss_fn(params, batch):
         numbers_B = batch["number"] + batch.get("added", 0.0)
+        SEEN.append(len(numbers_B))
         error_B = params["norm"]["scale"][0] - numbers_B
         return {"loss": masked_mean(error_B**2, batch.get("weight", jnp.ones(numbers_B.shape)))}
 
     return loss_fn
 
 
-def run(folder, train, held, *, complete=None, **changes):
+def run(folder, train, held, *, complete=None, loss=loss_of, **changes):
     """(the weight after training, rows of metrics)."""
     optimizer = {f"optimizer.{name}": value for name, value in SGD.items()}
     page = tiny_farm.settings("sft", folder, **SMALL | optimizer | changes)
     mesh = make_mesh(1, 1, 1)
     session = Session(page, str(folder), mesh, "", None, "", load_models.lora_settings(page.lora))
     network = Network(MODEL, lambda: init_sharded(MODEL, mesh, page.seed))
-    method = offline.Offline(loss_of, train.rows, held.rows, ("loss",), complete=complete)
+    method = offline.Offline(loss, train.rows, held.rows, ("loss",), complete=complete)
     params = offline.train_offline(session, network, method)
     return float(params["norm"]["scale"][0]), tiny_farm.rows(folder)
 
@@ -108,6 +113,54 @@ def test_what_is_completed_and_added_takes_part_in_steps_and_evaluations(tmp_pat
     assert train.asked == [[0]] and len(others.asked) == 1
     assert rows[0]["loss"] == pytest.approx(((1 - 15) ** 2 + (1 - 18) ** 2) / 2)
     assert rows[-1]["eval/loss"] == pytest.approx((1 - 9) ** 2)
+
+
+def test_a_step_takes_its_batch_in_microbatches(tmp_path):
+    """As many as the page says: a loss that sees more rows at once takes more memory, and is the same number."""
+    found = []
+    for count, rows in ((1, 4), (2, 2)):
+        SEEN.clear()
+        weight, metrics = run(tmp_path / str(count), Numbers(range(8)), Numbers([0]), microbatches=count)
+        found.append((weight, [row["loss"] for row in metrics if "loss" in row]))
+        assert set(SEEN) == {rows, 4}  # evaluations take whole batches
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+
+
+def test_an_adapter_is_drawn_with_the_seed(tmp_path):
+    drawn = []
+
+    def complete(start):
+        assert all("_lora_" in name for name in start.trained["layers"]["mlp"])
+        drawn.append(np.asarray(start.trained["layers"]["mlp"]["down_lora_a"]))
+        raise UserError("enough")
+
+    for i, seed in enumerate((0, 0, 1)):
+        with pytest.raises(UserError, match=r"^enough$"):
+            given = {"lora.rank": 1, "lora.targets": "down", "seed": seed}
+            run(tmp_path / str(i), Numbers([1.0]), Numbers([0]), complete=complete, **given)
+    assert drawn[0].tolist() == drawn[1].tolist() and (drawn[0] != drawn[2]).all()
+
+
+def test_the_loop_is_told_the_operations_of_a_step(tmp_path, monkeypatch):
+    """Those of matrix products over a batch: they become the share of the devices' speed that is used."""
+    told, fit = [], offline.fit
+
+    def watched(*args, flops, **options):
+        told.append(flops)
+        return fit(*args, flops=flops, **options)
+
+    def product_of(model, page):
+        def loss_fn(params, batch):
+            both_B = (batch["number"][:, None] * jnp.ones(2)) @ params["norm"]["scale"]
+            return {"loss": masked_mean(both_B, batch.get("weight", jnp.ones(both_B.shape)))}
+
+        return loss_fn
+
+    monkeypatch.setattr(offline, "fit", watched)
+    run(tmp_path, Numbers(range(8)), Numbers([0]), loss=product_of)
+    # A batch of 4 rows times 2 weights, and the gradient of the weights; 2 operations for each of the products.
+    assert told == [2 * (2 * 4 * 2)]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 4), ("max", 1)])

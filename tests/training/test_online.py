@@ -11,11 +11,13 @@ import tiny_farm
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.data.tokenization import Prompts
+from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import masked_mean
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop.state import TrainState, planned_state
 from rlhf_jax.training.loop.step import TrainStep, make_train_step
 from rlhf_jax.training.run import load_models, online
+from rlhf_jax.training.run.encoded_rows import Split
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.session import Session
@@ -43,7 +45,8 @@ class Tokenizer:
 
 
 class Watched:
-    """A learner that keeps what it is given. It answers prompt i with the one token i; its score is i."""
+    """A learner that keeps what it is given. It answers prompt i with the one token i, which ends number 1 alone; its
+    score is i."""
 
     def __init__(self):
         self.asked, self.keys, self.seen, self.extras = [], [], [], []
@@ -54,7 +57,7 @@ class Watched:
         self.seen.append(jax.device_get(networks["policy"]["weight"]).tolist())
         B = len(records)
         said = jnp.asarray([[record["number"]] for record in records], jnp.int32)
-        sampled = Sampled(said, jnp.ones(B, jnp.int32), jnp.zeros(B, bool), jnp.zeros((B, 1)))
+        sampled = Sampled(said, jnp.ones(B, jnp.int32), said[:, 0] == 1, jnp.zeros((B, 1)))
         return sampled, lambda: sampled.tokens_BR[:, 0].astype(jnp.float32)
 
     def read(self, networks, batch, sampled):
@@ -193,14 +196,55 @@ def test_evaluations_are_the_same_rows_with_the_same_key(tmp_path):
         keys[seed] = watched.keys[0]
     assert keys[0] != keys[1]
     rows = [json.loads(x) for x in max((tmp_path / "samples").iterdir()).read_text().splitlines()]
-    assert [(row["number"], row["output"], row["score"]) for row in rows] == [
-        (0, "0", 0),
-        (1, "1", 1),
-        (2, "2", 2),
+    assert [(row["number"], row["output"], row["ended"], row["score"]) for row in rows] == [
+        (0, "0", False, 0),
+        (1, "", True, 1),
+        (2, "2", False, 2),
     ]
 
 
-def whole_run(folder, **changes):
+def evaluated(folder, watched):
+    evaluate = online.make_evaluation(session(folder), prompts(3), watched.learner({}))
+    return [evaluate({"policy": {"weight": jnp.zeros(())}}, step) for step in (0, 5)]
+
+
+def test_a_policy_that_says_nan_ends_an_evaluation(tmp_path):
+    class Broken(Watched):
+        def roll_out(self, *asked):
+            sampled, score = super().roll_out(*asked)
+            return sampled._replace(logprobs_BR=sampled.logprobs_BR.at[1].set(jnp.nan)), score
+
+    with pytest.raises(UserError, match="the policy"):
+        evaluated(tmp_path, Broken())
+
+
+@pytest.mark.parametrize(("nats", "times"), [(0.2, 1), (0.01, 0)])
+def test_a_sampler_that_is_far_from_the_trainer_is_said_once(tmp_path, capsys, nats, times):
+    class Far(Watched):
+        def measure(self, *asked):
+            scores, found = super().measure(*asked)
+            return scores, found | {"sampling/logp_difference": jnp.float32(nats)}
+
+    evaluated(tmp_path, Far())
+    said = f"notice: sampling/logp_difference is {nats} nats a token (rounding)"
+    assert capsys.readouterr().out.count(said) == times
+
+
+def test_batches_are_as_wide_as_the_longest_prompt_of_both_files():
+    def of(*lengths):
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        return Prompts(np.ones(offsets[-1], np.int32), offsets)
+
+    for train, held in (((3, 5), (19, 2)), ((19, 2), (3, 5))):
+        split = Split(of(*train), of(*held), [{"of": "held"}] * 2, ({"of": "train"},) * 2)
+        both = online.prompt_rows(split, 99)
+        assert [rows.P for rows in both] == [24, 24]  # the next multiple of 8
+        assert [rows.records[0]["of"] for rows in both] == ["train", "held"]
+        mine = both[1].batch(np.array([1]), make_mesh(1, 1, 1))
+        assert mine["tokens"].tolist() == [[99] * (24 - held[1]) + [1] * held[1]]
+
+
+def whole_run(folder, reads=(), **changes):
     """A method whose policy is one weight that falls by the rate of every update: (watched, result, metrics)."""
     watched = Watched()
     opened = session(folder, **changes)
@@ -208,7 +252,8 @@ def whole_run(folder, **changes):
     weight = jax.device_put(jnp.float32(1.0), where)
 
     def loss_fn(params, batch):
-        return {"loss": masked_mean(params["policy"]["weight"] + 0.0 * batch.row, jnp.ones(batch.row.shape))}
+        nothing = (0.0 * batch.row) @ jnp.ones(MINIBATCH)  # a matrix product, whose operations are counted
+        return {"loss": masked_mean(params["policy"]["weight"] + nothing, jnp.ones(()))}
 
     def plan(config, mesh):
         tx = optimizer_of(
@@ -222,7 +267,7 @@ def whole_run(folder, **changes):
         return Plan(loss_fn, tx, step, planned_state(like, tx), batch, {"policy": {}})
 
     starts = {"policy": Start({}, {"weight": weight})}
-    method = online.Online(plan, lambda: watched.learner(starts), after, {"price": 0.5}, ("loss",))
+    method = online.Online(plan, lambda: watched.learner(starts), after, {"price": 0.5}, ("loss",), reads)
     trained = online.train_online(opened, prompts(N), prompts(3), method)
     assert float(starts["policy"].trained["weight"]) == 1.0  # what training starts from outlives it
     return watched, float(trained["policy"]["weight"]), tiny_farm.rows(folder)
@@ -257,3 +302,26 @@ def test_a_whole_run(tmp_path):
     assert first == last and len({first, *inside}) == 3
     other, *_ = whole_run(tmp_path / "1", steps=1, seed=1, **SGD)
     assert not {*other.keys} & {*watched.keys}
+
+
+def test_a_run_goes_on_only_with_the_models_that_it_read(tmp_path):
+    reward = tmp_path / "reward"
+    reward.mkdir()
+    (reward / "weights").write_text("one")
+    whole_run(tmp_path / "run", (str(reward),), steps=1, **SGD)
+    (reward / "weights").write_text("another")
+    with pytest.raises(UserError, match=rf"inputs\.{reward} was "):
+        whole_run(tmp_path / "run", (str(reward),), steps=1, **SGD)
+
+
+def test_the_loop_is_told_the_operations_of_all_updates_of_a_rollout(tmp_path, monkeypatch):
+    told, fit = [], online.fit
+
+    def watched(*args, flops, **options):
+        told.append(flops)
+        return fit(*args, flops=flops, **options)
+
+    monkeypatch.setattr(online, "fit", watched)
+    whole_run(tmp_path, steps=1, **SGD)
+    # One product of as many numbers as a minibatch has rows, 2 operations each, in every update.
+    assert told == [EPOCHS * (B // MINIBATCH) * 2 * MINIBATCH]
