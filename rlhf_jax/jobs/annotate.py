@@ -11,12 +11,11 @@ from rlhf_jax import ranges
 from rlhf_jax.annotation.formats import format_named, read_feedback
 from rlhf_jax.annotation.formats.rows_of import write_json_rows
 from rlhf_jax.annotation.judges.specs import PoolSpec, load_pool
+from rlhf_jax.annotation.kinds.asking import Annotations
 from rlhf_jax.annotation.kinds.completions import annotate_completions, model_outputs
 from rlhf_jax.annotation.kinds.head2head import annotate_head2head, join_line, join_outputs
-from rlhf_jax.annotation.kinds.pairs import Annotations, annotate_pairs
-from rlhf_jax.annotation.kinds.rankings import annotate_rankings
-from rlhf_jax.annotation.kinds.ratings import annotate_ratings
-from rlhf_jax.annotation.kinds.samples import annotate_samples
+from rlhf_jax.annotation.kinds.pairs import annotate_pairs, annotate_samples
+from rlhf_jax.annotation.kinds.ratings_and_rankings import annotate_rankings, annotate_ratings
 from rlhf_jax.annotation.labels.expansion import pairs_of
 from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError
 from rlhf_jax.annotation.labels.labels_file import write_labels

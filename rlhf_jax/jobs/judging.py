@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.annotation.answers.cache import AnswerCache
 from rlhf_jax.annotation.answers.cache_files import export_answers, import_answers
-from rlhf_jax.annotation.batches.cancel import cancel_batches
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.batches.batch_calls import cancel_batches
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.calls.rates import PerMinute
 from rlhf_jax.annotation.judges.addresses import resolve_address
 from rlhf_jax.annotation.judges.specs import PoolSpec, load_pool

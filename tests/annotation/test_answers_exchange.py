@@ -12,7 +12,7 @@ from rlhf_jax.annotation import annotate_pairs
 from rlhf_jax.annotation.answers.answers import NOT_RECORDED, Answer
 from rlhf_jax.annotation.answers.cache import AnswerCache
 from rlhf_jax.annotation.answers.cache_files import export_answers, import_answers
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.errors import UserError
 
 # The tables as the first version made them.

@@ -8,7 +8,7 @@ from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
 from rlhf_jax.annotation.answers.answers import Answer
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.costs.prices import Price, price_of, price_table, read_price
 from rlhf_jax.annotation.judges.requests import Judge
 from rlhf_jax.annotation.judges.specs import JudgeSpec

@@ -8,7 +8,7 @@ from annotation_fake_server import FakeServer
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.calls.rates import PerMinute
 from rlhf_jax.annotation.costs.prices import Price
 from rlhf_jax.annotation.judges.specs import JudgeSpec

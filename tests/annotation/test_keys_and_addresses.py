@@ -12,7 +12,7 @@ from annotation_fake_server import FakeServer, answer_plainly, anthropic_payload
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, load_judge, write_labels
-from rlhf_jax.annotation.calls.environment import Mask, check_connections
+from rlhf_jax.annotation.calls.guards import Mask, check_connections
 from rlhf_jax.annotation.judges.addresses import check_url, public
 from rlhf_jax.annotation.judges.requests import Judge
 from rlhf_jax.annotation.judges.specs import JudgeSpec
@@ -227,7 +227,7 @@ def test_the_query_of_an_address_stays_behind_the_path(provider: str, path: str,
 
 
 def test_azures_own_hosts_get_the_key_in_their_own_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf_jax.annotation.calls.courier import Courier
+    from rlhf_jax.annotation.calls.guards import Courier
 
     monkeypatch.setenv("JUDGE_KEY", KEY)
     url = "https://mine.openai.azure.com/openai/deployments/d?api-version=1"

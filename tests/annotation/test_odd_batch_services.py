@@ -12,10 +12,10 @@ from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
 from rlhf_jax.annotation.answers.cache import AnswerCache
-from rlhf_jax.annotation.batches.cancel import cancel_batches
+from rlhf_jax.annotation.batches.batch_calls import cancel_batches
+from rlhf_jax.annotation.batches.batch_transport import BatchPolicy
 from rlhf_jax.annotation.batches.ledger import Ledger
-from rlhf_jax.annotation.batches.shards import BatchPolicy
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.costs.prices import Price
 from rlhf_jax.errors import UserError
 

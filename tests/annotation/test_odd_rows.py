@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rlhf_jax.annotation import join_outputs, pair_samples, read_labels, write_labels
-from rlhf_jax.annotation.kinds.samples import outputs_of
+from rlhf_jax.annotation.kinds.pairs import outputs_of
 from rlhf_jax.errors import UserError
 
 LONG = pytest.param(10**5000, id="more digits than Python writes")

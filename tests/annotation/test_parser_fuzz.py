@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.annotation.answers.answers import LOW_MASS, PARSE_ERROR, REFUSED, STATUSES, Answer
-from rlhf_jax.annotation.judges.pattern_cost import cost_problem
+from rlhf_jax.annotation.parsing.parse_sentences import cost_problem
 from rlhf_jax.annotation.parsing.parsers import ONE_EXAMPLE, PARSERS, Parsed, ParserSpec, parse_all
 
 ASPECTS = ("relevance", "safety")

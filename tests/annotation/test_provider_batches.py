@@ -15,10 +15,10 @@ from annotation_helpers import ENVIRONMENT, QUICK, judge_spec, make_rows, pool_o
 
 from rlhf_jax.annotation import annotate_pairs
 from rlhf_jax.annotation.answers.cache import AnswerCache
-from rlhf_jax.annotation.batches.cancel import cancel_batches
+from rlhf_jax.annotation.batches.batch_calls import cancel_batches
+from rlhf_jax.annotation.batches.batch_transport import BatchPolicy
 from rlhf_jax.annotation.batches.ledger import Ledger
-from rlhf_jax.annotation.batches.shards import BatchPolicy
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.costs.prices import Price
 from rlhf_jax.annotation.judges.specs import JudgeSpec
 from rlhf_jax.errors import UserError
@@ -173,8 +173,8 @@ PROGRAM = """
 import sys
 from annotation_helpers import judge_spec, make_rows, pool_of
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.calls.limits import Limits
-from rlhf_jax.annotation.batches.shards import BatchPolicy
+from rlhf_jax.annotation.calls.engine import Limits
+from rlhf_jax.annotation.batches.batch_transport import BatchPolicy
 url, cache, provider = sys.argv[1:]
 policy = BatchPolicy(most_requests=10, first_poll_s=0.01, longest_poll_s=0.02)
 annotate_pairs(make_rows(40), pool_of(judge_spec(provider=provider)), base_urls={"local": url}, cache_path=cache,

@@ -9,7 +9,7 @@ from annotation_fake_server import FakeServer, answer_plainly, openai_payload
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.calls.rates import Bucket, Concurrency, Lane, PerMinute, read_limit
 
 

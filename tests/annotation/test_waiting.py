@@ -6,13 +6,13 @@ from annotation_helpers import judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import RetryPolicy, annotate_pairs
 from rlhf_jax.annotation.calls import engine
-from rlhf_jax.annotation.costs import counters
+from rlhf_jax.annotation.costs import run_costs
 from rlhf_jax.jobs.judging import JudgingLine
 
 
 @pytest.mark.parametrize("limited", [True, False])
 def test_what_is_waited_for_is_told(monkeypatch: pytest.MonkeyPatch, limited: bool) -> None:
-    monkeypatch.setattr(counters, "_SILENCE_S", 0.02)
+    monkeypatch.setattr(run_costs, "_SILENCE_S", 0.02)
     monkeypatch.setattr(engine, "_TELL_S", 0.01)
     told: list[str] = []
 

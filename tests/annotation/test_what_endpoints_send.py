@@ -12,10 +12,9 @@ from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, read_labels, write_labels
 from rlhf_jax.annotation.answers.answers import Answer, Failure
-from rlhf_jax.annotation.answers.response_readers import read_answer, read_json
-from rlhf_jax.annotation.answers.usage import counts_of
+from rlhf_jax.annotation.answers.response_readers import counts_of, read_answer, read_json
+from rlhf_jax.annotation.calls.engine import Limits
 from rlhf_jax.annotation.calls.faults import Filtered, fault
-from rlhf_jax.annotation.calls.limits import Limits
 from rlhf_jax.annotation.calls.retries import EndpointError, Rejected, Retryable
 from rlhf_jax.annotation.costs.prices import Price
 from rlhf_jax.annotation.parsing.contracts import ParserSpec

@@ -7,9 +7,8 @@ from chat_tokenizers import TOKENIZERS
 
 from rlhf_jax.annotation.formats import read_feedback, write_feedback
 from rlhf_jax.annotation.kinds.head2head import join_outputs
-from rlhf_jax.annotation.kinds.rankings import all_pairs
-from rlhf_jax.annotation.kinds.ratings import _exploded
-from rlhf_jax.annotation.kinds.samples import pair_samples
+from rlhf_jax.annotation.kinds.pairs import pair_samples
+from rlhf_jax.annotation.kinds.ratings_and_rankings import _exploded, all_pairs
 from rlhf_jax.annotation.labels.expansion import pairs_of
 from rlhf_jax.annotation.labels.labels_file import read_labels, write_labels
 from rlhf_jax.data.records.records import read_instructions, read_pairs

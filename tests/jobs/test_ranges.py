@@ -8,7 +8,7 @@ import tiny_farm
 from test_config_pages import CONFIGS, PAGES, RECIPES, variants
 
 from rlhf_jax import ranges
-from rlhf_jax.annotation.calls.limits import TRANSPORTS
+from rlhf_jax.annotation.calls.engine import TRANSPORTS
 from rlhf_jax.annotation.formats import FORMATS
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.templates import TEMPLATES

@@ -1,1 +1,1 @@
-"""Sending requests to LLM endpoints: clients, rate limits, retries, and what each kind of error means."""
+"""Sending requests to LLM endpoints: clients, their guards, rate limits, retries, and what each kind of error means."""

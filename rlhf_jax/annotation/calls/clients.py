@@ -2,27 +2,31 @@
 
 The clients do authentication, addresses, connections and error classes. Requests go through their `post` with
 the body as it was hashed, and answers come back as the raw response: that skips building typed objects nobody
-reads, which is half of a call's CPU time. Retrying is not done here; the clients' own retries are off.
+reads, which is half of a call's CPU time. Retrying is not done here; the clients' own retries are off. They are
+asynchronous: `complete` runs what is asked of them from a plain function, also in a notebook.
 """
 
 import asyncio
 import importlib
+import threading
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from rlhf_jax.annotation.answers.answers import Answer
 from rlhf_jax.annotation.answers.response_readers import read_answer, read_json, usage_of
-from rlhf_jax.annotation.calls.courier import Courier, Elsewhere, keep_out_of_logs
-from rlhf_jax.annotation.calls.environment import (
+from rlhf_jax.annotation.calls.faults import error_in, fault, meant_status, said
+from rlhf_jax.annotation.calls.guards import (
+    Courier,
+    Elsewhere,
     Mask,
     check_connections,
     hidden_from_clients,
+    keep_out_of_logs,
     proxy_variable,
 )
-from rlhf_jax.annotation.calls.faults import error_in, fault, meant_status, said
 from rlhf_jax.annotation.calls.retries import EndpointError, Headers, Retryable
 from rlhf_jax.annotation.judges.requests import Address
 from rlhf_jax.data.files.tables import valid_text
@@ -44,6 +48,9 @@ _ERROR_BYTES = 20_000
 # httpx counts its read timeout anew with every byte that comes, so a server that sends a blank now and then
 # would be waited for without end. The whole call may take this many times `timeout_s`.
 _LONGEST_TIMEOUTS = 10
+
+
+T = TypeVar("T")
 
 
 class Endpoint:
@@ -242,3 +249,41 @@ def _package(name: str) -> Any:
         raise UserError(
             f"judges: the package {error.name} is not installed; pip install -r requirements-annotation.txt"
         ) from None
+
+
+def complete(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` to its end and return its result; inside a running event loop, in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    # Jupyter runs an event loop in this thread, and asyncio.run refuses to start a second one. Loop and task
+    # are made here, not in the new thread, so that Ctrl-C can reach them below.
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    raised: list[BaseException] = []
+    results: list[T] = []
+
+    def target() -> None:
+        try:
+            results.append(loop.run_until_complete(task))
+        # Also a cancelled task: an exception that leaves a thread is printed and lost.
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+
+    thread = threading.Thread(target=target)
+    thread.start()
+    try:
+        thread.join()
+    # Python delivers Ctrl-C to the main thread only. The work is cancelled and waited for, so that it can
+    # close its connections and leave the cache in order.
+    except KeyboardInterrupt:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join()
+        raise
+    if raised:
+        raise raised[0]
+    return results[0]

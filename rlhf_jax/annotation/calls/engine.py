@@ -3,36 +3,75 @@
 online: every model at every endpoint has a lane, and workers that take the next job when they are free. There are
 as many tasks as requests may be in flight, however many jobs there are, and an endpoint that is told to slow down
 does not hold up another. batch: the providers' batch services (`annotation/batches`). replay: only recorded answers
-count. The request hash is the same for all three, so a run may begin with one and end with another.
+count. The request hash is the same for all three, so a run may begin with one and end with another. `Limits` are the
+settings of a run: transport, concurrency, rates, retries and the budget in dollars.
 """
 
 import asyncio
 import json
 import os
 import random
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 from rlhf_jax.annotation.answers.answers import NOT_RECORDED, Failure
 from rlhf_jax.annotation.answers.cache import AnswerCache
 from rlhf_jax.annotation.batches.batch_clients import service
-from rlhf_jax.annotation.batches.batch_transport import Track
+from rlhf_jax.annotation.batches.batch_transport import BatchPolicy, Shared, Track
 from rlhf_jax.annotation.batches.ledger import Ledger
-from rlhf_jax.annotation.batches.shards import Shared
-from rlhf_jax.annotation.calls.clients import Endpoint
-from rlhf_jax.annotation.calls.limits import Limits
-from rlhf_jax.annotation.calls.rates import Concurrency, Lane
-from rlhf_jax.annotation.calls.retries import Fault, Patient
-from rlhf_jax.annotation.costs.counters import Counters, Outcome
+from rlhf_jax.annotation.calls.clients import Endpoint, complete
+from rlhf_jax.annotation.calls.rates import Concurrency, Lane, PerMinute
+from rlhf_jax.annotation.calls.retries import Fault, Patient, RetryPolicy
 from rlhf_jax.annotation.costs.prices import Budget, most_usd
+from rlhf_jax.annotation.costs.run_costs import Counters, Outcome
+from rlhf_jax.annotation.judges.fields import closest_name
 from rlhf_jax.annotation.judges.requests import Address, Job
 from rlhf_jax.errors import UserError
 
+TRANSPORTS = ("online", "batch", "replay")
 # A rough count for the budget of tokens per minute; the usage of each answer corrects it.
 _BYTES_PER_TOKEN = 4.0
 _TELL_S = 1.0
 _NOT_RECORDED = Failure("no recorded answer, and replay asks nobody", 0, NOT_RECORDED)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Settings of asking: the transport, and limits on concurrency, time, rates and dollars.
+
+    timeout_s: of one request. max_usd: the run stops before it could spend more, `spent_usd` of it are gone already;
+    0 is no limit. per_minute: of each model with each key; 0 follows the provider's headers. batch: used by the
+    transport "batch" only.
+    """
+
+    max_concurrency: int = 32
+    timeout_s: float = 120.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    transport: str = "online"
+    max_usd: float = 0.0
+    spent_usd: float = 0.0
+    per_minute: PerMinute = field(default_factory=PerMinute)
+    batch: BatchPolicy = field(default_factory=BatchPolicy)
+
+    def check(self) -> None:
+        """Check the settings. Errors: UserError naming the one that is out of range."""
+        if self.transport not in TRANSPORTS:
+            raise UserError(
+                f"transport: unknown {self.transport!r}; {closest_name(self.transport, list(TRANSPORTS))}"
+            )
+        if self.max_concurrency < 1:
+            raise UserError(f"max_concurrency: found {self.max_concurrency}; give at least 1")
+        positive = {"timeout_s": self.timeout_s}
+        others = {
+            "max_usd": self.max_usd,
+            "requests_per_minute": self.per_minute.requests,
+            "tokens_per_minute": self.per_minute.tokens,
+        }
+        for name, value in {**positive, **others}.items():
+            # Written so that NaN, which fails every comparison, is refused too.
+            if not 0.0 <= value < float("inf") or (name in positive and not value):
+                what = "a positive number of seconds" if name in positive else "0 for no limit, or more"
+                raise UserError(f"{name}: found {value}; give {what}")
 
 
 def answer_all(
@@ -255,46 +294,3 @@ async def _settle(tasks: list[asyncio.Task]) -> None:
         task.cancel()
     # Exceptions are returned, not raised: a cancelled task would hide the error that ended the run.
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-# Running a coroutine to its end from a plain function, also where an event loop is running already (notebooks).
-
-T = TypeVar("T")
-
-
-def complete(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` to its end and return its result; inside a running event loop, in a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    # Jupyter runs an event loop in this thread, and asyncio.run refuses to start a second one. Loop and task
-    # are made here, not in the new thread, so that Ctrl-C can reach them below.
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-    raised: list[BaseException] = []
-    results: list[T] = []
-
-    def target() -> None:
-        try:
-            results.append(loop.run_until_complete(task))
-        # Also a cancelled task: an exception that leaves a thread is printed and lost.
-        except BaseException as error:
-            raised.append(error)
-        finally:
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            loop.close()
-
-    thread = threading.Thread(target=target)
-    thread.start()
-    try:
-        thread.join()
-    # Python delivers Ctrl-C to the main thread only. The work is cancelled and waited for, so that it can
-    # close its connections and leave the cache in order.
-    except KeyboardInterrupt:
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join()
-        raise
-    if raised:
-        raise raised[0]
-    return results[0]

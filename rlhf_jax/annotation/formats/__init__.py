@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlhf_jax.annotation.formats import alpaca_eval, alpaca_farm, rrhf, sparse_feedback, trl, ultrafeedback
+from rlhf_jax.annotation.formats import alpaca_eval_farm, sparse_feedback, trl_rrhf, ultrafeedback
 from rlhf_jax.annotation.judges.fields import closest_name
 from rlhf_jax.errors import UserError
 
@@ -25,12 +25,13 @@ class Format(NamedTuple):
 
 
 FORMATS: dict[str, Format] = {
-    "alpaca_farm": Format(alpaca_farm.read_alpaca_farm, alpaca_farm.write_alpaca_farm, ".json"),
-    "alpaca_eval": Format(alpaca_eval.read_alpaca_eval, alpaca_eval.write_alpaca_eval, ".json"),
-    "trl": Format(trl.read_trl, trl.write_trl, ".jsonl"),
-    "trl_conversational": Format(trl.read_trl, trl.write_conversational, ".jsonl"),
+    "alpaca_farm": Format(alpaca_eval_farm.read_alpaca_farm, alpaca_eval_farm.write_alpaca_farm, ".json"),
+    "alpaca_eval": Format(alpaca_eval_farm.read_alpaca_eval, alpaca_eval_farm.write_alpaca_eval, ".json"),
+    "trl": Format(trl_rrhf.read_trl, trl_rrhf.write_trl, ".jsonl"),
+    # Read like the other one, since the reader tells texts from chat messages; only the writers differ.
+    "trl_conversational": Format(trl_rrhf.read_trl, trl_rrhf.write_conversational, ".jsonl"),
     "ultrafeedback": Format(ultrafeedback.read_ultrafeedback, ultrafeedback.write_ultrafeedback, ".jsonl"),
-    "rrhf": Format(rrhf.read_rrhf, rrhf.write_rrhf, ".jsonl"),
+    "rrhf": Format(trl_rrhf.read_rrhf, trl_rrhf.write_rrhf, ".jsonl"),
     "sparse_ratings": Format(sparse_feedback.read_ratings, sparse_feedback.write_ratings, ".csv"),
     "sparse_rankings": Format(sparse_feedback.read_rankings, sparse_feedback.write_rankings, ".csv"),
 }

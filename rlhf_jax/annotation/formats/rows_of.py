@@ -8,7 +8,7 @@ from pathlib import Path
 from rlhf_jax.annotation.answers.answers import OK, PARSE_ERROR, TIE_IDENTICAL
 from rlhf_jax.annotation.judges import random_choices
 from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError, is_labelled
-from rlhf_jax.annotation.labels.whole_files import whole_file
+from rlhf_jax.annotation.labels.labels_file import whole_file
 from rlhf_jax.annotation.parsing.contracts import PAIRWISE, RATING, is_number
 from rlhf_jax.errors import UserError
 
@@ -99,6 +99,7 @@ def write_whole_text(path: str | Path, text: str) -> None:
 
 def write_json_rows(path: str | Path, rows: Sequence[Mapping]) -> int:
     """Write rows as an indented JSON list; return how many."""
+    # default=str: columns that were kept may hold times, for which JSON has no form.
     write_whole_text(path, json.dumps(list(rows), indent=2, ensure_ascii=False, default=str) + "\n")
     return len(rows)
 

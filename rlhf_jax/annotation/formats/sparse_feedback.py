@@ -49,6 +49,7 @@ def read_rankings(path: str | Path) -> list[dict]:
 
 def write_ratings(path: str | Path, rows: Sequence[Mapping]) -> int:
     """Write rated rows, whole ratings as integers; return how many."""
+    # Fifteen digits are as many as a float surely has, and write a 4 as "4".
     return _write(
         path,
         [

@@ -67,6 +67,7 @@ def _number(value: object) -> float | None:
         number = None if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+    # float() takes "nan" and "inf", too.
     return number if is_number(number) else None
 
 

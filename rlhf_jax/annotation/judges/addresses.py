@@ -1,4 +1,7 @@
-"""Addresses of judges: resolved and checked here; messages and labels show them without keys and passwords."""
+"""Addresses of judges: resolved and checked here; messages and labels show them without keys and passwords.
+
+That no key stands in a judge's own file is checked here, too (`check_way`).
+"""
 
 import os
 import re
@@ -22,6 +25,12 @@ _VARIABLE = re.compile(r"(?=.{1,40}$)[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|[A-Z]{1,12}")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 # A base_url copied from an example of curl often ends in the path of the call.
 _CALLS = ("/chat/completions", "/completions", "/responses", "/messages", "/decisions", "/batches")
+# Fields of a request body in which gateways take keys. A key there would be published with the labels, which
+# keep the settings of the request.
+_KEYS_IN_BODIES = re.compile(
+    r"(?i)(api[_-]?|access[_-]?|auth[_-]?)(key|token)|authorization|password|secret|bearer"
+)
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -172,6 +181,38 @@ def _is_host(host: str) -> bool:
         return False
     labels = ascii_host.removesuffix(".").split(".")
     return len(ascii_host) < 254 and all(re.fullmatch(r"[\w-]{1,63}", label, re.ASCII) for label in labels)
+
+
+def check_way(spec: "JudgeSpec", where: str) -> None:
+    """Check the address and the key's variable. Errors: UserError that repeats no key or password."""
+    if spec.base_url and not is_symbolic(spec.base_url):
+        check_url(f"{where}: base_url", spec.base_url)
+    if spec.api_key_env and not _NAME.fullmatch(spec.api_key_env):
+        name = shown_variable(spec.api_key_env).removeprefix("of that name ")
+        raise UserError(
+            f"{where}: api_key_env: no environment variable can have the name {name}; "
+            "put the key into a variable, e.g. OPENAI_API_KEY, and write that name here"
+        )
+    found = _key_field(spec.extra_body)
+    if found:
+        raise UserError(
+            f"{where}: extra_body.{found}: a key here would be kept with every label; give it by api_key_env"
+        )
+
+
+def _key_field(body: object, path: str = "") -> str:
+    """The first field of a request that is named like a key, "" for none."""
+    if isinstance(body, list | tuple):
+        return next((found for item in body if (found := _key_field(item, path))), "")
+    # Any mapping counts, as the type of `extra_body` allows.
+    if not hasattr(body, "items"):
+        return ""
+    for name, value in body.items():
+        if isinstance(value, str) and _KEYS_IN_BODIES.fullmatch(str(name)):
+            return f"{path}{name}"
+        if found := _key_field(value, f"{path}{name}."):
+            return found
+    return ""
 
 
 def public(url: str) -> str:

@@ -10,18 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rlhf_jax.annotation.costs.prices import Price, read_price
-from rlhf_jax.annotation.judges.addresses import public
+from rlhf_jax.annotation.judges.addresses import check_way, public
 from rlhf_jax.annotation.judges.fields import YamlFields, read_yaml
-from rlhf_jax.annotation.judges.parser_fields import read_parser
 from rlhf_jax.annotation.judges.prompts import PromptTemplate, read_template
-from rlhf_jax.annotation.judges.spec_checks import (
-    check_places,
-    check_servers,
-    check_together,
-    check_way,
-)
 from rlhf_jax.annotation.parsing.contracts import KINDS, ORDERS, PAIRWISE, SEEDED
-from rlhf_jax.annotation.parsing.parsers import PARSER_VERSION, ParserSpec
+from rlhf_jax.annotation.parsing.parsers import ONE_EXAMPLE, PARSER_VERSION, ParserSpec, read_parser
 from rlhf_jax.errors import UserError
 from rlhf_jax.ranges import number, whole
 
@@ -53,6 +46,25 @@ _SAMPLING = {
     "messages": (),
 }
 _WITHOUT_SAMPLING = {"messages": "Claude's API", "decisions": "the Decisions API"}
+# Sampling settings of vLLM and other servers, or of one provider.
+_OF_SERVERS = (
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop",
+    "n",
+    "verbosity",
+    "service_tier",
+    "chat_template_kwargs",
+)
+# Settings that other tools keep with a model; here they are the job's, under the name on the right.
+_OF_THE_PAGE = {
+    **dict.fromkeys(("concurrency", "max_concurrency", "n_concurrent"), "max_concurrency"),
+    **dict.fromkeys(("timeout", "timeout_s", "request_timeout"), "timeout_s"),
+    **dict.fromkeys(("rpm", "requests_per_minute"), "requests_per_minute"),
+    **dict.fromkeys(("tpm", "tokens_per_minute"), "tokens_per_minute"),
+    **dict.fromkeys(("retries", "max_retries", "num_retries"), ""),
+}
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ def _entry(where: str, entry: object, defaults: dict, folder: Path) -> tuple[Jud
 
 def _judge(fields: YamlFields, folder: Path) -> JudgeSpec:
     # First: `done` would only call these unknown, and not say where they belong.
-    check_places(fields, tuple(_KINDS_OF_SAMPLING))
+    _check_places(fields, tuple(_KINDS_OF_SAMPLING))
     provider = fields.choice("provider", PROVIDERS)
     kind = fields.choice("kind", KINDS, default=PAIRWISE)
     api = fields.choice("api", APIS[provider], default=APIS[provider][0])
@@ -213,7 +225,7 @@ def _judge(fields: YamlFields, folder: Path) -> JudgeSpec:
     )
     fields.done()
     check_way(spec, fields.where)
-    check_together(spec, fields.where)
+    _check_together(spec, fields.where)
     return spec
 
 
@@ -230,7 +242,7 @@ def _sampling(fields: YamlFields, api: str) -> dict:
             "remove it, the answer cache is what makes a rerun repeat"
         )
     inner = YamlFields(f"{fields.where}: sampling", given)
-    check_servers(given, inner.where)
+    _check_servers(given, inner.where)
     # `done` below refuses names that the protocol does not take.
     taken = {name: inner.take(name, _KINDS_OF_SAMPLING[name], default=None) for name in _SAMPLING[api]}
     inner.done()
@@ -242,3 +254,59 @@ def _sampling(fields: YamlFields, api: str) -> dict:
         if limits and not limits.fits(value):
             raise UserError(f"{inner.where}: {name}: found {value!r}; it must be {limits.says}")
     return found
+
+
+# Checks of the fields against one another, and that settings stand where they belong.
+
+
+def _check_places(fields: YamlFields, of_sampling: tuple[str, ...]) -> None:
+    """Refuse settings that belong elsewhere. Errors: UserError that says where."""
+    for name in of_sampling:
+        if name in fields:
+            raise UserError(
+                f"{fields.where}: {name}: stands below `sampling`; write sampling: {{{name}: ...}}"
+            )
+    for name, page in _OF_THE_PAGE.items():
+        if name in fields:
+            fix = f"give --config.{page} instead" if page else "failed requests are tried again anyway"
+            raise UserError(f"{fields.where}: {name}: is no setting of a judge; {fix}")
+
+
+def _check_servers(sampling: dict, where: str) -> None:
+    """Refuse sampling settings that only some servers know. Errors: UserError."""
+    for name in sampling:
+        if name in _OF_SERVERS:
+            raise UserError(f"{where}: {name}: not in every server's API; write it below extra_body instead")
+
+
+def _check_together(spec: JudgeSpec, where: str) -> None:
+    """Check fields that depend on one another. Errors: UserError that begins with `where` and names the field."""
+    # The Decisions API takes a question and answers with probabilities, which only its own parser reads.
+    decides = spec.api == "decisions"
+    if decides != (spec.parser.name == "decision"):
+        raise UserError(f"{where}: parser: the api decisions and the parser decision go together only")
+    if decides != bool(spec.question):
+        raise UserError(
+            f"{where}: question: the api decisions needs it, e.g. Which output is better?; no other takes it"
+        )
+    if decides and (spec.max_tokens is not None or spec.top_logprobs is not None or spec.output_schema):
+        raise UserError(
+            f"{where}: api: decisions takes no max_tokens, top_logprobs or output_schema; remove them"
+        )
+    if spec.order != SEEDED and spec.kind != PAIRWISE:
+        raise UserError(f"{where}: order: found {spec.order!r}; only pairwise judges are shown two orders")
+    if spec.batch_size > 1 and not spec.prompt.takes_many:
+        raise UserError(
+            f"{where}: batch_size: found {spec.batch_size}, but template {spec.prompt.name} shows one example; "
+            "give one that loops over `examples`"
+        )
+    if spec.batch_size > 1 and spec.parser.name in ONE_EXAMPLE:
+        raise UserError(
+            f"{where}: batch_size: found {spec.batch_size}, but the parser {spec.parser.name} reads one example; set 1"
+        )
+    if spec.provider == "anthropic" and spec.top_logprobs is not None:
+        raise UserError(f"{where}: top_logprobs: Claude's API gives no log-probabilities; remove the field")
+    if spec.provider == "anthropic" and spec.max_tokens is None:
+        raise UserError(f"{where}: max_tokens: not given; Claude's API requires it, e.g. 1024")
+    if spec.parser.name == "logprob" and spec.top_logprobs is None:
+        raise UserError(f"{where}: top_logprobs: not given; the logprob parser needs it, e.g. 5")

@@ -1,7 +1,8 @@
-"""From questions about rows to parsed replies: packed into requests, asked or found in the cache, and read.
+"""From questions about rows to labelled rows: packed into requests, asked or found in the cache, read and labelled.
 
-An `Ask` is one question about one example. Equal asks are asked once; where a judge takes several examples in
-one request, asks are packed together in a seeded order. What comes back is a `Reply` per ask.
+An `Ask` is one question about one example. Equal asks are asked once; where a judge takes several examples in one
+request, asks are packed together in a seeded order. What comes back is a `Reply` per ask. `annotate`, the last step of
+every kind of annotation, makes rows of the replies and a summary of the rows.
 """
 
 import random
@@ -14,14 +15,13 @@ from typing import NamedTuple
 
 from rlhf_jax.annotation.answers.answers import Answer
 from rlhf_jax.annotation.answers.cache import AnswerCache
-from rlhf_jax.annotation.calls.engine import answer_all
-from rlhf_jax.annotation.calls.limits import Limits
+from rlhf_jax.annotation.calls.engine import Limits, answer_all
 from rlhf_jax.annotation.calls.retries import RetryPolicy
-from rlhf_jax.annotation.costs.counters import Counters, Outcome
-from rlhf_jax.annotation.costs.estimates import estimate
+from rlhf_jax.annotation.costs.run_costs import Counters, Outcome, estimate
 from rlhf_jax.annotation.judges.prompts import Data
 from rlhf_jax.annotation.judges.requests import Job, Judge
 from rlhf_jax.annotation.judges.specs import PoolSpec, load_pool
+from rlhf_jax.annotation.labels.judgment_rows import rows_summary
 from rlhf_jax.annotation.parsing.contracts import KINDS, RANKING, Parsed, failed
 from rlhf_jax.annotation.parsing.parsers import parse_all
 from rlhf_jax.errors import UserError
@@ -62,10 +62,10 @@ class Options:
     progress: called as (rows done, rows, counters) at the start, after every answer and at the end; the
         counters hold the cost, the rate, the seconds left and, in `waiting`, what is waited for. It is also called
         every second while nothing comes.
-    limits: the transport (online, batch, replay), the most dollars and the rates (`limits.Limits`);
+    limits: the transport (online, batch, replay), the most dollars and the rates (`engine.Limits`);
         max_concurrency, timeout_s and retry go before its own.
     reparse: ask nobody; read the cached answers again. What is not cached is not_recorded.
-    dry_run: ask nobody and label nothing; the summary is that of `estimates.estimate`.
+    dry_run: ask nobody and label nothing; the summary is that of `run_costs.estimate`.
     """
 
     cache_path: str | Path | None = None
@@ -81,6 +81,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.reparse and self.cache_path is None:
             raise UserError("reparse: needs the cache of an earlier run; give cache_path")
+        # Not only in `answer_all`, which a dry run never calls.
         self.effective_limits().check()
 
     def effective_limits(self) -> Limits:
@@ -109,6 +110,33 @@ def pool_of_kind(pool: PoolSpec | str | Path, *kinds: str) -> PoolSpec:
     return pool
 
 
+class Annotations(NamedTuple):
+    """rows: one dict per judgment, in the order of the input. summary: counts, cost and rates of the run."""
+
+    rows: list[dict]
+    summary: dict
+
+
+def annotate(
+    asks_of_rows: Sequence[Sequence[Ask]],
+    pool: PoolSpec,
+    seed: int,
+    options: Options,
+    label: Callable[[Mapping[Ask, Reply]], list[dict]],
+    **settings: object,
+) -> Annotations:
+    """Ask, turn the replies into rows with `label`, and count. A dry run gives no rows, and an estimate."""
+    replies, totals = answer_asks(asks_of_rows, pool, seed, options)
+    if options.dry_run:
+        return Annotations([], totals)
+    settings = {"pool": pool.name, "seed": seed, **settings}
+    rows = label(replies)
+    # In every row, so that label files of several runs can be put together.
+    for row in rows:
+        row.update(settings)
+    return Annotations(rows, settings | rows_summary(rows) | totals)
+
+
 def answer_asks(
     asks_of_rows: Sequence[Sequence[Ask]], pool: PoolSpec, seed: int, options: Options
 ) -> tuple[dict[Ask, Reply], dict]:
@@ -122,6 +150,7 @@ def answer_asks(
     judges = [Judge(spec, options.base_urls or {}) for spec in pool.judges]
     # dict.fromkeys drops repeated asks and keeps the order of the rows, on which the packing depends.
     places = _pack(dict.fromkeys(ask for asks in asks_of_rows for ask in asks), judges, seed)
+    # One job per request: examples that were packed together share it.
     jobs = list({job.key: job for job, _ in places.values()}.values())
     limits, counters = options.effective_limits(), Counters()
     with AnswerCache(options.cache_path) as cache:
@@ -188,6 +217,7 @@ class _Reporter:
     ) -> None:
         self._progress, self._counters, self._rows, self._jobs_left = progress, counters, len(waiting), jobs
         self._left = [len(keys) for keys in waiting]
+        # Ties and noise wait for nobody: their rows are done before the first request.
         self._done = self._left.count(0)
         self._rows_of: dict[str, list[int]] = defaultdict(list)
         for row, keys in enumerate(waiting):

@@ -6,8 +6,7 @@ from pathlib import Path
 from rlhf_jax.annotation.answers.answers import NOT_ASKED, OK
 from rlhf_jax.annotation.judges import random_choices
 from rlhf_jax.annotation.judges.specs import PoolSpec
-from rlhf_jax.annotation.kinds.annotating import Annotations, annotate
-from rlhf_jax.annotation.kinds.asking import Ask, Options, Reply, pool_of_kind
+from rlhf_jax.annotation.kinds.asking import Annotations, Ask, Options, Reply, annotate, pool_of_kind
 from rlhf_jax.annotation.kinds.pairs import checked
 from rlhf_jax.annotation.labels.judgment_rows import completion_row
 from rlhf_jax.annotation.parsing.contracts import COMPLETION, failed
@@ -54,6 +53,7 @@ def annotate_completions(
             random_choices.seed_text(row["instruction"], row["input"]), pool.weights, seed
         )
         data = (row["instruction"], row["input"])
+        # The number of a sample is part of its request's hash: the cache has an answer to each.
         plans += [(row, k, long, None if long else Ask(index, "", data, k)) for k in range(n_samples)]
 
     def label(replies: Mapping[Ask, Reply]) -> list[dict]:
@@ -82,6 +82,7 @@ def model_outputs(rows: Sequence[Mapping]) -> list[dict]:
     Columns: instruction, input, output, generator and, where known, dataset and datasplit.
     """
     kept = ("instruction", "input", "output", "generator")
+    # An answer that was cut off is left out, too: as a demonstration it would teach to stop in the middle.
     return [
         {name: row[name] for name in kept} | {n: row[n] for n in ("dataset", "datasplit") if row.get(n)}
         for row in rows

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlhf_jax.annotation.judges.specs import PoolSpec
-from rlhf_jax.annotation.kinds.pairs import Annotations, annotate_pairs
+from rlhf_jax.annotation.kinds.asking import Annotations
+from rlhf_jax.annotation.kinds.pairs import annotate_pairs
 from rlhf_jax.data.files.tables import shown
 from rlhf_jax.errors import UserError
 

@@ -4,11 +4,12 @@ import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from rlhf_jax.annotation.kinds.samples import ended_sides
+from rlhf_jax.annotation.kinds.pairs import ended_sides
 from rlhf_jax.annotation.labels.judgment_rows import is_labelled
 from rlhf_jax.annotation.parsing.contracts import PAIRWISE, RANKING, RATING
 from rlhf_jax.errors import UserError
 
+# What of a row holds for all pairs made of it. Cost and raw answer are of one judgment, and would be counted again.
 _SOURCE = ("dataset", "split", "annotator", "judge_id", "pool")
 
 
@@ -104,6 +105,7 @@ def _ranked(completions: Sequence[Mapping]) -> Scored:
 
 
 def _share(got: list[tuple[float, Mapping, str]]) -> tuple[float, str | None, bool | None]:
+    # Who wrote an output, and whether it ended, is the same in all its comparisons.
     _, row, side = got[0]
     share = sum(points for points, _, _ in got) / len(got)
     return share, row.get(f"generator{side}"), row.get(f"ended{side}")

@@ -1,19 +1,24 @@
 """The rows of labels.parquet, made of verdicts: label, ids, provenance and cost; and counts over rows."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from rlhf_jax import __version__
 from rlhf_jax.annotation.answers.answers import LABELLED, NOISE, OK, Answer
 from rlhf_jax.annotation.costs.prices import price_usd
 from rlhf_jax.annotation.judges import random_choices
-from rlhf_jax.annotation.kinds.asking import Reply
 from rlhf_jax.annotation.parsing.contracts import COMPLETION, PAIRWISE, RANKING, RATING, Parsed, is_number
 from rlhf_jax.annotation.parsing.parsers import PARSER_VERSION
 from rlhf_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from rlhf_jax.annotation.kinds.asking import Reply
 
 # What is known of a row only when a judge was asked; None for ties and noise.
 _ASKED = """
@@ -29,7 +34,7 @@ _TOKENS = ("tokens_in", "tokens_cached", "tokens_out", "tokens_reasoning")
 
 
 def pair_row(row: dict, parsed: Parsed, replies: Sequence[Reply], columns: dict) -> dict:
-    """Add its preference to `row`. `columns`: how orders were used (`orders.judged`), empty when nobody was asked."""
+    """Add its preference to `row`. `columns`: how orders were used (`pairs.judged`), empty when nobody was asked."""
     merged = random_choices.merged_instruction(row["instruction"], row["input"])
     outputs = (row["output_1"], row["output_2"])
     preference = parsed.preference
@@ -57,6 +62,7 @@ def ranking_row(
     row: dict, parsed: Parsed, reply: Reply, outputs: Sequence[str], shown: Sequence[int]
 ) -> dict:
     """Add `completions` to `row`: its outputs with their ranks. shown: which output stood at each place."""
+    # The judge has ranked places; `shown` says whose they are.
     rank_of = dict(zip(shown, parsed.ranks, strict=True)) if parsed.ranks else {}
     generators = row.get("generators") or [None] * len(outputs)
     ended = row.get("ended") or [None] * len(outputs)
@@ -75,6 +81,7 @@ def ranking_row(
 def completion_row(row: dict, parsed: Parsed, reply: Reply | None, sample: int) -> dict:
     """Add the model's answer to `row` as `output`, None where it gave none."""
     spec = reply.job.judge.spec if reply else None
+    # The number stands where other labels have their outputs: samples without an answer need ids of their own, too.
     made = _row(row, COMPLETION, parsed, [reply] if reply else [], (str(sample),))
     return made | {"output": parsed.text, "generator": spec.name if spec else None, "sample_index": sample}
 
@@ -204,6 +211,7 @@ def rows_summary(rows: Sequence[dict]) -> dict:
         "status": status_counts(rows),
         "annotators": dict(Counter(row["annotator"] for row in rows if row["annotator"])),
     }
+    # A run without rows is summed up as one of pairs: the same fields, with nothing in them.
     kinds = {row["kind"] for row in rows} or {PAIRWISE}
     if kinds == {PAIRWISE}:
         counts |= _of_pairs(labelled)
@@ -232,9 +240,6 @@ def _mean(values: Sequence[float]) -> float | None:
     return math.fsum(values) / len(values) if values else None
 
 
-# Whether a row has a usable label: in rows from files a good status may stand beside NaN or a text.
-
-
 class NothingToWriteError(UserError):
     """No row has what a format needs. The labels themselves are kept; only this export has nothing to hold."""
 
@@ -243,6 +248,7 @@ def is_labelled(row: Mapping) -> bool:
     """Return whether the row has a usable label: a preference in [1, 2], a finite rating, or all ranks."""
     if row["status"] not in LABELLED:
         return False
+    # Rows from files: a good status may stand beside NaN or a text.
     if row["kind"] == PAIRWISE:
         return is_number(row["preference"]) and 1 <= row["preference"] <= 2
     if row["kind"] == RATING:

@@ -1,20 +1,33 @@
-"""labels.parquet: one row per judgment, written whole or not at all, with the run's settings in the file."""
+"""labels.parquet: one row per judgment, written whole or not at all, with the run's settings in the file.
 
+`whole_file` is how every file of annotation is written: it appears complete, or not.
+"""
+
+import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_jax.annotation.labels.judgment_rows import status_counts
-from rlhf_jax.annotation.labels.whole_files import whole_file
 from rlhf_jax.data.files.tables import json_text
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "Labels", "read_labels", "schema", "status_counts", "write_labels"]
+__all__ = [
+    "COLUMNS",
+    "SCHEMA_VERSION",
+    "Labels",
+    "read_labels",
+    "schema",
+    "status_counts",
+    "whole_file",
+    "write_labels",
+]
 
 # Raised when a column changes its meaning; new columns leave it as it is.
 SCHEMA_VERSION = 1
@@ -62,6 +75,7 @@ def schema() -> "pa.Schema":
     ranking the numbers of the outputs in the order shown. Tokens and price are this row's share of a request
     that held several examples.
     """
+    # Imported where it is used: pyarrow loads slowly, and importing the annotation layer must be fast.
     import pyarrow as pa
 
     # Fixed types, not inferred ones: a run without a single rating writes the same columns as one with them.
@@ -114,6 +128,7 @@ def write_labels(path: str | Path, rows: Sequence[Mapping], config: Mapping) -> 
         try:
             array = pa.array([row.get(name) for row in rows], type=kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            # Only a text can hold values of every type, as JSON; a number that is none is a fault of the row.
             if kind not in (None, pa.string()):
                 said = " ".join(str(error).split())
                 raise UserError(
@@ -148,3 +163,25 @@ def read_labels(path: str | Path) -> Labels:
             f"{path}: labels of version {version}, not {SCHEMA_VERSION}; write them with the annotate job"
         )
     return Labels(table.to_pylist(), json.loads(metadata[_META_CONFIG]))
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a path beside `path` to write to; it is renamed to `path` at the end, or removed after an error.
+
+    Errors: UserError when the place cannot be written.
+    """
+    path = Path(path)
+    # In the same folder: os.replace is atomic within a file system only. The process id keeps writers apart.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
+        ) from None

@@ -1,5 +1,9 @@
-"""The parser of ratings: one number on the judge's scale, for one example or several in one request."""
+"""The parsers of ratings: one number on the judge's scale, or one for each of several criteria.
 
+Both read one example or several in one request. Ratings by criteria are summed or averaged.
+"""
+
+import functools
 import re
 from collections.abc import Iterator
 
@@ -27,6 +31,7 @@ from rlhf_jax.annotation.parsing.numbers import (
 _LINE_CHARS = 200
 # Takes the place of what was cut out. No pattern of a verdict matches it, so the parts around it cannot join.
 _HOLLOW = "\ufffc"
+_DRESS = r"[\s*_`\"'\[\](){}]{0,10}"
 _OPENING = r"[\s*_`\"'“«„\[({#|>]{0,12}"
 _CLOSING = re.compile(r"[\s*_`\"'”»“\])}.!,|]{0,12}")
 # "6 (very good)": a remark without another number.
@@ -77,8 +82,8 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     several examples each has a line of its own. Outside the scale it is unreadable, never clipped.
     """
     # First of all: in "Rating (1-7): 5" the ends of the scale are numbers too.
-    text = without_scale(answer.text, spec)
-    if other := other_scale(text, spec):
+    text = _without_scale(answer.text, spec)
+    if other := _other_scale(text, spec):
         return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
     if n > 1:
         lines = [split_number(line) for line in text.splitlines()]
@@ -86,7 +91,7 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
         found = in_order(read, n)
         if len(found) != n:
             return wrong_count(len(found), n, "rating")
-        return all_or_none([_rated(one, spec) for one in found])
+        return _all_or_none([_rated(one, spec) for one in found])
     # From the most explicit form to the least: the first in which anything is found decides, readable or not.
     for tier in (_marked, _final, _plain, _last_line):
         # A rating that is said twice is one rating; two different ones are none.
@@ -106,7 +111,7 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
 def _last_line(text: str, spec: ParserSpec) -> Iterator[Found]:
     """The number that the last line gives as the answer, where nothing in the text is called a rating."""
     for value in answered(text):
-        found = _of_line(value, spec) if isinstance(value, str) else of_json(value, spec)
+        found = _of_line(value, spec) if isinstance(value, str) else _of_json(value, spec)
         if found is not None:
             yield found
 
@@ -120,7 +125,7 @@ def _correction(one: Found, text: str, spec: ParserSpec) -> str:
     return next(others, "")
 
 
-def without_scale(text: str, spec: ParserSpec) -> str:
+def _without_scale(text: str, spec: ParserSpec) -> str:
     """Blank every mention of the scale's two ends: "(1-7)", "from 1 (worst) to 7 (best)"."""
     low, high = (re.escape(f"{end:g}") for end in (spec.low, spec.high))
     # A remark may follow each end: "from 1 (worst) to 7 (best)", "1 = poor, 7 = excellent".
@@ -129,7 +134,7 @@ def without_scale(text: str, spec: ParserSpec) -> str:
     return re.sub(pattern, lambda match: _HOLLOW, text, flags=re.IGNORECASE)
 
 
-def other_scale(text: str, spec: ParserSpec) -> str:
+def _other_scale(text: str, spec: ParserSpec) -> str:
     """Find words by which the judge puts its rating on another scale, "" if there are none."""
     for match in _SCALES.finditer(text):
         end = float(next(number for number in match.groups() if number))
@@ -146,10 +151,10 @@ def _marked(text: str, spec: ParserSpec) -> Iterator[Found]:
     for value in json_objects(text):
         named = [value[key] for key in value if key.casefold() in _KEYS]
         for one in named:
-            yield of_json(one, spec)
+            yield _of_json(one, spec)
 
 
-def of_json(value: object, spec: ParserSpec) -> Found:
+def _of_json(value: object, spec: ParserSpec) -> Found:
     """Read a value of a JSON object as a number, which it is itself or as text."""
     found = _whole(value, spec) if isinstance(value, str) else None
     if found is None:
@@ -237,18 +242,105 @@ def _could_go_on(found: Found, text: str, spec: ParserSpec) -> bool:
 
 
 def _rated(found: Found, spec: ParserSpec) -> Parsed:
-    problem = found.problem or off_scale(found.value, spec)
+    problem = found.problem or _off_scale(found.value, spec)
     return failed(f"rating {problem}") if problem else Parsed(None, OK, rating=found.value)
 
 
-def off_scale(value: float, spec: ParserSpec) -> str:
+def _off_scale(value: float, spec: ParserSpec) -> str:
     """Say what is wrong with a number on this scale, "" if nothing is."""
     if not spec.low <= value <= spec.high:
         return f"{value:g} is not within {spec.low:g} and {spec.high:g}"
     return f"{value:g} is not a whole number" if spec.whole and value != int(value) else ""
 
 
-def all_or_none(parsed: list[Parsed]) -> list[Parsed]:
+def _all_or_none(parsed: list[Parsed]) -> list[Parsed]:
     """Trust none of a request's ratings if one is off the scale: the judge has lost count, or the scale."""
     bad = next((p for p in parsed if p.status != OK), None)
     return parsed if bad is None else [bad] * len(parsed)
+
+
+# Several criteria, each with a number of its own.
+
+
+def ratings(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
+    """Read a rating per criterion, from JSON or lines "Relevance: 4"; their sum or mean is the rating."""
+    wanted = [aspect.casefold() for aspect in spec.aspects]
+    told = _without_scale(answer.text, spec)
+    if other := _other_scale(told, spec) or _other_scale_of(told, wanted, spec):
+        return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
+    found = _objects(answer.text, wanted, spec) or _lines(answer.text, wanted, spec)
+    # The same ratings twice, as in a summary at the end, are one answer.
+    if n == 1 and len({_values(one) for one in found}) == 1:
+        found = found[:1]
+    if len(found) != n:
+        return wrong_count(len(found), n, "rating of every criterion")
+    return _all_or_none([_combined([one[aspect] for aspect in wanted], spec) for one in found])
+
+
+def _values(found: dict[str, Found]) -> tuple:
+    return tuple((aspect, one.value) for aspect, one in sorted(found.items()))
+
+
+def _objects(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, Found]]:
+    """The criteria of every JSON object that has all of them, as numbers or as text that is one."""
+    made = []
+    for start, _, value in json_spans(text):
+        folded = {str(name).casefold(): one for name, one in value.items()}
+        if all(_could_be(folded.get(aspect)) for aspect in wanted) and not denied(text, start, 0):
+            made.append({aspect: _of_json(folded[aspect], spec) for aspect in wanted})
+    return made
+
+
+def _other_scale_of(text: str, wanted: list[str], spec: ParserSpec) -> str:
+    """Words that give a criterion another scale, as "Relevance (1-10)"; "" if there are none."""
+    for aspect in wanted:
+        for match in _scale_of(aspect).finditer(text):
+            if float(match[1]) != spec.high:
+                return match.group()
+    return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _scale_of(aspect: str) -> re.Pattern:
+    between = r"[\s*_]{0,4}[(\[]\d{1,3}\s?(?:-|–|to)\s?(\d{1,3})\b"
+    return re.compile(rf"(?<!\w){re.escape(aspect)}{between}", re.IGNORECASE)
+
+
+def _could_be(value: object) -> bool:
+    return is_number(value) or isinstance(value, str)
+
+
+def _lines(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, Found]]:
+    """Criteria rated in lines: the i-th rating of each criterion belongs to the i-th example."""
+    text = _without_scale(text, spec)
+    columns = []
+    for aspect in wanted:
+        found = []
+        for label in _label(aspect).finditer(text):
+            if match := NUMBER.match(text, label.end()):
+                found.append(number_at(text, match, spec.high))
+        columns.append(found)
+    # A criterion that is missing for one example would shift its ratings to the wrong ones.
+    if len({len(column) for column in columns}) != 1:
+        return []
+    return [dict(zip(wanted, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+@functools.lru_cache(maxsize=64)
+def _label(aspect: str) -> re.Pattern:
+    # A remark in brackets may stand between the name and its number: "Relevance (to the instruction): 4".
+    aside = r"(?:\([^()\n]{0,80}\))?"
+    return re.compile(
+        rf"(?<!\w){re.escape(aspect)}(?!\w){_DRESS}{aside}{_DRESS}(?:rating|score)?{_DRESS}(?:[:=|]|->|→|[-–—]\s)"
+        rf"{_DRESS}[-−]?(?=[\dA-Za-z])",
+        re.IGNORECASE,
+    )
+
+
+def _combined(found: list[Found], spec: ParserSpec) -> Parsed:
+    for aspect, one in zip(spec.aspects, found, strict=True):
+        if problem := one.problem or _off_scale(one.value, spec):
+            return failed(f"{aspect} {problem}")
+    values = [one.value for one in found]
+    total = sum(values) / (len(values) if spec.reduce == "mean" else 1)
+    return Parsed(None, OK, rating=total, aspects=tuple(zip(spec.aspects, values, strict=True)))

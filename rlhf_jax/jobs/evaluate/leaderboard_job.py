@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
 from rlhf_jax.annotation.judges.specs import PoolSpec, load_pool
+from rlhf_jax.annotation.kinds.asking import Annotations
 from rlhf_jax.annotation.kinds.head2head import annotate_head2head
-from rlhf_jax.annotation.kinds.pairs import Annotations
 from rlhf_jax.annotation.labels.labels_file import write_labels
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.leaderboards.leaderboard import LeaderboardRow, average_length

@@ -1,14 +1,22 @@
-"""AlpacaEval's annotations.json: one judgment per row, output_1 the baseline's, preference in [1, 2].
+"""AlpacaEval's annotations.json and AlpacaFarm's preferences: JSON lists of pairs, preference in [1, 2].
 
-raw_completion is what the judge said: a chat choice with log-probabilities, the parsed JSON of a chain of
-thought, or text. There is no input column: it is merged into the instruction.
+AlpacaEval has one judgment per row, output_1 the baseline's; raw_completion is what the judge said: a chat choice with
+log-probabilities, the parsed JSON of a chain of thought, or text. There is no input column: it is merged into the
+instruction. AlpacaFarm has instruction, input, output_1, output_2, preference and annotator.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf_jax.annotation.formats.rows_of import column, pair, preference_of, prompt_of_row, write_json_rows
+from rlhf_jax.annotation.formats.rows_of import (
+    column,
+    labelled,
+    pair,
+    preference_of,
+    prompt_of_row,
+    write_json_rows,
+)
 from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError, is_labelled
 from rlhf_jax.annotation.parsing.contracts import PAIRWISE, is_number
 from rlhf_jax.data.files.tables import read_table
@@ -51,6 +59,7 @@ def _said(raw: object) -> dict:
 
 def _first_tops(logprobs: object) -> list[dict]:
     """The alternatives of the first token; those without a token and a number are left out."""
+    # A weighted judge answers with one token, which is its verdict.
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
     first = tokens[0] if isinstance(tokens, list) and tokens else None
     tops = first.get("top_logprobs") if isinstance(first, Mapping) else None
@@ -87,3 +96,28 @@ def _annotation(row: Mapping) -> dict:
     }
     # AlpacaEval writes `dataset` only where the outputs had one.
     return {name: value for name, value in made.items() if name != "dataset" or value is not None}
+
+
+def read_alpaca_farm(path: str | Path) -> list[dict]:
+    """Read labelled pairs. A draw may be 0 (older files) or 1.5; further columns are kept."""
+    rows = []
+    for i, row in enumerate(read_table(path)):
+        where = f"{path}: row {i + 1}"
+        outputs = (column(row, "output_1", where), column(row, "output_2", where))
+        prompt = (column(row, "instruction", where), column(row, "input", where, default=""))
+        rows.append(row | pair(*prompt, outputs, preference_of(row.get("preference"), where)))
+    return rows
+
+
+def write_alpaca_farm(path: str | Path, rows: Sequence[Mapping]) -> int:
+    """Write labelled pairs, whole preferences as integers as AlpacaFarm does; other rows are left out."""
+    return write_json_rows(path, [_farm_row(row) for row in labelled(rows, PAIRWISE, path)])
+
+
+def _farm_row(row: Mapping) -> dict:
+    preference = row["preference"]
+    whole = int(preference) if preference == int(preference) else preference
+    kept = {name: row[name] for name in ("instruction", "input", "output_1", "output_2")}
+    # Not AlpacaFarm's: whether each output ended by itself, which our trainers need to place the end token.
+    kept |= {name: row[name] for name in ("ended_1", "ended_2") if row.get(name) is not None}
+    return kept | {"annotator": row.get("annotator"), "preference": whole}
