@@ -103,6 +103,7 @@ def agreement(
         raise UserError(f"clear: {len(is_clear)} rows but there are {len(a)} labels; give one flag per pair")
     disagreement = np.abs(a - b)
     observed = float(disagreement[both].mean())
+    # Only of rows with both labels: else chance would be that of other pairs than the observed ones.
     chance = _mean_distance(a[both], b[both])
     n = int(both.sum())
     rate = 1 - observed
@@ -149,6 +150,7 @@ def biases(
         [int(has_list(two)) - int(has_list(one)) for one, two in zip(outputs_1, outputs_2, strict=True)],
         np.float64,
     )
+    # A tie says nothing of a taste. Counted as half it would pull every judge towards indifference.
     decided = ~np.isnan(x) & (x != 1.5)
     longer = decided & (np.abs(gap) > LONGER_MIN_CHARS)
     listed = decided & (lists != 0)
@@ -160,6 +162,7 @@ def biases(
             raise UserError(
                 f"switched: {len(shown_2_first)} rows for {len(x)} labels; give one flag per label"
             )
+        # A tie counts here: a judge that ties whenever it is unsure does not prefer the first place.
         first = np.where(shown_2_first, x - 1, 2 - x)[~np.isnan(x)]
     return Biases(
         prefers_longer=_percent((better == np.sign(gap))[longer]),
@@ -191,6 +194,7 @@ def calibration(
     margin = np.abs(two - one)[used]
     correct = 1 - np.abs(labels_from_scores(one, two) - label)[used]
     confidence = 1 / (1 + np.exp(-margin))
+    # Equal margins make equal edges, such as those of a reward model that says one number: their bins are one.
     edges = np.unique(np.quantile(margin, np.linspace(0, 1, n_bins + 1)))
     which = np.clip(np.searchsorted(edges, margin, side="right") - 1, 0, max(len(edges) - 2, 0))
     rows = [np.flatnonzero(which == k) for k in range(max(len(edges) - 1, 1))]

@@ -83,6 +83,7 @@ def _difference(
         )
     means, (low, high) = bootstrap_mean(d, seed=seed, n_bootstrap=n_bootstrap)
     one_side = min((means <= 0).mean(), (means >= 0).mean())
+    # Resamples never show that something cannot be: with n of them nothing below 1 / (n + 1) is claimed.
     p = min(1.0, max(2 * float(one_side), 1 / (n_bootstrap + 1)))
     interval = (100 * low, 100 * high)
     return Difference(a, b, 100 * math.fsum(d) / len(d), interval, p, len(d), len(x) - len(d))

@@ -59,8 +59,10 @@ def bradley_terry(
     def fit(weights_I: np.ndarray) -> np.ndarray:
         counts = counts_PI @ weights_I
         played = counts > 0
+        # A sum of graded preferences may be beyond the number of games by a rounding error.
         share = np.clip((scores_PI @ weights_I)[played] / counts[played], 0, 1)
         r = CENTRE + _POINTS * fit_logistic(design[played], share, counts[played], ridge=_RIDGE)
+        # Games tell differences only; where the scale begins is our choice.
         return r - (r[names.index(anchor)] if anchor else r.mean()) + CENTRE
 
     instructions = scores_PI.shape[1]
@@ -97,6 +99,7 @@ def elo(
     rng = np.random.default_rng(seed)
     for o in range(orders):
         ratings = [CENTRE] * len(names)
+        # A single order is the one in which the games were given.
         for g in rng.permutation(len(scores)) if orders > 1 else range(len(scores)):
             one, two = ones[g], twos[g]
             expected = 1 / (1 + 10 ** ((ratings[one] - ratings[two]) / 400))
@@ -127,6 +130,7 @@ def _played(games: Sequence[Mapping]) -> tuple[list[str], np.ndarray, np.ndarray
 def _table(games: Sequence[Mapping]) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
     """Names, the pairs that met [P, 2], and the second's score and the games of each by instruction [P, I]."""
     names, ones, twos, scores, instructions = _played(games)
+    # A pair is one row whoever stood first; its score is that of the model with the higher number.
     flip = ones > twos
     low, high = np.where(flip, twos, ones), np.where(flip, ones, twos)
     pairs, p = np.unique(np.stack([low, high], axis=1), axis=0, return_inverse=True)

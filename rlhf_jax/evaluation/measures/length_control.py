@@ -87,6 +87,8 @@ def length_controlled_win_rate(
     groups: dict[object, list[Mapping]] = {}
     for row in regulariser:
         groups.setdefault(row.get("generator_2"), []).append(row)
+    # Without theta: what gamed outputs of the baseline teach belongs to length, and to no model. Each baseline is
+    # scaled by its own standard deviation.
     extra = [_design(group, controls, difficulty, theta=0.0) for group in groups.values()]
     X_all, y_all = np.concatenate([X, *(e[0] for e in extra)]), np.concatenate([y, *(e[1] for e in extra)])
     s_all = np.where(np.arange(len(X_all)) < len(X), 1.0, regulariser_weight)
@@ -99,6 +101,7 @@ def length_controlled_win_rate(
     p = expit(at_zero @ w)
     rate, n = 100 * float(p.mean()), len(rows)
     spread = float(p.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    # The delta method: how the mean prediction moves with each weight.
     own = (p * (1 - p)) @ at_zero / n
     uncertain = own @ _covariance(X_fit, y_fit, s_fit, w, ridge) @ own
     return LengthControlled(
@@ -173,12 +176,14 @@ def scaled_difference(rows: Sequence[Mapping], name: str, control: Control) -> n
     delta = np.array([float(control(row["output_1"])) - float(control(row["output_2"])) for row in rows])
     if not delta.any():
         return delta
+    # ddof=1 is pandas' default, with which AlpacaEval's weights were fitted.
     std = float(delta.std(ddof=1)) if len(delta) > 1 else 0.0
     if std == 0:
         raise UserError(
             f"controls: {name}: the difference is {delta[0]:g} in every row, which nothing can tell from the "
             "model; leave this control out"
         )
+    # tanh, so that one output of ten times the length does not decide the weight of length.
     return np.tanh(delta / std)
 
 
@@ -197,6 +202,7 @@ def _fit(
 def _covariance(X: np.ndarray, y: np.ndarray, s: np.ndarray, w: np.ndarray, ridge: float) -> np.ndarray:
     """Sandwich covariance of the weights [K, K]: H^-1 (sum_n g_n g_n') H^-1; scikit-learn tells none."""
     p = expit(X @ w)
+    # A pseudo-inverse: without a ridge, a control that is 0 in every row has no curvature at all.
     bread = np.linalg.pinv((X.T * (s * p * (1 - p))) @ X + ridge * np.eye(X.shape[1]))
     g = X * (s * (p - y))[:, None]
     return bread @ (g.T @ g) @ bread

@@ -76,6 +76,7 @@ def ranking_preferences(rows: Sequence[Mapping]) -> list[float | None]:
             value = read_preferences([row["preference"]], f"rows[{i}]: preference")[0]
             out.append(None if math.isnan(value) else float(value))
         elif "ranking" in row:
+            # What was said may be NaN, which pandas writes for an empty cell and which alone is not itself.
             found = row["ranking"]
             said = found.strip().lower() if isinstance(found, str) else found
             if not (said in ("", None) or said != said or (isinstance(said, str) and said in RANKINGS)):
@@ -108,6 +109,7 @@ def consistency(
         if pair in seen:
             continue
         seen.add(pair)
+        # Ratings are of an output, whatever it stood beside when it was rated.
         implied = _order(*(rated.get((*prompt, row[name])) for name in ("output_1", "output_2")))
         if label is None:
             unranked += 1
@@ -157,6 +159,7 @@ def _rating(row: Mapping, where: str) -> float | None:
     if value is None:
         return None
     try:
+        # True is the number 1 to Python, and no rating.
         number = math.inf if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.inf
