@@ -184,6 +184,7 @@ def make_iteration(
         batch, networks = prompts.batch(index_B, mesh), joined(frozen, state.params)
         key = key_of(state.key, ROLLOUT, i)
         sampled, score = learner.roll_out(networks, [prompts.records[i] for i in index_B], batch, key)
+        # `done_at` waits for nothing: the recorder learns from it when the devices have come this far.
         metrics = {"timing_s/rollout": done_at(sampled.lengths_B)}
         # The devices get this work before `score()`, which may keep the host busy with text for a while.
         readings = learner.read(networks, batch, sampled)
