@@ -6,6 +6,7 @@ into the queue. The numbers of its jobs begin anywhere: jax takes its port from 
 the same suite may have a cluster at the same time.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -40,6 +41,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._daemons: dict[str, subprocess.Popen] = {}
+        self._frozen: list[int] = []  # processes of a node that was lost
         self._environment = {
             k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "RLHF_JAX_"))
         } | {"SLURM_CONF": str(folder / "slurm.conf")}
@@ -64,10 +66,15 @@ class Cluster:
         wait_until(lambda: self.ask("sinfo", "-h", "-o", "%D %T").split() == ["2", "idle"], timeout=30)
 
     def start_node(self, node: str) -> None:
+        """What ran on the node before is gone."""
+        for pid in self._frozen:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._frozen = []
         self._daemon(node, "slurmd", "-D", "-N", node)
 
-    def kill_node(self, node: str) -> None:
-        """The node is gone, with all that runs on it."""
+    def lose_node(self, node: str) -> None:
+        """Nobody hears of the node any more: neither Slurm nor the other tasks learn that its processes stopped."""
         self._end(node, signal.SIGKILL)
         for process in Path("/proc").glob("[0-9]*"):
             try:
@@ -75,7 +82,8 @@ class Cluster:
             except OSError:  # it has ended meanwhile
                 continue
             if f"SLURMD_NODENAME={node}".encode() in environment:
-                os.kill(int(process.name), signal.SIGKILL)
+                os.kill(int(process.name), signal.SIGSTOP)
+                self._frozen.append(int(process.name))
 
     def stop(self) -> None:
         self.ask("scancel", "--user=root", "--signal=KILL")

@@ -131,10 +131,10 @@ def test_at_the_end_of_its_time_it_saves_and_goes_back_into_the_queue(cluster, t
 def test_a_node_that_vanishes_and_comes_back(cluster, train, tmp_path):
     job = train(tmp_path / "run", epochs=100.0)
     wait_until(lambda: (tmp_path / "run" / "checkpoints" / "50").exists(), timeout=240)
-    cluster.kill_node("n2")
+    cluster.lose_node("n2")
     cluster.wait_for(job, "PENDING", "FAILED", timeout=240)
     cluster.start_node("n2")
-    assert cluster.state(job) == "PENDING"
+    assert cluster.state(job) == "PENDING", cluster.output(job)
     cluster.wait_to_say(job, f"continuing {tmp_path}/run at step", timeout=400)
 
 
