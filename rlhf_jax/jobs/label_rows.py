@@ -10,6 +10,7 @@ from typing import NamedTuple
 from rlhf_jax.annotation.answers.answers import LABELLED
 from rlhf_jax.annotation.parsing.contracts import PAIRWISE
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.measures.pair_order import OneWay, Pair, one_way_round, pair_of
 from rlhf_jax.evaluation.measures.win_rate import read_preferences
 
 OUTPUTS = ("output_1", "output_2")
@@ -105,15 +106,40 @@ def _check_sides(given: Sequence[object], source: str) -> None:
         )
 
 
-def one_per_pair(rows: Sequence[Mapping]) -> tuple[list[dict], int]:
-    """Joins the labels of each pair to their mean (of both orders, say): (rows, how many rows were joined)."""
-    groups: dict[tuple, list[Mapping]] = defaultdict(list)
-    for row in rows:
-        groups[row["instruction"], row["input"], *(row[name] for name in OUTPUTS)].append(row)
+class Joined(NamedTuple):
+    """A row for each pair; how many rows label a pair of another row; which of them stood the other way round."""
+
+    rows: list[dict]
+    n_joined: int
+    one_way: OneWay
+
+    def lines(self, source: str) -> list[str]:
+        """Says how rows were joined; [] where every row is a pair of its own."""
+        said = self.one_way.lines(source)
+        # Which of two outputs is the model's is a matter of places, then.
+        if self.one_way.n_turned and not any(row.get("generator_2") for row in self.rows):
+            said.append(
+                f"{source}: no generator_2 is named; output_2 is the model's as in the first row of a pair"
+            )
+        if self.n_joined:
+            said.append(
+                f"{source}: {self.n_joined} rows label a pair that another row labels, too; the mean is taken"
+            )
+        return said
+
+
+def one_per_pair(rows: Sequence[Mapping]) -> Joined:
+    """Joins the labels of each pair to their mean: of several judges, or of both orders, as two rows or as one."""
+    one_way = one_way_round(rows, of_models=True)
+    groups: dict[Pair, list[Mapping]] = defaultdict(list)
+    for row in one_way.rows:
+        groups[pair_of(row)].append(row)
     made = []
     for same in groups.values():
-        known = [row["preference"] for row in same if row["preference"] is not None]
+        labelled = [row for row in same if row["preference"] is not None]
+        known = [row["preference"] for row in labelled]
         # fsum is exact, so the mean does not depend on the order of the rows.
         mean = math.fsum(known) / len(known) if known else None
-        made.append({**same[0], "preference": mean})
-    return made, len(rows) - len(made)
+        # What else is said of the pair, such as its status, is that of a label rather than of a failure before it.
+        made.append({**(labelled or same)[0], "preference": mean})
+    return Joined(made, len(rows) - len(made), one_way)

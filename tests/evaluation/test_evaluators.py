@@ -114,3 +114,20 @@ def test_tastes_costs_and_time():
 def test_nothing_in_common_is_refused():
     with pytest.raises(UserError, match="none of its 1 pairs is among the 2 gold ones"):
         evaluator("j", [{**crowd([[1]])[0], "instruction": "other"}], crowd([[1], [2]]))
+
+
+def test_pairs_the_other_way_round_and_labels_of_old():
+    gold = crowd([[2], [1], [0], [1.25]])
+    mine = [
+        row | {"output_1": row["output_2"], "output_2": row["output_1"], "preference": label}
+        for row, label in zip(gold, (1, 2, 0, 1.75), strict=True)
+    ]
+    found = evaluator("j", mine, gold)
+    assert (found.human_agreement.value, found.human_agreement.n) == (100, 4)
+    missing = evaluator("j", [mine[0] | {"preference": -1}, *mine[1:]], gold, min_coverage=0.5)
+    assert (missing.human_agreement.value, missing.human_agreement.n) == (100, 3)
+
+
+def test_tastes_are_of_the_first_label_that_is_there():
+    rows = [row | {"preference": label} for row in crowd([[2]] * 4) for label in (None, row["preference"])]
+    assert evaluator("j", rows, crowd([[2]] * 4), min_coverage=0.5).biases.n_longer == 2

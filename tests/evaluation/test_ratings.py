@@ -8,6 +8,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.rating_win_rates import (
     consistency,
     ranking_preferences,
+    rated_pairs,
     win_rate_from_rankings,
     win_rate_from_ratings,
 )
@@ -94,3 +95,49 @@ def test_consistency_is_the_diagonal_of_the_table():
 def test_a_rating_that_is_no_number_is_named():
     with pytest.raises(UserError, match=r"model\[0\]: rating: found 'good'"):
         win_rate_from_ratings(rated(["good"]), rated([1]))
+
+
+def test_ratings_are_compared_with_those_of_the_same_judge():
+    both = [{**row, "judge_id": judge} for row in rated([9, 9, 9]) for judge in ("J1", "J2")]
+    base = [{**row, "judge_id": "J2", "rating": 8} for row in both]
+    mine = [row | {"rating": 9 if row["judge_id"] == "J1" else 7} for row in both]
+    assert win_rate_from_ratings(mine, base).win_rate == 0
+    # A row that does not say who rated is compared with any.
+    assert win_rate_from_ratings(mine, rated([8, 8, 8])).win_rate == 100
+    for who in ("judge_id", "annotator"):
+        with pytest.raises(UserError, match=r"'J1'.*'J2'"):
+            win_rate_from_ratings([{**row, who: "J1"} for row in rated([9])], [{**rated([7])[0], who: "J2"}])
+    found = rated_pairs(mine[:1] + mine[3:], [{**row, "judge_id": "J1"} for row in rated([1, 1, 1])])
+    assert found.preferences == [2.0, None, 2.0] and found.n_other_judge == 1 and found.n_again == 1
+
+
+@pytest.mark.parametrize(
+    "who",
+    [None, "", math.nan, 3, ["a"], {"a": 1}, pytest.param(10**5000, id="more digits than Python writes")],
+)
+def test_judges_of_any_type(who):
+    rows = [{**row, "judge_id": who} for row in rated([9, 1])]
+    assert win_rate_from_ratings(rows, rated([2, 2])).win_rate == 50
+    assert win_rate_from_ratings(rows, [{**row, "judge_id": who} for row in rated([2, 2])]).win_rate == 50
+
+
+def test_the_first_rating_that_is_there_counts():
+    retried = [row for rating in (None, 6, 1) for row in rated([rating])]
+    assert win_rate_from_ratings(retried, rated([4])).win_rate == 100
+    ranking = {"instruction": "i0", "output_1": "o", "output_2": "p"}
+    ratings = [*retried, {"instruction": "i0", "output": "p", "rating": 3}]
+    found = consistency(ratings, [ranking | {"ranking": said} for said in (None, "(a)", "(b)")])
+    assert (found.consistency, found.n_total, found.n_unranked) == (100, 1, 0)
+
+
+def test_consistency_is_of_ratings_by_one_judge():
+    ratings = [
+        {"instruction": f"i{i}", "output": output, "rating": rating, "judge_id": judge}
+        for i, second in ((0, "J1"), (1, "J2"))
+        for output, rating, judge in (("a", 5, "J1"), ("b", 3, second))
+    ]
+    rankings = [{"instruction": f"i{i}", "output_1": "a", "output_2": "b", "ranking": "(a)"} for i in (0, 1)]
+    found = consistency(ratings, rankings)
+    assert (found.n_total, found.n_other_judge, found.n_unrated) == (1, 1, 0)
+    with pytest.raises(UserError, match=r"0 of 1 ranked pairs .* two ratings of one judge"):
+        consistency(ratings, rankings[1:])

@@ -57,7 +57,7 @@ def test_no_usable_row_is_refused_whatever_the_coverage(rows):
         win_rate(rows, min_coverage=0.0)
 
 
-@pytest.mark.parametrize("bad", [0.5, 2.01, 3, -2, float("inf"), "b"])
+@pytest.mark.parametrize("bad", [0.5, 2.01, 3, -2, float("inf"), "b", True, False, np.True_])
 def test_values_that_are_no_preference_name_their_row(bad):
     with pytest.raises(UserError, match=r"preference\[1\]"):
         win_rate([1, bad, 2])
@@ -135,3 +135,11 @@ def test_model_against_itself_is_fifty_without_width():
 def test_bad_utilities_are_refused(model, base, message):
     with pytest.raises(UserError, match=message):
         utility_win_rate(model, base)
+
+
+@pytest.mark.parametrize("rows", [[True, True, False], np.array([True, False]), pa.array([False, True])])
+def test_truth_values_are_no_preferences(rows):
+    with pytest.raises(
+        UserError, match=r"^preference\[0\]: (True|False) is a truth value, no preference; give 1"
+    ):
+        win_rate(rows)

@@ -220,3 +220,52 @@ def test_a_format_without_anything_to_write_is_a_note(
         "annotate.py", tmp_path / "v", formats=("trll",), **common
     )
     assert not (tmp_path / "v" / "labels.parquet").exists()
+
+
+def turned(row: dict) -> dict:
+    """The same pair the other way round, as another row."""
+    names = {"generator_1": row.get("generator_2"), "generator_2": row.get("generator_1")}
+    outputs = {"output_1": row["output_2"], "output_2": row["output_1"]}
+    label = None if row["preference"] is None else 3 - row["preference"]
+    return row | names | outputs | {"preference": label}
+
+
+def unnamed(seed: int, n: int = 40, **changes: object) -> list[dict]:
+    return [{name: x for name, x in row.items() if name != "generator_2"} | changes for row in pairs(seed, n)]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_both_orders_as_two_rows_are_one_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: bool
+) -> None:
+    names = {"generator_1": "base", "generator_2": "m"} if named else {}
+    rows = unnamed(0, preference=2, **names)
+    both = [x for row in rows for x in (row, turned(row))]
+    both[1]["preference"] = 1.5  # The judge has the model win, or draw, as it is shown.
+    path = saved(tmp_path / "swap.json", both)
+    got = run("evaluate.py:labels", tmp_path / "w", judged=f"m={path}")["methods"]["m"]["judge"]
+    assert got["n_total"] == 40 and got["win_rate"] == pytest.approx(100 * 39.75 / 40)
+    said = capsys.readouterr().out
+    assert "40 rows hold the outputs of another row the other way round; their labels are turned" in said
+    assert ("no generator_2 is named" in said) != named
+
+
+def test_texts_that_one_model_says_in_both_places_are_two_pairs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where names say that output_2 is the model's in both rows, they are two samples of one prompt."""
+    one = {"instruction": "i", "output_1": "yes", "output_2": "no", "generator_2": "m", "preference": 2}
+    rows = [one, one | {"output_1": "no", "output_2": "yes", "preference": 1}]
+    path = saved(tmp_path / "m.json", rows)
+    got = run("evaluate.py:labels", tmp_path / "w", judged=f"m={path}", length_control=False)
+    assert (got["methods"]["m"]["judge"]["n_total"], got["methods"]["m"]["judge"]["win_rate"]) == (2, 50)
+    assert "1 rows hold the outputs of another row the other way round, but name" in capsys.readouterr().out
+
+
+def test_a_pair_that_failed_first_has_the_status_of_its_label(tmp_path: Path) -> None:
+    rows = [row | {"status": "ok"} for row in pairs(0)]
+    failed = [row | {"status": "api_error", "preference": None} for row in rows[:20]]
+    path = saved(tmp_path / "m.json", failed + rows)
+    found = run("evaluate.py:labels", tmp_path / "w", judged=f"m={path}")
+    assert found["methods"]["m"]["judge"]["n_total"] == 60
+    assert found["methods"]["m"]["status"] == {"ok": 60}

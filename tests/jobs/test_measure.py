@@ -165,3 +165,136 @@ def test_wrong_inputs_are_one_line(tmp_path):
         assert told in refused(tmp_path / "out", **changes), changes
     write_parquet(tmp_path / "rated.parquet", [{"instruction": "i", "output": "x", "rating": 1}])
     assert "baseline: names no file" in refused(tmp_path / "out", ratings=f"a={tmp_path}/rated.parquet")
+
+
+def compared(folder, gold=None, min_coverage=0.8, **annotators) -> tuple[str, dict, dict]:
+    """(what is printed, evaluators by name, reliability) of rows of labels."""
+    tables = annotators | ({"gold": gold} if gold else {})
+    for name, rows in tables.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    named = ",".join(f"{name}={folder}/{name}.json" for name in annotators)
+    changes = {"gold": f"{folder}/gold.json" if gold else "", "min_coverage": min_coverage}
+    told, summary = run(folder / "out", annotators=named, min_per_generator=5, **changes)
+    return told, {row["name"]: row for row in summary["evaluators"]}, summary["reliability"]
+
+
+def turned(row):
+    """The same pair the other way round."""
+    places = {"output_1": "output_2", "output_2": "output_1"}
+    places |= {"generator_1": "generator_2", "generator_2": "generator_1"}
+    return row | {new: row[old] for new, old in places.items()} | {"preference": 3 - row["preference"]}
+
+
+def test_pairs_that_an_annotator_holds_the_other_way_round(tmp_path):
+    mine, gold = label_rows(1), label_rows(2)
+    _, straight, reliable = compared(tmp_path, gold, judge=mine)
+    mixed = [turned(row) if i >= 4 else row for i, row in enumerate(mine)]
+    told, rows, kappas = compared(tmp_path, gold, judge=mixed)
+    assert "judge: 36 rows hold the outputs of another row the other way round" in told
+    for name in ("human_agreement", "bias", "spearman", "pearson"):
+        assert rows["judge"][name] == pytest.approx(straight["judge"][name]), name
+    assert rows["judge"]["biases"]["prefers_longer"] == straight["judge"]["biases"]["prefers_longer"]
+    assert kappas["Cohen's kappa, judge and gold"] == reliable["Cohen's kappa, judge and gold"]
+    # Of the places in the annotator's own file.
+    labels = [row["preference"] for row in mixed]
+    assert rows["judge"]["prefers_1"]["value"] == pytest.approx(100 * (2 - sum(labels) / 40))
+    told, _, kappas = compared(tmp_path, a=mine, b=mixed)
+    assert "b: 36 rows hold" in told and kappas["agreement of a and b"] == {
+        "value": 1,
+        "n_items": 40,
+        "n_labels": 80,
+    }
+
+
+def test_gold_in_both_orders_is_a_crowd_of_two(tmp_path):
+    mine, gold = label_rows(1), label_rows(2)
+    told, rows, kappas = compared(tmp_path, [*gold, *map(turned, gold)], judge=mine)
+    assert "gold: 40 rows hold" in told and "gold: 40 labels are further ones of their pair" in told
+    assert rows["gold"]["variance"] == {"value": 0, "n": 40}
+    assert kappas["Krippendorff's alpha within gold"]["value"] == 1
+
+
+def test_gold_pairs_without_a_partner_are_counted(tmp_path):
+    told, rows, _ = compared(tmp_path, label_rows(2), judge=label_rows(1)[:4])
+    assert rows["judge"]["human_agreement"]["n"] == 4
+    assert "judge: 36 of 40 gold pairs are not among its 4" in told
+    assert "gold pairs" not in compared(tmp_path, label_rows(2), judge=label_rows(1))[0]
+
+
+def test_a_pair_that_was_asked_again_has_its_first_label(tmp_path):
+    def retried(seed):
+        return [x for row in label_rows(seed) for x in (row | {"preference": None}, row)]
+
+    want = compared(tmp_path, a=label_rows(1), b=label_rows(2))[2]
+    told, _, got = compared(tmp_path, a=retried(1), b=retried(2))
+    assert got == want and "further" not in told
+    again = [*label_rows(1), *label_rows(3)[:7]]
+    told, _, got = compared(tmp_path, a=again, b=label_rows(2))
+    assert got == want and "a: 7 labels are further ones of their pair" in told
+    # With gold each failure counts as a missing label of the crowd, so the share of labels is half.
+    told, rows, kappas = compared(tmp_path, retried(2), min_coverage=0.5, a=retried(1))
+    want = compared(tmp_path, label_rows(2), a=label_rows(1))
+    assert rows["a"]["human_agreement"] == want[1]["a"]["human_agreement"] and kappas == want[2]
+    none = [row | {"preference": None if i % 2 else 1} for i, row in enumerate(label_rows(1))]
+    other = [row | {"preference": 1 if i % 2 else None} for i, row in enumerate(label_rows(1))]
+    with pytest.raises(UserError, match="a and b label no pair in common"):
+        compared(tmp_path, a=none, b=other)
+
+
+def test_prices_and_names_of_other_types(tmp_path):
+    odd = ["0.01", {"a": 1}, ["x"], True, "free", "nan", "inf", 0.03]
+    mine = [
+        row | {"price_usd": None, "price_per_example": odd[i % 8], "latency_ms": "500", "generator": ["x"]}
+        for i, row in enumerate(label_rows(1))
+    ]
+    _, rows, _ = compared(tmp_path, label_rows(2), judge=mine)
+    assert rows["judge"]["usd"] == {"value": pytest.approx(20), "n": 10}
+    assert rows["judge"]["seconds"] == {"value": pytest.approx(500), "n": 40}
+    # The name of output_2's model stands in the other column, too.
+    assert rows["judge"]["spearman"]["n"] == 3
+
+
+def ratings_files(folder, **tables):
+    for name, rows in tables.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows))
+    return {"ratings": f"mine={folder}/mine.json", "baseline": f"{folder}/base.json"}
+
+
+def rated(name, ratings, **more):
+    return [
+        {"instruction": f"i{i}", "output": f"{name}{i}", "rating": rating, **more}
+        for i, rating in enumerate(ratings)
+    ]
+
+
+def test_ratings_of_different_judges_are_said(tmp_path):
+    mine = rated("m", [9] * 40, judge_id="J1")
+    files = ratings_files(tmp_path, mine=mine, base=rated("b", [7] * 40, judge_id="J2"))
+    said = refused(tmp_path / "out", **files)
+    assert "mine" in said and "'J1'" in said and "'J2'" in said and "one judge" in said
+    base = rated("b", [7] * 36, judge_id="J1") + rated("b", [7] * 40, judge_id="J2")[36:]
+    told, summary = run(tmp_path / "out", **ratings_files(tmp_path, mine=mine, base=base))
+    assert "mine: on 4 prompts" in told and "another judge" in told
+    assert (summary["win_rates"][0]["n_total"], summary["win_rates"][0]["n_missing"]) == (36, 4)
+
+
+def test_ratings_that_were_asked_again(tmp_path):
+    mine = [x for row in rated("m", [6, 2, 5]) for x in (row | {"rating": None}, row)]
+    files = ratings_files(tmp_path, mine=[*mine, *rated("m", [1])], base=rated("b", [4, 4, 4]))
+    told, summary = run(tmp_path / "out", **files)
+    assert summary["win_rates"][0]["win_rate"] == pytest.approx(200 / 3)
+    assert "mine: 1 ratings are further ones of their prompt" in told
+
+
+def test_rankings_in_both_orders(tmp_path):
+    rows = [
+        {"instruction": f"i{i}", "output_1": f"b{i}", "output_2": f"m{i}", "ranking": "(b)"}
+        for i in range(40)
+    ]
+    other = [
+        row | {"output_1": row["output_2"], "output_2": row["output_1"], "ranking": "(a)"} for row in rows
+    ]
+    (tmp_path / "ranked.json").write_text(json.dumps([*rows, *other]))
+    told, summary = run(tmp_path / "out", rankings=f"{tmp_path}/ranked.json")
+    assert summary["win_rates"][0]["win_rate"] == 100
+    assert "40 rows hold the outputs of another row the other way round" in told

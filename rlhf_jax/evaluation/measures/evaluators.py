@@ -16,9 +16,8 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.agreement import Biases, biases
+from rlhf_jax.evaluation.measures.pair_order import Pair, one_way_round, pair_of
 from rlhf_jax.evaluation.measures.win_rate import read_preferences
-
-Pair = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,7 @@ def evaluator(
     equally frequent, every number is the mean over both choices (AlpacaEval draws one). is_gold: the rows are
     the gold ones: agreement is of one against the others' majority, bias is 0. Correlations are over the
     generators (`generator` or `generator_2`) with more than `min_per_generator` gold rows, if three or more.
+    A pair that the gold rows have the other way round is turned, except where a place is what is measured.
 
     Raises UserError when fewer than `min_coverage` of the rows have a label, or no pair is in both.
     """
@@ -78,14 +78,15 @@ def evaluator(
             f"{name}: {parsed} of {len(rows)} rows have a label; a comparison needs one and "
             f"{100 * min_coverage:g} %: annotate the missing ones again, or lower min_coverage"
         )
-    mine, theirs = _by_pair(rows), _by_pair(gold)
+    gold = one_way_round(gold).rows
+    as_gold = one_way_round(rows, gold).rows
+    mine, theirs = _by_pair(as_gold), _by_pair(gold)
     if not mine.keys() & theirs.keys():
         raise UserError(f"{name}: none of its {len(mine)} pairs is among the {len(theirs)} gold ones")
     variance = one_against_the_rest(mine)
     agreement = variance if is_gold else _single_against_majority(mine, theirs)
     bias = Share(0.0, len(mine)) if is_gold else _majorities(mine, theirs)
-    spearman, pearson = _correlations(rows, gold, min_per_generator)
-    once = list({_pair(row): row for row in reversed(rows)}.values())  # AlpacaEval: the first of every pair
+    spearman, pearson = _correlations(as_gold, gold, min_per_generator)
     return Evaluator(
         name=name,
         human_agreement=Share(100 * agreement.value, agreement.n),
@@ -93,7 +94,7 @@ def evaluator(
         variance=Share(100 * (1 - variance.value), variance.n),
         spearman=spearman,
         pearson=pearson,
-        biases=_biases(once, rows),
+        biases=_biases(_once(as_gold), rows),
         prefers_1=Share(100 * (2 - float(np.nanmean(labels))), parsed),
         usd=_per_thousand(rows, ("price_usd", "price_per_example"), 1.0),
         seconds=_seconds(rows),
@@ -164,12 +165,18 @@ def _by_pair(rows: Sequence[Mapping]) -> dict[Pair, list[float]]:
     labels = read_preferences([row["preference"] for row in rows])
     found: dict[Pair, list[float]] = {}
     for row, label in zip(rows, labels, strict=True):
-        found.setdefault(_pair(row), []).append(float(label))
+        found.setdefault(pair_of(row), []).append(float(label))
     return found
 
 
-def _pair(row: Mapping) -> Pair:
-    return row["instruction"], row.get("input") or "", row["output_1"], row["output_2"]
+def _once(rows: Sequence[Mapping]) -> list[Mapping]:
+    """The first row of every pair, as AlpacaEval takes it, that has a label."""
+    labels = read_preferences([row["preference"] for row in rows])
+    found: dict[Pair, Mapping] = {}
+    for row, label in zip(rows, labels, strict=True):
+        if not math.isnan(label):
+            found.setdefault(pair_of(row), row)
+    return list(found.values())
 
 
 def _biases(once: Sequence[Mapping], rows: Sequence[Mapping]) -> Biases:
@@ -205,20 +212,38 @@ def _correlations(rows: Sequence[Mapping], gold: Sequence[Mapping], least: int) 
     return tuple(Share(float(of(x, y).statistic), len(shared)) for of in (stats.spearmanr, stats.pearsonr))
 
 
-def _rates(rows: Sequence[Mapping], least: int) -> Iterator[tuple[str, float]]:
+def _rates(rows: Sequence[Mapping], least: int) -> Iterator[tuple[str | int, float]]:
     labels = read_preferences([row["preference"] for row in rows])
-    by: dict[str, list[float]] = {}
+    by: dict[str | int, list[float]] = {}
     for row, label in zip(rows, labels, strict=True):
-        name = row.get("generator") or row.get("generator_2")
-        if name and not math.isnan(label):
+        name = _generator(row)
+        if name is not None and not math.isnan(label):
             by.setdefault(name, []).append(float(label))
     yield from ((name, float(np.mean(found))) for name, found in by.items() if len(found) > least)
 
 
+def _generator(row: Mapping) -> str | int | None:
+    """Who wrote output_2, by text or number; None where that is not said."""
+    for value in (row.get("generator"), row.get("generator_2")):
+        if isinstance(value, str | int) and not isinstance(value, bool) and value not in ("", 0):
+            return value
+    return None
+
+
 def _per_thousand(rows: Sequence[Mapping], names: Sequence[str], scale: float) -> Share:
-    found = [next((row[name] for name in names if row.get(name) is not None), None) for row in rows]
-    known = [float(value) for value in found if value is not None and not math.isnan(value)]
+    found = [next((x for name in names if (x := _number(row.get(name))) is not None), None) for row in rows]
+    known = [value for value in found if value is not None]
     return Share(1000 * scale * float(np.mean(known)) if known else math.nan, len(known))
+
+
+def _number(value: object) -> float | None:
+    """A cost, also where a file has it as text; None for what is no finite number."""
+    try:
+        # True is the number 1 to Python, and no cost.
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _seconds(rows: Sequence[Mapping]) -> Share:

@@ -74,12 +74,18 @@ class UtilityWinRate:
 def read_preferences(preferences: Sequence[object], name: str = "preference") -> np.ndarray:
     """Preferences as float64 [N]: legacy 0 becomes 1.5; None, NaN and -1 become NaN (missing).
 
-    Takes lists, NumPy arrays and pyarrow columns. Raises UserError, naming the row, for anything else outside
-    [1, 2].
+    Takes lists, NumPy arrays and pyarrow columns. Raises UserError, naming the row, for truth values and for
+    anything else outside [1, 2].
     """
     values = preferences.to_pylist() if hasattr(preferences, "to_pylist") else list(preferences)
     out = np.empty(len(values), dtype=np.float64)
     for i, value in enumerate(values):
+        # False would be the draw of old files, and True a win of the baseline: nobody means that.
+        if isinstance(value, bool | np.bool_):
+            raise UserError(
+                f"{name}[{i}]: {value} is a truth value, no preference; give 1 (output_1 is better), 2 (output_2 is), "
+                "1.5 (draw) or null"
+            )
         try:
             x = math.nan if value is None else float(value)
         except OverflowError:

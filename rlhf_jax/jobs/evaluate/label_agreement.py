@@ -94,11 +94,10 @@ def _table(name: str, path: str) -> dict[Key, dict]:
     if line := usable.line(path):
         print(line, flush=True)
     # A file may hold both orders of a pair or several judges' labels; a win rate counts each pair once.
-    pairs, joined = one_per_pair(usable.rows)
-    if joined:
-        print(
-            f"{path}: {joined} rows label a pair that another row labels, too; the mean is taken", flush=True
-        )
+    joined = one_per_pair(usable.rows)
+    for line in joined.lines(path):
+        print(line, flush=True)
+    pairs = joined.rows
     # A file of several models' outputs would get one win
     # rate for all of them together. NaN is a missing name.
     named_2 = [row.get("generator_2") for row in pairs]

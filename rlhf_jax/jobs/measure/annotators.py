@@ -12,6 +12,7 @@ from rlhf_jax.data.files.tables import read_table, require_columns
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.agreement import labels_from_scores
 from rlhf_jax.evaluation.measures.evaluators import evaluator
+from rlhf_jax.evaluation.measures.pair_order import Pair, one_way_round, pair_of
 from rlhf_jax.evaluation.measures.reliability import (
     Reliability,
     cohen_kappa,
@@ -26,8 +27,6 @@ PAIR = ("instruction", "output_1", "output_2")
 GOLD, LONGEST = "gold", "longer output wins"
 # What a label can be for Fleiss' kappa, which knows no distance: one output, the other, or a draw.
 _CATEGORIES = (1.0, 1.5, 2.0)
-
-Pair = tuple[str, ...]
 
 
 def compare_annotators(config: ConfigDict, found: Measured) -> None:
@@ -45,28 +44,68 @@ def compare_annotators(config: ConfigDict, found: Measured) -> None:
         raise UserError(
             "gold: names no file; give gold labels, or two or more annotators, who are then compared with each other"
         )
-    if config.gold:
-        _against_gold(annotators, _labels(config.gold), config, found)
-    for (a, rows_a), (b, rows_b) in itertools.combinations(annotators.items(), 2):
-        mine, theirs = _first(rows_a), _first(rows_b)
-        columns = _shared(mine, theirs)
-        if not columns[0]:
-            raise UserError(f"annotators: {a} and {b} label no pair in common; give labels of the same pairs")
+    gold = _labels(config.gold) if config.gold else []
+    labels, gold_one_way = _first_labels(annotators, gold)
+    if gold:
+        _against_gold(annotators, labels, gold, config, found)
+        if (crowd := _crowd(gold_one_way)) is not None:
+            _of_crowd(crowd, f"within {GOLD}", found)
+    for (a, mine), (b, theirs) in itertools.combinations(labels.items(), 2):
+        columns = _shared(a, mine, b, theirs)
         found.reliability[f"agreement of {a} and {b}"] = _agreement(*columns)
         found.reliability[f"Cohen's kappa, {a} and {b}"] = cohen_kappa(*columns, level="interval")
-    if len(annotators) > 1:
-        _among(annotators, found)
+    if len(labels) > 1:
+        _among(labels, found)
+
+
+def _first_labels(
+    annotators: Mapping[str, list[dict]], gold: list[dict]
+) -> tuple[dict[str, dict[Pair, float]], list[Mapping]]:
+    """The first label of every pair by each annotator, in the order of outputs that gold, or who comes first, has.
+
+    Also returns the gold rows, each pair in one order, and prints what is turned, labelled again or without a partner.
+    """
+    gold_one_way = _one_way(GOLD, gold, ())
+    known = list(gold_one_way)
+    pairs = {pair_of(row) for row in gold_one_way}
+    labels = {}
+    for name, rows in annotators.items():
+        one_way = _one_way(name, rows, known)
+        known += one_way
+        mine = {pair_of(row) for row in one_way}
+        if lonely := len(pairs - mine):
+            print(f"{name}: {lonely} of {len(pairs)} gold pairs are not among its {len(mine)}", flush=True)
+        labels[name] = _first(one_way)
+    return labels, gold_one_way
+
+
+def _one_way(name: str, rows: Sequence[Mapping], known: Sequence[Mapping]) -> list[Mapping]:
+    found = one_way_round(rows, known)
+    for line in found.lines(name):
+        print(line, flush=True)
+    labelled = [pair_of(row) for row in found.rows if row["preference"] is not None]
+    if again := len(labelled) - len(set(labelled)):
+        print(
+            f"{name}: {again} labels are further ones of their pair; agreement of two and Cohen's kappa take the first",
+            flush=True,
+        )
+    return found.rows
 
 
 def _against_gold(
-    annotators: Mapping[str, list[dict]], gold: list[dict], config: ConfigDict, found: Measured
+    annotators: Mapping[str, list[dict]],
+    labels: Mapping[str, Mapping[Pair, float]],
+    gold: list[dict],
+    config: ConfigDict,
+    found: Measured,
 ) -> None:
+    gold_labels = _first(one_way_round(gold).rows)
     how = {"min_per_generator": config.min_per_generator, "min_coverage": config.min_coverage}
     for name, rows in annotators.items():
         found.evaluators.append(evaluator(name, rows, gold, **how))
         # Weighted by squared distance: with labels of 1 and 2 alone that is the plain kappa,
         # and graded labels that lie close together count as nearly equal, not as different.
-        kappa = cohen_kappa(*_shared(_first(rows), _first(gold)), level="interval")
+        kappa = cohen_kappa(*_shared(name, labels[name], GOLD, gold_labels), level="interval")
         found.reliability[f"Cohen's kappa, {name} and {GOLD}"] = kappa
     found.evaluators.append(evaluator(GOLD, gold, gold, is_gold=True, **how))
     # The rule that a longer output wins, as an annotator of its own: judges have to be better than that.
@@ -77,15 +116,13 @@ def _against_gold(
     ]
     found.evaluators.append(evaluator(LONGEST, longest, gold, **how))
     found.evaluators.sort(key=lambda row: -row.human_agreement.value)
-    if (crowd := _crowd(gold)) is not None:
-        _of_crowd(crowd, f"within {GOLD}", found)
 
 
-def _among(annotators: Mapping[str, list[dict]], found: Measured) -> None:
+def _among(labels: Mapping[str, Mapping[Pair, float]], found: Measured) -> None:
     """Measures all annotators as one crowd, over every pair that any of them labels."""
-    firsts = [_first(rows) for rows in annotators.values()]
-    pairs = list(dict.fromkeys(pair for labels in firsts for pair in labels))
-    _of_crowd([[labels.get(pair) for pair in pairs] for labels in firsts], "among the annotators", found)
+    pairs = list(dict.fromkeys(pair for some in labels.values() for pair in some))
+    crowd = [[some.get(pair) for pair in pairs] for some in labels.values()]
+    _of_crowd(crowd, "among the annotators", found)
 
 
 def _of_crowd(crowd: Sequence[Sequence[float | None]], where: str, found: Measured) -> None:
@@ -97,15 +134,17 @@ def _of_crowd(crowd: Sequence[Sequence[float | None]], where: str, found: Measur
     found.reliability[f"Krippendorff's alpha {where}"] = krippendorff_alpha(crowd, level="interval")
 
 
-def _agreement(one: Sequence[float | None], two: Sequence[float | None]) -> Reliability:
+def _agreement(one: Sequence[float], two: Sequence[float]) -> Reliability:
     """Computes 1 minus the mean distance of the labels: the share of equal ones where all are 1 or 2."""
-    gaps = [abs(a - b) for a, b in zip(one, two, strict=True) if a is not None and b is not None]
-    value = 1.0 - math.fsum(gaps) / len(gaps) if gaps else math.nan
-    return Reliability(value, len(gaps), 2 * len(gaps))
+    gaps = [abs(a - b) for a, b in zip(one, two, strict=True)]
+    return Reliability(1.0 - math.fsum(gaps) / len(gaps), len(gaps), 2 * len(gaps))
 
 
-def _shared(mine: Mapping[Pair, float], theirs: Mapping[Pair, float]) -> list[list[float | None]]:
+def _shared(a: str, mine: Mapping[Pair, float], b: str, theirs: Mapping[Pair, float]) -> list[list[float]]:
+    """The labels of the pairs that both a and b label. Raises UserError where there are none."""
     shared = [pair for pair in mine if pair in theirs]
+    if not shared:
+        raise UserError(f"annotators: {a} and {b} label no pair in common; give labels of the same pairs")
     return [[labels[pair] for pair in shared] for labels in (mine, theirs)]
 
 
@@ -118,21 +157,21 @@ def _labels(path: str) -> list[dict]:
     return usable.rows
 
 
-def _pair(row: Mapping) -> Pair:
-    return (row["instruction"], row.get("input") or "", row["output_1"], row["output_2"])
-
-
-def _first(rows: Sequence[Mapping]) -> dict[Pair, float | None]:
-    """Returns the first label of every pair."""
-    # Reversed, since later items of a dict overwrite earlier ones.
-    return {_pair(row): row["preference"] for row in reversed(rows)}
+def _first(rows: Sequence[Mapping]) -> dict[Pair, float]:
+    """Returns the first label of every pair that has one; a row that failed may stand before it."""
+    found: dict[Pair, float] = {}
+    for row in rows:
+        if row["preference"] is not None:
+            found.setdefault(pair_of(row), row["preference"])
+    return found
 
 
 def _crowd(rows: Sequence[Mapping]) -> list[list[float | None]] | None:
     """Arranges labels as [annotation number][pair], None where missing; returns None for a crowd of one."""
-    # The k-th label of every pair counts as the k-th annotation, as in the evaluator table, whoever gave it.
-    by: dict[Pair, list[float | None]] = {}
+    # The k-th label of every pair counts as the k-th annotation, whoever gave it: no measure here asks who did.
+    by: dict[Pair, list[float]] = {}
     for row in rows:
-        by.setdefault(_pair(row), []).append(row["preference"])
-    width = max(map(len, by.values()))
+        if row["preference"] is not None:
+            by.setdefault(pair_of(row), []).append(row["preference"])
+    width = max(map(len, by.values()), default=0)
     return [[x[k] if k < len(x) else None for x in by.values()] for k in range(width)] if width > 1 else None

@@ -5,6 +5,7 @@ Asks nobody and needs no jax. Every part is measured whose files are named.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -21,11 +22,14 @@ from rlhf_jax.evaluation.leaderboards.leaderboard import (
 )
 from rlhf_jax.evaluation.measures.bradley_terry import bradley_terry, elo
 from rlhf_jax.evaluation.measures.difficulty import difficulty_rows
+from rlhf_jax.evaluation.measures.pair_order import one_way_round
 from rlhf_jax.evaluation.measures.rating_win_rates import (
     consistency,
+    ranking_preferences,
+    rated_pairs,
     win_rate_from_rankings,
-    win_rate_from_ratings,
 )
+from rlhf_jax.evaluation.measures.win_rate import WinRate, win_rate
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.label_rows import usable_labels
@@ -135,7 +139,7 @@ def _ratings(config: ConfigDict, found: Measured) -> None:
     if rated and config.baseline:
         base = _rated(config.baseline)
         for name, rows in rated.items():
-            rate = win_rate_from_ratings(rows, base, min_coverage=config.min_coverage)
+            rate = _rate_by_ratings(name, rows, base, config.min_coverage)
             length = average_length([row["output"] for row in rows])
             found.board.append(LeaderboardRow(name, "ratings", config.baseline_name, rate, length, len(rows)))
         rated[config.baseline_name] = base
@@ -144,11 +148,7 @@ def _ratings(config: ConfigDict, found: Measured) -> None:
         sparse = config.rankings.endswith(".csv")
         rows = read_feedback(config.rankings, "sparse_rankings") if sparse else read_table(config.rankings)
         require_columns(rows, PAIR, config.rankings)
-        if "preference" in columns_of(rows):
-            usable = usable_labels(rows, config.rankings)
-            if line := usable.line(config.rankings):
-                print(line, flush=True)
-            rows = usable.rows
+        rows = _ranked(rows, config.rankings)
         rate = win_rate_from_rankings(rows, min_coverage=config.min_coverage)
         length = average_length([row["output_2"] for row in rows])
         found.board.append(LeaderboardRow("output_2", "rankings", "output_1", rate, length, len(rows)))
@@ -156,6 +156,36 @@ def _ratings(config: ConfigDict, found: Measured) -> None:
             found.consistency = consistency([row for some in rated.values() for row in some], rows)
     elif rated and not config.baseline:
         raise UserError("baseline: names no file; ratings are compared with a baseline's, or with rankings")
+
+
+def _rate_by_ratings(
+    name: str, rows: Sequence[Mapping], base: Sequence[Mapping], min_coverage: float
+) -> WinRate:
+    """The win rate of a model by ratings; prints which ratings are not compared."""
+    try:
+        pairs = rated_pairs(rows, base)
+        for line in pairs.lines(name):
+            print(line, flush=True)
+        return win_rate(pairs.preferences, min_coverage=min_coverage)
+    except UserError as error:
+        raise UserError(f"ratings: {name}: {error}") from None
+
+
+def _ranked(rows: Sequence[Mapping], path: str) -> list[Mapping]:
+    """Ranked pairs with their preferences, each in one order; prints what of the file is not used as it stands."""
+    if "preference" not in columns_of(rows):
+        # Only these: a ranking counts whatever other columns, such as a status, say beside it.
+        names = (*PAIR, "input", "generator_1", "generator_2")
+        rows = [
+            {name: row.get(name) for name in names} | {"preference": label}
+            for row, label in zip(rows, ranking_preferences(rows), strict=True)
+        ]
+    usable = usable_labels(rows, path)
+    one_way = one_way_round(usable.rows, of_models=True)
+    for line in (usable.line(path), *one_way.lines(path)):
+        if line:
+            print(line, flush=True)
+    return one_way.rows
 
 
 def _rated(path: str) -> list[dict]:

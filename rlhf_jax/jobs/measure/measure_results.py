@@ -54,6 +54,7 @@ def measures_text(found: Measured) -> str:
         lines.append(
             f"consistency of ratings and rankings: {c.consistency:.1f} % [{c.interval[0]:.1f}, {c.interval[1]:.1f}] "
             f"of {c.n_total} pairs; {c.n_unrated} more without two ratings, {c.n_unranked} without a ranking"
+            + (f", {c.n_other_judge} rated by different judges" if c.n_other_judge else "")
         )
     return "\n".join(lines).rstrip("\n") + "\n"
 
