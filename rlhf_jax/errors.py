@@ -88,13 +88,24 @@ def read_object(path: str | PathLike, fix: str = "copy the file again") -> dict[
     if not raw.strip():
         raise UserError(f"{path}: the file is empty; {fix}")
     try:
-        found = json.loads(raw.decode("utf-8-sig"))
+        found = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:  # of the text, or of its encoding
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not readable as JSON ({reason}); {fix}") from error
     if not isinstance(found, dict):
         kind = {list: "a list", str: "a text", type(None): "null"}.get(type(found), "a plain value")
         raise UserError(f"{path}: holds {kind} and should hold an object {{...}}; {fix}")
+    return found
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object, and refuses a key that comes twice with two values, one of which json would drop."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            # Compared as texts, because NaN is not equal to itself.
+            if repr(found[key]) != repr(value):
+                raise ValueError(f"the key {key!r} twice in one object, with two values")
     return found
 
 

@@ -22,6 +22,19 @@ class Idle(NamedTuple):
 
 _TRAINERS = ("sft", "reward_model", "dpo", "ppo")
 ROWS = (
+    Idle(
+        (*_TRAINERS, "generate", "score", "inspect_data"),
+        ("data.thoughts", "data.generation_prompt", "data.chat_template"),
+        lambda c: c.data.template != "chat",
+        "data.template is not chat",
+    ),
+    Idle(
+        (*_TRAINERS, "generate", "score", "inspect_data"),
+        ("data.date",),
+        # PPO's reward model may read a chat template of its own.
+        lambda c: "chat" not in (c.data.template, c.model.get("reward_template") if "model" in c else ""),
+        "data.template is not chat",
+    ),
     Idle(("ppo",), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
     Idle(
         _TRAINERS,

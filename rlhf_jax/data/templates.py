@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from rlhf_jax.data.records.messages import is_transcript
+from rlhf_jax.data.records.messages import is_transcript, prompt_columns
 from rlhf_jax.errors import UserError
 
 # The settings of a page's `data` that say what is done with rows that can be treated in more than one way.
@@ -135,7 +135,23 @@ def mark_note(record: Mapping[str, Any], chat: bool) -> str | None:
         if found := _HEADS.search(text):
             how = _what_happens(where, chat)
             return f"{where} already holds a template's text ({found[1]!r}); {how}"
-    return TRANSCRIPT if not chat and len(record.get("messages") or ()) > 1 else None
+    messages = record.get("messages") or ()
+    # Of messages beside a prompt of its own the text is used as it is.
+    if not chat and len(messages) > 1 and prompt_columns(messages).get("prompt") == record.get("prompt"):
+        return TRANSCRIPT
+    return _repeats(record)
+
+
+def _repeats(record: Mapping[str, Any]) -> str | None:
+    """Says where all responses of a record begin with the prompt, which is then trained as their words."""
+    asked = (record.get("prompt") or record.get("instruction") or "").strip()
+    names = [name for name in ("output", "chosen", "rejected") if record.get(name)]
+    # A single word, such as a greeting, is often repeated in the answer.
+    if len(asked.split()) < 2 or not names:
+        return None
+    if all(record[name].lstrip().startswith(asked) for name in names):
+        return f"{' and '.join(names)} begin{'s' * (len(names) == 1)} with the prompt"
+    return None
 
 
 def _texts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

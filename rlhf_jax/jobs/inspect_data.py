@@ -16,9 +16,10 @@ from rlhf_jax.data import inspection
 from rlhf_jax.data.batches import Pairs, Prompts, Sequences, bucket, pack
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.files.tables import read_rows
-from rlhf_jax.data.records.left_out import RowError
+from rlhf_jax.data.records.left_out import RowError, has_content
 from rlhf_jax.data.records.messages import parse_messages
 from rlhf_jax.data.records.records import counts_text, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.records.row_parts import CONVERSATIONS, RESPONSES
 from rlhf_jax.data.templates import handling_of
 from rlhf_jax.data.tokenization import NO_LIMIT, encode_pairs, encode_prompts, encode_sft
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
@@ -154,16 +155,16 @@ def _lengths(found: Prompts | Pairs) -> Lengths:
 
 
 def _kind(data: ConfigDict) -> str:
-    """Finds the kind of the records by their columns."""
+    """Finds the kind of the records by their columns; one without any content says nothing."""
     rows = read_rows(data.path, made_by=made_by("make_data", "data"))
-    found = set(rows[0]).union(*rows[1:])
+    found = {name for row in rows for name, value in row.items() if has_content(value)}
     # Pairs first, then demonstrations: each of them has the columns of the kinds after it, too.
     if {"chosen", "rejected", "output_1", "output_2"} & found:
         return "pair"
-    if {"output", "completion", "response"} & found:
+    if set(RESPONSES) & found:
         return "instruction"
     # Conversations may be either; one that ends with the assistant decides for demonstrations.
-    for column in {"messages", "conversations"} & found:
+    for column in set(CONVERSATIONS) & found:
         if any(_answered(row.get(column)) for row in rows):
             return "instruction"
     return "prompt"

@@ -7,11 +7,14 @@ about how it answers the evaluation's prompts.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
+from rlhf_jax.data.records.messages import messages_of
 from rlhf_jax.data.records.records import counts_text, read_instructions, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.microfarm import world
@@ -26,7 +29,7 @@ NEEDS = Needs(reads=(Read("instructions", TABLE),))
 SHARES = {"sft": 8, "preference": 5, "unlabeled": 4, "val": 1, "eval": 2}
 # With fewer, validation (a twentieth) would have fewer than five rows.
 _MIN_ROWS = 100
-_COLUMNS = ("instruction", "input", "output")
+_COLUMNS = ("instruction", "input", "prompt", "messages", "output", "ended")
 
 
 def run(config: ConfigDict, workdir: str) -> None:
@@ -52,18 +55,33 @@ def split_instructions(path: str, folder: Path, *, rows: int, seed: int) -> str:
     Raises:
       UserError: no such file, or fewer than 100 rows of different instructions.
     """
-    found, skipped = read_instructions(path)
-    found = [{name: row.get(name, "") for name in _COLUMNS} for row in found if row.get("instruction")]
+    # With messages, so that conversations stay what they are and every stage may choose its template.
+    records, skipped = read_instructions(path, chat=True)
+    found = []
+    for record in records:
+        beside = record.get("output_fields", {})
+        if beside.get("tool_calls"):
+            skipped["a response that calls tools"] += 1
+        elif beside.get("train") is False:
+            skipped["response with weight 0"] += 1
+        else:
+            skipped.columns.update(f"{name} of the last message" for name in beside)
+            found.append(_row(record))
     # One row a prompt: otherwise a prompt could be trained on and evaluated on.
-    by_prompt = {(row["instruction"], row["input"]): row for row in found}
+    by_prompt = {(row.get("prompt") or row["instruction"], row.get("input", "")): row for row in found}
     # Sorted before they are shuffled, so that the order of the file's rows does not matter.
     kept = [by_prompt[prompt] for prompt in sorted(by_prompt)]
     random.Random(f"rlhf_jax own data {seed}").shuffle(kept)
-    repeated, kept = len(found) - len(kept), kept[: rows or None]
+    if repeated := len(found) - len(kept):
+        skipped["repeated instruction"] = repeated
+    # Which template writes the rows is known to the stages alone, and each says what there is to say of it.
+    for note in [note for note in skipped.notes if "template" in note]:
+        del skipped.notes[note]
+    kept = kept[: rows or None]
     if len(kept) < _MIN_ROWS:
         raise UserError(
             f"instructions: {path} has {len(kept)} different instructions with an output; give at least "
-            f"{_MIN_ROWS}, so that each stage has some"
+            f"{_MIN_ROWS}, so that each stage has some ({counts_text(skipped)})"
         )
     start, total = 0, sum(SHARES.values())
     for number, (name, _) in enumerate(SHARES.items(), 1):
@@ -71,6 +89,12 @@ def split_instructions(path: str, folder: Path, *, rows: int, seed: int) -> str:
         stop = len(kept) * sum(list(SHARES.values())[:number]) // total
         write_parquet(folder / f"{name}.parquet", kept[start:stop])
         start = stop
-    skipped["repeated instruction"] += repeated
-    # Unary plus leaves out reasons that were counted zero times.
-    return f"{len(kept)} rows of {path} among the stages; {counts_text(+skipped)}"
+    return f"{len(kept)} rows of {path} among the stages; {counts_text(skipped)}"
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what is written of a record: its messages only where they say more than the prompt's columns."""
+    row = {name: record[name] for name in _COLUMNS if name in record}
+    if messages_of(record | {"messages": None}) == record["messages"]:
+        del row["messages"]
+    return row

@@ -128,6 +128,10 @@ class ModelConfig:
             raise UserError(
                 f"model.{odd}: {getattr(self, odd)} is odd; rotary positions need an even head size"
             )
+        if self.rotary_dim > self.head_dim:
+            raise UserError(
+                f"model.rotary_dim: {self.rotary_dim} is more than the head size {self.head_dim}; use at most that"
+            )
         for field, known in (
             ("remat", REMAT_POLICIES),
             ("attention", IMPLEMENTATIONS),

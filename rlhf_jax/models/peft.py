@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,13 +83,14 @@ def _open(folder: Path, config: ModelConfig) -> tuple[Lora, list[Site], Tensors]
     tensors = open_safetensors(files[:1]) if files[0].name == WEIGHTS else open_torch(files[:1])
     rank, there = settings.rank, []
     # What should be in the file follows from which lora_A tensors are: target_modules may be a regular
-    # expression, and the tensors themselves say where an adapter is.
-    expected = {_SCORE: (1, config.width)} if _SCORE in tensors.shapes else {}
+    # expression, and the tensors themselves say where an adapter is. A list of names is read besides.
+    headed = settings.headed or _SCORE in tensors.shapes
+    expected = {_SCORE: (1, config.width)} if headed else {}
     for site in lora.sites(config):
         modules = [_module(config, site, i) for i in range(config.layers)]
         found = [i for i, module in enumerate(modules) if f"{module}.lora_A.weight" in tensors.shapes]
         _check_layers(folder, modules, found, settings)
-        if found:
+        if found or _ends_in(modules[0], settings.targets):
             there.append(site)
             for module in modules:
                 expected[f"{module}.lora_A.weight"] = (rank, math.prod(site.inputs))
@@ -97,6 +99,11 @@ def _open(folder: Path, config: ModelConfig) -> tuple[Lora, list[Site], Tensors]
     # alpha is derived from the scale, which with use_rslora is alpha / sqrt(r): ours divides by r always.
     targets = tuple(kernel for site in there for kernel in site.kernels)
     return Lora(rank, settings.scale * rank, targets), there, tensors
+
+
+def _ends_in(module: str, names: tuple[str, ...]) -> bool:
+    """Whether a module is one of those named, as PEFT matches names: whole, or as the last parts."""
+    return any(f".{module}".endswith(f".{name}") for name in names)
 
 
 def _check_layers(folder: Path, modules: list[str], found: list[int], settings: PeftSettings) -> None:
@@ -271,11 +278,20 @@ _TASKS = (None, "CAUSAL_LM", "SEQ_CLS")
 
 
 class PeftSettings(NamedTuple):
-    """Settings of adapter_config.json: rank, scale of what the adapter adds, and the model it was trained on."""
+    """Settings of adapter_config.json.
+
+    Attributes:
+      rank, scale: r, and the factor on what the adapter adds.
+      base: the model that it was trained on, "" where the file does not say.
+      targets: names of modules that have an adapter, where the file lists them.
+      headed: whether a score head was trained with it.
+    """
 
     rank: int
     scale: float
     base: str
+    targets: tuple[str, ...] = ()
+    headed: bool = False
 
 
 def read_peft_settings(folder: Path) -> PeftSettings:
@@ -304,9 +320,20 @@ def read_peft_settings(folder: Path) -> PeftSettings:
     rank, alpha = _number(path, raw, "r"), _number(path, raw, "lora_alpha")
     if rank != int(rank):
         raise UserError(f"{path}: r is {raw['r']!r}; a whole number is needed")
+    stabilised = raw.get("use_rslora")
+    if not isinstance(stabilised, bool | None):
+        raise UserError(f"{path}: use_rslora is {stabilised!r}; true or false is needed")
     # Rank-stabilised LoRA (Kalajdzievski 2023) divides alpha by the root of the rank.
-    root = math.sqrt(rank) if raw.get("use_rslora") else rank
-    return PeftSettings(int(rank), alpha / root, str(raw.get("base_model_name_or_path") or ""))
+    root = math.sqrt(rank) if stabilised else rank
+    base = str(raw.get("base_model_name_or_path") or "")
+    return PeftSettings(int(rank), alpha / root, base, _listed(raw), bool(whole))
+
+
+def _listed(raw: dict[str, Any]) -> tuple[str, ...]:
+    """The names in target_modules; none where it is a regular expression, or others are taken out again."""
+    targets = raw.get("target_modules")
+    listed = isinstance(targets, list) and not raw.get("exclude_modules")
+    return tuple(name for name in targets if isinstance(name, str)) if listed else ()
 
 
 def peft_base(folder: Path) -> str:
@@ -352,6 +379,6 @@ def _number(path: Path, raw: dict[str, Any], name: str) -> float:
     if name not in raw:
         raise UserError(f"{path}: {name} is missing; save the adapter again with PEFT's save_pretrained")
     found = raw[name]
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found <= sys.float_info.max:
         raise UserError(f"{path}: {name} is {found!r}; a positive number is needed")
     return float(found)

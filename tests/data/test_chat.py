@@ -297,6 +297,11 @@ def test_bos_that_is_written_twice_is_there_once():
             {"eos_token": "</s>"},
             r"does not take a plain conversation \(.*no\)",
         ),
+        (
+            "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+            {"eos_token": "</s>"},
+            r"does not take a plain conversation \(.*recursion",
+        ),
     ],
 )
 def test_tokenizers_that_cannot_be_used(template, special, words):

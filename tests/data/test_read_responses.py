@@ -54,6 +54,24 @@ def test_what_cannot_be_scored_says_why(row, reasons, responses):
     assert left_out == {reason: 1 for reason in reasons if reason}
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_weights_say_nothing_of_scores(chat):
+    rows = [{"messages": [USER, BOT, USER, BOT | {"content": "s", "weight": 0}]}]
+    rows.append({"messages": [USER, BOT | {"train": False}]})
+    read, left_out = read_responses(rows, chat=chat)
+    assert not left_out and [row.responses for row in read] == [["s"], ["r"]]
+    assert not any("output_fields" in record for row in read for record in row.records)
+
+
+@pytest.mark.parametrize("name", ["outputs", "responses"])
+def test_lists_that_a_file_keeps_as_json_texts(name):
+    (read,), _ = read_responses([PROMPT | {name: '["r", null]', "ended": "[false, true]"}])
+    assert read.responses == ["r", None] and read.records[0]["ended"] is False
+    for text in ('["r", 3]', "[r, s]", '["r"'):
+        (read,), _ = read_responses([PROMPT | {name: text}])
+        assert read.responses == [text]
+
+
 def test_a_file_without_responses_is_refused():
     with pytest.raises(UserError, match="rows: no responses to score; it has input, instruction"):
         read_responses([PROMPT])

@@ -148,9 +148,23 @@ def test_preference_says_which_output_is_chosen(preference, chosen):
     ],
 )
 def test_unusable_pairs_are_counted(changes, reason):
-    rows, skipped = read_pairs([GOOD, GOOD | changes])
-    assert len(rows) == 1
+    # The third row shows that the scale goes up to 2, so that a 0 is a slip and no other scale.
+    rows, skipped = read_pairs([GOOD, GOOD | changes, GOOD | {"instruction": "j", "preference": 2}])
+    assert len(rows) == 2
     assert skipped == Counter({reason: 1})
+
+
+@pytest.mark.parametrize(
+    ("preferences", "words"),
+    [
+        ((0, 1, 1), "preference is between 0 and 1; it must be 1 (output_1 is better) to 2 (output_2 is"),
+        ((0.25, 1.0, None), "is better); add 1 if 1 meant output_2"),
+        ((-1, 1, 1), "preference is between -1 and 1; it must be 1"),
+    ],
+)
+def test_preferences_of_another_scale_are_refused(preferences, words):
+    message = error_of(read_pairs, [GOOD | {"preference": x} for x in preferences])
+    assert message.startswith("rows: ") and words in message
 
 
 def test_contradicting_labels_are_noise_not_duplicates():
@@ -199,12 +213,13 @@ HH = "\n\nHuman: q\n\nAssistant: a\n\nHuman: q2\n\nAssistant:"
         ),
         (
             {
-                "prompt": "p",
+                "prompt": "<user>u</user>",
                 "chosen": [USER, {"role": "assistant", "content": "c"}],
                 "rejected": [USER, {"role": "assistant", "content": "r"}],
             },
-            {"prompt": "p"},
+            {"prompt": "<user>u</user>"},
         ),
+        ({"prompt": HH, "chosen": HH + "c", "rejected": HH + "r"}, {"prompt": HH}),
         (
             {
                 "conversations": [{"from": "human", "value": "h"}],
@@ -231,6 +246,10 @@ def test_pair_layouts(row, expected):
         ({"chosen": "no turns", "rejected": HH + "r"}, "transcript without an Assistant turn"),
         ({"chosen": None, "rejected": HH + "r"}, "transcript without an Assistant turn"),
         ({"chosen": HH, "rejected": HH + "r"}, "empty response"),
+        (
+            {"chosen": HH + "c\n\nHuman: q3", "rejected": HH + "r"},
+            "conversation does not end with an assistant turn",
+        ),
         ({"chosen": HH + "c", "rejected": HH + "c"}, "identical outputs"),
     ],
 )

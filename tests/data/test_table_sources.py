@@ -154,6 +154,69 @@ def test_lines_that_cannot_be_read_are_named(tmp_path, line, words):
     assert words in error_of(tmp_path / "a.jsonl")
 
 
+def test_whatever_is_passed_over_in_a_folder_is_named(tmp_path, capsys):
+    write_jsonl(tmp_path / "a.jsonl", ROWS)
+    write_jsonl(tmp_path / "more/b.jsonl", ROWS)
+    (tmp_path / "notes").mkdir()
+    for name in (
+        "c.JSONL",
+        "d.csv.gz",
+        "e.jsonl.zip",
+        "h.txt",
+        "README.md",
+        "LICENSE",
+        "state.lock",
+        "notes/x",
+    ):
+        (tmp_path / name).write_text("{}")
+    assert read_rows(tmp_path) == ROWS
+    one, other = capsys.readouterr().out.splitlines()
+    assert one.endswith(
+        "not read, as they are no .parquet, .jsonl, .ndjson, .json: c.JSONL, d.csv.gz, e.jsonl.zip, h.txt"
+    )
+    assert other.endswith("not read, as there are tables beside these folders: more/")
+
+
+def test_partitions_are_named(tmp_path, capsys):
+    write_jsonl(tmp_path / "lang=en/a.jsonl", ROWS)
+    assert read_rows(tmp_path) == ROWS
+    assert "what the names of folders say is no column of their rows: lang=en" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "a.json",
+            '{"version": 1, "data": [{"a": 1}]}',
+            "; write what its key 'data' holds to a file of its own",
+        ),
+        ("a.json", '{"messages": [{"role": "user"}]}', "; if it is a row, put [ ] around it"),
+        ("a.json", '{"a": [1]}', "; if it is a row, put [ ] around it"),
+        ("a.jsonl", '[{"a": 1}]', "; a list of rows belongs in a .json file, so rename it"),
+    ],
+)
+def test_tables_of_another_form_say_what_to_do(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    assert words in error_of(tmp_path / name)
+
+
+def test_invalid_utf8_in_parquet_costs_its_row_alone(tmp_path):
+    data = pa.array([b"ok", b"\xff"])
+    texts = pa.Array.from_buffers(pa.string(), 2, data.buffers())
+    user = pa.array(["user", "user"])
+    messages = pa.ListArray.from_arrays(
+        [0, 1, 2], pa.StructArray.from_arrays([user, texts], ["role", "content"])
+    )
+    pairs = pa.MapArray.from_arrays([0, 1, 2], user, texts)
+    columns = {"messages": messages, "output": pa.array(["x", "y"]), "plain": texts, "map": pairs}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    rows, skipped = read_instructions(tmp_path / "a.parquet")
+    assert [row["instruction"] for row in rows] == ["ok"]
+    assert skipped == {"text that is not valid Unicode": 1}
+    assert read_rows(tmp_path / "a.parquet")[1]["map"] == [("user", "\udcff")]
+
+
 def test_numbers_and_texts_of_any_size(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         '{"instruction": "a", "output": "b", "n": ' + "9" * 5000 + ', "x": NaN}'

@@ -92,10 +92,51 @@ def test_tags_that_are_special_tokens():
 @pytest.mark.parametrize("message", [FIELD, TEXT, OPENED])
 def test_without_thoughts(message):
     said, before, counts = trained(TOKENS["qwen"], USER, message, thoughts="drop")
-    assert said == "4<|im_end|>" and not counts
+    assert said == "4<|im_end|>"
+    # Only of a text without the first tag it is a guess what its beginning is.
+    assert counts == (Counter({chat_templates.UNOPENED_NOTE: 1}) if message is OPENED else Counter())
     assert before == prompt(TOKENS["qwen"], USER, thoughts="drop")[0]
     assert before.endswith("assistant\n<think>\n\n</think>\n\n")
     assert trained(TOKENS["plain"], USER, message, thoughts="drop")[0] == "4<|im_end|>"
+
+
+LITERAL = [
+    "In HTML, <b> and </think> differ.",
+    "Write <think> first and\n</think>\nlast.",
+    "The tag </think>\n\nends thoughts; see\n</think>",
+]
+
+
+@pytest.mark.parametrize("text", LITERAL)
+def test_an_answer_that_speaks_of_the_tags_is_no_thoughts(text):
+    answer = {"role": "assistant", "content": text}
+    for how in ({}, {"thoughts": "drop"}, {"generation_prompt": "sampling"}):
+        assert trained(TOKENS["plain"], USER, answer, **how) == (
+            f"{text}<|im_end|>",
+            prompt(TOKENS["plain"], USER)[0],
+            Counter(),
+        )
+        history = prompt(TOKENS["plain"], USER, answer, USER, **how)
+        assert text in history[0] and not history[1]
+    # This template takes the tag for the end of thoughts, and so would have another response trained.
+    with pytest.raises(UserError, match="chat template rewrites a response"):
+        trained(TOKENS["qwen"], USER, answer)
+
+
+def test_behind_a_prompt_that_opens_the_thoughts_every_closing_tag_ends_them():
+    for text in ("so <think> it is</think>4", "two and two</think>4", "</think>4"):
+        answer = {"role": "assistant", "content": text}
+        for how in ({"thoughts": "drop"}, {"thoughts": "drop", "generation_prompt": "training"}):
+            said, _, counts = trained(TOKENS["r1"], USER, answer, **how)
+            assert said.endswith("4<|im_end|>") and text[:3] not in said
+            assert chat_templates.UNOPENED_NOTE not in counts
+        said, _, counts = trained(TOKENS["r1"], USER, answer, generation_prompt="sampling")
+        assert said == text.replace("</think>", "\n</think>\n\n") + "<|im_end|>" and not counts
+    drop = {"thoughts": "drop"}
+    guessed = trained(TOKENS["plain"], USER, OPENED, generation_prompt="sampling")
+    assert guessed[0] == WHOLE and guessed[2] == Counter({chat_templates.UNOPENED_NOTE: 1})
+    assert prompt(TOKENS["plain"], USER, OPENED, USER, **drop)[1] == {chat_templates.UNOPENED_NOTE: 1}
+    assert prompt(TOKENS["plain"], USER, FIELD | {"content": "a\n</think>\nb"}, USER, **drop)[1] == {}
 
 
 def test_of_the_last_turn_alone():
@@ -193,8 +234,19 @@ def test_the_clock_stands_still():
     today = datetime.date.today().strftime("%d %b %Y")
     _, before, counts = trained(tokenizer, USER, {"role": "assistant", "content": "4"})
     assert before.startswith(today) and not counts
-    computed = build(
-        "{{ strftime_now(messages[0]['content']) }}" + CHATML, ["<|im_end|>"], eos_token="<|im_end|>"
+    aliased = "{% set now = strftime_now %}{{ now('%d %b %Y') }}"
+    for asks in ("{{ strftime_now(messages[0]['content']) }}", aliased, "{{ [strftime_now][0]('%Y') }}"):
+        computed = build(asks + CHATML, ["<|im_end|>"], eos_token="<|im_end|>")
+        with pytest.raises(UserError, match="it computes how it asks for the time"):
+            prompt(computed, USER, date="2001-01-01")
+
+
+def test_a_template_that_asks_whether_there_is_a_clock():
+    """Llama 3.2's way, and a comment."""
+    asks = (
+        "{#- strftime_now is used here -#}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+        '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}'
+        "{%- endif %}{%- endif %}{{- date_string }}{%- if strftime_now is not defined %}x{%- endif %}"
     )
-    with pytest.raises(UserError, match="it computes how it asks for the time"):
-        prompt(computed, USER)
+    tokenizer = build(asks + CHATML, ["<|im_end|>", "<|im_start|>"], eos_token="<|im_end|>")
+    assert prompt(tokenizer, USER, date="2001-01-02")[0].startswith("02 Jan 2001<|im_start|>user")

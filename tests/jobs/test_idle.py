@@ -31,6 +31,14 @@ def test_what_is_said():
     ]
     assert said("sft", "--noconfig.model.tie_embeddings", **{"model.init": "x"})
     assert said("sft", "--config.model.width=8") == [] == said("sft")
+    chat = "has no effect: data.template is not chat"
+    assert said("dpo", "--config.data.thoughts=drop", "--config.data.date=2026-01-01") == [
+        f"data.thoughts {chat}",
+        f"data.date {chat}",
+    ]
+    assert said("dpo", "--config.data.thoughts=drop", **{"data.template": "chat"}) == []
+    assert said("ppo", "--config.data.date=2026-01-01", **{"model.reward_template": "chat"}) == []
+    assert said("inspect_data", "--config.data.chat_template=x", **{"data.template": "chat"}) == []
     assert said("farm", "--config.ppo.target_kl=6") == ["ppo.target_kl has no effect: adaptive_kl is false"]
 
 

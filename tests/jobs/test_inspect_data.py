@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import tiny_farm
+from ml_collections import config_dict
 
 from rlhf_jax.data.inspection import COLOUR
 from rlhf_jax.data.records.records import read_table, write_jsonl
@@ -79,6 +80,24 @@ def test_conversations(farm, report, tmp_path):
     assert "template chat: 1 rows; skipped 1: text holds a special token 1" in printed
     assert printed.count("[[a<eos>]]") == 2
     assert "max_length: none of 2 rows fits 4 tokens" in printed
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ([{"instruction": "i", "output": "o", "chosen": None}], "instruction"),
+        (
+            [{"conversation": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}],
+            "instruction",
+        ),
+        ([{"prompt": "p", "chosen": "a", "rejected": "b", "output": None}], "pair"),
+        ([{"prompt": "p", "output": ""}], "prompt"),
+    ],
+)
+def test_the_kind_is_found_by_what_columns_hold(tmp_path, rows, kind):
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    page = config_dict.create(path=str(tmp_path / "a.jsonl"))
+    assert inspect_data._kind(page) == kind
 
 
 def test_colour_is_for_terminals(report, monkeypatch):

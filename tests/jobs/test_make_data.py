@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.data.records.records import read_table, write_jsonl
+from rlhf_jax.data.records.records import read_instructions, read_table, write_jsonl
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import make_data
 from rlhf_jax.settings import load_page
@@ -48,6 +48,43 @@ def test_so_many_rows_are_drawn_with_the_seed(tmp_path):
 def test_a_file_that_is_too_small_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^instructions: .*has 30 different instructions with an output"):
         make_data.split_instructions(_file(tmp_path / "x.jsonl", 30), tmp_path, rows=0, seed=0)
+
+
+def test_conversations_prompts_and_cut_responses_stay(tmp_path):
+    def turn(role, text, **more):
+        return {"role": role, "content": text} | more
+
+    def splits(rows):
+        write_jsonl(tmp_path / "x.jsonl", rows)
+        said = make_data.split_instructions(str(tmp_path / "x.jsonl"), tmp_path, rows=0, seed=0)
+        return said, [tmp_path / f"{name}.parquet" for name in make_data.SHARES]
+
+    rows = [{"instruction": f"i{i}", "output": f"o{i}", "ended": False} for i in range(40)]
+    rows += [{"instruction": f"s{i}", "output": "o", "system": "S"} for i in range(40)]
+    turns = [turn("user", "a"), turn("assistant", "b", weight=0)]
+    rows += [{"messages": [*turns, turn("user", f"c{i}"), turn("assistant", "o")]} for i in range(20)]
+    rows += [{"prompt": f"p{i}", "completion": "o"} for i in range(20)]
+    rows += [
+        {"prompt": "p0", "completion": "o"},
+        {"messages": [turn("user", "x"), turn("assistant", "o", weight=0)]},
+    ]
+    thought = turn("assistant", "o", reasoning_content="hm")
+    rows += [{"messages": [turn("user", "thoughtful"), thought], "source": "web"}]
+    said, files = splits(rows)
+    assert said.endswith(
+        "repeated instruction 1; columns not used: source (1 row), reasoning_content of the last message (1 row)"
+    )
+    assert "121 rows" in said and "skipped 2: response with weight 0 1" in said
+    whole = [row for file in files for row in read_instructions(file, chat=True)[0]]
+    expected, _ = read_instructions(rows, chat=True)
+    known = {str(row["messages"]): row for row in expected if "output_fields" not in row}
+    assert len(whole) == 121 and {str(row["messages"]) for row in whole} > set(known)
+    assert sum(row.get("ended") is False for row in whole) == 40
+    assert sum(row["messages"][0]["role"] == "system" for row in whole) == 40
+    assert sum(any(m.get("train") is False for m in row["messages"]) for row in whole) == 20
+    # Without chat, too, all that the file says is there.
+    plain = [row for file in files for row in read_instructions(file)[0]]
+    assert sum("prompt" in row for row in plain) == 80
 
 
 def test_the_job_writes_the_embedded_world_or_splits_a_file(tmp_path, capsys):

@@ -40,6 +40,7 @@ def changed(folder, tensors=lambda x: x, **fields):
         (b'{"a": 1}}', "not readable as JSON"),
         (b"[]", "holds a list and should hold an object"),
         (b"null", "holds null"),
+        (b'{"x": {"a": 1, "b": 2, "a": 3}}', "the key 'a' twice in one object, with two values"),
         (b"3", "holds a plain value"),
         (b'{"a": "\xff"}', "not readable as JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
@@ -56,6 +57,8 @@ def test_a_broken_json_file_is_one_line_that_names_it(tmp_path, content, said):
 def test_a_byte_order_mark_is_no_problem_and_a_missing_file_is_one(tmp_path):
     (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf" + b'{"a": 1}')
     assert read_object(tmp_path / "x.json") == {"a": 1}
+    (tmp_path / "x.json").write_text('{"a": NaN, "b": 1, "a": NaN, "b": 1}')
+    assert read_object(tmp_path / "x.json")["b"] == 1
     with pytest.raises(UserError, match="cannot be read"):
         read_object(tmp_path / "y.json")
 

@@ -135,6 +135,13 @@ def test_names_that_several_layers_end_in_are_written_out(tmp_path):
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\];.*merge_and_unload"),
         ({"task_type": "TOKEN_CLS"}, "task_type is 'TOKEN_CLS'"),
         ({"of_next_year": {"a": 1}}, "of_next_year is {'a': 1}; this setting is not known"),
+        ({"r": 10**400}, "r is 10+; a positive number is needed"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; true or false is needed"),
+        (
+            {"target_modules": ["q_proj", "self_attn.k_proj", "absent"]},
+            "missing tensors: .*layers.0.self_attn.k_proj.lora_A.weight and 5 more",
+        ),
+        ({"modules_to_save": ["classifier", "score"]}, "missing tensors: base_model.model.score.weight"),
         ({"r": 4}, "other shapes: base_model.model.model.layers.0.mlp.down_proj.lora_A.weight is"),
     ],
 )
@@ -146,13 +153,26 @@ def test_settings_that_are_refused(change, said, tmp_path):
         peft.load(tmp_path / "a", config)
 
 
+def test_names_that_say_nothing_of_what_should_be_there(tmp_path):
+    """A regular expression, names that are taken out again, and those of other families."""
+    config, _ = written(tmp_path / "a", "llama", tmp_path, ("q",))
+    path = tmp_path / "a/adapter_config.json"
+    for change in (
+        {"target_modules": ".*"},
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj"]},
+        {"target_modules": ["q_proj", "c_attn", "proj"]},
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"exclude_modules": None} | change))
+        assert peft.load(tmp_path / "a", config).lora.targets == ("q",)
+
+
 def test_every_setting_of_the_installed_peft_is_known_and_its_defaults_are_accepted(tmp_path):
     found = pytest.importorskip("peft", reason="peft is not installed").LoraConfig
     names = {field.name for field in dataclasses.fields(found)}
     known = peft.INERT | peft.READ | set(peft.PLAIN)
     assert names <= known, names - known
     found(r=3, lora_alpha=6, task_type="CAUSAL_LM").save_pretrained(tmp_path)
-    assert peft.read_peft_settings(tmp_path) == (3, 2.0, "")
+    assert peft.read_peft_settings(tmp_path)[:3] == (3, 2.0, "")
 
 
 @pytest.mark.parametrize("kind", ["rslora", "gaussian", "bin"])

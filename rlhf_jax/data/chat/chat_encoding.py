@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from rlhf_jax.data.chat.chat_templates import MARK, kept, said_of
+from rlhf_jax.data.chat.chat_templates import MARK, kept, opened, said_of, unopened_note
 from rlhf_jax.data.chat.turns import (
     END,
     START,
@@ -69,10 +69,12 @@ def encode_chats(
     ended = [True] * len(chats) if ended is None else ended
     for chat, whole in zip(chats, ended, strict=True):
         try:
+            chat = opened(chat) if turn.opens else chat
             _check_text(chat, specials)
-            chat = kept(chat, how.thoughts)
+            notes, chat = unopened_note(chat, how), kept(chat, how.thoughts)
             write = as_sampled if how.generation_prompt == "sampling" else as_templated
-            rendered.append(write(chat, tokenizer, turn, all_turns, whole, how))
+            text = write(chat, tokenizer, turn, all_turns, whole, how)
+            rendered.append(text._replace(notes=notes + text.notes))
         except RowError as reason:
             rendered.append(str(reason))
     # All pieces are tokenised in one call, which is fast and handles a repeated
@@ -92,14 +94,16 @@ def encode_chat_prompts(
     chats: Sequence[Chat], tokenizer: Any, how: Handling = _DEFAULTS
 ) -> list[Encoded | str]:
     """Encodes conversations up to where the assistant is to speak; in place of an unusable one stands the reason."""
-    # Only for its errors: a tokenizer that cannot be trained with is refused here in the same words.
-    turn_of(tokenizer, how)
+    # A tokenizer that cannot be trained with is refused here in the same words.
+    turn = turn_of(tokenizer, how)
     specials = _special_tokens(tokenizer)
     rendered: list[tuple[str, tuple[str, ...]] | RowError] = []
     for chat in chats:
         try:
+            chat = opened(chat) if turn.opens else chat
             _check_text(chat, specials)
-            rendered.append(prompt_of(kept(chat, how.thoughts, prompt=True), tokenizer, how))
+            text, notes = prompt_of(kept(chat, how.thoughts, prompt=True), tokenizer, how)
+            rendered.append((text, unopened_note(chat, how) + notes))
         except RowError as reason:
             rendered.append(reason)
     tokens = iter(_tokenize([x[0] for x in rendered if isinstance(x, tuple)], tokenizer))

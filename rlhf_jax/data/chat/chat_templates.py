@@ -12,18 +12,35 @@ from typing import Any, NamedTuple
 
 import jinja2
 
-from rlhf_jax.data.chat.tools import for_template
+from rlhf_jax.data.chat.tools import OPENED, for_template
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.records.messages import THOUGHTS, ChatMessage
 from rlhf_jax.data.templates import Handling
 from rlhf_jax.errors import UserError
 
 # The errors that templates raise when they are given something that they were not made for.
-_REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
-_ASKED = re.compile(r"\bstrftime_now\s*\(")
-# Only a literal format can be replaced before the template runs; `_ASKED` finds the other calls.
+# Only a literal format can be replaced before the template runs; any other use would read the clock itself,
+# but for a test whether there is a clock ("strftime_now is defined"), and comments do nothing.
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
+_HARMLESS = re.compile(r"\bstrftime_now\s+is\b|\{#[^#]*#\}")
+
+# A noncharacter, which Unicode reserves for internal use, so no text should hold it.
+MARK = "\ufdd2"
+_NUMBERED = re.compile(f"{MARK}([0-9]+){MARK}")
+
+Chat = Sequence[ChatMessage]
+# Takes a conversation and add_generation_prompt, and returns the rendered text.
+Render = Callable[..., str]
 
 
 def render_chat(chat: Sequence[ChatMessage], tokenizer: Any, how: Handling, **options: Any) -> str:
@@ -63,7 +80,7 @@ def _at(day: str, template: str) -> str:
     """Replaces each time that a template asks for by the beginning of a day; "" is today."""
     moment = datetime.combine(date.fromisoformat(day) if day else date.today(), time())
     found = _CLOCK.sub(lambda call: repr(moment.strftime(call[2])), template)
-    if _ASKED.search(found):
+    if "strftime_now" in _HARMLESS.sub("", found):
         raise ValueError("it computes how it asks for the time, so the same text could not be written again")
     return found
 
@@ -104,8 +121,12 @@ def check_template(tokenizer: Any, name: str, how: Handling) -> None:
 #
 # Records keep them in a field of the message (`reasoning_content`, `thinking`) or before the answer, as
 # "<think>...</think>"; of a response that was sampled after an open "<think>" the first tag is missing.
+# An answer may speak of the tags, too. So a closing tag without an opening one ends thoughts only where the
+# template's generation prompt opens them, or where it stands alone on its line, as models write it.
 
 OPEN, CLOSE = "<think>", "</think>"
+_ALONE = re.compile(r"(?:^|\n)[ \t]*</think>[ \t]*(?:\n|$)")
+UNOPENED_NOTE = f"text before a {CLOSE} without {OPEN} taken for thoughts (row kept)"
 # How a turn's thoughts are given to a template, in the order in which the forms are tried.
 VERBATIM, FIELDS, INLINE = "as the record has them", "as fields", f"as {OPEN}...{CLOSE}"
 
@@ -122,11 +143,32 @@ def said_of(message: ChatMessage) -> Said:
     for name in THOUGHTS:
         if message.get(name):
             return Said(message[name].strip("\n"), message["content"])
-    # The closing tag decides: in a response sampled after an open <think> the opening one is missing.
-    before, closed, answer = message["content"].partition(CLOSE)
-    if not closed:
-        return Said("", message["content"])
+    text = message["content"]
+    before, closed, answer = text.partition(CLOSE)
+    if not closed or not (message.get(OPENED) or before.lstrip().startswith(OPEN) or _unopened(text)):
+        return Said("", text)
     return Said(before.strip().removeprefix(OPEN).strip("\n"), answer.lstrip("\n"))
+
+
+def _unopened(text: str) -> bool:
+    """Whether a text has a closing tag alone on its line, and no tag before it."""
+    found = _ALONE.search(text)
+    return found is not None and not any(tag in text[: found.start()] for tag in (OPEN, CLOSE))
+
+
+def opened(chat: Sequence[ChatMessage]) -> list[ChatMessage]:
+    """The same conversation for a template whose generation prompt opens the thoughts: every closing tag ends some."""
+    return [m | {OPENED: True} if m["role"] == "assistant" else m for m in chat]
+
+
+def unopened_note(chat: Sequence[ChatMessage], how: Handling) -> tuple[str, ...]:
+    """The remark on a conversation of which a text is split off without the tag that says that it is thoughts."""
+    # With other settings the template is given the text as it is.
+    if how.thoughts == "keep" and how.generation_prompt != "sampling":
+        return ()
+    known = (OPENED, *THOUGHTS)
+    turns = [m for m in chat if m["role"] == "assistant" and not any(m.get(name) for name in known)]
+    return (UNOPENED_NOTE,) if any(_unopened(message["content"]) for message in turns) else ()
 
 
 def kept(chat: Sequence[ChatMessage], which: str, *, prompt: bool = False) -> list[ChatMessage]:
@@ -168,7 +210,45 @@ def written(message: ChatMessage, form: str, marks: tuple[str, str] = ("", ""), 
 
 
 def _bare(message: ChatMessage, content: str) -> ChatMessage:
-    return {name: x for name, x in message.items() if name not in THOUGHTS} | {"content": content}
+    # The mark goes, too: what is left of the text is the answer, which may speak of the tags.
+    return {name: x for name, x in message.items() if name not in (*THOUGHTS, OPENED)} | {"content": content}
+
+
+# Turns that the model reads and does not write: whether the template wrote them.
+
+SYSTEM_NOTE = "a system text that the chat template does not write (row kept)"
+BESIDE_CALLS = "chat template leaves out what is said beside tool calls"
+REWRITTEN_NOTE = "a text that the chat template writes otherwise (row kept)"
+_WHO = {"user": "a turn of the user", "assistant": "a turn of the assistant"}
+
+
+def check_shown(chat: Chat, turns: Sequence[int], text: str, render: Render) -> tuple[str, ...]:
+    """Raises RowError when one of these turns of the user or the assistant is missing in the conversation's text.
+
+    Returns remarks, which cost no row: that a system text is missing, or a text is written otherwise.
+    """
+    said = {i: chat[i] for i in turns if chat[i]["role"] in ("system", *_WHO) and chat[i]["content"].strip()}
+    if not said:
+        return ()
+    # What a turn says may stand elsewhere in the text by chance, so each has a mark with its number. It stands
+    # behind the text: what is before it may be thoughts, which templates leave out of earlier turns.
+    marked = [
+        m | {"content": f"{m['content']}{MARK}{i}{MARK}"} if i in said else m for i, m in enumerate(chat)
+    ]
+    written = {int(i) for i in _NUMBERED.findall(render(marked))}
+    lost = [message for i, message in said.items() if i not in written]
+    for message in lost:
+        if message.get("tool_calls"):
+            raise RowError(BESIDE_CALLS)
+        if message["role"] != "system":
+            raise RowError(f"{_WHO[message['role']]} that the chat template does not write")
+    there = [
+        said_of(m).answer if m["role"] == "assistant" else m["content"]
+        for i, m in said.items()
+        if i in written
+    ]
+    notes = (SYSTEM_NOTE,) if lost else ()
+    return notes if all(holds(text, x) for x in there) else (*notes, REWRITTEN_NOTE)
 
 
 # Tool calls in a rendered conversation: whether the template wrote them, and where a turn with calls lies.
@@ -177,14 +257,8 @@ def _bare(message: ChatMessage, content: str) -> ChatMessage:
 # invisible mark before the name of each call shows where the calls of a turn begin. The turn itself begins
 # where the prompt for sampling would end, and ends as the conversation ends that is cut after this turn.
 
-# A noncharacter, which Unicode reserves for internal use, so no text should hold it.
-MARK = "\ufdd2"
 NOT_WRITTEN = "tool calls that the chat template does not write"
 TOOLS_NOTE = "tools that the chat template does not write (row kept)"
-
-Chat = Sequence[ChatMessage]
-# Takes a conversation and add_generation_prompt, and returns the rendered text.
-Render = Callable[..., str]
 
 
 def check_tools(chat: Chat, text: str, render: Render) -> tuple[str, ...]:
@@ -203,7 +277,7 @@ def check_tools(chat: Chat, text: str, render: Render) -> tuple[str, ...]:
         # Other arguments must give another text, or the template does not write them at all.
         if bare != list(chat) and render(bare) == text:
             raise RowError(f"{NOT_WRITTEN} with their arguments")
-    if not all(_holds(text, message["content"]) for message in chat if message["role"] == "tool"):
+    if not all(holds(text, message["content"]) for message in chat if message["role"] == "tool"):
         raise RowError("answers of tools that the chat template does not write")
     if not any(message.get("tools") for message in chat):
         return ()
@@ -227,8 +301,8 @@ def call_span(chat: Chat, turn: int, text: str, opening: str, render: Render) ->
     if not text.startswith(tail, last):
         raise RowError("chat template ends tool calls otherwise within a conversation than at its end")
     start = _start(chat, turn, text, first, opening, render)
-    if not _holds(text[start:last], chat[turn]["content"].strip()):
-        raise RowError("chat template leaves out what is said beside tool calls")
+    if not holds(text[start:last], chat[turn]["content"].strip()):
+        raise RowError(BESIDE_CALLS)
     return start, last + len(tail)
 
 
@@ -281,7 +355,7 @@ def _with_call(
     return {**message, "tool_calls": [changed(call) for call in message["tool_calls"]]}
 
 
-def _holds(text: str, content: str) -> bool:
+def holds(text: str, content: str) -> bool:
     """Whether a text holds another, as it is or within JSON."""
     # Llama 3.1's template writes answers of tools as JSON, in which quotes and line breaks are escaped.
     said = content.strip()

@@ -18,6 +18,8 @@ ANSWER_ROLES = ("tool", "function", "ipython", "observation", "function_response
 CALL_FIELDS = ("tool_calls", "function_call")
 ANSWER_FIELDS = ("name", "tool_call_id")
 DEFINITIONS = ("tools", "functions")
+# A mark of our own on a message, see `chat_templates.opened`.
+OPENED = "opened"
 NEED_CHAT = "tool calls, which data.template=chat writes where the model's chat template can"
 
 Message = Mapping[str, Any]
@@ -108,7 +110,7 @@ def for_template(
     tools = next((m["tools"] for m in chat if m.get("tools")), "")
     messages = []
     for message in chat:
-        shown = {name: x for name, x in message.items() if name != "tools"}
+        shown = {name: x for name, x in message.items() if name not in ("tools", OPENED)}
         if calls := message.get("tool_calls"):
             shown["tool_calls"] = calls if as_text else [_as_object(call) for call in calls]
         messages.append(shown)

@@ -9,6 +9,7 @@ them out costs the row, too. Where tool calls lie is found in a similar way, see
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,11 +17,14 @@ from rlhf_jax.data.chat.chat_templates import (
     CLOSE,
     FIELDS,
     INLINE,
+    OPEN,
     VERBATIM,
     call_span,
+    check_shown,
     check_template,
     check_tools,
     continued,
+    holds,
     kept,
     render_chat,
     said_of,
@@ -57,6 +61,7 @@ class ChatTurn(NamedTuple):
       end: what it writes behind the text, "" when nothing.
       end_id: the token that the end ends with, or else EOS.
       meets: whether training text goes on where a prompt for sampling ends.
+      opens: whether the prompt for sampling opens the thoughts, where they are wanted.
     """
 
     opening: str
@@ -64,6 +69,7 @@ class ChatTurn(NamedTuple):
     end: str
     end_id: int
     meets: bool
+    opens: bool
 
 
 class Text(NamedTuple):
@@ -87,6 +93,9 @@ def turn_of(tokenizer: Any, how: Handling) -> ChatTurn:
         pieces = _MARKS.split(render_chat(probe, tokenizer, how))
         asked = render_chat(probe[:1], tokenizer, how)
         prompt = render_chat(probe[:1], tokenizer, how, add_generation_prompt=True)
+        thinking = render_chat(
+            probe[:1], tokenizer, replace(how, thoughts="keep"), add_generation_prompt=True
+        )
     except RowError as e:
         raise UserError(
             f"template: the chat template of {name} does not take a plain conversation ({e})"
@@ -105,13 +114,16 @@ def turn_of(tokenizer: Any, how: Handling) -> ChatTurn:
     # Not so for templates that open the thoughts in the prompt alone, as DeepSeek R1's does.
     meets = pieces[0].startswith(prompt)
     opening = prompt.removeprefix(asked) if prompt.startswith(asked) else ""
-    return ChatTurn(opening, pieces[0].removeprefix(prompt) if meets else "", end, int(ids[-1]), meets)
+    opens = thinking.rstrip().endswith(OPEN)
+    return ChatTurn(opening, pieces[0].removeprefix(prompt) if meets else "", end, int(ids[-1]), meets, opens)
 
 
 def prompt_of(chat: Chat, tokenizer: Any, how: Handling) -> tuple[str, tuple[str, ...]]:
     """Renders a conversation up to where the assistant speaks: (text, remarks to count)."""
     text = _prompt_text(chat, tokenizer, how)
-    return text, check_tools(chat, text, partial(_prompt_text, tokenizer=tokenizer, how=how))
+    render = partial(_prompt_text, tokenizer=tokenizer, how=how)
+    notes = check_tools(chat, text, render)
+    return text, notes + check_shown(chat, range(len(chat)), text, render)
 
 
 def _prompt_text(chat: Chat, tokenizer: Any, how: Handling) -> str:
@@ -177,6 +189,9 @@ def as_templated(
         pieces = _marked_pieces(plain, {i: chat[i] for i in chosen if i not in calling}, form, text, render)
         if pieces is None:
             continue
+        whole = [said_of(chat[i]) for i in chosen if i not in calling]
+        if not all(holds(said, x) for said, told in zip(pieces[1::2], whole, strict=True) for x in told):
+            continue
         spans = _spans(pieces, turn, how)
         # The end that the template writes was never sampled in a response that its sampler cut.
         if not ended and chosen[-1] == len(chat) - 1:
@@ -190,6 +205,7 @@ def as_templated(
             continue
         spans = sorted([*spans, *called])
         notes += check_tools(plain, text, render)
+        notes += check_shown(plain, [i for i in range(len(plain)) if i not in chosen], text, render)
         if form == INLINE:
             notes += (f"thoughts written {INLINE} (row kept)",)
         if any(_EMPTY_THOUGHTS.search(text, *span) for span in spans):

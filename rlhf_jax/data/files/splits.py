@@ -31,8 +31,9 @@ _WORDS = {
     "eval": "test",
     "evaluation": "test",
 }
-# Named aloud where they are passed over: a folder of which half was read looks the same as a whole one.
-_OTHER_TABLES = (".csv", ".tsv", ".arrow", ".xlsx", ".feather")
+# Beside tables these are no data: what a dataset's page, a repository or a program's log consists of.
+_NO_DATA = (".md", ".log", ".yaml", ".yml", ".py", ".lock", ".pdf", ".png", ".sqlite")
+_NO_DATA_NAMES = ("license", "readme", "citation", "notice", "requirements.txt")
 # Files that describe a dataset or a model, and are no tables.
 _ABOUT = {
     "dataset_info.json",
@@ -77,15 +78,23 @@ def read_folder(folder: Path, split: str = "") -> list[Row]:
         return _read_saved(folder, split)
     there = [path for path in _visible(folder) if path.is_file()]
     files = [path for path in there if _is_table(path)]
-    if others := [path.name for path in there if path.suffix in _OTHER_TABLES]:
-        print(
-            f"{folder}: not read, as they are no {', '.join(SUFFIXES)}: {', '.join(others[:8])}", flush=True
-        )
+    others = [path.name for path in there if not _is_table(path) and _may_be_data(path)]
+    # A folder of which half was read looks the same as a whole one.
+    _say_passed_over(folder, f"they are no {', '.join(SUFFIXES)}", others)
+    if files:
+        within = [f"{x.name}/" for x in _visible(folder) if x.is_dir() and _holds_tables(x)]
+        _say_passed_over(folder, "there are tables beside these folders", within)
     groups = _groups(folder, files)
     if not files:
         folders = [path for path in _visible(folder) if path.is_dir() and _holds_tables(path)]
         if not folders:
             raise UserError(f"{folder}: the folder holds no table; put {', '.join(SUFFIXES)} files there")
+        # Partitions, as Spark writes them: the value stands in the folder's name alone.
+        if partitions := [path.name for path in folders if "=" in path.name]:
+            print(
+                f"{folder}: what the names of folders say is no column of their rows: {', '.join(partitions[:8])}",
+                flush=True,
+            )
         # A folder that is named after no split, such as the data/ of a hub dataset, only wraps the tables.
         if len(folders) == 1 and _split_word(folders[0].name) is None:
             return read_folder(folders[0], split)
@@ -97,6 +106,12 @@ def read_folder(folder: Path, split: str = "") -> list[Row]:
         groups = {path.name: [path] for path in folders}
     paths = groups[_chosen(folder, list(groups), split)]
     return [row for path in paths for row in (read_folder(path) if path.is_dir() else read_file(path))]
+
+
+def _say_passed_over(folder: Path, why: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        print(f"{folder}: not read, as {why}: {', '.join(names[:8])}{more}", flush=True)
 
 
 def _groups(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
@@ -204,6 +219,11 @@ def _visible(folder: Path) -> list[Path]:
 
 def _is_table(path: Path) -> bool:
     return suffix(path) in SUFFIXES and path.name not in _ABOUT
+
+
+def _may_be_data(path: Path) -> bool:
+    about = path.name in _ABOUT or path.suffix.lower() in _NO_DATA
+    return not about and not path.name.lower().startswith(_NO_DATA_NAMES)
 
 
 def _holds_tables(folder: Path) -> bool:

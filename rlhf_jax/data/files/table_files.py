@@ -47,8 +47,22 @@ def parse_json(text: str, path: Path) -> list[Any]:
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: broken JSON ({_reason(e)})") from e
     if not isinstance(value, list):
-        raise UserError(f"{path}: holds one {type(value).__name__}; a table is a list of objects")
+        raise UserError(
+            f"{path}: holds one {type(value).__name__}; a table is a list of objects{_way_out(value)}"
+        )
     return value
+
+
+def _way_out(value: Any) -> str:
+    """Says what to do with one object: which of its keys holds the table, or that it is a row itself."""
+    if not isinstance(value, dict):
+        return ""
+    tables = [key for key, x in value.items() if isinstance(x, list) and x and isinstance(x[0], dict)]
+    # A conversation is a list of objects, too, and then the object is a row.
+    tables = [key for key in tables if not {"role", "from"} & set(value[key][0])]
+    if tables:
+        return f"; write what its key {tables[0]!r} holds to a file of its own"
+    return "; if it is a row, put [ ] around it, or name the file .jsonl with the row on one line"
 
 
 def parse_lines(text: str, path: Path) -> list[Any]:
@@ -118,8 +132,11 @@ def read_file(path: Path) -> list[Row]:
     rows = parse_lines(text, path) if kind != ".json" else parse_json(text, path)
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
+            # A whole table on one line, as .json files have it.
+            rename = kind != ".json" and isinstance(row, list) and len(rows) == 1
+            way_out = "; a list of rows belongs in a .json file, so rename it" if rename else ""
             raise UserError(
-                f"{path}: row {i + 1} is a {type(row).__name__}, not an object with named columns"
+                f"{path}: row {i + 1} is a {type(row).__name__}, not an object with named columns{way_out}"
             )
     return rows
 
@@ -162,11 +179,8 @@ def _values(column: Any) -> list[Any]:
 
     try:
         return column.to_pylist()
-    except UnicodeDecodeError:
-        # Invalid bytes stay as lone surrogates: trainers then leave out these rows alone, and count them.
-        texts = column.cast(pa.binary()).to_pylist()
-        return [None if x is None else x.decode("utf-8", "surrogateescape") for x in texts]
-    except (OverflowError, ValueError):
+    # One by one, so that a value of which Python can make nothing costs its own row alone.
+    except (OverflowError, ValueError, pa.ArrowException):
         return [_as_text(value) for value in column]
 
 
@@ -175,8 +189,29 @@ def _as_text(value: Any) -> Any:
 
     try:
         return value.as_py()
-    except (OverflowError, ValueError):
+    except UnicodeDecodeError:
+        return _with_surrogates(value)
+    except (OverflowError, ValueError, pa.ArrowException):
         try:
             return value.cast(pa.string()).as_py()
         except pa.ArrowException:
             return f"a {value.type} that cannot be read"
+
+
+def _with_surrogates(value: Any) -> Any:
+    """Converts a value with invalid UTF-8; its bytes stay as lone surrogates, for which trainers drop the row."""
+    import pyarrow as pa
+
+    if not value.is_valid:
+        return None
+    if isinstance(value, pa.StructScalar):
+        return {name: _with_surrogates(x) for name, x in value.items()}
+    if isinstance(value, pa.DictionaryScalar):
+        return _with_surrogates(value.value)
+    if isinstance(value, pa.MapScalar):
+        return [tuple(map(_with_surrogates, x.values())) for x in value.values]
+    if isinstance(value, pa.ListScalar):
+        return [_with_surrogates(x) for x in value.values]
+    if isinstance(value, pa.StringScalar):
+        return value.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    return _as_text(value)

@@ -31,11 +31,16 @@ _ROLES = {
 # Types of parts, where a message's content is a list:
 # Anthropic has thinking, OpenAI input_text and output_text.
 _THOUGHT_PARTS = ("thinking", "reasoning")
+_MEDIA_FIELDS = ("image", "image_url", "video", "video_url", "audio", "audio_url", "input_audio", "file")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # The roles that the assistant speaks after.
 ASKING = ("user", "tool")
 THOUGHTS = ("reasoning_content", "thinking")
 _READ = {"role", "from", "content", "value", "tools", "reasoning", *THOUGHTS, *tools.CALL_FIELDS}
+# Pairs of fields that say who speaks and what: ours and OpenAI's, then ShareGPT's.
+_SPOKEN = (("role", "content"), ("from", "value"))
+# The beginning of a list of messages, or of one, as Python's repr writes it; JSON has no single quotes.
+_PYTHON = re.compile(r"\s*(?:\[\s*)?\{\s*'(?:role|from|content|value)'\s*:")
 
 # As chat templates take it: role (user, assistant, system or tool) and content.
 ChatMessage = dict[str, Any]
@@ -53,6 +58,7 @@ def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessa
     A list that a file keeps as JSON text or as an object of lists is read as that list. unused: gets the names
     of fields that hold something and that nobody here knows.
     """
+    refuse_python(value)
     value = _rows_of(_from_json(value))
     if isinstance(value, Mapping):
         value = [value]
@@ -67,30 +73,74 @@ def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessa
 def _is_read(name: str, message: Mapping[str, Any]) -> bool:
     if name in tools.ANSWER_FIELDS:
         return _role(message) in tools.ANSWER_ROLES
+    # Beside a role, `from` may be anything: an address, say. `_role` compares it where it is a role, too.
+    if name == "from" and message.get("role") is not None:
+        return _known_role(message["from"]) is not None
     return name in _READ or is_flag(name, message[name])
 
 
 def from_text(value: Any) -> Any:
-    """Parses a conversation that a file keeps as JSON text; anything else, other text too, is returned as it is."""
-    # Prose may begin with "[" as well, so every item must have a role and something said.
-    if not isinstance(value, str) or not value.lstrip().startswith("[") or '"role"' not in value:
+    """Parses a conversation, or one message, that a file keeps as JSON text; anything else is returned as it is.
+
+    Raises RowError for one that is kept as Python's repr, which would else be taken for prose.
+    """
+    refuse_python(value)
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    if '"role"' not in value and '"from"' not in value:
         return value
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return value
-    texts = ("content", "tool_calls")
-    said = is_messages(found) and all("role" in m and any(name in m for name in texts) for m in found)
-    return found if said else value
+    if isinstance(found, Mapping):
+        # An answer may well be an object with a field `role` or `from`; a message is one of somebody we know.
+        known = any(_known_role(found.get(who)) and isinstance(found.get(what), str) for who, what in _SPOKEN)
+        return [found] if known else value
+    # Prose may begin with "[" as well, so every item must have a role and something said.
+    return found if is_messages(found) and all(_is_spoken(m) for m in found) else value
+
+
+def refuse_python(value: Any) -> None:
+    """Raises RowError for messages that were written with Python's str() and not as JSON."""
+    if not isinstance(value, str) or not _PYTHON.match(value):
+        return
+    if any(f"'{who}':" in value and f"'{what}':" in value for who, what in _SPOKEN):
+        raise RowError("a conversation written as Python text, not JSON")
+
+
+def _is_spoken(message: Mapping[str, Any]) -> bool:
+    if "role" in message:
+        return any(name in message for name in ("content", *tools.CALL_FIELDS))
+    return "from" in message and "value" in message
 
 
 def _rows_of(value: Any) -> Any:
-    """Turns {"role": [...], "content": [...]}, as columnar files keep a list of messages, into that list."""
+    """Turns what files and tables have for a list of messages into that list.
+
+    That is {"role": [...], "content": [...]}, as columnar files keep it; a tuple or an array; and a list of maps,
+    which parquet reads as lists of (name, value).
+    """
+    value = _listed(value)
+    if isinstance(value, list) and value and all(_is_map(m) for m in value):
+        return [dict(m) for m in value]
     if not isinstance(value, Mapping) or not value or not all(isinstance(x, list) for x in value.values()):
         return value
     if not {"role", "from"} & set(value) or len({len(x) for x in value.values()}) != 1:
         return value
     return [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+
+
+def _listed(value: Any) -> Any:
+    # Of arrays only the method is known here; scalars of numpy have it, too, and stay as they are.
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0):
+        return value.tolist()
+    return list(value) if type(value) is tuple else value
+
+
+def _is_map(value: Any) -> bool:
+    pairs = isinstance(value, list) and all(isinstance(x, tuple) and len(x) == 2 for x in value)
+    return pairs and any(name in ("role", "from") for name, _ in value)
 
 
 def _from_json(value: Any) -> Any:
@@ -109,13 +159,24 @@ def _role(message: Mapping[str, Any]) -> str:
         raise RowError("message without a role" if role is None else "role is not text")
     if role.lower() not in _ROLES:
         raise RowError(f"role {role[:40]!r}")
+    if _known_role(message.get("from")) not in (None, _ROLES[role.lower()]):
+        raise RowError("role and from of a message differ")
     return role.lower()
+
+
+def _known_role(value: Any) -> str | None:
+    return _ROLES.get(value.lower()) if isinstance(value, str) else None
 
 
 def _message(message: Mapping[str, Any], unused: set[str] | None) -> ChatMessage:
     named = _role(message)
     parsed: ChatMessage = {"role": _ROLES[named], "content": ""}
-    content = message.get("content") if message.get("content") is not None else message.get("value")
+    content, value = message.get("content"), message.get("value")
+    if content is None:
+        content = value
+    elif has_content(value) and value != content:
+        raise RowError("content and value of a message differ")
+    content = _listed(content)
     # In ShareGPT's manner a call is a turn of its own. In
     # OpenAI's, it stands beside a content that may be null.
     if named in tools.CALL_ROLES:
@@ -123,6 +184,7 @@ def _message(message: Mapping[str, Any], unused: set[str] | None) -> ChatMessage
     elif calls := tools.calls_of(message, unused):
         if _ROLES[named] != "assistant":
             raise RowError(f"tool calls of the role {named!r}")
+        _refuse_other_calls(message, calls)
         parsed["tool_calls"], content = calls, "" if content is None else content
     if isinstance(content, list):
         content, thoughts = _joined(content)
@@ -134,12 +196,27 @@ def _message(message: Mapping[str, Any], unused: set[str] | None) -> ChatMessage
         if has_content(message.get(name)):
             if not isinstance(message[name], str):
                 raise RowError(f"{name} is not text")
+            # Templates read one of these names; which one would decide what is trained.
+            if name not in tools.ANSWER_FIELDS and _thoughts(parsed) not in ("", message[name]):
+                raise RowError("thoughts that differ under two names of a message")
             parsed["reasoning_content" if name == "reasoning" else name] = message[name]
     if has_content(message.get("tools")):
         parsed["tools"] = tools.definitions(message["tools"])
     if not trained(message):
         parsed["train"] = False
     return parsed
+
+
+def _thoughts(parsed: ChatMessage) -> str:
+    return next((parsed[name] for name in THOUGHTS if name in parsed), "")
+
+
+def _refuse_other_calls(message: Mapping[str, Any], calls: list[dict[str, Any]]) -> None:
+    """Raises RowError where a call in OpenAI's older form stands beside others and is another one."""
+    if all(has_content(message.get(name)) for name in tools.CALL_FIELDS):
+        older = tools.calls_in(message["function_call"])
+        if [call["function"] for call in older] != [call["function"] for call in calls]:
+            raise RowError("tool_calls and function_call of a message differ")
 
 
 def _joined(parts: list[Any]) -> tuple[str, dict[str, str]]:
@@ -153,11 +230,21 @@ def _joined(parts: list[Any]) -> tuple[str, dict[str, str]]:
             raise RowError("message content is not text")
         # Some files leave out the type; then the field that has content tells it.
         kind = part.get("type") or next((k for k, x in part.items() if has_content(x)), "text")
-        text = part.get("thinking" if kind == "thinking" else "text")
+        field = "thinking" if kind == "thinking" else "text"
+        text = part.get(field)
+        # A text may have an image in the same part, which would be dropped with no word of it.
+        beside = (x for x in (*_MEDIA_FIELDS, "thinking", "text") if x != field and _holds(part.get(x)))
+        if kind in (*_TEXT_PARTS, *_THOUGHT_PARTS) and (other := next(beside, None)):
+            raise RowError(f"{other} in a {kind} part of a message")
         if kind not in (*_TEXT_PARTS, *_THOUGHT_PARTS) or not isinstance(text, str):
             raise RowError(f"{str(kind)[:40]} part in a message")
         (thoughts if kind in _THOUGHT_PARTS else texts).append(text)
     return "".join(texts), {"thinking": "".join(thoughts)} if thoughts else {}
+
+
+def _holds(value: Any) -> bool:
+    # Columnar files give each part the fields of all others, filled with null.
+    return any(map(_holds, value.values())) if isinstance(value, Mapping) else has_content(value)
 
 
 def prompt_columns(messages: Sequence[ChatMessage]) -> dict[str, str]:
@@ -188,6 +275,8 @@ def split_transcript(text: Any) -> tuple[str, str]:
     if not isinstance(text, str) or _ASSISTANT not in text:
         raise RowError("transcript without an Assistant turn")
     before, _, response = text.rpartition(_ASSISTANT)
+    if _HUMAN in response:
+        raise RowError("conversation does not end with an assistant turn")
     return before + _ASSISTANT, response
 
 

@@ -33,6 +33,7 @@ from rlhf_jax.data.records.row_parts import (
     INSTRUCTIONS,
     PROMPTS,
     RESPONSES,
+    check_preferences,
     conversation,
     ended,
     explicit_pair,
@@ -40,8 +41,11 @@ from rlhf_jax.data.records.row_parts import (
     labelled_pair,
     last_turn,
     of_messages,
+    own_words,
     prompt,
     response,
+    says_more,
+    text_of,
 )
 from rlhf_jax.data.templates import mark_note
 from rlhf_jax.errors import UserError
@@ -97,6 +101,9 @@ def read_instructions(
             columns = prompt(row)
             named = answered or next((column for column in RESPONSES if column in row), "output")
             said, fields = response(row.get(named), row)
+            (said,) = own_words(columns, said)
+            if not fields:
+                text_of(said, "response")
         # Files for KTO hold disliked completions, too, which nobody should imitate.
         if liked and flag(row.get(liked)) is not True:
             value = row.get(liked)
@@ -171,6 +178,8 @@ def read_pairs(
     else:
         raise _unknown_layout(rows, name, "chosen", "rejected", "output_1, output_2 and preference")
 
+    check_preferences([row for row in rows if _is_labelled(row)], name)
+
     def convert(row: UsedColumns) -> Row:
         if "status" in found and row.get("status") not in USABLE_STATUS:
             raise RowError(f"status={row.get('status') or 'missing'}")
@@ -189,8 +198,12 @@ def read_pairs(
     return _convert_all(rows, convert, name, used, unique=True, chat=chat)
 
 
+def _is_labelled(row: Mapping[str, Any]) -> bool:
+    return not ("chosen" in row or "rejected" in row)
+
+
 def _pair_of(row: UsedColumns) -> Callable[[UsedColumns], Row]:
-    if not ("chosen" in row or "rejected" in row):
+    if _is_labelled(row):
         return labelled_pair
     return explicit_pair if row.first_with_content(*PROMPTS) else implicit_pair
 
@@ -240,7 +253,7 @@ def _convert_all(
             skipped[str(e)] += 1
             continue
         if unique:
-            key = _key(record)
+            key = _key(record, chat)
             if key in seen:
                 skipped["duplicate"] += 1
                 continue
@@ -255,12 +268,11 @@ def _convert_all(
     return kept, skipped
 
 
-def _key(record: Row) -> tuple:
-    """What makes two rows duplicates: equal texts, equal further fields of responses, equal tools."""
-    # Of the conversation only the tools: its text stands in the prompt's columns already.
+def _key(record: Row, chat: bool) -> tuple:
+    """What makes two rows duplicates: equal texts, equal further fields of responses, with `chat` equal messages."""
     texts = [x for x in record.items() if isinstance(x[1], str | bool)]
     fields = [repr(record[name]) for name in FURTHER if name in record]
-    return (*texts, *fields, *(m["tools"] for m in record.get("messages", ()) if m.get("tools")))
+    return (*texts, *fields, repr(record["messages"]) if chat else "")
 
 
 def usable(record: Row, row: UsedColumns, chat: bool) -> Row:
@@ -287,6 +299,8 @@ def usable(record: Row, row: UsedColumns, chat: bool) -> Row:
         raise RowError(tools.NEED_CHAT)
     if any(record.get(name, {}).get("train") is False for name in FURTHER):
         raise RowError("response with weight 0")
+    if says_more(record):
+        row.dropped.add("messages beside the prompt")
     row.dropped.update(f"{name} of messages" for m in said for name in m if name in (*THOUGHTS, "tools"))
     return {name: value for name, value in record.items() if name not in ("messages", *FURTHER)}
 

@@ -14,12 +14,14 @@ from rlhf_jax.data.records.messages import (
     ChatMessage,
     from_text,
     is_messages,
+    is_transcript,
     messages_of,
     parse_messages,
     prompt_columns,
     split_last,
     split_transcript,
 )
+from rlhf_jax.errors import UserError
 
 Row = dict[str, Any]
 
@@ -126,12 +128,14 @@ def _prompt_alone(row: UsedColumns) -> Row:
     # None has content. The first one that is there is read all the same, for an error that names it.
     if name is None:
         name = next((x for x in (*INSTRUCTIONS, "prompt", *CONVERSATIONS) if x in row), "instruction")
-    value = from_text(row.get(name)) if name == "prompt" else row.get(name)
-    if name in CONVERSATIONS or (name == "prompt" and is_messages(value)):
+    value = row.get(name) if name in CONVERSATIONS else from_text(row.get(name))
+    if name in CONVERSATIONS or is_messages(value):
         return of_messages(parse_messages(value, row.dropped))
     if name == "prompt":
-        return {"prompt": text_of(value, "prompt")} | _messages_beside(row)
-    return {"instruction": text_of(value, "instruction"), "input": _input(row)} | _messages_beside(row)
+        columns = {"prompt": text_of(value, "prompt")}
+    else:
+        columns = {"instruction": text_of(value, "instruction"), "input": _input(row)}
+    return columns | _messages_beside(row, columns)
 
 
 def _input(row: UsedColumns) -> str:
@@ -144,8 +148,11 @@ def _input(row: UsedColumns) -> str:
     return value
 
 
-def _messages_beside(row: UsedColumns) -> Row:
-    """Reads the conversation that `generate` writes beside a text prompt; one that ends with a response is none."""
+def _messages_beside(row: UsedColumns, columns: Row) -> Row:
+    """Reads the conversation that `generate` writes beside a text prompt; one that ends with a response is none.
+
+    Raises RowError where it asks for something else than the text: each kind of template would train another prompt.
+    """
     if not row.has("messages"):
         return {}
     # A peek, so that a conversation that is not used is still counted as an unused column.
@@ -155,7 +162,30 @@ def _messages_beside(row: UsedColumns) -> Row:
         return {}
     if messages[-1]["role"] not in ASKING:
         return {}
+    if not _asks_for(messages, columns):
+        raise RowError("messages are not the prompt beside them")
     return {"messages": parse_messages(row["messages"], row.dropped)}
+
+
+def _asks_for(messages: Sequence[ChatMessage], columns: Row) -> bool:
+    """Whether messages ask for what the prompt's columns say, perhaps with more around it."""
+    if prompt_columns(messages) == columns:
+        return True
+    last = messages[-1]["content"].strip()
+    systems = [m["content"] for m in messages[:-1] if m["role"] == "system"]
+    said = "\n\n".join([*systems, last])
+    if "instruction" in columns:
+        return all(columns[name].strip() in said for name in ("instruction", "input"))
+    # The prompt may also be a text that somebody rendered from the messages.
+    return columns["prompt"].strip() in said or (bool(last) and last in columns["prompt"])
+
+
+def says_more(record: Row) -> bool:
+    """Whether a record's messages hold a text that its prompt's columns do not."""
+    said = [record[name] for name in ("instruction", "input", "prompt") if name in record]
+    texts = [m["content"].strip() for m in record.get("messages", ())]
+    asked = record | {"messages": None}
+    return not all(any(x in y for y in said) for x in texts) and record.get("messages") != messages_of(asked)
 
 
 def _system(row: UsedColumns) -> list[ChatMessage]:
@@ -205,8 +235,7 @@ def labelled_pair(row: UsedColumns) -> Row:
     preference = row.get("preference")
     if missing(preference):
         raise RowError("missing preference")
-    # True would pass for 1, since Python's bool is an int. Parquet files may hold Decimal.
-    if isinstance(preference, bool) or not isinstance(preference, int | float | Decimal):
+    if not _is_number(preference):
         raise RowError("preference is not a number")
     if not 1 <= preference <= 2:
         raise RowError("preference out of [1, 2]")
@@ -217,6 +246,26 @@ def labelled_pair(row: UsedColumns) -> Row:
     (chosen, one), (rejected, two) = sides if preference < 1.5 else sides[::-1]
     cut = {f"{side}_ended": False for side, found in (("chosen", one), ("rejected", two)) if found}
     return columns | {"chosen": chosen, "rejected": rejected} | cut
+
+
+def _is_number(preference: Any) -> bool:
+    # True would pass for 1, since Python's bool is an int. Parquet files may hold Decimal.
+    return isinstance(preference, int | float | Decimal) and not isinstance(preference, bool)
+
+
+def check_preferences(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Raises UserError for preferences on another scale, 0 to 1 say, of which a 1 would be read as one of ours.
+
+    Only the whole column shows that: some are below 1 and none is above it.
+    """
+    values = [row["preference"] for row in rows if not missing(row.get("preference"))]
+    numbers = [x for x in values if _is_number(x)]
+    if numbers and min(numbers) < 1 and max(numbers) == 1:
+        between = "between 0 and 1" if min(numbers) >= 0 else f"between {min(numbers)} and 1"
+        way_out = "; add 1 if 1 meant output_2" if min(numbers) >= 0 else ""
+        raise UserError(
+            f"{name}: preference is {between}; it must be 1 (output_1 is better) to 2 (output_2 is better){way_out}"
+        )
 
 
 def ended(row: UsedColumns, column: str, name: str) -> dict[str, bool]:
@@ -237,7 +286,16 @@ def explicit_pair(row: UsedColumns) -> Row:
         raise RowError("chosen and rejected have different prompts")
     if before:
         columns = _with_turns(columns, before, is_list=is_messages(from_text(row.get("prompt"))))
+    chosen[0], rejected[0] = own_words(columns, chosen[0], rejected[0])
     return columns | _pair(chosen, rejected)
+
+
+def own_words(columns: Row, *responses: str) -> tuple[str, ...]:
+    """Cuts off a transcript that stands as the prompt and again at the beginning of each response."""
+    prompt_text = columns.get("prompt", "")
+    if is_transcript(prompt_text) and all(said.startswith(prompt_text) for said in responses):
+        return tuple(said[len(prompt_text) :] for said in responses)
+    return responses
 
 
 def implicit_pair(row: UsedColumns) -> Row:
@@ -280,7 +338,7 @@ def _with_turns(columns: Row, before: list[ChatMessage], *, is_list: bool) -> Ro
     # The turns end with the prompt or contain its text, so they are the prompt with more before it.
     if before[-len(own) :] == own or (len(before) > 1 and _says(before, columns)):
         return of_messages(before)
-    if is_list or "prompt" not in columns:
+    if is_list or "prompt" not in columns or not _asks_for(before, columns):
         raise RowError("the turns before chosen are not the prompt's")
     # The prompt is a text that somebody rendered from these
     # turns; each kind of template takes its own of the two.

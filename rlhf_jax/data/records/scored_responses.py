@@ -3,6 +3,7 @@
 Unlike the readers of `records` this one drops nothing, since scores are joined to the rows of their file again.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from rlhf_jax.data.records.row_parts import (
     implicit_pair,
     last_turn,
     of_messages,
+    own_words,
     prompt,
     response,
 )
@@ -114,7 +116,8 @@ def _values(row: UsedColumns) -> list[Any]:
     """Finds the responses of a row: one, two, or all of a list."""
     for name in _LISTS:
         if row.has(name):
-            return list(row[name]) if isinstance(row[name], list) else [row[name]]
+            value = _list_in(row[name], str)
+            return list(value) if isinstance(value, list) else [value]
     for pair in (("output_1", "output_2"), ("chosen", "rejected")):
         if row.first_with_content(*pair):
             return [row.get(name) for name in pair]
@@ -122,11 +125,26 @@ def _values(row: UsedColumns) -> list[Any]:
     return [row.get(named)]
 
 
+def _list_in(value: Any, kind: type) -> Any:
+    """Parses a list of texts or marks that stands as JSON, as a column of several kinds does in parquet."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    if not isinstance(found, list) or not all(x is None or isinstance(x, kind) for x in found):
+        return value
+    return found
+
+
 def _ended(row: UsedColumns, values: list[Any]) -> list[Any]:
     """What the row says of the end of each response: `ended`, a list of it, or ended_1 and ended_2."""
     # A list of another length does not say which response it speaks of.
-    if isinstance(row.peek("ended"), list) and len(row.peek("ended")) == len(values):
-        return list(row["ended"])
+    marks = _list_in(row.peek("ended"), bool)
+    if isinstance(marks, list) and len(marks) == len(values):
+        # Read here, so that it counts as used.
+        return list(_list_in(row["ended"], bool))
     sides = [row.get(name) for name in ("ended_1", "ended_2") if name in row]
     return sides if len(sides) == len(values) else [row.get("ended")] * len(values)
 
@@ -139,6 +157,9 @@ def _record(
         # A text is taken as it is: a model may say nothing, and an empty response has a score, too.
         if not isinstance(said, str):
             said, fields = response(value, row)
+        (said,) = own_words(columns, said)
+        # A weight says what is trained; scores are of any response.
+        fields = {name: x for name, x in fields.items() if name != "train"}
         mark = ended(UsedColumns({"ended": whole}), "ended", "ended")
         record = {**columns, "output": said, **mark} | ({"output_fields": fields} if fields else {})
         return usable(record, row, chat)

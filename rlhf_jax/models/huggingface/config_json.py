@@ -8,8 +8,8 @@ passed over with a notice that names it. Positions and windows have their pieces
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,15 @@ _OF_ANY_MODEL = """
     mlp_layer_types kv_sharing_modes text_config vision_config audio_config
 """
 OF_ANY_MODEL = frozenset(_OF_ANY_MODEL.split())
+# Those of them that are on where they are missing: for the others False is off.
+_ON = {"is_causal": True}
+
+
+def changes_nothing(name: str, value: Any) -> bool:
+    """Whether a field that no piece reads says only what every model of ours is."""
+    # A list of layers that all see everything is what a family without `layer_types` computes anyway.
+    whole = name == "layer_types" and isinstance(value, list) and all(x == "full_attention" for x in value)
+    return value in (None, [], {}) or whole or (name in _ON and value is _ON[name])
 
 
 class ConfigFields:
@@ -95,12 +104,12 @@ class ConfigFields:
 
     def finish(self, family: str) -> None:
         """Refuses the fields that are left if transformers would read them; names the others in a notice."""
-        left = {name: value for name, value in self._left.items() if value not in (None, [], {})}
+        left = {name: value for name, value in self._left.items() if not changes_nothing(name, value)}
         for name in ("quantization_config", "compression_config"):
             if left.get(name):
                 raise self.refuse(name, left[name], quantized_advice(left[name]))
         # transformers is imported only where something is left to ask it about: that takes seconds.
-        if not any(value is not False for value in left.values()):
+        if not any(value is not False or name in _ON for name, value in left.items()):
             return
         its, defaults = _class_of(family)
         passed = []
@@ -108,9 +117,9 @@ class ConfigFields:
             if name in defaults and value == defaults[name]:
                 continue
             # False is taken for off, unless the class itself has the field: then `defaults` names it.
-            if name in defaults or (name in OF_ANY_MODEL and value is not False):
+            if name in defaults or (name in OF_ANY_MODEL and (value is not False or name in _ON)):
                 fix = f"this setting of transformers' {its} is not supported"
-                raise self.refuse(name, value, f"{fix}; only {defaults.get(name)!r} is")
+                raise self.refuse(name, value, f"{fix}; only {defaults.get(name, _ON.get(name))!r} is")
             if value is not False:
                 passed.append(name)
         if passed:
@@ -156,7 +165,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda x: isinstance(x, int) and not isinstance(x, bool) and 0 < x < 2**31,
         "a positive whole number",
     ),
-    "float": (lambda x: _is_number(x) and 0 <= x < math.inf, "a number of at least 0"),
+    "float": (lambda x: _is_number(x) and 0 <= x <= sys.float_info.max, "a number of at least 0"),
     "bool": (lambda x: isinstance(x, bool), "true or false"),
     "str": (lambda x: isinstance(x, str), "a name"),
 }

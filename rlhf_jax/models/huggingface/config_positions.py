@@ -65,6 +65,11 @@ def _positive(fields: ConfigFields, name: str, value: object) -> float:
     return found
 
 
+def _first(*values: object) -> object:
+    """The first value that a file gives: null means "as by default", and 0 is a value, if a wrong one."""
+    return next((value for value in values if value is not None), None)
+
+
 def _object(fields: ConfigFields, name: str) -> dict:
     """Takes a field that holds an object or null; returns a copy, so that callers may pop from it."""
     found = fields.take(name, None)
@@ -84,10 +89,8 @@ def rope_fields(theta: float = 10_000.0) -> Piece:
 
     def read(fields: ConfigFields, so_far: dict) -> dict:
         given = _rope_objects(fields)
-        # transformers 5 writes the base into the object, 4 beside it. The second take is for files that have
-        # both: a field that is left would be refused.
-        base = given.pop("rope_theta", None) or fields.take("rope_theta", None) or theta
-        fields.take("rope_theta", None)
+        # transformers 5 writes the base into the object, 4 beside it.
+        base = _first(given.pop("rope_theta", None), fields.take("rope_theta", None), theta)
         part = fields.take("partial_rotary_factor", None)
         if part not in (None, 1):
             raise fields.refuse("partial_rotary_factor", part, "only 1.0 is supported")
@@ -105,13 +108,17 @@ def neox_rope() -> Piece:
 
     def read(fields: ConfigFields, so_far: dict) -> dict:
         given = _rope_objects(fields)
-        base = given.pop("rope_theta", None) or fields.take("rotary_emb_base", None) or 10_000.0
-        part = given.pop("partial_rotary_factor", None) or fields.take("rotary_pct", None) or 0.25
-        for name in ("rotary_emb_base", "rotary_pct"):
-            fields.take(name, None)
+        base = _first(given.pop("rope_theta", None), fields.take("rotary_emb_base", None), 10_000.0)
+        part = _first(given.pop("partial_rotary_factor", None), fields.take("rotary_pct", None), 0.25)
+        size = so_far["head_dim"]
+        rotated = int(size * _positive(fields, "rotary_pct", part))
+        # For `rotary_dim` 0 is all, and here it would be none.
+        if not 0 < rotated <= size:
+            fix = f"a part of 1 is needed, of at least one of the {size} features of a head"
+            raise fields.refuse("rotary_pct", part, fix)
         return {
             "rope_theta": _positive(fields, "rotary_emb_base", base),
-            "rotary_dim": int(so_far["head_dim"] * _positive(fields, "rotary_pct", part)),
+            "rotary_dim": rotated,
             "rope_scaling": scaling_of(fields, given, so_far["max_positions"]),
         }
 
@@ -139,10 +146,8 @@ def gemma3_rope() -> Piece:
             raise fields.refuse("rope_parameters", new, "an object for each kind of attention is needed")
         # A file of transformers 4 has rope_scaling only, and means the layers that see everything.
         full, local = dict(parts[0]) | old, dict(parts[1])
-        base = full.pop("rope_theta", None) or fields.take("rope_theta", None) or 1_000_000.0
-        near = local.pop("rope_theta", None) or fields.take("rope_local_base_freq", None) or 10_000.0
-        for name in ("rope_theta", "rope_local_base_freq"):
-            fields.take(name, None)
+        base = _first(full.pop("rope_theta", None), fields.take("rope_theta", None), 1_000_000.0)
+        near = _first(local.pop("rope_theta", None), fields.take("rope_local_base_freq", None), 10_000.0)
         # ModelConfig has one scaling, for layers without a window; published Gemma 3 models have no other.
         if scaling_of(fields, local, so_far["max_positions"]) is not None:
             raise fields.refuse("rope_parameters.sliding_attention", local, "only 'default' is supported")
