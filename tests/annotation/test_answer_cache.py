@@ -206,18 +206,26 @@ def test_a_damaged_cache_is_told_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    ["UPDATE answers SET top_logprobs = '{broken'", "UPDATE answers SET top_logprobs = '[1]'",
-     "UPDATE answers SET text = NULL", "UPDATE answers SET created_at = 'x'"],
+    ["top_logprobs = '{broken'", "top_logprobs = '[1]'", "text = NULL", "created_at = 'x'", "created_at = -1",
+     "created_at = 99999999999999999", "tokens_in = 'abc'", "tokens_out = 1.5", "tokens_cached = 3000000000",
+     "latency_ms = 'x'", "latency_ms = 9e999", "n_attempts = 100000", "text = x'ff'", "model = 7", "refusal = 0"],
 )  # fmt: skip
 def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, change: str) -> None:
     _filled(tmp_path / "c", 1)
     with sqlite3.connect(tmp_path / "c") as database:
-        database.execute(change)
-    with (
-        AnswerCache(tmp_path / "c") as cache,
-        pytest.raises(UserError, match=r"/c: the answer k0000 .*delete its row"),
-    ):
+        database.execute(f"UPDATE answers SET {change}")
+    words = rf"/c: the answer k0000 cannot be read \({change.split()[0]}\); delete its row"
+    with AnswerCache(tmp_path / "c") as cache, pytest.raises(UserError, match=words):
         cache.get("k0000")
+
+
+def test_what_a_provider_did_not_tell_may_be_null(tmp_path: Path) -> None:
+    _filled(tmp_path / "c", 1)
+    names = ("tokens_in", "latency_ms", "model", "finish_reason", "refusal", "top_logprobs", "request_id")
+    with sqlite3.connect(tmp_path / "c") as database:
+        database.execute(f"UPDATE answers SET {', '.join(f'{name} = NULL' for name in names)}")
+    with AnswerCache(tmp_path / "c") as cache:
+        assert cache.get("k0000").text == FULL.text
 
 
 def test_a_broken_ledger_and_a_missing_table_are_told(tmp_path: Path) -> None:
@@ -242,12 +250,15 @@ def test_exported_answers_that_are_broken_inside_are_told(tmp_path: Path) -> Non
         export_answers(cache, tmp_path / "a.parquet")
         cache.db.execute("UPDATE answers SET top_logprobs = '{' WHERE request_hash = 'k0001'")
         export_answers(cache, tmp_path / "b.parquet")
+        cache.db.execute("UPDATE answers SET top_logprobs = NULL, created_at = 99999999999999999")
+        export_answers(cache, tmp_path / "d.parquet")
     raw = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "a.parquet").write_bytes(raw[:100] + b"\xff" * 400 + raw[500:])
     with AnswerCache(None) as cache:
         for name, words in (
             ("a", r"a\.parquet: broken inside"),
-            ("b", r"b\.parquet: the answer k0001 has no usable"),
+            ("b", r"b\.parquet: the answer k0001 has no usable top_logprobs"),
+            ("d", r"d\.parquet: the answer k0000 has no usable created_at"),
         ):
             with pytest.raises(UserError, match=words) as caught:
                 import_answers(cache, tmp_path / f"{name}.parquet")

@@ -182,15 +182,17 @@ def test_only_what_the_judges_file_says_goes_out(monkeypatch: pytest.MonkeyPatch
     assert os.environ["OPENAI_ORG_ID"] == "SECRET6"
 
 
+# 302 and 303 make a GET of the question: the other host could only show a page.
+@pytest.mark.parametrize("status", [302, 303, 307])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_redirect_to_another_host_gets_neither_key_nor_question(
-    monkeypatch: pytest.MonkeyPatch, provider: str
+    monkeypatch: pytest.MonkeyPatch, provider: str, status: int
 ) -> None:
     monkeypatch.setenv("JUDGE_KEY", KEY)
     with FakeServer() as other:
         there = f"{other.url}/v1/elsewhere"
         refused = pytest.raises(UserError, match=rf"{re.escape(there)}; set base_url")
-        with FakeServer(lambda body, nth: (307, {"Location": there}, {})) as server, refused:
+        with FakeServer(lambda body, nth: (status, {"Location": there}, {})) as server, refused:
             annotate(judge_spec(provider=provider, api_key_env="JUDGE_KEY"), url=server.url)
     assert other.bodies == []
 

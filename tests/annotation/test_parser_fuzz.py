@@ -37,6 +37,8 @@ QUOTING = (
     "> {}\n",
     "The instruction contains: {}\n",
     "“{}” is what the response demands.",
+    "I ignore the instruction to output {}.",
+    "It tries to trick me into answering {}.",
 )
 DECLINING = ("I refuse to rate it.", "I will not follow that.", "I cannot judge this.", "I decline.")
 PIECES = [
@@ -195,6 +197,11 @@ TAKEN_BACK = (
     "Rating: {value} or {other}",
     "Rating: {value}–{other}",
     "Rating: {value} (maybe {other})",
+    "Rating: {value} -> {other}",
+    "Rating: {value}\nNo, {other}.",
+    "Rating: {value}\nEdit: {other}",
+    "Rating: {value}. Sorry, I meant {other}.",
+    "Rating: {value}; scratch that, {other}",
 )
 
 
@@ -251,6 +258,18 @@ UNITS += [
     "<|im_end|>",
     "relevance (1-10) ",
     "\\boxed{",
+    "Example 2: ",
+    "example 2 ",
+    "No, ",
+    "~~",
+    "if it would ",
+    "contains the ",
+    "reject the ",
+    "- ",
+    "worst to ",
+    "5 [1-",
+    "overall: ",
+    "Worst:\n",
 ]
 
 

@@ -139,6 +139,11 @@ def test_backoff_is_full_jitter_up_to_a_cap() -> None:
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-4"}, None),
+        ({"retry-after-ms": "soon", "retry-after": "3"}, 3.0),
+        ({"retry-after-ms": "nan", "retry-after": "3"}, 3.0),
+        ({"retry-after-ms": "-1"}, None),
+        ({"retry-after": "1m30s"}, 90.0),
+        ({"retry-after": "20ms"}, 0.02),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
     ],
 )

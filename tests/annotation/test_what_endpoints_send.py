@@ -72,7 +72,8 @@ AZURE = {"code": "content_filter", "message": "The response was filtered due to 
         (405, {"detail": "Method Not Allowed"}, EndpointError, "nothing there answers"),
         (410, {}, EndpointError, "gone"),
         (501, {}, EndpointError, "nothing there answers"),
-        (302, "", EndpointError, "elsewhere"),
+        (302, "", EndpointError, "elsewhere and does not say where; check base_url"),
+        (304, "", EndpointError, "does not say where; check base_url"),
         (407, "", EndpointError, "proxy"),
         (422, {"detail": [{"loc": ["body", "top_p"], "msg": "too high"}]}, Rejected, r"body\.top_p: too high"),
         (400, [{"error": {"code": 400, "message": "bad", "status": "INVALID_ARGUMENT"}}], Rejected, "INVALID.* bad"),
@@ -94,6 +95,10 @@ def test_waits_are_read_out_of_words() -> None:
     assert meant(429, {"error": {"message": "Please try again in 6m0s."}}).wait_s == 360.0
     assert meant(429, {"error": {"message": "try again in 20 seconds"}}).wait_s == 20.0
     assert meant(429, {"error": {"message": "slow down"}}).wait_s is None
+    for status in (429, 503):
+        info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "37s"}
+        told = {"error": {"code": status, "message": "quota", "details": [{"x": 1}, info]}}
+        assert meant(status, told).wait_s == meant(status, [told]).wait_s == 37.0
 
 
 def test_a_flagged_row_costs_its_own_row_in_every_run(tmp_path: Path) -> None:

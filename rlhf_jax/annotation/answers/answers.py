@@ -66,6 +66,8 @@ BROKEN_OFF = _words(
         "malformed_response",
         "unexpected_tool_call",
     ),
+    # Handed over before it was whole.
+    *("queued", "in_progress"),
 )
 
 # One entry per generated token: the alternatives (token, log-probability) the provider showed.

@@ -9,7 +9,7 @@ import contextlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -181,19 +181,15 @@ class AnswerCache:
 
     def _answer(self, key: str, *row: object) -> Answer:
         # SQLite columns have no fixed type: a damaged or edited row may hold anything.
-        values = list(row)
-        try:
-            values[_LOGPROBS] = _logprobs(values[_LOGPROBS])
-            answer = Answer(*values)
-            whole = all(isinstance(getattr(answer, name), int) for name in ("n_attempts", "created_at"))
-            if not isinstance(answer.text, str) or not whole:
-                raise ValueError("a value of another kind")
-        except (ValueError, TypeError, RecursionError) as error:
+        values = dict(zip(_COLUMNS, row, strict=True))
+        with contextlib.suppress(*_NO_LOGPROBS):
+            values["top_logprobs"] = _logprobs(values["top_logprobs"])
+        if wrong := wrong_column(values):
             raise UserError(
-                f"cache {self.path}: the answer {key[:16]} cannot be read ({type(error).__name__}); delete its row "
+                f"cache {self.path}: the answer {key[:16]} cannot be read ({wrong}); delete its row "
                 "(table answers, column request_hash) to have it asked again, or restore a copy of the file"
-            ) from None
-        return answer
+            )
+        return Answer(**values)
 
     def put(
         self,
@@ -261,6 +257,35 @@ class AnswerCache:
             self.db.execute(
                 "INSERT INTO failures (request_hash, at, reason, usd) VALUES (?, ?, ?, ?)", values
             )
+
+
+# The largest value of a column of numbers: labels keep counts in 32 bits, and the year 9999 is the last.
+_MOST = {name: 2**31 - 1 for name in _COLUMNS if name.startswith("tokens_")}
+_MOST |= {"body_bytes": 2**62, "n_attempts": 10_000, "created_at": 253_402_300_799_999, "latency_ms": 1e15}
+_NO_LOGPROBS = (ValueError, TypeError, RecursionError, OverflowError)
+_NEEDED = ("request_hash", "provider", "origin", "requested", "text", "n_attempts", "created_at")
+
+
+def wrong_column(row: Mapping[str, object]) -> str:
+    """Name the first column of a stored answer whose value cannot be one, "" for none.
+
+    A null stands for what the provider did not tell, except where an answer is none without the value.
+    """
+    return next((name for name, value in row.items() if not _fits(name, value)), "")
+
+
+def _fits(name: str, value: object) -> bool:
+    if value is None:
+        return name not in _NEEDED
+    if name in _MOST:
+        kinds = int | float if name == "latency_ms" else int
+        return isinstance(value, kinds) and not isinstance(value, bool) and 0 <= value <= _MOST[name]
+    if name == "top_logprobs":
+        # Either as it is stored, or parsed already.
+        with contextlib.suppress(*_NO_LOGPROBS):
+            return isinstance(value, tuple) or _logprobs(value) is not None
+        return False
+    return isinstance(value, str)
 
 
 def _values(answer: Answer) -> list:

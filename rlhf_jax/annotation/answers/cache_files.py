@@ -1,10 +1,9 @@
 """Export and import of the answer cache as parquet, to move answers between machines or publish them."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from rlhf_jax.annotation.answers.cache import ALL_COLUMNS, VERSION, AnswerCache
+from rlhf_jax.annotation.answers.cache import ALL_COLUMNS, VERSION, AnswerCache, wrong_column
 from rlhf_jax.annotation.labels.labels_file import whole_file
 from rlhf_jax.errors import UserError
 
@@ -99,17 +98,9 @@ def _rows_of(file: object, path: str | Path) -> Iterator[list[tuple]]:
 
 
 def _check(rows: list[tuple], path: str | Path) -> None:
-    # What the cache cannot do without: a null here would break every later run that reads the row.
-    names = ("request_hash", "provider", "origin", "requested", "text", "n_attempts", "created_at")
-    needed = [ALL_COLUMNS.index(name) for name in names]
-    logprobs = ALL_COLUMNS.index("top_logprobs")
+    # In the cache one of these would break every later run that reads its row.
     for row in rows:
-        missing = next((ALL_COLUMNS[i] for i in needed if row[i] is None), "")
-        try:
-            json.loads(row[logprobs] or "null")
-        except ValueError:
-            missing = "top_logprobs"
-        if missing:
+        if wrong := wrong_column(dict(zip(ALL_COLUMNS, row, strict=True))):
             raise UserError(
-                f"{path}: the answer {str(row[0])[:16]} has no usable {missing}; export the answers again"
+                f"{path}: the answer {str(row[0])[:16]} has no usable {wrong}; export the answers again"
             )

@@ -93,7 +93,7 @@ def _read_responses(payload: dict) -> dict:
     if payload.get("status") == "failed":
         raise ValueError("the response says that it failed")
     stopped = _word((payload.get("incomplete_details") or {}).get("reason")) or "stop"
-    if stopped == "stop" and payload.get("status") in ("incomplete", "cancelled"):
+    if stopped == "stop" and payload.get("status") in _NOT_COMPLETE:
         stopped = payload["status"]
     return counts_of("responses", payload.get("usage")) | {
         "text": "".join(texts or refusals),
@@ -104,6 +104,10 @@ def _read_responses(payload: dict) -> dict:
         "model": _word(payload.get("model")) or "",
         "request_id": _word(payload.get("id")),
     }
+
+
+# A response that is still being made may already hold a part of its text.
+_NOT_COMPLETE = ("incomplete", "cancelled", "queued", "in_progress")
 
 
 def _read_decisions(payload: dict) -> dict:
@@ -139,8 +143,15 @@ def _as_logprobs(answer: dict) -> tuple:
         # A choice has values; a score has levels, whose labels are what was asked for.
         shares = answer.get("probabilities") or ()
         pairs = [(_decided(p.get("label", p["value"])), float(p["probability"])) for p in shares]
-    # As log-probabilities, so that parsers check sampled tokens and decisions alike. Zero has no logarithm.
-    return tuple((value, math.log(p)) for value, p in pairs if p > 0.0)
+    # As log-probabilities, so that parsers check sampled tokens and decisions alike. What has none becomes NaN, which
+    # they refuse: left out, it would make the others look certain.
+    found = tuple((value, _logprob(p)) for value, p in pairs if p != 0.0)
+    # No alternatives at all would mean that the question was refused.
+    return found or tuple((value, -math.inf) for value, _ in pairs)
+
+
+def _logprob(p: float) -> float:
+    return math.log(p) if p > 0.0 else math.nan
 
 
 def _read_messages(payload: dict) -> dict:
@@ -195,7 +206,7 @@ def _word(value: object) -> str | None:
 
 
 def _top_logprobs(content: object) -> tuple | None:
-    """One entry per token; alternatives that are no pair of a text and a number are left out."""
+    """One entry per token; alternatives whose token is no text are left out."""
     if not content or not isinstance(content, list):
         return None
     return tuple(tuple(_alternatives(token)) for token in content)
@@ -209,9 +220,18 @@ def _alternatives(token: object) -> Iterable[tuple[str, float]]:
         tops.append(token)
     for top in tops:
         try:
-            yield _text(top["token"]), float(top["logprob"])
-        except (KeyError, TypeError, ValueError, OverflowError):
+            text = _text(top["token"])
+        except (KeyError, TypeError):
             continue
+        yield text, _number(top.get("logprob"))
+
+
+def _number(value: object) -> float:
+    """A log-probability; NaN for what is no number, which parsers refuse of a token that they were asked for."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 _READERS = {

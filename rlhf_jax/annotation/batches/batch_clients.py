@@ -26,11 +26,21 @@ from rlhf_jax.errors import UserError
 _MARGIN = 0.95
 # How far the provider's clock may be from ours when a batch is looked for by its time.
 _CLOCK_S = 300.0
-# States of a batch that has ended, in the words of providers and of gateways.
-_FAILED = frozenset({"failed", "error", "rejected", "invalid"})
-_ENDED = frozenset(
-    {"completed", "expired", "cancelled", "canceled", "succeeded", "ended", "finished", "done"}
-)
+# States of a batch, in the words of providers and of gateways, without Gemini's JOB_STATE_ or BATCH_STATE_.
+_PREFIX = re.compile(r"(job|batch)_state_")
+_FAILED = frozenset(["failed", "error", "rejected", "invalid"])
+_STOPPED = frozenset(["cancelled", "canceled", "stopped", "aborted", "terminated", "deleted"])
+_EXPIRED = frozenset(["expired", "timeout", "timed_out"])
+_COMPLETE = frozenset(["completed", "complete", "succeeded", "success", "ended", "finished", "done"])
+_RUNS = """
+    validating in_progress finalizing cancelling canceling queued pending running created processing submitted scheduled
+    starting started active in_queue new
+"""
+_RUNNING = frozenset(_RUNS.split())
+
+
+def _word(status: object) -> str:
+    return _PREFIX.sub("", str(status).lower().replace("-", "_"), count=1)
 
 
 class Expired(Retryable):
@@ -43,13 +53,33 @@ class Cancelled(Fault):
 
 @dataclass(frozen=True)
 class State:
-    """The state of a batch. `failed`: why it was not accepted as a whole; `full`: because too much is enqueued now."""
+    """The state of a batch. `failed`: why it was not accepted as a whole; `full`: because too much is enqueued now.
+
+    doubt: what the provider says that cannot be the last word, as an end without results or an unknown state.
+    """
 
     ended: bool
     done: int = 0
     failed: str = ""
     full: bool = False
     cancelled: bool = False
+    doubt: str = ""
+
+
+def state_of(status: object, done: int, has_results: bool) -> State:
+    """Judge a batch by the provider's word for its state, by how many requests are done, and by its results."""
+    word = _word(status)
+    cancelled = word in _STOPPED
+    ended = cancelled or word in _COMPLETE or word in _EXPIRED or word in _FAILED
+    if has_results and word not in _RUNNING:
+        return State(True, done, cancelled=cancelled)
+    if not ended:
+        return State(False, done, doubt="" if word in _RUNNING else f"its state {status!r} is unknown")
+    # One that was stopped before anything was done has no results; others may have them a moment later.
+    missing = not has_results and (done or word in _COMPLETE)
+    return State(
+        True, done, cancelled=cancelled, doubt=f"it is {status} and names no results" if missing else ""
+    )
 
 
 class BatchService(Protocol):
@@ -129,13 +159,12 @@ class OpenAIBatches:
         """How far a batch is. One that failed without results was not accepted: `full` says that it may be later."""
         # OpenAI accepts a batch first and fails it later, when it has counted the enqueued tokens.
         batch = await self._client.batches.retrieve(batch_id)
-        status, done = str(batch.status).lower(), _sum(batch.request_counts, "completed", "failed")
-        if status in _FAILED and not (batch.output_file_id or batch.error_file_id):
+        done = _sum(batch.request_counts, "completed", "failed")
+        files = batch.output_file_id or batch.error_file_id
+        if _word(batch.status) in _FAILED and not files:
             words = reasons_of(batch.errors)
             return State(True, 0, self._endpoint.clean(words), "token_limit_exceeded" in words)
-        return State(
-            status in _FAILED or status in _ENDED, done, cancelled=status in ("cancelled", "canceled")
-        )
+        return state_of(batch.status, done, bool(files))
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """The results of both files; a batch that is complete may have an error file only."""
@@ -147,15 +176,17 @@ class OpenAIBatches:
 
     def _outcome(self, item: dict) -> Answer | Fault:
         response, error = item.get("response"), item.get("error")
-        status = int(response.get("status_code") or 200) if isinstance(response, dict) else 0
+        status = _status_in(response) if isinstance(response, dict) else 0
         if 200 <= status < 300 and (body := body_of(response)) is not None:
             return _read(self._endpoint, self._api, body)
         code, message = said({"error": error} if error else "")
         # An error beside the response is the batch's own (expired, cancelled); one inside it is the
         # provider's, read as if it had come online.
         if response is None or code or message:
-            words = self._endpoint.clean(": ".join(part for part in (code, message) if part) or "no answer")
-            return Expired(words) if code == "batch_expired" else Retryable(words)
+            words = ": ".join(part for part in (code, message) if part)
+            return _of_batch(self._endpoint.clean(words or "no answer"))
+        if 200 <= status < 300:
+            return Retryable("no answer", may_cost=True, of_row=True)
         return _as_fault(self._endpoint.fault(status, response.get("body"), {}))
 
     async def cancel(self, batch_id: str) -> None:
@@ -197,7 +228,9 @@ class AnthropicBatches:
         """How far a batch is. Anthropic counts no request as done before the whole batch has ended."""
         batch = await self._batches.retrieve(batch_id)
         done = _sum(batch.request_counts, "succeeded", "errored", "canceled", "expired")
-        return State(str(batch.processing_status).lower() in _ENDED, done)
+        # The client finds the results of a batch that has ended by itself.
+        status = batch.processing_status
+        return state_of(status, done, bool(batch.results_url) or _word(status) in _COMPLETE)
 
     async def results(self, batch_id: str) -> AsyncIterator[tuple[str, Answer | Fault]]:
         """Stream the results, one line per request."""
@@ -224,6 +257,24 @@ class AnthropicBatches:
     async def cancel(self, batch_id: str) -> None:
         """Cancel a batch."""
         await self._batches.cancel(batch_id)
+
+
+# What became of the whole batch, in a code or in words.
+_RAN_OUT = re.compile(r"batch.{0,60}expired|^expired\b|completion window", re.IGNORECASE)
+_WAS_STOPPED = re.compile(r"batch.{0,60}cancell?ed|^cancell?ed\b", re.IGNORECASE)
+
+
+def _of_batch(words: str) -> Fault:
+    """The fault of a request whose batch ran out of time, was cancelled by somebody, or lost it."""
+    if _RAN_OUT.search(words):
+        return Expired(words)
+    return Cancelled(words) if _WAS_STOPPED.search(words) else Retryable(words)
+
+
+def _status_in(response: dict) -> int:
+    """The HTTP status in a line of results, also of "200 OK"; a line that tells none has an answer."""
+    found = re.match(r"\s*(\d{3})\b", str(response.get("status_code") or 200))
+    return int(found[1]) if found else 200
 
 
 _NEVER = frozenset({"invalid_request_error", "request_too_large"})

@@ -23,6 +23,10 @@ from rlhf_jax.annotation.costs.run_costs import Counters
 from rlhf_jax.annotation.judges.requests import Job
 from rlhf_jax.errors import UserError
 
+# How often a batch is looked at again that has ended without results, and one whose state is unknown: some services
+# name the files a moment after the end, and a word that nobody knows may stand for one that still runs.
+_LOOKS_FOR_RESULTS, _LOOKS_AT_UNKNOWN = 5, 20
+
 
 @dataclass(frozen=True)
 class BatchPolicy:
@@ -69,6 +73,7 @@ class Track:
         # By name, each with the dollars that are reserved for it.
         self._open: dict[str, tuple[Entry, float]] = {}
         self._progress: dict[str, int] = {}
+        self._doubts: Counter = Counter()
         self._sent: Counter = Counter()
         self._ledger = Ledger(shared.cache)
         self._calls = Calls(
@@ -182,6 +187,8 @@ class Track:
             self._sent.subtract(entry.keys)
             self._full_until = time.monotonic() + self._shared.policy.longest_poll_s
             return True
+        if state.doubt and self._waits(entry, state):
+            return False
         if state.ended:
             await self._take_in(entry, state)
             self._full_until = 0.0
@@ -189,6 +196,23 @@ class Track:
         moved = self._progress.get(entry.name, 0) != state.done
         self._progress[entry.name] = state.done
         return moved
+
+    def _waits(self, entry: Entry, state: State) -> bool:
+        """Whether to look again before what a batch says is believed.
+
+        Errors: Gone when it has ended and keeps naming no results, UserError when its state stays unknown.
+        """
+        self._doubts[entry.name] += 1
+        if self._doubts[entry.name] <= (_LOOKS_FOR_RESULTS if state.ended else _LOOKS_AT_UNKNOWN):
+            return True
+        if state.cancelled:
+            return False
+        if state.ended:
+            raise Gone(f"batch {entry.batch_id}: {state.doubt}")
+        raise UserError(
+            f"{self._calls.shown}: batch {entry.batch_id}: {state.doubt}, and it names no results; look at it there, "
+            "then run again to take them in"
+        )
 
     async def _take_in(self, entry: Entry, state: State) -> None:
         """Store the answers of a batch; requests without one go back into the queue or, after the last round, fail."""
@@ -252,7 +276,7 @@ class Track:
                 self._failed(self._jobs[key], fault)
 
     def _failed(self, job: Job, fault: Fault) -> None:
-        usd = self._shared.counters.attempt_failed(job, fault)
+        usd = self._shared.counters.attempt_failed(job, fault, in_batch=True)
         self._pay(job, usd)
         # Removed first, so that it moves to the end: `used_up` reports the latest fault.
         self._faults.pop(job.key, None)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rlhf_jax.annotation.answers.answers import Answer
 from rlhf_jax.annotation.answers.response_readers import read_answer, read_json, usage_of
-from rlhf_jax.annotation.calls.faults import error_in, fault, meant_status, said
+from rlhf_jax.annotation.calls.faults import error_in, fault, meant_status, said, unwrapped
 from rlhf_jax.annotation.calls.guards import (
     Courier,
     Elsewhere,
@@ -150,6 +150,7 @@ class Endpoint:
 
     def read(self, api: str, payload: object, headers: Mapping[str, str]) -> Answer:
         """Read the Answer in a payload that came with status 200; raise as `ask` does when it is an error."""
+        payload = unwrapped(payload)
         # Some gateways report a provider's error under status 200.
         if error_in(payload):
             failed = self.fault(meant_status(payload), payload, headers)

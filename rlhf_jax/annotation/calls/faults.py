@@ -14,17 +14,28 @@ from rlhf_jax.annotation.calls.retries import EndpointError, Rejected, Retryable
 # The error code and the message out of the body of an error, in the forms that providers give it.
 
 
+_NESTED = ("error", "errors", "detail", "base_resp")
+_CODE_NAMES = ("code", "type", "status", "Code", "error_code", "status_code")
+_WORD_NAMES = ("message", "msg", "Message", "detail", "title", "error_msg", "status_msg", "error_message")
+
+
+def unwrapped(body: object) -> object:
+    """Return what a list of one mapping holds: Gemini's OpenAI-compatible endpoint wraps its error in one."""
+    alone = isinstance(body, list) and len(body) == 1 and isinstance(body[0], dict)
+    return body[0] if alone else body
+
+
 def said(body: object) -> tuple[str, str]:
     """Return (code, message) of an error's body, whatever its form; empty texts for what it does not say."""
-    # Gemini's OpenAI-compatible endpoint wraps its error in a list.
+    body = unwrapped(body)
     if isinstance(body, list):
         body = body[0] if body else ""
     if isinstance(body, bytes):
         body = body.decode("utf-8", "replace")
     if not isinstance(body, dict):
         return "", _page_text(str(body or ""))
-    # OpenAI and Anthropic nest it under `error`, servers made with FastAPI (vLLM) under `detail`.
-    inner = next((body[name] for name in ("error", "errors", "detail") if body.get(name)), None)
+    # OpenAI and Anthropic nest it under `error`, servers made with FastAPI (vLLM) under `detail`, MiniMax `base_resp`.
+    inner = next((body[name] for name in _NESTED if body.get(name)), None)
     if inner is None or isinstance(inner, dict):
         return _of_mapping(inner or body)
     if isinstance(inner, list) and inner and isinstance(inner[0], dict):
@@ -34,12 +45,12 @@ def said(body: object) -> tuple[str, str]:
 
 
 def _of_mapping(told: dict) -> tuple[str, str]:
-    code = next((told[name] for name in ("code", "type", "status", "Code") if told.get(name)), "")
+    code = next((told[name] for name in _CODE_NAMES if told.get(name)), "")
     # Many repeat the HTTP status as the code; the word beside it says more.
     if str(code).isdigit() or code == "error":
         code = next((told[n] for n in ("type", "status") if told.get(n) and told[n] != "error"), code)
     inner = told.get("innererror")
-    words = str(next((told[n] for n in ("message", "msg", "Message", "detail", "title") if told.get(n)), ""))
+    words = str(next((told[n] for n in _WORD_NAMES if told.get(n)), ""))
     # Azure says in `innererror` that it was its content filter.
     if isinstance(inner, dict) and inner.get("code"):
         words += f" ({inner['code']})"
@@ -74,6 +85,8 @@ _SAID_CHARS = 4_000
 _RETRY_STATUS = frozenset({408, 409, 425, 429})
 # The server is overloaded (529 is Anthropic's word for it): the lane sends less at once. A 429 does the same.
 _CROWDED = frozenset({408, 503, 529})
+# A gateway gave up waiting: the model behind it may have written, and billed, its answer all the same.
+_MAY_COST = frozenset({408, 504, 520, 522, 524})
 # These end the run, since the endpoint would refuse every other request too; each with what the user can do.
 _MEND = {
     401: "the key was refused; set a valid one",
@@ -87,6 +100,7 @@ _MEND = {
 }
 _REGION = "the provider does not serve this country or region"
 _REDIRECT = "it sends requests elsewhere; set base_url to the address it names"
+_NOWHERE = "it sends requests elsewhere and does not say where; check base_url"
 
 # Error codes in the body and the status they mean. Gateways send them under any status, also 400, 500 or 200.
 _CODES = {
@@ -176,20 +190,32 @@ class Filtered(Rejected):
         self.row_status = FILTERED
 
 
+# Where the protocols have their answers.
+_ANSWERS = ("choices", "content", "output", "answers")
+
+
 def error_in(payload: object) -> bool:
     """Return whether the payload of a response with status 200 is an error all the same."""
-    if not isinstance(payload, dict) or not (payload.get("error") or payload.get("type") == "error"):
-        return payload.get("status") == "failed" if isinstance(payload, dict) else False
+    if not isinstance(payload, dict):
+        return False
+    if payload.get("status") == "failed":
+        return True
     # An error beside an answer is a warning: the answer is read.
-    return not any(payload.get(name) for name in ("choices", "content", "output", "answers"))
+    if any(payload.get(name) for name in _ANSWERS):
+        return False
+    # Without an answer whatever words there are say why, also where they are not called an error.
+    return bool(payload.get("error") or payload.get("type") == "error" or said(payload)[1])
 
 
 def meant_status(payload: dict) -> int:
     """Return the status that an error under status 200 stands for; 500, which is retried, where it does not say."""
-    told = payload.get("error") if isinstance(payload.get("error"), dict) else payload
-    numbers = (told.get(name) for name in ("code", "status", "status_code", "http_code"))
-    found = next((int(n) for n in numbers if str(n).isdigit() and 400 <= int(n) < 600), None)
-    return found or _CODES.get(said(payload)[0].lower(), 500)
+    nested = payload.get("error") or payload.get("base_resp")
+    told = nested if isinstance(nested, dict) else payload
+    code, words = (text[:_SAID_CHARS].lower().strip(" .!") for text in said(payload))
+    numbers = [told.get(name) for name in ("code", "status", "status_code", "http_code", "error_code")]
+    found = next((int(n) for n in (*numbers, code) if re.fullmatch("[45][0-9]{2}", str(n))), None)
+    # Some have no code but its words: "Authentication error".
+    return found or _CODES.get(code) or _CODES.get(words.replace(" ", "_"), 500)
 
 
 def fault(
@@ -211,13 +237,26 @@ def fault(
         return Filtered(words, status=status)
     meant = _meaning(status, code.lower(), message, about_account)
     if meant is not None:
-        mend = _REGION if meant == 403 and _is_region(code, message) else _MEND.get(meant, _REDIRECT)
+        redirect = _REDIRECT if headers.get("location") else _NOWHERE
+        mend = _REGION if meant == 403 and _is_region(code, message) else _MEND.get(meant, redirect)
         return EndpointError(f"{where}: {words}; {mend}", status)
     if status in _RETRY_STATUS or status >= 500:
         # Only beside 429 is "try again in 20s" in the message a promise; other errors use such words loosely.
-        wait_s = retry_after(headers, message if status == 429 else "")
-        return Retryable(words, wait_s=wait_s, rate_limit=status == 429, crowded=status in _CROWDED)
+        wait_s = retry_after(headers, _told_wait(body) or (message if status == 429 else ""))
+        kind = {"rate_limit": status == 429, "crowded": status in _CROWDED, "may_cost": status in _MAY_COST}
+        return Retryable(words, wait_s=wait_s, **kind)
     return Rejected(words, status=status, of_row=status == 413 or bool(_TOO_LONG.search(f"{code} {message}")))
+
+
+def _told_wait(body: object) -> str:
+    """The wait that Google tells in a field of its own (RetryInfo), in the words of the others; "" for none."""
+    body = unwrapped(body)
+    inner = body.get("error") if isinstance(body, dict) else None
+    details = inner.get("details") if isinstance(inner, dict) else None
+    for one in details if isinstance(details, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("retryDelay"), str):
+            return f"retry in {one['retryDelay']}"
+    return ""
 
 
 def _meaning(status: int, code: str, message: str, about_account: bool) -> int | None:

@@ -111,6 +111,7 @@ def _wrong_certificates(argument: str, path: str) -> str:
 # Headers that say nothing about the user; all others (Authorization, x-api-key, ...) stay at our own address.
 _FOR_ANYBODY = frozenset({"accept", "accept-encoding", "connection", "host", "user-agent"})
 _AZURE = ".azure.com"
+_ASKED_BY = "rlhf_jax.asked_by"
 
 
 class Elsewhere(Exception):  # noqa: N818 - what a server wants, not a fault of ours
@@ -132,6 +133,8 @@ class Courier:
         """
         # Scheme, host and port: a redirect from https to http would send the key in clear text.
         if _origin(str(request.url)) == self._own:
+            # A redirect's request takes these along: it tells a question that became a GET from a download.
+            request.extensions.setdefault(_ASKED_BY, request.method)
             if self._query:
                 request.url = request.url.copy_merge_params(self._query)
             for name, value in self._headers.items():
@@ -141,7 +144,7 @@ class Courier:
             return
         # A GET, such as a redirected download of batch results, may go elsewhere without our headers. Any
         # other request carries questions.
-        if request.method != "GET":
+        if request.method != "GET" or request.extensions.get(_ASKED_BY, "GET") != "GET":
             target = request.url
             raise Elsewhere(
                 f"it sends requests on to {target.scheme}://{target.netloc.decode()}{target.path}"

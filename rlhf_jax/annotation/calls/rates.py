@@ -276,18 +276,22 @@ def retry_after(headers: Mapping[str, str], message: str = "") -> float | None:
 
 
 def _header_wait_s(headers: Mapping[str, str]) -> float | None:
+    # OpenAI's own header comes first: Retry-After is rounded to seconds. One that cannot be read hides no other.
+    ms = _seconds(headers.get("retry-after-ms"))
+    return _seconds(headers.get("retry-after")) if ms is None else ms / 1e3
+
+
+def _seconds(value: str | None) -> float | None:
+    """Read "3", "3s", "1m30s" or an HTTP date; None for anything else."""
+    text = (value or "").strip()
+    number = text.removesuffix("s").strip()
+    # float() alone would also take "nan" and "inf".
+    if number.replace(".", "", 1).isdecimal():
+        return float(number)
+    if (found := span_s(text)) is not None:
+        return found
     try:
-        # OpenAI's own header comes first: Retry-After is rounded to seconds.
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1e3)
-        value = headers.get("retry-after")
-        if value is None:
-            return None
-        number = value.strip().removesuffix("s").strip()
-        # float() alone would also take "nan" and "inf".
-        if number.replace(".", "", 1).isdecimal():
-            return float(number)
-        moment = parsedate_to_datetime(value)
+        moment = parsedate_to_datetime(text)
         # An HTTP date is in GMT, also where the server leaves the zone out.
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         return max(0.0, (moment - datetime.now(UTC)).total_seconds())

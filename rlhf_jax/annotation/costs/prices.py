@@ -68,14 +68,14 @@ class Price:
         dollars += written * (self.input if self.cache_write is None else self.cache_write)
         return dollars * (self.batch if in_batch else 1.0) / 1e6
 
-    def of(self, used: Answer | Usage) -> float | None:
-        """Price an answer, or a failed attempt whose usage was reported."""
+    def of(self, used: Answer | Usage, *, in_batch: bool = False) -> float | None:
+        """Price an answer, or a failed attempt whose usage was reported; in_batch: an attempt that was in one."""
         return self.usd(
             used.tokens_in,
             used.tokens_out,
             cached=used.tokens_cached,
             written=used.tokens_cache_write,
-            in_batch=getattr(used, "transport", "") == "batch",
+            in_batch=in_batch or getattr(used, "transport", "") == "batch",
         )
 
 
@@ -122,14 +122,37 @@ def price_of(judge: "Judge") -> Price | None:
 
 
 def most_usd(judge: "Judge", n_bytes: int, *, in_batch: bool = False) -> float:
-    """Bound the cost of a request with a body of `n_bytes`: one token per byte, and all of max_tokens.
+    """Bound the cost of a request with a body of `n_bytes`: one token per byte, and the most it may be answered.
 
     0 where the price is unknown; `Budget` has refused such judges when there is a limit.
     """
     price = price_of(judge)
     if price is None:
         return 0.0
-    return price.usd(n_bytes + _TOKENS_AROUND, judge.spec.max_tokens or 0, in_batch=in_batch)
+    return price.usd(n_bytes + _TOKENS_AROUND, most_tokens(judge) or 0, in_batch=in_batch)
+
+
+def most_tokens(judge: "Judge") -> int | None:
+    """Return the most tokens that an answer is billed for, None where nothing bounds it.
+
+    Of several limits the largest: servers differ in which they heed. Several answers to a request are all billed.
+    """
+    spec = judge.spec
+    limits = [spec.extra_body[name] for name in _LIMITS if name in spec.extra_body]
+    limits += [] if spec.max_tokens is None else [spec.max_tokens]
+    times = [spec.extra_body[name] for name in _TIMES if spec.extra_body.get(name) is not None]
+    if not limits or not all(_is_count(one) for one in (*limits, *times)):
+        return None
+    return max(limits) * max(times, default=1)
+
+
+# Fields of a request that bound an answer, and those that ask for several; `extra_body` may hold any of them.
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+_TIMES = ("n", "best_of")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class Budget:
@@ -193,10 +216,12 @@ def _check_bounded(judge: "Judge") -> None:
             f"max_usd: the price of judge {judge.spec.name} (model {judge.spec.model}) is unknown; "
             "give its YAML a price, or leave max_usd at 0"
         )
-    if judge.spec.max_tokens is None and not price_of(judge).free:
+    if most_tokens(judge) is None and not price_of(judge).free:
+        odd = [name for name in (*_LIMITS, *_TIMES) if name in judge.spec.extra_body]
+        what = f"an extra_body with {' and '.join(odd)} that is no count" if odd else "no max_tokens"
         raise UserError(
-            f"max_usd: judge {judge.spec.name} has no max_tokens, so nothing bounds what an answer costs; "
-            "give it one, or leave max_usd at 0"
+            f"max_usd: judge {judge.spec.name} has {what}, so nothing bounds what an answer costs; "
+            "give it max_tokens, or leave max_usd at 0"
         )
 
 

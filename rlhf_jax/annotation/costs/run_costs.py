@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from rlhf_jax.annotation.answers.answers import Answer, Failure
 from rlhf_jax.annotation.answers.cache import AnswerCache
 from rlhf_jax.annotation.calls.retries import Fault
-from rlhf_jax.annotation.costs.prices import Price, most_usd, price_of
+from rlhf_jax.annotation.costs.prices import Price, most_tokens, most_usd, price_of
 from rlhf_jax.annotation.judges.requests import Job
 
 if TYPE_CHECKING:
@@ -79,22 +79,22 @@ class Counters:
         self.tokens_reasoning += answer.tokens_reasoning or 0
         return self._bill(answer, price_of(job.judge))
 
-    def attempt_failed(self, job: Job, fault: Fault) -> float | None:
+    def attempt_failed(self, job: Job, fault: Fault, *, in_batch: bool = False) -> float | None:
         """Count a failed attempt and its cost and return that, None when unknown."""
         self.failed_attempts += 1
         if fault.usage is None:
             self.unpriced_attempts += fault.may_cost
             # 0 only where certainly nothing was billed, as after a refused connection; else unknown.
             return None if fault.may_cost else 0.0
-        usd = self._bill(fault.usage, price_of(job.judge))
+        usd = self._bill(fault.usage, price_of(job.judge), in_batch=in_batch)
         self.usd_failed += usd or 0.0
         return usd
 
-    def _bill(self, used: object, price: Price | None) -> float | None:
+    def _bill(self, used: object, price: Price | None, *, in_batch: bool = False) -> float | None:
         self.tokens_in += used.tokens_in or 0
         self.tokens_cached += used.tokens_cached or 0
         self.tokens_out += used.tokens_out or 0
-        usd = price.of(used) if price else None
+        usd = price.of(used, in_batch=in_batch) if price else None
         # Counted, not taken for 0: one unknown price makes the cost of the whole run unknown (`as_dict`).
         self.price_unknown += usd is None
         self.usd += usd or 0.0
@@ -189,8 +189,8 @@ def _part(share: list[Job], seen: Past, limits: Limits) -> dict:
     tokens_out = None if seen.tokens_out is None else sum(_fewer(job, seen.tokens_out) for job in share)
     usd = [_usd(job, tokens_in / len(share), seen, in_batch) for job in share]
     unknown = any(price_of(job.judge) is None for job in share)
-    # Without max_tokens an answer may be of any length, and the cost has no bound.
-    bounded = not unknown and all(job.judge.spec.max_tokens is not None for job in share)
+    # Without a limit an answer may be of any length, and the cost has no bound.
+    bounded = not unknown and all(most_tokens(job.judge) is not None for job in share)
     most = [most_usd(job.judge, size, in_batch=in_batch) for job, size in zip(share, sizes, strict=True)]
     seconds = None
     if seen.seconds is not None and not in_batch:
@@ -214,7 +214,7 @@ def _part(share: list[Job], seen: Past, limits: Limits) -> dict:
 
 
 def _fewer(job: Job, tokens_out: float) -> float:
-    most = job.judge.spec.max_tokens
+    most = most_tokens(job.judge)
     return tokens_out if most is None else min(tokens_out, most)
 
 

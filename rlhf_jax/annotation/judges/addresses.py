@@ -25,11 +25,25 @@ _VARIABLE = re.compile(r"(?=.{1,40}$)[A-Z][A-Z0-9]*(_[A-Z0-9]+)+|[A-Z]{1,12}")
 _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 # A base_url copied from an example of curl often ends in the path of the call.
 _CALLS = ("/chat/completions", "/completions", "/responses", "/messages", "/decisions", "/batches")
-# Fields of a request body in which gateways take keys. A key there would be published with the labels, which
-# keep the settings of the request.
-_KEYS_IN_BODIES = re.compile(
-    r"(?i)(api[_-]?|access[_-]?|auth[_-]?)(key|token)|authorization|password|secret|bearer"
+# Fields of a request body in which gateways and their plugins take keys, by the last word of the name. A key there
+# would be published with the labels, which keep the settings of the request.
+_LAST_WORDS = """
+    key keys token auth authentication authorization bearer cookie cookies jwt password passwd passphrase pwd secret
+    secrets credential credentials signature sig
+"""
+_SECRETS = frozenset(_LAST_WORDS.split())
+_IN_ONE_WORD = re.compile(r".{0,40}(api|access|secret|private|subscription|auth|bearer)(key|token)s?")
+# Words before the last that make it another thing: text that marks a place, or a name that groups requests.
+_OF_PLACES = """
+    eos bos stop pad end start unk mask sep cls special page image think thinking continuation decoder
+"""
+_NO_SECRETS = {"key": ("cache", "idempotency", "routing", "sort"), "token": tuple(_OF_PLACES.split())}
+# Texts that are a key wherever they stand: headers, the prefixes of providers, a login in an address.
+_SECRET_TEXT = re.compile(
+    r"\s*(?:Bearer\s+\S{8,}|Basic\s+(?=\S*[\d=])[A-Za-z0-9+/]{8,}={0,2}"
+    r"|(?:sk-|gsk_|hf_|xai-|pplx-|nvapi-|ghp_|github_pat_|AKIA|AIza)[\w-]{8,}|eyJ[\w-]{8,}\.[\w.-]+)\s*"
 )
+_LOGIN = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -196,23 +210,43 @@ def check_way(spec: "JudgeSpec", where: str) -> None:
     found = _key_field(spec.extra_body)
     if found:
         raise UserError(
-            f"{where}: extra_body.{found}: a key here would be kept with every label; give it by api_key_env"
+            f"{where}: extra_body.{found}: a key here would be kept with every label; give the judge's by api_key_env, "
+            "and let a gateway add any other"
         )
 
 
 def _key_field(body: object, path: str = "") -> str:
-    """The first field of a request that is named like a key, "" for none."""
+    """The first field of a request that is named like a key or holds what looks like one, "" for none."""
+    # Any mapping counts, as the type of `extra_body` allows.
+    for name, value in body.items() if hasattr(body, "items") else ():
+        values = value if isinstance(value, list | tuple) else [value]
+        texts = [one for one in values if isinstance(one, str) and one]
+        if texts and (_is_secret_name(str(name)) or any(map(_is_secret_text, texts))):
+            return f"{path}{name}"
+        for one in values:
+            if found := _key_field(one, f"{path}{name}."):
+                return found
     if isinstance(body, list | tuple):
         return next((found for item in body if (found := _key_field(item, path))), "")
-    # Any mapping counts, as the type of `extra_body` allows.
-    if not hasattr(body, "items"):
-        return ""
-    for name, value in body.items():
-        if isinstance(value, str) and _KEYS_IN_BODIES.fullmatch(str(name)):
-            return f"{path}{name}"
-        if found := _key_field(value, f"{path}{name}."):
-            return found
     return ""
+
+
+def _is_secret_name(name: str) -> bool:
+    """Whether a field's name, in snake_case, kebab-case or camelCase, says that it holds a key."""
+    words = re.split(r"[-_.]", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
+    last, before = words[-1], words[-2] if len(words) > 1 else ""
+    if last == "string":
+        return before == "connection"
+    named = last in _SECRETS and before not in _NO_SECRETS.get(last, ())
+    return named or bool(_IN_ONE_WORD.fullmatch(last))
+
+
+def _is_secret_text(text: str) -> bool:
+    """Whether a value is a key by its form, or an address with one."""
+    if _SECRET_TEXT.fullmatch(text) or _LOGIN.search(text):
+        return True
+    query = text.partition("?")[2] if text.startswith(("http://", "https://")) else ""
+    return any(_is_secret_name(name) for name, value in parse_qsl(query[:2000]) if value)
 
 
 def public(url: str) -> str:

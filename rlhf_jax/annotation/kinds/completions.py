@@ -9,6 +9,7 @@ from rlhf_jax.annotation.judges.specs import PoolSpec
 from rlhf_jax.annotation.kinds.asking import Annotations, Ask, Options, Reply, annotate, pool_of_kind
 from rlhf_jax.annotation.kinds.pairs import checked
 from rlhf_jax.annotation.labels.judgment_rows import completion_row
+from rlhf_jax.annotation.labels.labels_file import check_columns
 from rlhf_jax.annotation.parsing.contracts import COMPLETION, failed
 from rlhf_jax.errors import UserError
 
@@ -44,8 +45,9 @@ def annotate_completions(
         if value < 1:
             raise UserError(f"{name}: found {value}; give at least 1")
     plans = []
-    for i, row in enumerate(rows):
-        row = checked(row, i, ())
+    rows = [checked(row, i, ()) for i, row in enumerate(rows)]
+    check_columns(rows, COMPLETION)
+    for row in rows:
         # A prompt that is too long keeps its rows, with a status, so that no input is lost in silence.
         long = _too_long(row, max_prompt_words, max_prompt_chars)
         # Drawn per prompt, not per sample: all samples of a prompt are by one model.

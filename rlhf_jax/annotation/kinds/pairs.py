@@ -13,6 +13,7 @@ from rlhf_jax.annotation.judges import random_choices
 from rlhf_jax.annotation.judges.specs import PoolSpec
 from rlhf_jax.annotation.kinds.asking import Annotations, Ask, Options, Reply, annotate, pool_of_kind
 from rlhf_jax.annotation.labels.judgment_rows import pair_row
+from rlhf_jax.annotation.labels.labels_file import check_columns
 from rlhf_jax.annotation.parsing.contracts import BOTH_AGREE, BOTH_TWO_GAMES, PAIRWISE, SEEDED, Parsed
 from rlhf_jax.data.files.tables import shown, valid_values
 from rlhf_jax.errors import UserError
@@ -48,6 +49,7 @@ def annotate_pairs(
         )
     # All rows are checked before the first request: a bad one at the end must not cost a run.
     rows = [checked(row, i, ("output_1", "output_2")) for i, row in enumerate(rows)]
+    check_columns(rows, PAIRWISE)
     plans = [plan for row in rows for plan in _plans(row, pool, seed, p_label_flip)]
 
     def label(replies: Mapping[Ask, Reply]) -> list[dict]:
@@ -170,6 +172,8 @@ def annotate_samples(
     different outputs.
     """
     pairs, counts = pair_samples(rows, seed=seed, one_pair_per_prompt=one_pair_per_prompt)
+    # Here, too, where the rows have the numbers that the caller knows them by.
+    check_columns(rows, PAIRWISE)
     if rows and not pairs:
         raise UserError(
             f"rows: none of {counts['prompts']} prompts has two different outputs; sample more of each"

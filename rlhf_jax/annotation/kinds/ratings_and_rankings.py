@@ -13,6 +13,7 @@ from rlhf_jax.annotation.judges.specs import PoolSpec
 from rlhf_jax.annotation.kinds.asking import Annotations, Ask, Options, Reply, annotate, pool_of_kind
 from rlhf_jax.annotation.kinds.pairs import annotate_pairs, beside, ended_of, ended_sides, outputs_of
 from rlhf_jax.annotation.labels.judgment_rows import ranking_row, rating_row
+from rlhf_jax.annotation.labels.labels_file import check_columns
 from rlhf_jax.annotation.parsing.contracts import PAIRWISE, RANKING, RATING
 from rlhf_jax.data.files.tables import valid_values
 from rlhf_jax.errors import UserError
@@ -35,6 +36,7 @@ def annotate_ratings(
     pool = pool_of_kind(pool, RATING)
     how = Options(**options)
     single = [one for i, row in enumerate(map(valid_values, rows)) for one in _exploded(row, i)]
+    check_columns(rows, RATING)
     asks = []
     for row in single:
         merged = random_choices.merged_instruction(row["instruction"], row["input"])
@@ -80,6 +82,7 @@ def annotate_rankings(
     """
     pool = pool_of_kind(pool, PAIRWISE, RANKING)
     rows = [valid_values(row) for row in rows]
+    check_columns(rows, pool.judges[0].kind)
     # `pool_of_kind` has made sure that the pool has one kind.
     if pool.judges[0].kind == PAIRWISE:
         return annotate_pairs(all_pairs(rows), pool, seed=seed, **options)

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from rlhf_jax.annotation.labels.judgment_rows import status_counts
-from rlhf_jax.data.files.tables import json_text
+from rlhf_jax.annotation.labels.judgment_rows import ASKED_COLUMNS, status_counts
+from rlhf_jax.annotation.parsing.contracts import COMPLETION, PAIRWISE, RANKING, RATING
+from rlhf_jax.data.files.tables import json_text, shown
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "COLUMNS",
     "SCHEMA_VERSION",
     "Labels",
+    "check_columns",
     "read_labels",
     "schema",
     "status_counts",
@@ -104,6 +106,50 @@ def schema() -> "pa.Schema":
         "top_logprobs": pa.list_(pa.struct([("token", pa.string()), ("logprob", pa.float64())])),
     }
     return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+
+
+# Besides ASKED_COLUMNS and the seed: what each kind of labels writes itself, whatever the rows had under that name.
+_MADE = {
+    PAIRWISE: ("preference", "p_2", "tie", "is_noisy", "preference_clean", "p_label_flip"),
+    RATING: ("rating", "aspects"),
+    RANKING: ("completions",),
+    COMPLETION: ("sample_index",),
+}
+
+
+def check_columns(rows: Sequence[Mapping], kind: str) -> None:
+    """Check, before anything is asked, that the rows' own columns can be stored beside labels of this kind.
+
+    Errors: UserError naming the row, the column and its value.
+    """
+    import pyarrow as pa
+
+    given = {name for row in rows for name in row} - {*ASKED_COLUMNS, "seed", *_MADE[kind]}
+    for field in schema():
+        # A column of text takes values of every type.
+        if field.name not in given or field.type == pa.string():
+            continue
+        values = [row.get(field.name) for row in rows]
+        if not _can_hold(field.type, values):
+            i = next((i for i, value in enumerate(values) if not _can_hold(field.type, [value])), 0)
+            raise UserError(
+                f"rows[{i}]: {field.name}: found {shown(values[i])}; the labels have a column of this name, which "
+                f"holds {field.type if field.type.num_fields == 0 else 'a list of mappings'}; rename yours or drop it"
+            )
+
+
+def _can_hold(kind: "pa.DataType", values: list) -> bool:
+    import pyarrow as pa
+
+    try:
+        pa.array(values, type=kind)
+        if not pa.types.is_list(kind):
+            return True
+        # Keys that a struct does not have would be left out in silence.
+        known = {field.name for field in kind.value_type}
+        return all(known.issuperset(one or ()) for value in values for one in value or ())
+    except (pa.ArrowException, OverflowError, UnicodeError, TypeError, ValueError):
+        return False
 
 
 def write_labels(path: str | Path, rows: Sequence[Mapping], config: Mapping) -> None:

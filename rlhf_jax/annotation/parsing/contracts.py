@@ -136,11 +136,13 @@ def logsumexp(values: list[float]) -> float:
 def json_spans(text: str) -> list[tuple[int, int, dict]]:
     """Find every outermost JSON object in `text`: its start, end and value.
 
-    Objects with line breaks in their strings, or written as Python dicts, are read too.
+    Objects with line breaks in their strings, or written as Python dicts, are read too. A key with two different
+    values has neither, but TWO_VALUES.
     """
     # strict=False allows line breaks in strings, which models write. Each failed attempt may scan the rest of
     # the text, so that without a bound a text of "{" takes quadratic time.
-    decoder, found, place = json.JSONDecoder(strict=False), [], text.find("{")
+    decoder = json.JSONDecoder(strict=False, object_pairs_hook=_once_each)
+    found, place = [], text.find("{")
     for attempt in range(200):
         if place < 0:
             break
@@ -153,6 +155,22 @@ def json_spans(text: str) -> list[tuple[int, int, dict]]:
                 found.append((place, end, value))
         place = text.find("{", end)
     return found
+
+
+class _TwoValues:
+    def __repr__(self) -> str:
+        return "two values of one key"
+
+
+# Stands for the value of a key that an object gives twice, differently: no parser can read it.
+TWO_VALUES = _TwoValues()
+
+
+def _once_each(pairs: list[tuple[str, object]]) -> dict:
+    made: dict = {}
+    for key, value in pairs:
+        made[key] = value if key not in made or made[key] == value else TWO_VALUES
+    return made
 
 
 # Judges that are asked for JSON at times answer with a Python dict. Looking for one is dearer than for JSON.
@@ -178,12 +196,23 @@ def json_objects(text: str) -> list[dict]:
 
 
 def literal(text: str) -> object:
-    """Parse a Python literal, None when `text` is none."""
+    """Parse a Python literal, None when `text` is none, or has a dict with two values of one key."""
     try:
         # Never eval: the text is written by a model that has read untrusted outputs.
-        return ast.literal_eval(text)
+        tree = ast.parse(text.lstrip(" \t"), mode="eval")
+        return None if any(map(_has_two_values, ast.walk(tree))) else ast.literal_eval(tree)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return None
+
+
+def _has_two_values(node: ast.AST) -> bool:
+    if not isinstance(node, ast.Dict):
+        return False
+    keys = [ast.dump(key) for key in node.keys if key is not None]
+    if len(set(keys)) == len(keys):
+        return False
+    pairs = zip(node.keys, node.values, strict=True)
+    return len({(ast.dump(key), ast.dump(value)) for key, value in pairs if key is not None}) > len(set(keys))
 
 
 def is_number(value: object) -> bool:

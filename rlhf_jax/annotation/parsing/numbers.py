@@ -60,7 +60,7 @@ _DRESS = r"[\s*_`\"'\])}]{0,10}"
 _UNITS = r"(?:\s?(?:stars?|points?|pts?|marks?)\b\.?)?"
 # "5/7", "5 out of 7", "5 von 7", "5 sur 7"; also with the fraction and division slashes U+2044 and U+2215.
 _OUT_OF = re.compile(
-    rf"{_UNITS}{_DRESS}[\s([{{]{{0,3}}(?P<how>[/\u2044\u2215]|\b(?:out of|of|von|sur)\b)\s?"
+    rf"{_UNITS}{_DRESS}[\s([{{]{{0,3}}(?:[/\u2044\u2215]|\b(?:out of|of|von|sur)\b)\s?"
     rf"(?:a (?:possible |total of )?|the |possible )?[*_`\[(]{{0,4}}(?P<total>{_DIGITS}|(?:{_WORD})\b)(?P<tail>%?)",
     re.IGNORECASE,
 )
@@ -71,13 +71,15 @@ _GOES_ON = re.compile(
     r"[\w%‰°^+#&$€£<>=~×÷]|[.,:;/|\\-]\d|[-–—]\w|\s?(?:[-–—~〜∼/\u2044\u2215]|to\b|or\b|and\b|through\b|bis\b|oder\b"
     r"|ou\b|à\b|y\b|o\b|a\b|至|到|±|\+|x\b|×|vs\b|[,(]?\s?(?:or |and |to )?(?:maybe|perhaps|possibly|even|rather)\b)"
     r"\s?(?:an? )?[*_]{0,2}(?:\d|(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\b)|\s?[%‰]"
-    r"|-(?:st|nd|rd|th|star)\b|\.\.\d|\s?\?|[,;]?[ \t]{1,3}\d",
+    r"|-(?:st|nd|rd|th|star)\b|\.\.\d|\s?\?|[,;]?[ \t]{1,3}\d|\s?[¼-¾⅐-⅞]"
+    r"|\s?(?:-{1,2}>|={1,2}>|[→⇒➔➜]|\b(?:minus|plus|less|times)\b)\s?[*_]{0,2}"
+    r"(?:\d|(?:zero|one|two|three|four|five|six|seven|eight|nine|ten)\b)",
     re.IGNORECASE,
 )
 # "5 (five)": the same again, or another number.
 _AGAIN = re.compile(rf"\s?[(\[]\s?(?P<again>{_DIGITS}|(?:{_WORD})\b)\s?[)\]]", re.IGNORECASE)
 # Right before a number these make it the end of something else: "v2", "$5", "10:30", "4-5".
-_CAME_BEFORE = re.compile(r"(?:[\w.,/\\#$€£<>~≈±^]|\d:|\d\s?[-–—~〜/]\s?)\Z")
+_CAME_BEFORE = re.compile(r"(?:[\w.,/\\#$€£<>~≈±^]|\d:|\d\s?[-–—~〜/]\s?|(?:^|[\s:=(])[<>≤≥]=?\s?)\Z")
 # A hyphen is a minus sign only at the beginning of a word: in "4-5" it is a range.
 _SIGN = re.compile(r"(?:^|[\s\"'`*_:=([])([-−–])\Z")
 
@@ -86,14 +88,13 @@ _SIGN = re.compile(r"(?:^|[\s\"'`*_:=([])([-−–])\Z")
 class Found:
     """A number that a judge wrote: its value or why it is none, and where its expression ends in the text.
 
-    out_of: the total it was given with ("5/7"), if any. plainly: not by "of", which also counts ("5 of 7 points").
+    out_of: the total it was given with ("5/7"), if any.
     """
 
     value: float | None
     problem: str
     end: int
     out_of: float | None = None
-    plainly: bool = True
 
 
 def number_at(text: str, match: re.Match, high: float) -> Found:
@@ -107,7 +108,7 @@ def number_at(text: str, match: re.Match, high: float) -> Found:
         value, before = -value, ""
     if _CAME_BEFORE.search(before):
         return Found(None, f"{before.lstrip()}{shown} is no single number", end)
-    out_of, plainly = None, True
+    out_of = None
     if share := _OUT_OF.match(text, end):
         total = _value(NUMBER.match(share.group("total")))
         end = share.end()
@@ -116,7 +117,7 @@ def number_at(text: str, match: re.Match, high: float) -> Found:
             return Found(
                 None, f"{text[match.start() : end]!r} is not on the scale, which ends at {high:g}", end
             )
-        out_of, plainly = total, share.group("how").lower() != "of"
+        out_of = total
     # A percentage is a rating on a scale to 100 only.
     elif percent := _PERCENT.match(text, end):
         end = percent.end()
@@ -131,7 +132,7 @@ def number_at(text: str, match: re.Match, high: float) -> Found:
         if abs(value) != _value(NUMBER.match(again.group("again"))):
             return Found(None, f"{text[match.start() : again.end()]!r} is no single number", end)
         end = again.end()
-    return Found(value, "", end, out_of, plainly)
+    return Found(value, "", end, out_of)
 
 
 def _value(match: re.Match) -> float | None:
@@ -170,11 +171,15 @@ _KEYS = ("answer", "result")
 _AROUND = " \t\n*_#"
 # "Rating: 5. Actually, 6." is unreadable, not 6: such words may mean something else.
 _CORRECTED = re.compile(
-    r"\b(?:wait|actually|on (?:second thought|reflection)|scratch that|correction|make (?:it|that))\b"
-    rf"[^.!?\n\d]{{0,40}}?{STARTS}",
-    re.IGNORECASE,
+    r"(?:\b(?:wait|actually|hmm{1,3}|oops|i meant?|on (?:second thought|reflection)|after reconsider(?:ation|ing)"
+    r"|(?:scratch|scrap|strike|forget) (?:that|it)|correction|make (?:it|that)|edit(?:ed)?(?=\s?:|\sto\b)"
+    r"|revis(?:e|ed|ing|ion)(?=\s?:|\s(?:(?:this|it|that|my \w{1,12})\s)?(?:to|down|up)\b))\b"
+    r"|(?:^|[.!?;,(–—-])\s{0,3}no(?=\s?[,:;–—]|\s-))"
+    # "Actually, example 1 deserves a 3": the first number says which one.
+    rf"(?:(?:example|pair|output|response)\s#?\d{{1,4}}(?=\s[a-z])|[^.!?\n\d]){{0,40}}?{STARTS}",
+    re.IGNORECASE | re.MULTILINE,
 )
-_CLAUSE_ENDS = re.compile(r"[\s*_`\"'\])}]{0,10}(?:[.!,;\n(/]|$)")
+_CLAUSE_ENDS = re.compile(r"[\s*_`\"'\])}]{0,10}(?:[.!,;\n(/]|$|(?:for|because|since)\b)")
 
 
 def answered(text: str) -> list[object]:
@@ -217,8 +222,11 @@ def split_number(line: str) -> tuple[int | None, str]:
 
 
 def in_order(numbered: Sequence[tuple[int | None, Value]], n: int) -> list[Value]:
-    """Sort values by their numbers: [] when these are not exactly 1 to `n`, as they are without any."""
+    """Sort values by their numbers, if any: [] when these are neither exactly 1 to `n` nor 0 to `n` - 1."""
     numbers = [number for number, _ in numbered if number is not None]
+    if sorted(numbers) == list(range(n)):
+        numbered = [(None if number is None else number + 1, value) for number, value in numbered]
+        numbers = [number + 1 for number in numbers]
     # A number that is missing, doubled or too large: the judge has lost count, and no line can be trusted.
     if numbers and sorted(numbers) != list(range(1, n + 1)):
         return []

@@ -33,6 +33,8 @@ _PRIVATE = re.compile("[\ue000-\uf8ff]")
 
 # Markdown's quoted lines.
 _BLOCK_QUOTE = re.compile(r"^[ \t]{0,3}>.*$", re.MULTILINE)
+# What is struck out.
+_STRUCK = re.compile(r"~~[^~\n]{1,2000}~~")
 _QUOTED = re.compile(
     r"\"[^\"\n]{1,2000}\"|“[^“”\n]{1,2000}”|„[^„“”\n]{1,2000}[“”]|«[^«»\n]{1,2000}»|``[^`\n]{1,2000}``"
     r"|`[^`\n]{1,2000}`|(?<!\w)'[^'\n]{1,2000}'(?!\w)|(?<!\w)‘[^‘\n]{1,2000}’(?!\w)"
@@ -79,6 +81,7 @@ def own_words(text: str, *, reports: bool = False) -> str:
     # characters of the answer itself would be taken for placeholders, so they go first.
     text, kept = _hold(_PRIVATE.sub("\ufffd", text))
     text = _BLOCK_QUOTE.sub("", text)
+    text = _STRUCK.sub(lambda match: mask(match.group()), text)
     text = _QUOTED.sub(_masked_quotation, text)
     text = text if reports else reported(text)
     return _PRIVATE.sub(lambda match: kept[ord(match.group()) - _PLACE], text)
@@ -175,6 +178,7 @@ _SAYS = (
     r"|(?:tells?|told|telling) (?:me|us|you)|claims?|claimed|claiming"
     r"|instructs?|instructed|instructing|commands?|commanded|insists?|insisted|requests?|requested|orders? me"
     r"|ordered me|wants? me|wanted me|begs?|urges?|urged|states?|stated|stating|reads?|quotes?|quoted|writes?|wrote"
+    r"|tr(?:y|ies|ied|ying) to (?:trick|make|get|persuade|force|fool|manipulate|coax)|tricks? me"
     r"|declares?|declared|announces?|suggests?|suggested|proposes?|pretends?|ends? with|begins? with|starts? with"
     r"|injects?|gives? itself|awards? itself|rates? itself|calls? itself|ranks? itself)"
 )
@@ -184,13 +188,22 @@ _SPEECH = re.compile(
 # "Rating: 7 is what the output demands", "... says the output": what is said stands before.
 _SAID_BEFORE = re.compile(
     rf"\b(?:is|was|are|were) (?:just |only |exactly )?what (?:the )?{_SPEAKER}\b"
-    rf"|\b(?:says?|said|claims?|claimed|writes?|wrote|demands?|demanded) (?:the|this|that) {_SPEAKER}\b",
+    rf"|\b(?:says?|said|claims?|claimed|writes?|wrote|demands?|demanded) (?:the|this|that) {_SPEAKER}\b"
+    # "I can't say that Output (a) is better" names it.
+    r"(?!\s?[*_]{0,2}\()",
     re.IGNORECASE,
 )
-# Words that quote only when a colon follows: "The output contains: ...", "Quote: ...".
+_OBJECT = (
+    r"(?:the|an?|its|this|that|own|hidden|fake|injected|string|text|phrase|words?|line|verdict|instruction|sentence"
+    r"|object|json|list|to|of)"
+)
+# Words that quote when a colon follows ("The output contains: ..."), or JSON or a list, or whatever they ask for.
 _CONTENT = re.compile(
     r"\b(?:contains?|contained|includes?|included|has|had|quote|quotation|quoting|excerpt|verbatim|written in it"
-    r"|injection|injected)\b[^.!?:\n]{0,40}:",
+    r"|injection|injected)\b[^.!?:\n]{0,40}:"
+    rf"|\b(?:contains?|contained|includes?|included)(?: {_OBJECT}){{0,6}}[\s*_`\"'(\[]{{1,6}}(?=[\ue000-\uf8ff])"
+    r"|\b(?:ignor|disregard|resist|reject|follow|obey)(?:e|s|es|ed|ing)? (?:the|its|this|that|an?|any)"
+    r"(?: (?:hidden|embedded|injected))? (?:instructions?|requests?|demands?|commands?|attempts?|orders?|prompts?)\b",
     re.IGNORECASE,
 )
 _CLAUSE_END = re.compile(r"[.!?](?=[\s)\]\"'*_]|$)|[;\n)]|,\s?(?:so|but|yet|therefore|thus|hence|and I|I)\b")
@@ -209,6 +222,7 @@ _REFUSAL = re.compile(
     rf"{_JUDGE}\b",
     re.IGNORECASE | re.MULTILINE,
 )
+_REFUSAL_END = re.compile(r"[.!?](?=[\s)\]\"'*_]|$)|[;:,\n)]|\bbut\b")
 # Words that apologise: they decline only where no verdict stands.
 _SORRY = re.compile(
     r"\bI[’']?\s?a?m sorry\b|^\s{0,20}(?:sorry|refused|no (?:rating|verdict|ranking|answer))\b", re.I | re.M
@@ -268,7 +282,13 @@ def after_refusals(text: str) -> str | None:
     for match in _REFUSAL.finditer(text):
         if not _PRAISE.search(text, match.end(), match.end() + _ABOUT):
             found = match
-    return None if found is None else text[found.end() :]
+    if found is None:
+        return None
+    # The rest of the sentence belongs to the refusal: "I can't say that Output (a) is better".
+    if found.group().endswith((".", "!", ",", ";")):
+        return text[found.end() :]
+    stop = _REFUSAL_END.search(text, found.end())
+    return text[stop.end() :] if stop else ""
 
 
 def apologises(text: str) -> bool:

@@ -30,10 +30,11 @@ from rlhf_jax.annotation.parsing.contracts import (
 )
 from rlhf_jax.annotation.parsing.numbers import in_order, known_logprobs, split_number
 from rlhf_jax.annotation.parsing.own_words import split_thoughts, without_end_token
-from rlhf_jax.annotation.parsing.parse_ratings import denied
+from rlhf_jax.annotation.parsing.said import Said, each_object, holding
 
 # A bare verdict is short; whatever is longer explains, and is for other parsers.
 _BARE_CHARS = 100
+_LINE_CHARS = 200
 _CALLED = r"(?i:(?:(?:my|the|final) ){0,3}(?:answer|verdict|choice)\s?(?:is|:)\s?)?"
 _DRESSED = _CALLED + r"[\s\"'`*(\[]*(?i:output\s*)?[(\[]?NAME[\s\"'`*)\].!]*"
 # Of two dicts, as Python writes them; of the numbers of outputs.
@@ -45,6 +46,26 @@ _CHAIN = re.compile(rf"{_CHAIN_PART}(?:\s{{0,9}}[>=]\s{{0,9}}{_CHAIN_PART})+", r
 _CHAIN_LABEL = re.compile(
     r"[\w ,*_]{0,60}\b(?:ranking|order|verdict|answer|result)\b[\w ]{0,20}[*_ ]{0,6}:", re.IGNORECASE
 )
+# A list of numbers in running text may be anything; it is a ranking when it is all its line says, or is called one.
+_LIST_LABEL = re.compile(
+    r"[\s*_`\"'#>-]{0,12}(?:[\w ,*_()-]{0,80}\b(?:ranking|order(?:ed|ing)?|verdict|answer|result|preference"
+    r"|best (?:first|to worst)|rank (?:them|these|it|the (?:outputs|responses)))\b[\w ()-]{0,30}[*_`]{0,3}"
+    r"(?:\s?[:=]|\s(?:is|are|as)\b|\s?$)[\s*_`\"']{0,6})?",
+    re.IGNORECASE,
+)
+_NO_ORDER = re.compile(r"\b(?:ranks|scores?|weights?|ratings?|points|grades?)\b", re.IGNORECASE)
+_LIST_ENDS = re.compile(
+    r"[\s*_`\"')]{0,6}(?:$|[.;,](?:\s|$)|\s?(?:because|since|as)\b|\([^()\d\n]{1,60}\)[\s*_.]{0,4}$)",
+    re.IGNORECASE,
+)
+# The worst first: what such an answer puts first is not what it prefers.
+_BACKWARDS = re.compile(
+    r"\b(?:worst|lowest|weakest|poorest|least(?:\s\w{1,12})?)[\s_-]{0,3}(?:first\b|(?:to|>|→)[\s_-]{0,3}(?:the )?"
+    r"(?:best|highest|strongest|most)\b)|\b(?:ascending|increasing|reversed?)\s(?:order|ranking)\b",
+    re.IGNORECASE,
+)
+# {"ordered": [...], "tie": true} says two things.
+_TIES, _SAYS_NO = ("tie", "tied", "draw", "equal", "is_tie"), (False, None, 0, "", "no", "none", "false")
 
 
 def choice(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
@@ -79,19 +100,28 @@ def two_scores(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]
 
 def cot_json(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """Read JSON objects that list the outputs best first under `key`: names, or {"model": name, "rank": 1 or 2}."""
-    firsts, explanations = [], []
-    for start, _, found in json_spans(answer.text):
-        first = _best(_under(found, spec.key), spec)
-        if first is not None and not denied(answer.text, start, 0):
-            firsts.append(first)
+    spans, found = json_spans(answer.text), []
+    for start, end, outer in spans:
+        for number, inner, first in each_object(outer, lambda one: _best(_under(one, spec.key), spec)):
             # AlpacaEval's name for it, then the plain one.
-            said = found.get("concise_explanation", found.get("explanation"))
-            explanations.append(said if isinstance(said, str) else None)
-    parsed = verdicts(firsts, spec, n, f'JSON object that orders both outputs under "{spec.key}"')
+            said = inner.get("concise_explanation", inner.get("explanation"))
+            found.append(Said(start, end, first, number, said if isinstance(said, str) else None))
+    what = f'JSON object that orders both outputs under "{spec.key}"'
+    return _preferences(answer.text, found, [span[:2] for span in spans], spec, n, what)
+
+
+def _preferences(
+    text: str, found: list[Said], spans: list[tuple[int, int]], spec: ParserSpec, n: int, what: str
+) -> list[Parsed]:
+    """Make labels of the names of better outputs that hold."""
+    kept, problem = holding(text, found, n, spans)
+    if problem or (kept and _BACKWARDS.search(text)):
+        return [failed(problem or "the answer ranks the worst first")] * n
+    parsed = verdicts([one.value for one in kept], spec, n, what)
     if parsed[0].status != OK:
         return parsed
-    # Not strict: an object may be repeated, and then there is one verdict and several explanations.
-    return [Parsed(p.preference, OK, explanation=e) for p, e in zip(parsed, explanations, strict=False)]
+    # Not strict: a verdict may be repeated, and then there is one label and several explanations.
+    return [Parsed(p.preference, OK, explanation=one.note) for p, one in zip(parsed, kept, strict=False)]
 
 
 def _best(ordered: object, spec: ParserSpec) -> str | None:
@@ -109,8 +139,11 @@ def _best(ordered: object, spec: ParserSpec) -> str | None:
 
 
 def _under(found: dict, key: str) -> object:
-    """The value under a key however it is capitalised."""
-    return next((value for name, value in found.items() if name.casefold() == key.casefold()), None)
+    """The value under a key however it is capitalised; None for two, or beside a key that calls it a tie."""
+    if any(name.casefold() in _TIES and value not in _SAYS_NO for name, value in found.items()):
+        return None
+    values = [value for name, value in found.items() if name.casefold() == key.casefold()]
+    return values[0] if values and all(value == values[0] for value in values) else None
 
 
 def _bare_name(value: object, spec: ParserSpec) -> object:
@@ -128,14 +161,15 @@ def _rank(entry: dict) -> object:
 
 def ranking(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """Read a Python list of {'model': name, 'rank': 1 or 2} that ranks each output once."""
-    firsts = []
-    for match in _LIST.finditer(answer.text):
-        ranked = None if denied(answer.text, match.start(), 0) else literal(match.group())
+    lists, found = list(_LIST.finditer(answer.text)), []
+    for match in lists:
+        ranked = literal(match.group())
         if isinstance(ranked, list) and all(isinstance(entry, dict) for entry in ranked):
             first = _best(ranked, spec)
             if first is not None:
-                firsts.append(first)
-    return verdicts(firsts, spec, n, "list that ranks both outputs 1 and 2")
+                found.append(Said(*match.span(), first))
+    spans = [match.span() for match in lists]
+    return _preferences(answer.text, found, spans, spec, n, "list that ranks both outputs 1 and 2")
 
 
 def _is_permutation(names: list, spec: ParserSpec) -> bool:
@@ -149,19 +183,33 @@ def order(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """Read all k outputs by their numbers, best first: "2 > 1 = 3", [2, 1, 3] or {"ordered": [2, 1, 3]}."""
     text = answer.text
     spans = json_spans(text)
-    candidates = [
-        _as_ranks(found.get(spec.key), k) for start, _, found in spans if not denied(text, start, 0)
-    ]
+    candidates = [Said(start, end, _as_ranks(_under(found, spec.key), k)) for start, end, found in spans]
     for match in _NUMBERS.finditer(text):
         # A list inside a JSON object is part of it: under another key it is no ranking.
-        if not _inside(match.start(), spans) and not denied(text, match.start(), 0):
-            candidates.append(_as_ranks(literal(match.group()), k))
-    candidates += [_chain(line, k) for line in text.splitlines()]
+        if not _inside(match.start(), spans) and _is_called_order(text, *match.span()):
+            candidates.append(Said(*match.span(), _as_ranks(literal(match.group()), k)))
+    place = 0
+    for line in text.splitlines(keepends=True):
+        candidates.append(Said(place, place + len(line), _chain(line, k)))
+        place += len(line)
+    found = sorted((one for one in candidates if one.value is not None), key=lambda one: one.start)
+    kept, problem = holding(text, found, 1, [span[:2] for span in spans])
     # The same ranking in several forms is one; two different ones are unreadable.
-    found = {ranks for ranks in candidates if ranks is not None}
-    if len(found) != 1:
-        return wrong_count(len(found), 1, f"ranking of outputs 1 to {k}")
-    return [Parsed(None, OK, ranks=found.pop())]
+    ranks = {one.value for one in kept}
+    if problem or (ranks and _BACKWARDS.search(text)):
+        return [failed(problem or "the answer ranks the worst first")]
+    if len(ranks) != 1:
+        return wrong_count(len(ranks), 1, f"ranking of outputs 1 to {k}")
+    return [Parsed(None, OK, ranks=ranks.pop())]
+
+
+def _is_called_order(text: str, start: int, end: int) -> bool:
+    """Whether a list is all that its line says, perhaps behind a label that calls it an order."""
+    before = text[max(0, start - _LINE_CHARS) : start].rpartition("\n")[2]
+    behind = text[end : end + _LINE_CHARS].partition("\n")[0]
+    # In a label "not" belongs to the verdict; `holding` sees to it.
+    label = _LIST_LABEL.fullmatch(before)
+    return label is not None and not _NO_ORDER.search(before) and _LIST_ENDS.match(behind) is not None
 
 
 def _inside(place: int, spans: list[tuple[int, int, dict]]) -> bool:
@@ -171,7 +219,7 @@ def _inside(place: int, spans: list[tuple[int, int, dict]]) -> bool:
 def _chain(line: str, k: int) -> tuple[int, ...] | None:
     """The ranks of a line that is one chain, perhaps after "My ranking:"."""
     label = _CHAIN_LABEL.match(line)
-    chain = line[label.end() if label else 0 :].strip(" \t*`.\"'")
+    chain = line[label.end() if label else 0 :].strip(" \t\r\n*`.\"'")
     if not _CHAIN.fullmatch(chain):
         return None
     groups = [[int(re.search(r"\d+", one).group()) for one in tied.split("=")] for tied in chain.split(">")]

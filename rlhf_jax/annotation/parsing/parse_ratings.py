@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from rlhf_jax.annotation.answers.answers import CUT_OFF, OK, TRUNCATED, Answer
 from rlhf_jax.annotation.parsing.contracts import (
+    TWO_VALUES,
     Parsed,
     ParserSpec,
     failed,
     is_number,
-    json_objects,
     json_spans,
     wrong_count,
 )
@@ -27,39 +27,35 @@ from rlhf_jax.annotation.parsing.numbers import (
     split_number,
     taken_back,
 )
+from rlhf_jax.annotation.parsing.said import Said, each_object, holding, numbers_of
+from rlhf_jax.annotation.parsing.scales import WHAT, scale_problem, without_scale
+from rlhf_jax.annotation.parsing.second_thoughts import HOLLOW, denied, hypothetical
 
 _LINE_CHARS = 200
-# Takes the place of what was cut out. No pattern of a verdict matches it, so the parts around it cannot join.
-_HOLLOW = "\ufffc"
 _DRESS = r"[\s*_`\"'\[\](){}]{0,10}"
 _OPENING = r"[\s*_`\"'“«„\[({#|>]{0,12}"
 _CLOSING = re.compile(r"[\s*_`\"'”»“\])}.!,|]{0,12}")
 # "6 (very good)": a remark without another number.
 _REMARK = re.compile(r"[\s*_]{0,4}\([^()\d]{1,100}\)[\s*_.!]{0,6}")
-_WHAT = r"(?:rating|score|grade|verdict|mark)"
 _WHOSE = r"(?:(?:the|my|its|an?|overall|final|total|quality)\s){0,3}"
 _IS = r"(?:\s?(?:is|was|of|would be|will be)\b(?:\s(?:a|an)\b)?)?[\s*_`\"'|]{0,6}(?:[:=]|->|→|[-–—](?=\s))?"
 _FOR = r"(?:\s(?:for|of)\s(?:the|this|that|its)\s\w{1,20})?"
 _ASIDE = r"(?:\s?[(\[][^()\[\]\n]{0,80}[)\]](?=[\s*_`\"']{0,6}(?:[:=]|is\b)))?"
-_LABEL = rf"{_WHOSE}(?<![^\W_]){_WHAT}s?(?![^\W_]){_FOR}[*_`\"']{{0,4}}{_ASIDE}{_IS}"
+_LABEL = rf"{_WHOSE}(?<![^\W_]){WHAT}s?(?![^\W_]){_FOR}[*_`\"']{{0,4}}{_ASIDE}{_IS}"
 # "My overall rating for this response (1-7) is: **6**": whose, what, for what, an aside, then the number.
 _LABELLED = re.compile(
-    rf"(?:{_LABEL}|\bscale (?:of|from) {_HOLLOW}\s?[:=]){_OPENING}[-−–]?{STARTS}", re.IGNORECASE
+    rf"(?:{_LABEL}|\bscale (?:of|from) {HOLLOW}\s?[:=]){_OPENING}[-−–]?{STARTS}", re.IGNORECASE
 )
 # What may stand before a number that is all its line says.
 _ONLY_LABEL = re.compile(
     rf"(?:example\s?\d{{1,4}}\s?[:.)])?{_OPENING}(?:{_LABEL})?{_OPENING}[-−–]?", re.IGNORECASE
 )
-_TO = r"\d{1,3}\s?(?:-|–|—|to|\.\.)\s?(\d{1,3})\b"
-# Every way in which a judge names a scale; each has one group, the scale's upper end.
-_SCALES = re.compile(
-    rf"\b{_WHAT}s?\s?[(\[]{_TO}|\bscale (?:of|from) {_TO}"
-    rf"|\bscale (?:of|from) (\d{{1,3}})\b(?!\s?(?:-|–|to\b))|{_TO}[- ]scale"
-    r"|\b(\d{1,3})[- ]points?\s(?:\w{1,12}\s)?scale"
-    r"|[(\[]\s?(?:out of|of|from|max\.?|maximum|/)(?: of)?\s(\d{1,3})\s?[)\]]",
-    re.IGNORECASE,
-)
 _FINAL = re.compile(r"\b(?:overall|final)\b", re.IGNORECASE)
+# "Overall: 5", at the beginning of a line or a sentence.
+_OVERALL = re.compile(
+    rf"(?:^|[.;|]\s)[\s*_#|-]{{0,8}}(?:my\s)?(?:overall|final)[*_]{{0,3}}\s?[:=]{_OPENING}[-−–]?{STARTS}",
+    re.IGNORECASE | re.MULTILINE,
+)
 # "I'd give it a 5", "I rate this response 6", "it deserves a 5".
 _GIVEN = re.compile(
     r"\b(?:I(?:[’']d|[’']ll|\swould|\swill)?\s(?:give|rate|score|grade|award|assign)\s(?:it|this|that|the)(?:\s\w{1,20}){0,2}?"
@@ -69,7 +65,11 @@ _GIVEN = re.compile(
 )
 # MT-bench asks for "[[5]]".
 _BRACKETS = re.compile(r"\[\[(?P<inside>[^\[\]\n]{0,40})\]\]")
-_TAGGED = re.compile(rf"<{_WHAT}>(?P<inside>[^<>\n]{{0,40}})</{_WHAT}>", re.IGNORECASE)
+_TAGGED = re.compile(rf"<{WHAT}>(?P<inside>[^<>\n]{{0,40}})</{WHAT}>", re.IGNORECASE)
+_CLAUSE_ENDS = re.compile(
+    r"[\s*_`\"'\])}]{0,10}(?:[.!,;\n(]|$|[-–—:](?=\s)|(?:because|since|as|due|overall)\b)", re.IGNORECASE
+)
+_RATED = re.compile(r"[ -](?:response|answer|output|text|rating|score|from me|in my)\b", re.IGNORECASE)
 _KEYS = frozenset(
     {"rating", "score", "overall", "overall_rating", "overall_score", "final_rating", "final_score"}
 )
@@ -82,15 +82,21 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     several examples each has a line of its own. Outside the scale it is unreadable, never clipped.
     """
     # First of all: in "Rating (1-7): 5" the ends of the scale are numbers too.
-    text = _without_scale(answer.text, spec)
-    if other := _other_scale(text, spec):
-        return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
+    text = without_scale(answer.text, spec)
+    if problem := scale_problem(answer.text, spec):
+        return [failed(problem)] * n
+    cut = answer.finish_reason in CUT_OFF
     if n > 1:
         lines = [split_number(line) for line in text.splitlines()]
         read = [(number, one) for number, rest in lines if (one := _of_line(rest, spec)) is not None]
         found = in_order(read, n)
         if len(found) != n:
             return wrong_count(len(found), n, "rating")
+        # Whose rating is corrected is not always said, so none of them holds.
+        if again := _correction([], text, spec):
+            return [failed(f"a rating is taken back: {again}")] * n
+        if cut and _could_go_on(read[-1][1], text, spec):
+            return [failed(f"the answer was cut off ({answer.finish_reason}) at a rating", TRUNCATED)] * n
         return _all_or_none([_rated(one, spec) for one in found])
     # From the most explicit form to the least: the first in which anything is found decides, readable or not.
     for tier in (_marked, _final, _plain, _last_line):
@@ -101,9 +107,9 @@ def rating(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     if len(found) != 1:
         return wrong_count(len(found), 1, "rating")
     (one,) = found.values()
-    if again := _correction(one, text, spec):
+    if again := _correction([one.value], text, spec):
         return [failed(f"the rating is taken back: {again}")]
-    if answer.finish_reason in CUT_OFF and _could_go_on(one, text, spec):
+    if cut and _could_go_on(one, text, spec):
         return [failed(f"the answer was cut off ({answer.finish_reason}) at its rating", TRUNCATED)]
     return [_rated(one, spec)]
 
@@ -116,42 +122,32 @@ def _last_line(text: str, spec: ParserSpec) -> Iterator[Found]:
             yield found
 
 
-def _correction(one: Found, text: str, spec: ParserSpec) -> str:
-    """Words by which the judge takes its rating back for another number, "" for none."""
+def _correction(values: list[float | None], text: str, spec: ParserSpec) -> str:
+    """Words by which the judge takes a rating back for another number, "" for none; `values`: those it may repeat."""
     text = _without_objects(text)
     others = (
-        words for words, match in taken_back(text) if number_at(text, match, spec.high).value != one.value
+        words for words, match in taken_back(text) if number_at(text, match, spec.high).value not in values
     )
     return next(others, "")
-
-
-def _without_scale(text: str, spec: ParserSpec) -> str:
-    """Blank every mention of the scale's two ends: "(1-7)", "from 1 (worst) to 7 (best)"."""
-    low, high = (re.escape(f"{end:g}") for end in (spec.low, spec.high))
-    # A remark may follow each end: "from 1 (worst) to 7 (best)", "1 = poor, 7 = excellent".
-    note = r"(?:\s?\([^()\d\n]{1,40}\)|\s?=\s?[^\d\n()]{1,40}?)?"
-    pattern = rf"(?<![\d.,/-]){low}{note}\s?(?:-|–|—|to|and|through|bis|,|\.\.\.?|…)\s?{high}{note}(?![\d.,]\d|\d|\s?%)"
-    return re.sub(pattern, lambda match: _HOLLOW, text, flags=re.IGNORECASE)
-
-
-def _other_scale(text: str, spec: ParserSpec) -> str:
-    """Find words by which the judge puts its rating on another scale, "" if there are none."""
-    for match in _SCALES.finditer(text):
-        end = float(next(number for number in match.groups() if number))
-        if end != spec.high:
-            return match.group()
-    return ""
 
 
 def _marked(text: str, spec: ParserSpec) -> Iterator[Found]:
     """ "[[6]]", "<rating>6</rating>" and {"rating": 6}."""
     for pattern in (_BRACKETS, _TAGGED):
         for match in pattern.finditer(text):
-            yield _whole(match.group("inside"), spec) or Found(None, f"{match.group()!r} is no number", 0)
-    for value in json_objects(text):
+            found = _whole(match.group("inside"), spec) or Found(None, f"{match.group()!r} is no number", 0)
+            yield _given(found, text, *match.span())
+    for start, end, value in json_spans(text):
         named = [value[key] for key in value if key.casefold() in _KEYS]
         for one in named:
-            yield _of_json(one, spec)
+            yield _given(_of_json(one, spec), text, start, end)
+
+
+def _given(found: Found, text: str, start: int, end: int) -> Found:
+    """The number found at a place of the text, or why it is not given to the response at hand."""
+    if found.problem or not hypothetical(text, start, end):
+        return found
+    return Found(None, f"{text[start:end][:40]!r} is spoken of, not given", found.end)
 
 
 def _of_json(value: object, spec: ParserSpec) -> Found:
@@ -178,43 +174,37 @@ def _plain(text: str, spec: ParserSpec) -> Iterator[Found]:
     # "5/7" or "5 out of 7" anywhere needs no label: it names the scale itself.
     for match in NUMBER.finditer(text):
         found = number_at(text, match, spec.high)
-        if (
-            found.out_of is not None
-            and (found.plainly or _ends(text, found.end))
-            and not denied(text, match.start())
-        ):
-            yield found
+        # Only at the end of a clause: "9/10 dentists agree" is no rating.
+        ends = _ends(text, found.end) or _RATED.match(text, found.end)
+        if found.out_of is not None and ends and not denied(text, match.start()):
+            yield _given(found, text, match.start(), found.end)
 
 
 def _without_objects(text: str) -> str:
     pieces, done = [], 0
     for start, end, _ in json_spans(text):
-        pieces += [text[done:start], _HOLLOW]
+        pieces += [text[done:start], HOLLOW]
         done = end
     return "".join([*pieces, text[done:]])
 
 
 def _labelled(text: str, spec: ParserSpec) -> Iterator[tuple[str, Found]]:
     """Numbers that the judge calls its rating, with the words by which it does."""
-    for pattern in (_LABELLED, _GIVEN):
+    for pattern in (_LABELLED, _GIVEN, _OVERALL):
         for label in pattern.finditer(text):
             match = NUMBER.match(text, label.end())
             if match and not denied(text, label.start()):
                 found = number_at(text, match, spec.high)
-                if match.group("word") is None or _ends(text, found.end):
-                    yield text[max(0, label.start() - 20) : label.end()], found
+                # "Rating: one of the best" and "Overall: 3 errors" give no number.
+                plain = match.group("word") is None and pattern is not _OVERALL
+                if plain or _ends(text, found.end):
+                    said = text[max(0, label.start() - 20) : label.end()]
+                    yield said, _given(found, text, match.start(), found.end)
 
 
 def _ends(text: str, end: int) -> bool:
     """Whether a clause ends here: "Rating: one" is a number, "Rating: one of the best" is none."""
-    return re.match(r"[\s*_`\"'\])}]{0,10}(?:[.!,;\n(]|$)", text[end : end + 20]) is not None
-
-
-def denied(text: str, start: int, reach: int = 14) -> bool:
-    """Return whether the words before `start`, or the `reach` characters after it, deny the verdict there."""
-    # Only the clause that the verdict stands in: "this is not perfect. Rating: 6" denies nothing.
-    before = re.split(r"[.!?;,\n{}]|\bbut\b", text[max(0, start - 40) : start + reach])[-1]
-    return re.search(r"\b(?:not|never|cannot|without|no)\b|n[’']t\b", before, re.IGNORECASE) is not None
+    return _CLAUSE_ENDS.match(text[end : end + 20]) is not None
 
 
 def _of_line(line: str, spec: ParserSpec) -> Found | None:
@@ -265,65 +255,83 @@ def _all_or_none(parsed: list[Parsed]) -> list[Parsed]:
 def ratings(answer: Answer, spec: ParserSpec, n: int, k: int) -> list[Parsed]:
     """Read a rating per criterion, from JSON or lines "Relevance: 4"; their sum or mean is the rating."""
     wanted = [aspect.casefold() for aspect in spec.aspects]
-    told = _without_scale(answer.text, spec)
-    if other := _other_scale(told, spec) or _other_scale_of(told, wanted, spec):
-        return [failed(f"{other!r} speaks of another scale than {spec.low:g} to {spec.high:g}")] * n
-    found = _objects(answer.text, wanted, spec) or _lines(answer.text, wanted, spec)
+    text = answer.text
+    if problem := scale_problem(text, spec, wanted):
+        return [failed(problem)] * n
+    found, problem = _objects(text, wanted, spec, n)
+    if not found and not problem:
+        text = without_scale(text, spec)
+        found, problem = _lines(text, wanted, spec, n)
+    if problem:
+        return [failed(problem)] * n
     # The same ratings twice, as in a summary at the end, are one answer.
     if n == 1 and len({_values(one) for one in found}) == 1:
         found = found[:1]
     if len(found) != n:
         return wrong_count(len(found), n, "rating of every criterion")
+    # A correction may be of any criterion, of any example.
+    if again := _correction([], text, spec):
+        return [failed(f"a rating is taken back: {again}")] * n
+    if answer.finish_reason in CUT_OFF and _any_could_go_on(found, text, spec):
+        return [failed(f"the answer was cut off ({answer.finish_reason}) at its last rating", TRUNCATED)] * n
     return _all_or_none([_combined([one[aspect] for aspect in wanted], spec) for one in found])
+
+
+def _any_could_go_on(found: list[dict[str, Found]], text: str, spec: ParserSpec) -> bool:
+    each = [one for row in found for one in row.values()]
+    last = max(each, key=lambda one: one.end)
+    return last.end > 0 and _could_go_on(last, text, spec)
 
 
 def _values(found: dict[str, Found]) -> tuple:
     return tuple((aspect, one.value) for aspect, one in sorted(found.items()))
 
 
-def _objects(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, Found]]:
-    """The criteria of every JSON object that has all of them, as numbers or as text that is one."""
-    made = []
-    for start, _, value in json_spans(text):
-        folded = {str(name).casefold(): one for name, one in value.items()}
-        if all(_could_be(folded.get(aspect)) for aspect in wanted) and not denied(text, start, 0):
-            made.append({aspect: _of_json(folded[aspect], spec) for aspect in wanted})
-    return made
+def _objects(text: str, wanted: list[str], spec: ParserSpec, n: int) -> tuple[list[dict[str, Found]], str]:
+    """The criteria of every JSON object that has all of them, as numbers or as text that is one; what is wrong."""
 
+    def criteria(value: dict) -> dict[str, object] | None:
+        folded: dict[str, object] = {}
+        for name, one in value.items():
+            # A name that is given twice, capitalised differently, has no single rating.
+            same = str(name).casefold() not in folded or folded[str(name).casefold()] == one
+            folded[str(name).casefold()] = one if same else TWO_VALUES
+        if not all(_could_be(folded.get(aspect)) for aspect in wanted):
+            return None
+        return {aspect: folded[aspect] for aspect in wanted}
 
-def _other_scale_of(text: str, wanted: list[str], spec: ParserSpec) -> str:
-    """Words that give a criterion another scale, as "Relevance (1-10)"; "" if there are none."""
-    for aspect in wanted:
-        for match in _scale_of(aspect).finditer(text):
-            if float(match[1]) != spec.high:
-                return match.group()
-    return ""
-
-
-@functools.lru_cache(maxsize=64)
-def _scale_of(aspect: str) -> re.Pattern:
-    between = r"[\s*_]{0,4}[(\[]\d{1,3}\s?(?:-|–|to)\s?(\d{1,3})\b"
-    return re.compile(rf"(?<!\w){re.escape(aspect)}{between}", re.IGNORECASE)
+    spans, said = json_spans(text), []
+    for start, end, outer in spans:
+        said += [Said(start, end, made, number) for number, _, made in each_object(outer, criteria)]
+    kept, problem = holding(text, said, n, [span[:2] for span in spans])
+    return [{aspect: _of_json(value, spec) for aspect, value in one.value.items()} for one in kept], problem
 
 
 def _could_be(value: object) -> bool:
     return is_number(value) or isinstance(value, str)
 
 
-def _lines(text: str, wanted: list[str], spec: ParserSpec) -> list[dict[str, Found]]:
-    """Criteria rated in lines: the i-th rating of each criterion belongs to the i-th example."""
-    text = _without_scale(text, spec)
+def _lines(text: str, wanted: list[str], spec: ParserSpec, n: int) -> tuple[list[dict[str, Found]], str]:
+    """Criteria rated in lines: the i-th rating of each criterion belongs to the i-th example, if none is numbered."""
     columns = []
     for aspect in wanted:
-        found = []
-        for label in _label(aspect).finditer(text):
-            if match := NUMBER.match(text, label.end()):
-                found.append(number_at(text, match, spec.high))
-        columns.append(found)
+        labels = [(label, NUMBER.match(text, label.end())) for label in _label(aspect).finditer(text)]
+        found = [(label.start(), number_at(text, match, spec.high)) for label, match in labels if match]
+        columns.append(_column(text, found, n))
+        if found and not columns[-1]:
+            return [], f"the ratings are not numbered 1 to {n}"
     # A criterion that is missing for one example would shift its ratings to the wrong ones.
     if len({len(column) for column in columns}) != 1:
-        return []
-    return [dict(zip(wanted, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [], ""
+    return [dict(zip(wanted, row, strict=True)) for row in zip(*columns, strict=True)], ""
+
+
+def _column(text: str, found: list[tuple[int, Found]], n: int) -> list[Found]:
+    """The ratings of one criterion in the order of the examples."""
+    if n == 1 or len(found) != n:
+        return [one for _, one in found]
+    numbers = numbers_of(text, [start for start, _ in found], n)
+    return in_order([(number, one) for number, (_, one) in zip(numbers, found, strict=True)], n)
 
 
 @functools.lru_cache(maxsize=64)
@@ -331,8 +339,8 @@ def _label(aspect: str) -> re.Pattern:
     # A remark in brackets may stand between the name and its number: "Relevance (to the instruction): 4".
     aside = r"(?:\([^()\n]{0,80}\))?"
     return re.compile(
-        rf"(?<!\w){re.escape(aspect)}(?!\w){_DRESS}{aside}{_DRESS}(?:rating|score)?{_DRESS}(?:[:=|]|->|→|[-–—]\s)"
-        rf"{_DRESS}[-−]?(?=[\dA-Za-z])",
+        rf"(?<!\w)(?<!lack of )(?<!absence of )(?<!loss of ){re.escape(aspect)}(?!\w){_DRESS}{aside}{_DRESS}"
+        rf"(?:rating|score)?{_DRESS}(?:[:=|]|->|→|[-–—]\s){_DRESS}[-−]?(?=[\dA-Za-z])",
         re.IGNORECASE,
     )
 

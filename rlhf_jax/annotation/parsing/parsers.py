@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 # Raised whenever some cached answer is read differently than before; it is part of a judge's id.
-PARSER_VERSION = 4
+PARSER_VERSION = 5
 
 Reader = Callable[[Answer, ParserSpec, int, int], list[Parsed]]
 
