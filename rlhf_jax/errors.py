@@ -88,7 +88,7 @@ def read_object(path: str | PathLike, fix: str = "copy the file again") -> dict[
     if not raw.strip():
         raise UserError(f"{path}: the file is empty; {fix}")
     try:
-        found = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=_object)
+        found = json.loads(raw.decode("utf-8-sig"), object_pairs_hook=object_of)
     except (ValueError, RecursionError) as error:  # of the text, or of its encoding
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not readable as JSON ({reason}); {fix}") from error
@@ -98,7 +98,7 @@ def read_object(path: str | PathLike, fix: str = "copy the file again") -> dict[
     return found
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object, and refuses a key that comes twice with two values, one of which json would drop."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import Sequences, bucket, eval_batches, pad
 from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.records.left_out import is_kept
 from rlhf_jax.data.records.records import counts_text, write_parquet
 from rlhf_jax.data.records.scored_responses import read_responses
 from rlhf_jax.data.templates import Handling, handling_of
@@ -108,7 +109,7 @@ def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[
             keep.append(place)
     # Responses that could not be read were counted when the file was read.
     told = Counter(reason for x, reason in zip(flat, reasons, strict=True) if isinstance(x, dict) and reason)
-    told.update({reason: n for reason, n in counts.items() if "row kept" in reason})
+    told.update({reason: n for reason, n in counts.items() if is_kept(reason)})
     encoded_rows.say(f"data.responses: {len(keep)} of {len(flat)} responses are scored", told)
     if not keep:
         field = "data.max_length" if able else "data.responses"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf_jax.annotation.answers.cache import ALL_COLUMNS, VERSION, AnswerCache, wrong_column
-from rlhf_jax.annotation.labels.labels_file import whole_file
+from rlhf_jax.data.files.tables import whole_file
 from rlhf_jax.errors import UserError
 
 _META = b"rlhf_jax.answers.version"

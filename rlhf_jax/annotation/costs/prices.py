@@ -132,6 +132,11 @@ def most_usd(judge: "Judge", n_bytes: int, *, in_batch: bool = False) -> float:
     return price.usd(n_bytes + _TOKENS_AROUND, most_tokens(judge) or 0, in_batch=in_batch)
 
 
+# Fields of a request that bound an answer, and those that ask for several; `extra_body` may hold any of them.
+_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+_TIMES = ("n", "best_of")
+
+
 def most_tokens(judge: "Judge") -> int | None:
     """Return the most tokens that an answer is billed for, None where nothing bounds it.
 
@@ -144,11 +149,6 @@ def most_tokens(judge: "Judge") -> int | None:
     if not limits or not all(_is_count(one) for one in (*limits, *times)):
         return None
     return max(limits) * max(times, default=1)
-
-
-# Fields of a request that bound an answer, and those that ask for several; `extra_body` may hold any of them.
-_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
-_TIMES = ("n", "best_of")
 
 
 def _is_count(value: object) -> bool:

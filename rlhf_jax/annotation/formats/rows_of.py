@@ -8,8 +8,8 @@ from pathlib import Path
 from rlhf_jax.annotation.answers.answers import OK, PARSE_ERROR, TIE_IDENTICAL
 from rlhf_jax.annotation.judges import random_choices
 from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError, is_labelled
-from rlhf_jax.annotation.labels.labels_file import whole_file
 from rlhf_jax.annotation.parsing.contracts import PAIRWISE, RATING, is_number
+from rlhf_jax.data.files.tables import whole_file
 from rlhf_jax.errors import UserError
 
 

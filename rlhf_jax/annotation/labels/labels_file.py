@@ -1,19 +1,14 @@
-"""labels.parquet: one row per judgment, written whole or not at all, with the run's settings in the file.
+"""labels.parquet: one row per judgment, written whole or not at all, with the run's settings in the file."""
 
-`whole_file` is how every file of annotation is written: it appears complete, or not.
-"""
-
-import contextlib
 import functools
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rlhf_jax.annotation.labels.judgment_rows import ASKED_COLUMNS, status_counts
 from rlhf_jax.annotation.parsing.contracts import COMPLETION, PAIRWISE, RANKING, RATING
-from rlhf_jax.data.files.tables import json_text, shown
+from rlhf_jax.data.files.tables import json_text, shown, whole_file
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +22,6 @@ __all__ = [
     "read_labels",
     "schema",
     "status_counts",
-    "whole_file",
     "write_labels",
 ]
 
@@ -209,25 +203,3 @@ def read_labels(path: str | Path) -> Labels:
             f"{path}: labels of version {version}, not {SCHEMA_VERSION}; write them with the annotate job"
         )
     return Labels(table.to_pylist(), json.loads(metadata[_META_CONFIG]))
-
-
-@contextlib.contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to; it is renamed to `path` at the end, or removed after an error.
-
-    Errors: UserError when the place cannot be written.
-    """
-    path = Path(path)
-    # In the same folder: os.replace is atomic within a file system only. The process id keeps writers apart.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); give a writable path"
-        ) from None

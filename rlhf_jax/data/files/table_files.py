@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.errors import UserError
+from rlhf_jax.errors import UserError, object_of
 
 # The text of JSON and JSONL files is parsed into rows; errors name the line.
 
@@ -85,22 +85,11 @@ def _reason(e: Exception) -> str:
     return e.msg if isinstance(e, json.JSONDecodeError) else str(e)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Makes an object, and refuses a key that comes twice with two values, one of which json would drop."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        for key, value in pairs:
-            # Compared as texts, because NaN is not equal to itself.
-            if repr(found[key]) != repr(value):
-                raise ValueError(f"the key {key!r} twice in one object, with two values")
-    return found
-
-
 def _integer(digits: str) -> int | float:
     return int(digits) if len(digits) < _DIGITS else float(digits)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer)
+_DECODER = json.JSONDecoder(object_pairs_hook=object_of, parse_int=_integer)
 
 
 Row = dict[str, Any]

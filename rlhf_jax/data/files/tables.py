@@ -4,12 +4,13 @@ What the columns mean is not known here, see `records`. Writing is atomic: a rea
 never a half.
 """
 
+import contextlib
 import difflib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from rlhf_jax.data.files.splits import is_hub_name, read_folder, read_hub, split_of_folder
 from rlhf_jax.data.files.table_files import read_file
@@ -97,17 +98,15 @@ def write_parquet(
     table = pa.Table.from_pydict({name: _column([row.get(name) for row in rows]) for name in names})
     if metadata:
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-    _write_atomically(Path(path), lambda file: pq.write_table(table, file, compression="zstd"))
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object per line, atomically. Raises UserError when the place cannot be written."""
-
-    def write(file: BinaryIO) -> None:
+    with whole_file(path) as partial, partial.open("wb") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-
-    _write_atomically(Path(path), write)
 
 
 def _column(values: list[Any]) -> Any:
@@ -128,22 +127,27 @@ def json_text(value: Any) -> str | None:
     return valid_text(text)
 
 
-def _write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    # Hidden, so that nobody reads it as a part of its folder;
-    # with the process's number, so that two may write at once.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+@contextlib.contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Gives a path beside `path` to write to; it is renamed to `path` at the end, or removed after an error.
+
+    Raises UserError when the place cannot be written.
+    """
+    path = Path(path)
+    # In the same folder, as os.replace is atomic within a file system only. Hidden, so that nobody reads it as a part
+    # of its folder; with the process's number, so that two may write at once.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
-                write(file)
-                file.flush()
-                # Without it a crash of the machine can leave the new name with an empty file behind it.
+            yield partial
+            # Without it a crash of the machine can leave the new name with an empty file behind it.
+            with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(partial, path)
         finally:
             # After a success it has been renamed already.
-            temporary.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
     except OSError as e:
         raise UserError(f"{path}: cannot be written ({e.strerror or e}); choose another place") from e
 

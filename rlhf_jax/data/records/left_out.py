@@ -79,6 +79,11 @@ def has_content(value: Any) -> bool:
     return bool(value) if isinstance(value, list | tuple | Mapping) else True
 
 
+def is_kept(reason: str) -> bool:
+    """Whether a counted reason is of rows that were changed and kept, as it says itself: "response cut (row kept)"."""
+    return "(row kept" in reason
+
+
 def counts_text(skipped: Mapping[str, int], kept: int | None = None) -> str:
     """Writes counted drops in one line, most frequent first: "kept 60; skipped 15: tie 12, duplicate 3".
 
@@ -87,7 +92,7 @@ def counts_text(skipped: Mapping[str, int], kept: int | None = None) -> str:
     """
     gone, there = [], []
     for reason, n in Counter(skipped).most_common():
-        (there if "(row kept" in reason else gone).append((reason, n))
+        (there if is_kept(reason) else gone).append((reason, n))
     total = sum(n for _, n in gone)
     parts = [] if kept is None else [f"kept {kept}"]
     parts.append(f"skipped {total}: {_listed(gone)}" if total else "skipped none")
