@@ -1,10 +1,14 @@
-"""The one train step of all methods, built from a loss and an optimizer, and what it costs in memory and FLOPs."""
+"""The one train step of all methods, built from a loss and an optimizer; what programs cost in memory, FLOPs, time."""
 
 from __future__ import annotations
 
 import math
 import os
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -328,3 +332,43 @@ def programs_inside(eqn: Any) -> list[Any]:
         several = inner if isinstance(inner, tuple | list) else (inner,)
         found += [x for x in several if hasattr(getattr(x, "jaxpr", x), "eqns")]
     return found
+
+
+# What a program takes of time, by the one clock of a run: when the devices were done with something.
+#
+# Work is handed to the devices long before it is done, so the moment at which a function returns says
+# nothing. A thread of its own waits for each result in turn and notes the time; a duration is the time
+# between two such moments.
+
+_waiting: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
+_thread: threading.Thread | None = None
+
+
+def done_at(x: Any) -> Future[float]:
+    """Returns a future of the moment (`time.perf_counter`) at which the devices have computed a tree of arrays.
+
+    Results must be handed over in the order in which they are computed, and must not be donated before they are there.
+    What is no array counts as computed at once.
+    """
+    global _thread
+    if _thread is None:
+        # A daemon: a process that leaves does not wait for a device that hangs.
+        _thread = threading.Thread(target=_note_moments, name="clock", daemon=True)
+        _thread.start()
+    moment: Future[float] = Future()
+    _waiting.put((x, moment))
+    return moment
+
+
+def _note_moments() -> None:
+    while True:
+        x, moment = _waiting.get()
+        try:
+            jax.block_until_ready(x)
+        # An error of the device belongs to whoever asks for the moment; this thread has to go on.
+        except Exception as error:
+            moment.set_exception(error)
+        else:
+            moment.set_result(time.perf_counter())
+        # A result must not be kept alive until the next one comes.
+        del x, moment
