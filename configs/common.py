@@ -69,6 +69,19 @@ def optimizer(c: ConfigDict, *, learning_rate: float, warmup_steps: int) -> None
     c.optimizer.ema = 0.0  # Decay of an average of the parameters, evaluated and exported; 0: none.
 
 
+def rollout(c: ConfigDict, *, batch_size: int, max_new_tokens: int, samples: int = 1) -> None:
+    """What an online method samples in every step."""
+    c.rollout = ConfigDict()
+    c.rollout.batch_size = batch_size  # Prompts per step, over all devices.
+    c.rollout.samples = samples  # Responses of each prompt; they share its prefill.
+    c.rollout.max_new_tokens = max_new_tokens  # The longest response.
+    c.rollout.temperature = 1.0  # Log-probs are taken at this temperature everywhere.
+    c.rollout.dtype = "float32"  # Of the policy copy that samples.
+    c.rollout.staleness = (
+        0  # Samples with the policy of so many steps before, as a fleet that lags behind would.
+    )
+
+
 def processes(c: ConfigDict) -> None:
     # Whether other processes belong to this run: auto (as the launcher says), on or off.
     c.distributed = "auto"

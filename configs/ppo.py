@@ -49,11 +49,7 @@ def microfarm() -> ConfigDict:
 
     common.lora(c)
 
-    c.rollout = ConfigDict()
-    c.rollout.batch_size = 64  # Prompts per step, over all devices.
-    c.rollout.max_new_tokens = 28  # The longest response.
-    c.rollout.temperature = 1.0  # Log-probs are taken at this temperature everywhere.
-    c.rollout.dtype = "float32"  # Of the policy copy that samples.
+    common.rollout(c, batch_size=64, max_new_tokens=28)
 
     c.steps = 70  # Rollouts, each with its updates.
     c.epochs = 2  # Passes over each rollout, each in a fresh order.

@@ -8,28 +8,100 @@ name that fits decides.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.range_kinds import (
-    ALL_OR_COUNT,
-    AXIS,
-    COUNT,
-    DTYPE,
-    FLAG,
-    NEVER_OR_EVERY,
-    PER_MINUTE,
-    SHARE,
-    TEMPERATURE,
-    TEXT,
-    Range,
-    is_text,
-    number,
-    one_of,
-    some_of,
-    whole,
+
+# The kinds of ranges that a field of a config page can have.
+
+_LARGEST = 2**31 - 1  # Counts are 32-bit integers on the devices.
+
+
+class Range(NamedTuple):
+    """fits(value): whether a value is allowed. says: what is, to be read after "use". words: the words it may be."""
+
+    fits: Callable[[Any], bool]
+    says: str
+    words: tuple[str, ...] = ()
+
+
+def whole(least: int, most: int = _LARGEST, says: str = "") -> Range:
+    """The range of whole numbers from `least` to `most`."""
+    limits = f"of at least {least}" if most == _LARGEST else f"from {least} to {most}"
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+    return Range(fits, says or f"a whole number {limits}")
+
+
+def number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    *,
+    above: bool = False,
+    below: bool = False,
+    says: str = "",
+) -> Range:
+    """A range of finite numbers; above, below: whether `least` or `most` itself is left out."""
+    limits = [f"{'above' if above else 'of at least'} {least:g}"] if least > -math.inf else []
+    limits += [f"{'below' if below else 'at most'} {most:g}"] if most < math.inf else []
+
+    def fits(value: Any) -> bool:
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not abs(value) <= sys.float_info.max
+        ):
+            return False
+        return (least < value if above else least <= value) and (value < most if below else value <= most)
+
+    return Range(fits, says or f"a {'' if most < math.inf else 'finite '}number {' and '.join(limits)}")
+
+
+def one_of(*names: str, or_none: bool = False) -> Range:
+    """A choice of one of these words; or_none: or of none, as an empty text."""
+
+    def fits(value: Any) -> bool:
+        return isinstance(value, str) and (value in names or (or_none and not value))
+
+    return Range(fits, f"one of {', '.join(names)}{', or nothing' if or_none else ''}", names)
+
+
+def some_of(*names: str, all_named: str = "") -> Range:
+    """A choice of several words: a tuple, or text with commas between them; all_named: the word for all of them."""
+
+    def fits(value: Any) -> bool:
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        return isinstance(words, tuple | list) and (set(words) <= set(names) or words == [all_named])
+
+    return Range(fits, f"{all_named + ', or ' if all_named else ''}some of {','.join(names)}", names)
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+TEXT = Range(is_text, "text in UTF-8")  # A name, a title, or a path.
+FLAG = Range(lambda value: isinstance(value, bool), "true or false")
+SHARE = number(0, 1)
+COUNT = whole(1)
+ALL_OR_COUNT = whole(0, says="a whole number of at least 1: how many, or 0 for all")
+NEVER_OR_EVERY = whole(0, says="a whole number of at least 1: every how many steps, or 0 for never")
+PER_MINUTE = number(0, says="how many in a minute, or 0 for no limit of your own")
+DTYPE = one_of("float32", "bfloat16")
+AXIS = Range(
+    lambda value: whole(1).fits(value) or (whole(-1, -1).fits(value)),
+    "a whole number of at least 1, or -1 for the devices that are left",
+)
+# From 1e-6 on, because logits are divided by it.
+TEMPERATURE = Range(
+    lambda value: number(1e-6, 100).fits(value) or (number(0, 0).fits(value)),
+    "0 for greedy, or a number of at least 1e-06 and at most 100",
 )
 
 
@@ -71,19 +143,28 @@ _EVALUATED = {
 # Schedules that fall to nothing at the end of the run, so that its length is part of them.
 FALLING = ("linear", "cosine")
 
+
+def _all(kind: Range, *fields: str) -> dict[str, Range]:
+    """A row for each of some fields that may be the same things, such as any text: a path, a name, a title."""
+    return dict.fromkeys(fields, kind)
+
+
 RANGES: dict[str, Range] = {
     "job": TEXT,
     "seed": whole(0, 2**32 - 1),
     "distributed": one_of("auto", "on", "off"),
-    "mesh.data": AXIS,
-    "mesh.fsdp": AXIS,
-    "mesh.tensor": AXIS,
+    **_all(AXIS, "mesh.data", "mesh.fsdp", "mesh.tensor"),
     # Data.
-    "data.train": TEXT,
-    "data.eval": TEXT,
-    "data.path": TEXT,
-    "data.prompts": TEXT,
-    "data.responses": TEXT,
+    **_all(
+        TEXT,
+        "data.train",
+        "data.eval",
+        "data.path",
+        "data.prompts",
+        "data.responses",
+        "data.chat_template",
+        "tokenizer",
+    ),
     "data.kind": one_of("auto", "instruction", "pair", "prompt"),
     "data.template": one_of("alpaca", "brief", "human_assistant", "chat"),
     "data.rows": ALL_OR_COUNT,
@@ -99,38 +180,33 @@ RANGES: dict[str, Range] = {
     "inspect_data.data.too_long": one_of("drop", "cut_response", "cut_prompt", or_none=True),
     "data.thoughts": one_of("keep", "drop", "last"),
     "data.generation_prompt": one_of("template", "training", "sampling"),
-    "data.chat_template": TEXT,
     "data.date": Range(_is_date, "a date such as 2026-11-29, or nothing for that of the run's first start"),
-    "tokenizer": TEXT,
     "examples": whole(0),
     "bins": COUNT,
     # Models.
-    "model.init": TEXT,
-    "model.path": TEXT,
-    "model.policy": TEXT,
-    "model.reward": TEXT,
-    "model.reward_adapter": TEXT,
+    **_all(
+        COUNT, "model.width", "model.layers", "model.heads", "model.kv_heads", "model.ff", "logprob_chunk"
+    ),
+    **_all(
+        TEXT,
+        "model.init",
+        "model.path",
+        "model.policy",
+        "model.reward",
+        "model.reward_adapter",
+        "model.adapter",
+        "model.name",
+        "model.tokenizer",
+        "model.pad_token",
+    ),
     "model.reward_template": one_of("", "alpaca", "brief", "human_assistant", "chat"),
     "model.score_at": one_of("", "eos", "last", "template"),
     "model.value_from": one_of("auto", "reward", "policy"),
-    "model.adapter": TEXT,
-    "model.name": TEXT,
-    "model.tokenizer": TEXT,
-    "model.pad_token": TEXT,
-    "model.vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
-    "make_data.vocab_size": whole(
-        259, says="a whole number of at least 259: 256 bytes and three special tokens"
-    ),
+    "vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
     "make_data.rows": whole(0),
     "make_data.scale": number(0, 2, above=True),
-    # Studies.
     "stages": Range(_is_stages, "one or more (NAME, GROUP, 'FIELD=VALUE', ...), all of them text"),
     "report": TEXT,
-    "model.width": COUNT,
-    "model.layers": COUNT,
-    "model.heads": COUNT,
-    "model.kv_heads": COUNT,
-    "model.ff": COUNT,
     "model.tie_embeddings": FLAG,
     "model.dtype": DTYPE,
     "model.remat": one_of("none", "dots", "full"),
@@ -139,14 +215,21 @@ RANGES: dict[str, Range] = {
     "lora.alpha": number(0, above=True, says="a positive number, such as twice the rank"),
     "lora.targets": some_of("q", "k", "v", "o", "gate", "up", "down", all_named="all"),
     "lora.base_dtype": one_of("float32", "bfloat16", "float16"),
-    "logprob_chunk": COUNT,
     # Training.
-    "batch_size": COUNT,
-    "microbatches": COUNT,
-    "minibatch_size": COUNT,
-    "steps": COUNT,
+    **_all(NEVER_OR_EVERY, "eval_every", "save_every"),
+    **_all(
+        COUNT,
+        "batch_size",
+        "microbatches",
+        "minibatch_size",
+        "steps",
+        "log_every",
+        "keep_checkpoints",
+        "keep_best",
+        "ppo.epochs",
+        "center_rows",
+    ),
     "epochs": number(0, above=True),
-    "ppo.epochs": COUNT,
     "optimizer.name": one_of("adamw", "adamw_tf", "adafactor", "rmsprop", "lion", "sgd"),
     "optimizer.schedule": one_of("constant", "linear", "cosine", "inverse_sqrt"),
     "optimizer.learning_rate": number(0, 10),
@@ -158,11 +241,6 @@ RANGES: dict[str, Range] = {
     "optimizer.eps": number(0, 1, above=True),
     "optimizer.max_grad_norm": number(0, says="a positive number, or 0 for no clipping"),
     "optimizer.ema": number(0, 1, below=True, says="a decay below 1, such as 0.999, or 0 for no average"),
-    "log_every": COUNT,
-    "eval_every": NEVER_OR_EVERY,
-    "save_every": NEVER_OR_EVERY,
-    "keep_checkpoints": COUNT,
-    "keep_best": COUNT,
     **{f"{job}.best_metric": one_of(*names, or_none=True) for job, names in _EVALUATED.items()},
     "best_metric": Range(
         lambda value: is_text(value) and value[:5] in ("", "eval/"), "a name as eval/loss, or nothing"
@@ -171,93 +249,84 @@ RANGES: dict[str, Range] = {
     "tensorboard": FLAG,
     "wandb_project": TEXT,
     "center_on": TEXT,
-    "center_rows": COUNT,
     # DPO.
     "beta": number(0, above=True),
     "label_smoothing": number(0, 0.5, below=True),  # Half of the labels flipped would say nothing.
     "reference": one_of("cached", "step"),
     "reference_cache": TEXT,
     # PPO.
+    **_all(FLAG, "adaptive_kl", "whiten_rewards"),
+    **_all(number(0, above=True), "clip", "value_clip", "target_kl"),
+    **_all(SHARE, "gamma", "lam"),
     "kl_coef": number(0),
     "kl_estimator": one_of("k1", "k2", "k3"),
-    "adaptive_kl": FLAG,
-    "target_kl": number(0, above=True),
     "kl_horizon": number(1, says="a number of responses of at least 1, such as ten times rollout.batch_size"),
     "missing_eos_penalty": number(
         most=0,
         says="0 or a negative number: it takes the place of a score. TRL subtracts it, so for TRL's 1 write -1",
     ),
-    "gamma": SHARE,
-    "lam": SHARE,
-    "clip": number(0, above=True),
-    "value_clip": number(0, above=True),
     "value_coef": number(0),
-    "whiten_rewards": FLAG,
     # Sampling.
     "temperature": TEMPERATURE,
     "rollout.temperature": number(0.01, 100),  # PPO samples, and takes log-probs at this temperature.
     "rollout.dtype": DTYPE,
+    "rollout.samples": COUNT,
+    "rollout.staleness": whole(0, 64, "a whole number of steps, 0 for none; each keeps a policy in memory"),
     "top_p": number(0, 1, above=True),
     "top_k": whole(0, says="a whole number of at least 1: how many tokens, or 0 for all"),
     "samples": COUNT,
     "max_new_tokens": COUNT,
     # Judges.
-    "annotate.samples": TEXT,
-    "pairs": TEXT,
-    "outputs": TEXT,
-    "outputs_1": TEXT,
-    "outputs_2": TEXT,
-    "ordered": FLAG,
-    "one_pair_per_prompt": FLAG,
-    "ratings": TEXT,
-    "rankings": TEXT,
-    "instructions": TEXT,
-    "feedback": TEXT,
+    **_all(PER_MINUTE, "requests_per_minute", "tokens_per_minute"),
+    **_all(COUNT, "n_samples", "max_prompt_words", "max_prompt_chars", "max_concurrency"),
+    **_all(FLAG, "ordered", "one_pair_per_prompt", "reparse", "dry_run"),
+    **_all(
+        TEXT,
+        "annotate.samples",
+        "pairs",
+        "outputs",
+        "outputs_1",
+        "outputs_2",
+        "ratings",
+        "rankings",
+        "instructions",
+        "feedback",
+        "judges",
+        "cache",
+        "import_answers",
+        "export_answers",
+    ),
     "feedback_format": one_of(*_FORMATS, or_none=True),
     "formats": some_of(*_FORMATS),
-    "n_samples": COUNT,
-    "max_prompt_words": COUNT,
-    "max_prompt_chars": COUNT,
-    "judges": TEXT,
-    "reparse": FLAG,
-    "p_label_flip": SHARE,
-    "max_concurrency": COUNT,
-    "cache": TEXT,
     "transport": one_of("online", "batch", "replay", "cancel"),
     "max_usd": number(0, says="dollars, or 0 for no limit"),
-    "dry_run": FLAG,
-    "requests_per_minute": PER_MINUTE,
-    "tokens_per_minute": PER_MINUTE,
     "timeout_s": number(0, above=True),
-    "import_answers": TEXT,
-    "export_answers": TEXT,
     # Evaluation.
-    "baseline": TEXT,
-    "baseline_name": TEXT,
-    "judged": TEXT,
-    "length_control": FLAG,
-    "utility": FLAG,
+    **_all(whole(0), "n_bootstrap", "min_per_generator"),
+    **_all(SHARE, "min_coverage", "p_label_flip"),
+    **_all(FLAG, "length_control", "utility"),
+    **_all(
+        TEXT,
+        "baseline",
+        "baseline_name",
+        "judged",
+        "difficulty",
+        "regulariser",
+        "published",
+        "reference_method",
+        "labels",
+        "scored",
+        "runs",
+        "title",
+        "games",
+        "anchor",
+        "annotators",
+        "gold",
+    ),
     "max_instructions": ALL_OR_COUNT,
-    "min_coverage": SHARE,
-    "difficulty": TEXT,
-    "regulariser": TEXT,
-    "published": TEXT,
-    "reference_method": TEXT,
-    "labels": TEXT,
-    "scored": TEXT,
     "clear_margin": number(0),
-    "runs": TEXT,
-    "title": TEXT,
-    "games": TEXT,
-    "anchor": TEXT,
-    "n_bootstrap": whole(0),
-    "annotators": TEXT,
-    "gold": TEXT,
-    "min_per_generator": whole(0),
     # Weight differences.
-    "base": TEXT,
-    "target": TEXT,
-    "diff": TEXT,
+    **_all(TEXT, "base", "target", "diff"),
     "new_rows": one_of("mean", "zero"),
     "weight_diff.dtype": one_of("float32", "float16", "bfloat16"),
 }

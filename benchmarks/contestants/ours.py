@@ -20,7 +20,7 @@ from rlhf_jax.models.huggingface import import_folder
 from rlhf_jax.models.model import Model, RewardModel
 from rlhf_jax.models.response_pairs import pair_logprobs
 from rlhf_jax.parallel.mesh import make_mesh, to_global
-from rlhf_jax.rollout.experience import Models, RolloutSettings, make_experience, read_rollout
+from rlhf_jax.rollout.experience import RolloutSettings, read_rollout
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
@@ -103,21 +103,20 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         temperature=1.0,
         kl_estimator="k1",
         missing_eos_penalty=0.0,
-        gamma=TRAINING.gamma,
-        lam=TRAINING.lam,
-        whiten_rewards=False,
         logprob_chunk=CHUNK,
     )
+    advantage = ppo.AdvantageSettings(TRAINING.gamma, TRAINING.lam, whiten_rewards=False)
     read = jax.jit(partial(read_rollout, settings=settings, pad_id=PAD))
     rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS, Closing(0)), PAD)
-    experience_of = jax.jit(partial(make_experience, settings=settings))
+    experience_of = jax.jit(partial(ppo.make_experience, settings=settings, advantage=advantage))
 
     def experience(params: dict[str, Params], sampled: Generation) -> Any:
-        models = Models(*(Model(config, x) for x in (params["policy"], params["value"], reference)))
+        language = {"policy": Model(config, params["policy"]), "reference": Model(config, reference)}
+        scalar = {"value": Model(config, params["value"])}
         where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
-        readings = read(models=models, sampled=sampled, **where)
+        readings = read(language, scalar, sampled=sampled, **where)
         scored = rewards([], sampled=sampled, **where)()
-        return experience_of(readings, batch["lengths"], sampled, scored, np.float32(TRAINING.kl_coef))[0]
+        return experience_of(readings, sampled, scored, np.float32(TRAINING.kl_coef))[0]
 
     check = _check(loss_fn, params, experience(params, to_global(_given(job, len(prompts)), mesh)))
     state, step = create(params, tx, 0), make_train_step(loss_fn, tx)

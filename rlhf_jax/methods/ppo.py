@@ -11,65 +11,56 @@ minibatches.
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokens.special_ids import fill_id
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
-from rlhf_jax.models.lora import stored
-from rlhf_jax.models.model import Model
-from rlhf_jax.models.placement import planned_params
 from rlhf_jax.models.responses import response_logprobs, response_values
-from rlhf_jax.objectives.policy_gradient import adaptive_kl_coef, policy_loss, value_loss
-from rlhf_jax.objectives.reduce import Mean, masked_mean
+from rlhf_jax.objectives.policy_gradient import (
+    adaptive_kl_coef,
+    explained_variance,
+    gae,
+    policy_loss,
+    sequence_kl,
+    shaped_rewards,
+    value_loss,
+    whiten,
+)
+from rlhf_jax.objectives.reduce import Mean, masked_mean, value
 from rlhf_jax.rollout.experience import (
-    Actor,
-    Experience,
-    Models,
+    Metrics,
     Readings,
     RolloutSettings,
-    experience_shapes,
-    make_experience,
-    reading_program,
+    final_scores,
+    kl_of,
+    rollout_metrics,
 )
-from rlhf_jax.rollout.rewards import TokenRewards
-from rlhf_jax.rollout.rollout_shapes import RolloutShapes
-from rlhf_jax.rollout.text_rewards import TextRewards
-from rlhf_jax.sampling.choose import Sampling
-from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.rollout.rewards import Scored
+from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
-from rlhf_jax.training.loop.state import planned_state
-from rlhf_jax.training.loop.step import LossFn, bytes_per_device, make_train_step
+from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, load_models, online
-from rlhf_jax.training.run.memory_check import Phase, Plan, batch_shapes
+from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.online_models import (
+    OnlineModels,
+    Scorer,
+    open_actor,
+    plan_online,
+)
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("objective/scores", "objective/kl", "completions/mean_length", "eval/scores")
-
-
-class Networks(NamedTuple):
-    """The settings of PPO's models, before any weight is read.
-
-    Attributes:
-      value_from: whose trunk the value model starts from: "reward" or "policy".
-      closing: what the reward model reads behind a response, see `rollout.rewards`.
-      text_length: tokens of the rows that it reads, where these are not the policy's own tokens; else 0.
-    """
-
-    policy: ModelConfig
-    value: ModelConfig
-    reward: ModelConfig
-    value_from: str = "reward"
-    closing: tuple[int, ...] = (0,)
-    text_length: int = 0
 
 
 NEEDS = Needs(
@@ -82,6 +73,26 @@ NEEDS = Needs(
 )
 
 
+class Experience(NamedTuple):
+    """One rollout, ready to learn from. Every field has the batch first, so a minibatch is a choice of rows."""
+
+    tokens_BT: Int[Array, "B T"]
+    prompt_lengths_B: Int[Array, " B"]
+    mask_BR: Bool[Array, "B R"]
+    old_logprobs_BR: Float[Array, "B R"]
+    old_values_BR: Float[Array, "B R"]
+    advantages_BR: Float[Array, "B R"]
+    returns_BR: Float[Array, "B R"]
+
+
+class AdvantageSettings(NamedTuple):
+    """The plain numbers between rewards and advantages; see configs/ppo.py for what each means."""
+
+    gamma: float
+    lam: float
+    whiten_rewards: bool
+
+
 @one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains `model.policy` against `model.reward`; writes WORKDIR/export, the policy of the best evaluation."""
@@ -89,11 +100,11 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check(session)
     split = encoded_rows.prompts(config.data, session.tokenizer, config.seed, made_by("make_data", "data"))
     prompts, held = online.prompt_rows(split, fill_id(session.tokenizer))
-    policy, source, networks = networks_of(session, [*split.train_rows, *split.eval_rows])
+    policy, source, models = models_of(session, [*split.train_rows, *split.eval_rows])
     write_model_folder(session, policy)
     method = online.Online(
-        plan=partial(ppo_plan, networks, prompts.P, prompts.pad_id),
-        open=partial(_learner, session, prompts.pad_id, policy, source, networks),
+        plan=partial(ppo_plan, models, prompts.P, prompts.pad_id),
+        open=partial(_learner, session, prompts.pad_id, policy, source, models),
         after=partial(_after, config),
         extra={"kl_coef": float(config.kl_coef)},
         show=SHOW,
@@ -104,17 +115,16 @@ def run(config: ConfigDict, workdir: str) -> None:
     export_model(session, policy, trained["policy"], ends=session.ends)
 
 
-def networks_of(session: Session, rows: list[dict]) -> tuple[Network, actor_networks.RewardSource, Networks]:
-    """Describes the models, before any weight is read: (policy, reward model, Networks). rows: all prompts' records."""
+def models_of(
+    session: Session, rows: list[dict]
+) -> tuple[Network, actor_networks.RewardSource, OnlineModels]:
+    """Describes policy and reward model, and the settings of all, before any weight is read. rows: all prompts."""
     policy = actor_networks.policy_of(session)
     source = actor_networks.reward_source_of(session, rows)
-    value, value_from = actor_networks.value_of(session, policy.config, source)
-    reward = source.reward.model.config
-    return (
-        policy,
-        source,
-        Networks(policy.config, value, reward, value_from, source.closing, source.text_length),
-    )
+    value_config, value_from = actor_networks.value_of(session, policy.config, source)
+    scorer = Scorer(source.reward.model.config, source.closing, source.text_length)
+    of_reward = ("value",) if value_from == "reward" else ()
+    return policy, source, OnlineModels(policy.config, (scorer,), {"value": value_config}, of_reward)
 
 
 def ppo_loss_fn(
@@ -157,50 +167,68 @@ def ppo_loss_fn(
     return loss_fn
 
 
-def rollout_settings(config: ConfigDict) -> RolloutSettings:
-    """Returns the numbers of a page that a rollout needs."""
-    named = {name: config[name] for name in RolloutSettings._fields if name in config}
-    return RolloutSettings(temperature=config.rollout.temperature, **named)
+def make_experience(
+    read: Readings,
+    sampled: Generation,
+    scored: Scored,
+    kl_coef: Float[Array, ""],
+    settings: RolloutSettings,
+    advantage: AdvantageSettings,
+) -> tuple[Experience, Metrics]:
+    """Turns one rollout into experience to learn from, and its metrics (TRL's names).
+
+    Old log-probs come from the training graph and not from the sampler, so the first ratio is exactly 1; what the
+    sampler computed differs by `sampling/logp_difference`. Advantages are whitened once, over all real tokens of the
+    global rollout: over one device's rows they would depend on the mesh.
+    """
+    mask_BR, values_BR = read.mask_BR, read.values["value"]
+    scores_B = final_scores(sampled, scored, settings)
+    kl_BR = kl_of(read, settings)
+    # The KL is part of the reward and not of the loss, as in Ziegler et al. (2019): earlier tokens are then
+    # held responsible for where they lead, too.
+    rewards_BR = shaped_rewards(scores_B, kl_BR, mask_BR, kl_coef)
+    if advantage.whiten_rewards:
+        # Scaled and not shifted: a shift would turn bad rewards into good ones.
+        rewards_BR = whiten(rewards_BR, mask_BR, shift_mean=False)
+    advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, advantage.gamma, advantage.lam)
+    experience = Experience(
+        tokens_BT=read.tokens_BT,
+        prompt_lengths_B=read.prompt_lengths_B,
+        mask_BR=mask_BR,
+        old_logprobs_BR=read.logprobs["policy"],
+        old_values_BR=values_BR,
+        advantages_BR=whiten(advantages_BR, mask_BR),
+        # Of the advantages before whitening: values are learnt in the unit of the rewards.
+        returns_BR=returns_BR,
+    )
+    metrics = rollout_metrics(read, sampled, scored, settings) | {
+        "objective/kl_coef": kl_coef,
+        "objective/non_score_reward": -kl_coef * value(sequence_kl(kl_BR, mask_BR)),
+        "objective/rlhf_reward": jnp.mean(scores_B) - kl_coef * value(sequence_kl(kl_BR, mask_BR)),
+        "val/explained_variance": explained_variance(values_BR, returns_BR, mask_BR),
+        "val/mean": value(masked_mean(values_BR, mask_BR)),
+        "val/returns": value(masked_mean(returns_BR, mask_BR)),
+        "num_tokens": jnp.sum(read.prompt_lengths_B + sampled.lengths_B).astype(jnp.float32),
+    }
+    return experience, metrics
 
 
 def _learner(
-    session: Session, pad_id: int, policy: Network, source: actor_networks.RewardSource, networks: Networks
+    session: Session, pad_id: int, policy: Network, source: actor_networks.RewardSource, models: OnlineModels
 ) -> online.Learner:
     """Reads the weights of the four models and says how they sample, score and read a rollout."""
-    c, mesh, settings = session.config, session.mesh, rollout_settings(session.config)
-    params = policy.read()
+    c, params = session.config, policy.read()
     reward = actor_networks.read_reward(session, source)
-    values = actor_networks.value_params(
-        networks.value_from, policy.config, reward.model.params, params, session.lora
-    )
-    # The value model's adapter is drawn with a seed of its own, so that it is not a copy of the policy's.
-    starts = {
-        "policy": load_models.start_network(policy.config, params, session.lora, mesh, c.seed),
-        "value": load_models.start_network(networks.value, values, session.lora, mesh, c.seed + 1),
-    }
-    # No copy here: the driver copies what is trained, and these arrays stay the policy's first ones.
-    reference = Model(policy.config, starts["policy"].whole)
-    # text_length is 0 where the reward model scores the very tokens that were sampled.
-    rewards = (
-        TextRewards(reward, session.tokenizer, mesh, source.text_length)
-        if source.text_length
-        else TokenRewards(reward, pad_id)
-    )
-    generator = DecodeGenerator(
-        policy.config,
-        mesh,
-        max_new_tokens=c.rollout.max_new_tokens,
-        sampling=Sampling(c.rollout.temperature),
-        end_ids=session.ends,
-        pad_id=pad_id,
-        dtype=c.rollout.dtype,
-    )
-    actor = Actor(policy.config, networks.value, reference, generator, rewards, settings, pad_id)
+    value_from = "reward" if models.of_reward else "policy"
+    values = actor_networks.value_params(value_from, policy.config, reward.model.params, params, session.lora)
+    rewards = actor_networks.rewards_of(session, source, reward, pad_id)
+    actor, starts = open_actor(session, models, params, rewards, pad_id, scalar={"value": values})
+    numbers = AdvantageSettings(c.gamma, c.lam, c.whiten_rewards)
     # kl_coef is an argument: as a constant it would compile a new program whenever it has moved.
-    learn_from = jax.jit(partial(make_experience, settings=settings))
+    learn_from = jax.jit(partial(make_experience, settings=actor.settings, advantage=numbers))
 
-    def experience(readings: Readings, batch: dict, sampled: Any, scores: Any, extra: dict) -> tuple:
-        return learn_from(readings, batch["lengths"], sampled, scores, extra["kl_coef"])
+    def experience(readings: Readings, _: dict, sampled: Any, scores: Any, extra: dict) -> tuple:
+        return learn_from(readings, sampled, scores, extra["kl_coef"])
 
     def measure(*asked: Any) -> tuple[jax.Array, dict]:
         scores_B, metrics = actor.measure(*asked)
@@ -220,7 +248,7 @@ def _after(config: ConfigDict, extra: dict, metrics: dict) -> dict:
         extra["kl_coef"],
         metrics["objective/kl"],
         target=config.target_kl,
-        responses=config.rollout.batch_size,
+        responses=online.rows_of_experience(config),
         horizon=config.kl_horizon,
     )
     return {"kl_coef": kl_coef}
@@ -237,62 +265,28 @@ def _check(session: Session) -> None:
         )
 
 
-def ppo_plan(networks: Networks, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
-    """Plans PPO on prompts of P columns from shapes: the update, and the programs of sampling, reading and scoring."""
-    model, value_config, reward_config = (
-        dataclasses.replace(c, remat=config.model.remat) for c in networks[:3]
-    )
-    loss_fn = ppo_loss_fn(
-        model,
-        value_config,
-        clip=config.clip,
-        value_clip=config.value_clip,
-        value_coef=config.value_coef,
-        temperature=config.rollout.temperature,
-        chunk=config.logprob_chunk,
-    )
-    rates = {"policy": config.optimizer.learning_rate, "value": config.value_learning_rate}
-    tx = online.optimizer_by_network(config, rates)
-    lora = load_models.lora_settings(config.lora)
-    policy = load_models.planned_start(model, lora, mesh)
-    value = load_models.planned_start(value_config, lora, mesh, scalar=True)
-    state = planned_state({"policy": policy.trained, "value": value.trained}, tx)
-    frozen = {"policy": policy.frozen, "value": value.frozen}
-    reward = Model(reward_config, stored(planned_params(reward_config, mesh, scalar=True), lora.base_dtype))
-    # Reference and reward model. What is frozen of the policy is the reference's, and what is frozen of the
-    # value model that model's whose trunk it is.
-    kept = bytes_per_device(policy.trained)
-    beside = max(0, kept + bytes_per_device(reward.params) - bytes_per_device(value.frozen))
-    R, N, settings = config.rollout.max_new_tokens, config.rollout.batch_size, rollout_settings(config)
-    rollout = RolloutShapes(mesh, N, P, R, settings.temperature, pad_id)
+def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
+    """Plans PPO on prompts of P columns, from shapes."""
 
-    def reading() -> jax.stages.Lowered:
-        whole, prompts = Model(model, policy.whole), rollout.prompts()
-        return reading_program(settings, pad_id).lower(
-            models=Models(whole, Model(value_config, value.whole), whole),
-            prompts_BP=prompts["tokens"],
-            prompt_lengths_B=prompts["lengths"],
-            sampled=rollout.sampled(model),
+    def loss(trained: Mapping[str, ModelConfig], page: ConfigDict) -> LossFn:
+        return ppo_loss_fn(
+            trained["policy"],
+            trained["value"],
+            clip=page.clip,
+            value_clip=page.value_clip,
+            value_coef=page.value_coef,
+            temperature=page.rollout.temperature,
+            chunk=page.logprob_chunk,
         )
 
-    sampling = partial(rollout.lower_sampling, model, config.rollout.dtype)
-    scoring = partial(rollout.lower_scoring, reward, model, networks.closing, networks.text_length)
-    own = bytes_per_device((state.params, state.opt_state))
-    alive = own + bytes_per_device(frozen) + beside
-    twice = policy.frozen if networks.value_from == "reward" else frozen
-    # Bytes alive beside a program's arguments. Reading gets policy, value model and reference as arguments:
-    # so `beside` counts no copy for the reference there, and what two of them share counts once.
-    others = (
-        Phase("sampling", sampling, alive),
-        Phase(
-            "reading",
-            reading,
-            bytes_per_device(state.opt_state) + beside - kept,
-            shared=bytes_per_device(twice),
-        ),
-        Phase("scoring", scoring, max(0, alive - bytes_per_device(reward.params))),
+    row = experience_shapes(P, config.rollout.max_new_tokens)
+    rates = {"value": config.value_learning_rate}
+    return plan_online(models, loss, row, P, pad_id, config, mesh, rates=rates)
+
+
+def experience_shapes(P: int, R: int) -> Experience:
+    """The shapes of one row of experience; the memory plan puts the minibatch size in place of the 1."""
+    integers, numbers, flags = (
+        partial(jax.ShapeDtypeStruct, dtype=t) for t in (jnp.int32, jnp.float32, bool)
     )
-    # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
-    batch = batch_shapes(mesh, config.minibatch_size, experience_shapes(P, R))
-    return Plan(loss_fn, tx, step, state, batch, frozen, beside, others)
+    return Experience(integers((1, P + R)), integers((1,)), flags((1, R)), *[numbers((1, R))] * 4)

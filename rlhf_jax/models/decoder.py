@@ -167,21 +167,20 @@ def hidden_states(
 
     With segments, and positions that fit them, it is causal within each segment: rows are packed.
     """
-    return hidden_and_cache(config, params, tokens_BT, positions_BT, mask_BTS, segments_BT)[0]
+    if positions_BT is None:
+        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS, segments_BT)[0]
 
 
 def hidden_and_cache(
     config: ModelConfig,
     params: Params,
     tokens_BT: Int[Array, "B T"],
-    positions_BT: Int[Array, "B T"] | None = None,
-    mask_BTS: Bool[Array, "B T S"] | None = None,
-    segments_BT: Int[Array, "B T"] | None = None,
+    positions_BT: Int[Array, "B T"],
+    mask_BTS: Bool[Array, "B T S"],
 ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
     """As `hidden_states`, with every layer's keys and values, stacked [L, B, T, G, K]."""
-    if positions_BT is None:
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS, segments_BT)
+    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS)
 
 
 def trunk(params: Params) -> Params:

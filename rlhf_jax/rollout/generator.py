@@ -26,8 +26,9 @@ class Generator(Protocol):
         lengths_B: Int[Array, " B"],
         rows_B: Int[Array, " B"],
         key: Key[Array, ""],
+        samples: int = 1,
     ) -> Generation:
-        """Samples one response per left-padded prompt."""
+        """Samples `samples` responses of each left-padded prompt: [B * samples, R], those of one next to each other."""
 
     def close(self) -> None:
         """Frees the copy."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class Scored(NamedTuple):
     readable_B: Bool[Array, " B"]
 
 
+@runtime_checkable
 class Rewards(Protocol):
     """A source of scores. It is called in two parts: once with the responses, and later what that returned.
 

@@ -21,16 +21,19 @@ from rlhf_jax.sampling.decode import Generation, generate
 
 
 class RolloutShapes:
-    """Shapes and programs of a rollout: B prompts of P columns, each answered with up to R tokens."""
+    """Shapes and programs of a rollout: B prompts of P columns, each with `samples` responses of up to R tokens."""
 
-    def __init__(self, mesh: Mesh, B: int, P: int, R: int, temperature: float, pad_id: int) -> None:
-        self._mesh, self._sizes, self._pad_id = mesh, (B, P, R), pad_id
+    def __init__(
+        self, mesh: Mesh, B: int, P: int, R: int, temperature: float, pad_id: int, samples: int = 1
+    ) -> None:
+        self._mesh, self._sizes, self._pad_id, self._samples = mesh, (B, P, R), pad_id, samples
         self._sampler = Sampling(temperature)
         self._everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def prompts(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """tokens [B, P], lengths [B], rows [B]."""
+    def prompts(self, samples: int = 1) -> dict[str, jax.ShapeDtypeStruct]:
+        """tokens [B, P], lengths [B], rows [B]; each prompt `samples` times."""
         B, P, _ = self._sizes
+        B *= samples
         shapes = {"tokens": (B, P), "lengths": (B,), "rows": (B,)}
         return {name: self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for name, shape in shapes.items()}
 
@@ -40,31 +43,32 @@ class RolloutShapes:
         # One end token, as most tokenizers have; with more the run compiles its own program of this size.
         ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=self._everywhere)
         _, _, R = self._sizes
-        return generate.lower(model, copy, *self._given(), self._sampler, ends, 0, max_new_tokens=R)
+        sizes = {"max_new_tokens": R, "samples": self._samples}
+        return generate.lower(model, copy, *self._given(), self._sampler, ends, 0, **sizes)
 
     def sampled(self, model: ModelConfig) -> Generation:
         """The shapes of what sampling will return."""
         _, _, R = self._sizes
-        params = planned_params(model, self._mesh)
+        params, sizes = planned_params(model, self._mesh), {"max_new_tokens": R, "samples": self._samples}
         found = jax.eval_shape(
-            lambda *x: generate(model, *x, self._sampler, jnp.zeros(1, jnp.int32), 0, max_new_tokens=R),
+            lambda *x: generate(model, *x, self._sampler, jnp.zeros(1, jnp.int32), 0, **sizes),
             params,
             *self._given(),
         )
-        # The number of decode steps is a scalar; everything else has one row per prompt.
+        # The number of decode steps is a scalar; everything else has one row per response.
         return jax.tree.map(lambda x: self._cut(x) if x.ndim else x, found)
 
     def lower_scoring(
         self, reward: Model, policy: ModelConfig, closing: tuple[int, ...], text_length: int
     ) -> jax.stages.Lowered:
         """The scoring program, lowered for sampled tokens, or for rows of text_length tokens where that is not 0."""
-        B, *_ = self._sizes
+        B = self._sizes[0] * self._samples
         if text_length:
             tokens, lengths = (
                 self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for shape in ((B, text_length), (B,))
             )
             return text_program.lower(reward, tokens, lengths, 0.0)
-        prompts = self.prompts()
+        prompts = self.prompts(self._samples)
         return token_program(closing, self._pad_id).lower(
             reward, prompts["tokens"], prompts["lengths"], self.sampled(policy), 0.0
         )

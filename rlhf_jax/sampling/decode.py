@@ -17,6 +17,8 @@ from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
 from rlhf_jax.parallel.mesh import constrain
 from rlhf_jax.sampling.choose import Sampling, choose
 
+_CACHE = ("batch", "kv_heads", "length", "head_dim")  # The axes of a layer's cached keys and values.
+
 
 class Generation(NamedTuple):
     """The responses that the decode engine has sampled.
@@ -48,7 +50,7 @@ class _Loop(NamedTuple):
     cache: tuple[KeyValue, ...]
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens"))
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "samples"))
 def generate(
     config: ModelConfig,
     params: decoder.Params,
@@ -61,17 +63,19 @@ def generate(
     pad_id: ScalarLike,
     *,
     max_new_tokens: int,
+    samples: int = 1,
 ) -> Generation:
-    """Samples one response per row.
+    """Samples responses, those of one prompt next to each other: [B * samples, R].
 
     Args:
       tokens_BP: prompts, left-padded to one bucket P.
       lengths_B: real prompt lengths; the masks come from these, never from token ids.
-      rows_B: global row numbers. Row r at step t draws from fold_in(fold_in(key, r), t), so a sample does not
-        depend on how rows are batched or sharded.
+      rows_B: global row numbers. Response r at step t draws from fold_in(fold_in(key, r), t), so a sample does not
+        depend on how rows are batched or sharded; r is row * samples + the number of the sample.
       end_ids_E: the tokens of which any ends a response.
       sampling, end_ids_E, pad_id: traced; changing them compiles nothing.
       max_new_tokens: R, static.
+      samples: responses of each prompt, static. They share its prefill.
     """
     B, P = tokens_BP.shape
     S = P + max_new_tokens
@@ -82,6 +86,13 @@ def generate(
     columns_S = jnp.arange(S)
     real_BS = columns_S >= first_B[:, None]
     logits_BV, cache = _prefill(config, params, tokens_BP, first_B, real_BS, S)
+    # From here on a row is a response. The prompt was computed once for all of its responses.
+    if samples > 1:
+        several = partial(jnp.repeat, repeats=samples, axis=0)
+        logits_BV, real_BS, lengths_B = map(several, (logits_BV, real_BS, lengths_B))
+        cache = jax.tree.map(lambda x: constrain(several(x), *_CACHE), cache)
+        rows_B = (rows_B[:, None] * samples + jnp.arange(samples)).reshape(-1)
+        B = B * samples
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
     head_DV = decoder.head(config, params)
     # Taken apart once, outside the loop. The price is that the weights are in memory twice while decoding.
@@ -152,7 +163,7 @@ def _prefill(
 
     def columns(x_BPGK: Float[Array, "B P G K"]) -> Float[Array, "B G S K"]:
         # Left to itself, XLA keeps the cache in a sharding that costs all-reduces in every step.
-        return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), "batch", "kv_heads", "length", "head_dim")
+        return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), *_CACHE)
 
     cache = tuple((columns(keys[i]), columns(values[i])) for i in range(config.layers))
     return decoder.logits(config, decoder.head(config, params), hidden_BPD[:, -1]), cache

@@ -49,8 +49,9 @@ class DecodeGenerator:
         lengths_B: Int[Array, " B"],
         rows_B: Int[Array, " B"],
         key: Key[Array, ""],
+        samples: int = 1,
     ) -> Generation:
-        """Samples one response per left-padded prompt from the parameters that were loaded last."""
+        """Samples responses of each left-padded prompt, next to each other, from the parameters loaded last."""
         if self._params is None:
             raise RuntimeError("generate() before load()")
         sampled = generate(
@@ -64,6 +65,7 @@ class DecodeGenerator:
             jnp.asarray(self._end_ids_E),
             self._pad_id,
             max_new_tokens=self._max_new_tokens,
+            samples=samples,
         )
         # Left to itself XLA names the same places by other axes of the mesh, for which the programs that were compiled
         # before the run would be compiled again.

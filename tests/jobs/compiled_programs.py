@@ -17,7 +17,6 @@ from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded, rollout_copier
 from rlhf_jax.parallel.mesh import make_mesh, to_global
-from rlhf_jax.rollout.experience import Experience
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import generate
 from rlhf_jax.training.loop import state
@@ -99,7 +98,7 @@ def trainers(mesh):
     both = {"policy": init_sharded(CONFIG, mesh, 0), "value": init_sharded(CONFIG, mesh, 1, scalar=True)}
     numbers_BR = [np.zeros((B, R), np.float32)] * 4
     rows = rows_of(rng)
-    experience = Experience(rows["tokens"], rows["prompt_lengths"], np.ones((B, R), bool), *numbers_BR)
+    experience = ppo.Experience(rows["tokens"], rows["prompt_lengths"], np.ones((B, R), bool), *numbers_BR)
     ppo_loss = ppo.ppo_loss_fn(
         CONFIG, CONFIG, clip=0.2, value_clip=0.2, value_coef=0.1, temperature=0.7, chunk=CHUNK
     )

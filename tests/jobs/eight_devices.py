@@ -18,7 +18,7 @@ from rlhf_jax.models.lora import joined
 from rlhf_jax.models.model import Model, RewardModel
 from rlhf_jax.models.placement import place
 from rlhf_jax.parallel.mesh import gather, make_mesh, to_global
-from rlhf_jax.rollout.experience import Models, RolloutSettings, make_experience, read_rollout
+from rlhf_jax.rollout.experience import RolloutSettings, read_rollout
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
@@ -101,15 +101,19 @@ def rollout(mesh, case, loss):
     prompts = to_global(prompt_arrays(), mesh)
     generator.load(policy)
     sampled = generator.generate(prompts["tokens"], prompts["lengths"], prompts["rows"], jax.random.key(3))
-    settings = RolloutSettings(TEMPERATURE, "k1", -3.0, 1.0, 0.95, False, 16)
+    settings, advantage = (
+        RolloutSettings(TEMPERATURE, "k1", -3.0, 16),
+        ppo.AdvantageSettings(1.0, 0.95, False),
+    )
     where = {"prompts_BP": prompts["tokens"], "prompt_lengths_B": prompts["lengths"], "sampled": sampled}
-    models = Models(*(Model(CONFIG, params) for params in (policy, value, reference)))
-    readings = jax.jit(partial(read_rollout, settings=settings, pad_id=0))(models, **where)
+    language = {"policy": Model(CONFIG, policy), "reference": Model(CONFIG, reference)}
+    read = jax.jit(partial(read_rollout, settings=settings, pad_id=0))
+    readings = read(language, {"value": Model(CONFIG, value)}, **where)
     scored = TokenRewards(RewardModel(Model(CONFIG, reward), None, "", "", EOS, Closing(2), mean=0.25), 0)(
         [], **where
     )()
-    make = jax.jit(partial(make_experience, settings=settings))
-    experience, metrics = make(readings, prompts["lengths"], sampled, scored, np.float32(0.1))
+    make = jax.jit(partial(ppo.make_experience, settings=settings, advantage=advantage))
+    experience, metrics = make(readings, sampled, scored, np.float32(0.1))
     first, _ = loss({"policy": policy, "value": value}, experience)
     assert abs(first["policy/ratio"] - 1) < 1e-5 and first["policy/approxkl"] < 1e-10, first
     assert first["policy/clipfrac"] == 0, first

@@ -8,10 +8,9 @@ import pytest
 import tiny_farm
 from ml_collections import ConfigDict
 
-from rlhf_jax.methods import ppo
 from rlhf_jax.programs import program
 from rlhf_jax.training.loop import loop
-from rlhf_jax.training.run import offline
+from rlhf_jax.training.run import offline, online_models
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -97,7 +96,7 @@ def run(job: str, config: ConfigDict, workdir: Path, *, stop_before: int = -1) -
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "run_loop", watched_loop)
             patch.setattr(offline, "make_train_step", watched_step)
-            patch.setattr(ppo, "make_train_step", watched_step)
+            patch.setattr(online_models, "make_train_step", watched_step)
             module.run(Settings(config, read), str(workdir))
     except InterruptedRunError:
         pass

@@ -19,6 +19,7 @@ from rlhf_jax.settings import load_page
 from rlhf_jax.training.loop.step import GIB, matrix_flops
 from rlhf_jax.training.run import memory_check, offline
 from rlhf_jax.training.run.encoded_rows import Rows
+from rlhf_jax.training.run.online_models import OnlineModels, Scorer
 from rlhf_jax.training.run.session import Network
 
 # What huggyllama/llama-7b and mistralai/Mistral-7B-v0.1 say of themselves; AlpacaFarm adds a PAD token to the former.
@@ -58,7 +59,13 @@ def integers(*shape):
 def plan_of(config, model, mesh):
     """The longest rows there can be: prompt and response share max_length, the response may be all but a token."""
     if config.job == "ppo":
-        return ppo.ppo_plan(ppo.Networks(model, model, model), config.data.max_prompt_length, 0, config, mesh)
+        return ppo.ppo_plan(
+            OnlineModels(model, (Scorer(model),), {"value": model}, ("value",)),
+            config.data.max_prompt_length,
+            0,
+            config,
+            mesh,
+        )
     T = config.data.max_length
     R, chunk = T - 1, config.get("logprob_chunk", 0)
     rows = {"tokens": integers(1, T), "lengths": integers(1), "prompt_lengths": integers(1)}

@@ -22,6 +22,7 @@ from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop import loop
 from rlhf_jax.training.loop.step import bytes_per_device
 from rlhf_jax.training.run import load_models, memory_check, online
+from rlhf_jax.training.run.online_models import OnlineModels, Scorer
 
 LORA = {"lora.rank": 3, "lora.alpha": 6.0, "lora.targets": "all"}
 CHANGES = {
@@ -140,7 +141,7 @@ def test_ppo_has_one_copy_of_each_base(farm, tmp_path, monkeypatch):
     monkeypatch.setattr(online, "make_iteration", noted)
     run("ppo", config("ppo", farm, steps=1), tmp_path)
     ((actor, frozen),) = seen
-    reference, reward = actor.reference.params, actor.rewards.reward.model.params
+    reference, reward = actor.frozen["reference"].params, actor.rewards.reward.model.params
     assert reference["embed"] is frozen["policy"]["embed"]
     for path, x in jax.tree_util.tree_leaves_with_path(frozen["policy"]):
         assert x is at(reference, path)
@@ -242,7 +243,7 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     """Of the plan, which is all that is known before weights are read."""
     found, _ = import_folder.load(farm / "sft/export")
     mesh = make_mesh(1, 1, 1)
-    models = ppo.Networks(found.config, found.config, found.config)
+    models = OnlineModels(found.config, (Scorer(found.config),), {"value": found.config}, ("value",))
     whole, adapted = (
         ppo.ppo_plan(models, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
     )

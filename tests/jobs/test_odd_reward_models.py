@@ -45,8 +45,15 @@ def described(farm, reward, **changes):
     page = tiny_farm.settings("ppo", farm, **{"model.reward": str(reward)}, **changes)
     folder = page.model.policy
     session = Session(page, "", None, folder, load_tokenizer(folder), folder, lora_settings(page.lora))
-    _, source, networks = ppo.networks_of(session, ROWS)
-    return SimpleNamespace(networks=networks, reward=source.reward)
+    _, source, models = ppo.models_of(session, ROWS)
+    return SimpleNamespace(
+        policy=models.policy,
+        value=models.scalar["value"],
+        value_from="reward" if models.of_reward else "policy",
+        scorer=models.scorers[0].config,
+        text_length=models.scorers[0].text_length,
+        reward=source.reward,
+    )
 
 
 def config_of(folder, **changes):
@@ -77,28 +84,28 @@ def language(folder, count):
 @pytest.mark.parametrize("pad", [None, "<eos>", "<other>"])
 def test_another_pad_token_is_no_other_tokenizer(farm, tokenizer, tmp_path, pad):
     found = described(farm, write(tmp_path / "rm", without(tokenizer, pad_token=pad), vocab_size=321))
-    assert found.networks.text_length == 0 and found.networks.value_from == "reward"
+    assert found.text_length == 0 and found.value_from == "reward"
 
 
 def test_another_bos_or_eos_reads_text(farm, tokenizer, tmp_path):
     """A model trained without a BOS scores other numbers with one, so its own tokenizer decides."""
     found = described(farm, write(tmp_path / "rm", without(tokenizer, bos_token=None)))
-    assert found.networks.text_length > 0 and found.networks.value_from == "policy"
+    assert found.text_length > 0 and found.value_from == "policy"
 
 
 def test_a_value_model_may_have_another_size_than_the_policy(farm, tokenizer, tmp_path):
     big = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 3}
-    found = described(farm, write(tmp_path / "rm", tokenizer, **big)).networks
+    found = described(farm, write(tmp_path / "rm", tokenizer, **big))
     assert (found.policy.width, found.value.width, found.value_from) == (tiny_farm.WIDTH, 24, "reward")
-    found = described(farm, tmp_path / "rm", **{"model.value_from": "policy"}).networks
-    assert (found.value.width, found.reward.width, found.value_from) == (tiny_farm.WIDTH, 24, "policy")
+    found = described(farm, tmp_path / "rm", **{"model.value_from": "policy"})
+    assert (found.value.width, found.scorer.width, found.value_from) == (tiny_farm.WIDTH, 24, "policy")
 
 
 def test_a_policy_with_more_embeddings_has_its_own_value_model(farm, tokenizer, tmp_path):
     """It may sample an id that the reward model has no embedding of: such a response has no score."""
     grown = language(write(tmp_path / "policy", tokenizer), 384)
     reward, given = write(tmp_path / "rm", tokenizer), {"model.policy": str(grown)}
-    found = described(farm, reward, **given).networks
+    found = described(farm, reward, **given)
     assert (found.text_length, found.value_from, found.policy.vocab_size) == (0, "policy", 384)
     with pytest.raises(
         UserError, match=r"^model.value_from: reward, but .* has embeddings of 320 tokens, and"
@@ -184,24 +191,24 @@ def test_a_template_that_begins_answers_otherwise_in_training_reads_text(farm, t
     )
     policy = language(write(tmp_path / "policy", tokenizer), len(tokenizer))
     given = {"data.template": "chat", "model.policy": str(policy)}
-    found = described(farm, write(tmp_path / "rm", tokenizer), **given).networks
+    found = described(farm, write(tmp_path / "rm", tokenizer), **given)
     assert (found.text_length > 0, found.value_from) == (thinks, "reward")
     met = {"data.generation_prompt": "training"}
-    assert described(farm, tmp_path / "rm", **given | met).networks.text_length == 0
+    assert described(farm, tmp_path / "rm", **given | met).text_length == 0
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>the ")
-    assert described(farm, write(tmp_path / "other", tokenizer), **given | met).networks.text_length > 0
+    assert described(farm, write(tmp_path / "other", tokenizer), **given | met).text_length > 0
 
 
 def test_a_reward_model_of_another_template_reads_text(farm, tokenizer, tmp_path):
     found = described(farm, write(tmp_path / "rm", tokenizer), **{"model.reward_template": "alpaca"})
-    assert found.networks.text_length > 0 and found.networks.value_from == "reward"
+    assert found.text_length > 0 and found.value_from == "reward"
 
 
 def test_a_value_model_has_an_adapter_of_the_runs_scale(farm, tokenizer, tmp_path):
     reward = write(tmp_path / "rm", tokenizer)
-    found = described(farm, reward, **{"lora.rank": 2, "lora.alpha": 6.0}).networks
+    found = described(farm, reward, **{"lora.rank": 2, "lora.alpha": 6.0})
     assert (found.policy.adapter_scale, found.value.adapter_scale, found.value_from) == (3.0, 3.0, "reward")
-    assert found.reward.adapter_scale == 0.0
+    assert found.scorer.adapter_scale == 0.0
 
 
 def test_a_value_model_of_the_policys_trunk_says_zero_at_first(farm):
@@ -232,7 +239,7 @@ def test_learned_positions_bound_the_text(farm, tokenizer, tmp_path, capsys):
     other = without(tokenizer, bos_token=None)
     small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "max_position_embeddings": 20, "n_inner": 32}
     folder = write(tmp_path / "rm", other, "GPT2", **small)
-    assert described(farm, folder).networks.text_length == 20
+    assert described(farm, folder).text_length == 20
     assert "has 20 learned positions; responses whose text is longer" in capsys.readouterr().out
 
 

@@ -15,6 +15,7 @@ from rlhf_jax.models.huggingface import import_folder as huggingface
 from rlhf_jax.models.responses import response_logprobs, response_values
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.run import online_models
 
 B, R, EPOCHS, MINIBATCHES, ITERATIONS = 8, 8, 2, 2, 2
 SETTINGS = {
@@ -59,10 +60,14 @@ class Recorded:
 def run(farm, tmp_path_factory):
     """(what was recorded, rows of metrics, the exported policy, page)."""
     folder, recorded = tmp_path_factory.mktemp("ppo"), Recorded()
-    generate, score, make_step = DecodeGenerator.generate, TokenRewards.__call__, ppo.make_train_step
+    generate, score, make_step = (
+        DecodeGenerator.generate,
+        TokenRewards.__call__,
+        online_models.make_train_step,
+    )
 
-    def recorded_generate(self, tokens, lengths, rows, key):
-        sampled = generate(self, tokens, lengths, rows, key)
+    def recorded_generate(self, tokens, lengths, rows, key, samples):
+        sampled = generate(self, tokens, lengths, rows, key, samples)
         recorded.rollouts.append(jax.device_get((tokens, lengths, rows, jax.random.key_data(key), sampled)))
         return sampled
 
@@ -91,7 +96,7 @@ def run(farm, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecodeGenerator, "generate", recorded_generate)
         patch.setattr(TokenRewards, "__call__", recorded_score)
-        patch.setattr(ppo, "make_train_step", recording_step)
+        patch.setattr(online_models, "make_train_step", recording_step)
         ppo.run(page, str(folder))
     exported = huggingface.load(folder / "export")[1]
     return recorded, tiny_farm.rows(folder), exported, page

@@ -13,7 +13,6 @@ from rlhf_jax.annotation.formats import FORMATS
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.templates import TEMPLATES
 from rlhf_jax.errors import UserError
-from rlhf_jax.methods import ppo
 from rlhf_jax.models import lora
 from rlhf_jax.models.config import IMPLEMENTATIONS, REMAT_POLICIES
 from rlhf_jax.models.huggingface import tensor_files
@@ -27,6 +26,7 @@ from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.settings import load_page
 from rlhf_jax.training.optimizers import optimizer
 from rlhf_jax.training.run import offline
+from rlhf_jax.training.run.online_models import rollout_settings
 
 ALL = [f"{page}.py:{variant}" for page in PAGES for variant in variants(page)]
 ALL += [f"{recipe}.py" for recipe in RECIPES]
@@ -80,14 +80,15 @@ def test_words_are_those_that_the_code_knows(job, field, known):
 B, R = 3, 4
 SIDES, TOKENS = jnp.zeros(B), jnp.ones((B, R))
 SAMPLED = Generation(TOKENS, TOKENS, TOKENS > 0, SIDES, SIDES > 0, jnp.int32(R))
-READ = Readings(TOKENS.astype(jnp.int32), TOKENS > 0, TOKENS, TOKENS, TOKENS, TOKENS)
+BOTH = {"policy": TOKENS, "reference": TOKENS}
+READ = Readings(TOKENS.astype(jnp.int32), TOKENS[:, 0].astype(jnp.int32), TOKENS > 0, BOTH, TOKENS, {})
 SCORED = Scored(SIDES, SIDES == 0)
 EVALUATED = {
     "sft": lambda: sft_loss(TOKENS, TOKENS, TOKENS > 0),
     "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
     "dpo": lambda: dpo(SIDES, SIDES, SIDES, SIDES, SIDES, beta=1.0),
     "ppo": lambda: (
-        rollout_metrics(READ, SAMPLED, SCORED, ppo.rollout_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
+        rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
     ),
 }
 

@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.objectives.reduce import value
-from rlhf_jax.rollout.experience import Experience
 from rlhf_jax.training.loop.step import LossFn
 
 B, P, R = 16, 10, 12  # rows; longest prompt and response
@@ -111,14 +110,14 @@ def _sequences(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "lengths": prompts + responses, "prompt_lengths": prompts}
 
 
-def _experience(rng: np.random.Generator) -> Experience:
+def _experience(rng: np.random.Generator) -> ppo.Experience:
     rows = _sequences(rng)
     mask_BR = np.arange(R) < (rows["lengths"] - rows["prompt_lengths"])[:, None]
 
     def draw(mean: float, spread: float) -> np.ndarray:
         return np.where(mask_BR, rng.normal(mean, spread, (B, R)), np.nan).astype(np.float32)
 
-    return Experience(
+    return ppo.Experience(
         tokens_BT=rows["tokens"],
         prompt_lengths_B=rows["prompt_lengths"],
         mask_BR=mask_BR,

@@ -99,7 +99,7 @@ def test_ppo(words, tmp_path, monkeypatch):
     """Minibatches are whole rollouts here, so that no order is drawn."""
     calls, seeds, start = [], [], load_models.start_network
 
-    def scripted(self, tokens, lengths, rows, key):
+    def scripted(self, tokens, lengths, rows, key, samples):
         calls.append(tokens.shape)
         return responses(len(calls), *tokens.shape[:1])
 

@@ -9,12 +9,12 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.rollout.experience import Actor, Models, RolloutSettings, reading_program
+from rlhf_jax.rollout.experience import Actor, RolloutSettings, reading_program
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 
 CONFIG = ModelConfig(vocab_size=24, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24)
-SETTINGS = RolloutSettings(0.7, "k1", -2.0, 0.9, 0.8, False, 4)
+SETTINGS = RolloutSettings(0.7, "k1", -2.0, 4)
 B, P, R = 4, 3, 5
 BATCH = {
     "tokens": jnp.arange(B * P, dtype=jnp.int32).reshape(B, P) + 3,
@@ -55,7 +55,8 @@ class Calls:
 
 
 def actor(calls, reference):
-    return Actor(CONFIG, CONFIG, Model(CONFIG, reference), calls, calls.rewards, SETTINGS, 0)
+    trained, frozen = {"policy": CONFIG, "value": CONFIG}, {"reference": Model(CONFIG, reference)}
+    return Actor(trained, ("value",), frozen, calls, calls.rewards, SETTINGS, 0)
 
 
 def test_the_sampling_copy_is_gone_before_any_other_network_runs():
@@ -66,8 +67,8 @@ def test_the_sampling_copy_is_gone_before_any_other_network_runs():
     prompts = {"prompts_BP": BATCH["tokens"], "prompt_lengths_B": BATCH["lengths"]}
     (_, loaded), (_, asked), _, (_, given, arrays) = calls.seen
     assert [name for name, *_ in calls.seen] == ["load", "generate", "close", "rewards"]
-    assert loaded is networks["policy"] and given is records
-    for a, b in zip(asked, (BATCH["tokens"], BATCH["lengths"], BATCH["rows"], key), strict=True):
+    assert loaded is networks["policy"] and given == records
+    for a, b in zip(asked, (BATCH["tokens"], BATCH["lengths"], BATCH["rows"], key, 1), strict=True):
         assert a is b
     assert arrays.keys() == {*prompts, "sampled"} and arrays["sampled"] is SAMPLED
     assert all(arrays[name] is x for name, x in prompts.items())
@@ -86,8 +87,8 @@ def test_evaluation_measures_the_rows_that_were_asked_and_not_those_that_fill_up
     assert metrics["completions/mean_length"] == pytest.approx(LENGTHS[:count].mean())
     assert metrics["completions/ended"] == pytest.approx(np.mean([1, 0, 1][:count]))
     assert metrics["completions/unscored"] == pytest.approx(np.mean([0, 0, 1][:count]))
-    models = Models(*(Model(CONFIG, params) for params in (policy, {}, reference)))
+    models = {"policy": Model(CONFIG, policy), "reference": Model(CONFIG, reference)}
     given = {"prompts_BP": BATCH["tokens"], "prompt_lengths_B": BATCH["lengths"], "sampled": SAMPLED}
-    read = reading_program(SETTINGS, 0, values=False)(models=models, **given)
-    gap_BR = np.where(SAMPLED.mask_BR, read.logprobs_BR - read.ref_logprobs_BR, 0.0)
+    read = reading_program(SETTINGS, 0)(language=models, scalar={}, **given)
+    gap_BR = np.where(SAMPLED.mask_BR, read.logprobs["policy"] - read.logprobs["reference"], 0.0)
     assert metrics["kl"] == pytest.approx(gap_BR.sum(1)[:count].mean(), rel=1e-4)

@@ -12,13 +12,14 @@ from flax import linen as nn
 
 from rlhf_jax.data.tokens.scored_text import EOS as AT_EOS
 from rlhf_jax.data.tokens.scored_text import Closing
+from rlhf_jax.methods.ppo import AdvantageSettings, make_experience
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model, RewardModel, model_scores
 from rlhf_jax.models.responses import join, response_mask, window
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.rollout import text_rewards
-from rlhf_jax.rollout.experience import Models, RolloutSettings, final_scores, make_experience, read_rollout
+from rlhf_jax.rollout.experience import RolloutSettings, final_scores, read_rollout
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
@@ -178,17 +179,19 @@ def gae(rewards, values):
     return np.array([sum((GAMMA * LAM) ** (k - t) * delta[k] for k in range(t, n)) for t in range(n)])
 
 
-def settings(estimator="k1", whiten_rewards=False):
-    return RolloutSettings(TEMPERATURE, estimator, PENALTY, GAMMA, LAM, whiten_rewards, 4)
+def settings(estimator="k1"):
+    return RolloutSettings(TEMPERATURE, estimator, PENALTY, 4)
 
 
-READ = jax.jit(read_rollout, static_argnums=(4, 5))
-MAKE = jax.jit(make_experience, static_argnums=5)
+READ = jax.jit(read_rollout, static_argnums=(5, 6))
+MAKE = jax.jit(make_experience, static_argnums=(4, 5))
 
 
 def readings(models, prompts, sampled, given):
-    whole = Models(*(Model(CONFIG, params) for params in models[:3]))
-    return READ(whole, jnp.array(prompts), LENGTHS, sampled, given, PAD)
+    language = {name: Model(CONFIG, getattr(models, name)) for name in ("policy", "reference")}
+    return READ(
+        language, {"value": Model(CONFIG, models.value)}, jnp.array(prompts), LENGTHS, sampled, given, PAD
+    )
 
 
 def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS, lengths=LENGTHS):
@@ -196,11 +199,12 @@ def scores(prompts, sampled, score_at=AT_EOS, tail=(), models=MODELS, lengths=LE
     return TokenRewards(reward, PAD)([], jnp.array(prompts), lengths, sampled)()
 
 
-def experience(models=MODELS, *, extra=0, sampled=SAMPLED, **changes):
+def experience(models=MODELS, *, extra=0, sampled=SAMPLED, whiten_rewards=False, **changes):
     given, prompts = settings(**changes), prompt_arrays(extra)
     read = readings(models, prompts, sampled, given)
     scored = scores(prompts, sampled, models=models)
-    return MAKE(read, LENGTHS, sampled, scored, jnp.float32(KL_COEF), given)
+    advantage = AdvantageSettings(GAMMA, LAM, whiten_rewards)
+    return MAKE(read, sampled, scored, jnp.float32(KL_COEF), given, advantage)
 
 
 def sample(key, extra=0):
@@ -293,7 +297,9 @@ def test_readings_speak_of_the_policy_that_sampled():
     """Log-probs of the sampler, at its temperature, are those of the training graph."""
     sampled = sample(1)
     read = readings(MODELS, prompt_arrays(), sampled, settings())
-    difference = np.abs(np.asarray(read.logprobs_BR - sampled.logprobs_BR))[np.asarray(sampled.mask_BR)]
+    difference = np.abs(np.asarray(read.logprobs["policy"] - sampled.logprobs_BR))[
+        np.asarray(sampled.mask_BR)
+    ]
     assert difference.max() < 1e-5
     final = np.asarray(final_scores(sampled, scores(prompt_arrays(), sampled), settings()))
     assert final[~np.asarray(sampled.ended_B)] == pytest.approx(PENALTY)
@@ -318,7 +324,9 @@ def test_what_could_not_be_scored_gets_the_penalty_and_is_counted():
     scored = scores(prompt_arrays(), SAMPLED)
     readable = jnp.array([True, False, True, True])
     broken = scored._replace(readable_B=readable, scores_B=scored.scores_B.at[1].set(jnp.nan))
-    _, metrics = MAKE(read, LENGTHS, SAMPLED, broken, jnp.float32(KL_COEF), settings())
+    _, metrics = MAKE(
+        read, SAMPLED, broken, jnp.float32(KL_COEF), settings(), AdvantageSettings(GAMMA, LAM, False)
+    )
     wanted = [PENALTY if b in (1, 3) else float(scored.scores_B[b]) for b in range(4)]  # row 3 did not end
     assert metrics["objective/scores"] == pytest.approx(np.mean(wanted), rel=1e-5)
     assert metrics["completions/unscored"] == 1 / 4

@@ -70,6 +70,21 @@ def test_a_sample_depends_on_its_row_number_not_on_the_batch():
     np.testing.assert_array_equal(whole.tokens_BR[2:], half.tokens_BR)
 
 
+def test_samples_of_a_prompt_share_its_prefill_and_are_those_of_prompts_that_stand_several_times():
+    together = generate(
+        *(CONFIG, PARAMS, TOKENS_BP, LENGTHS_B, ROWS_B + 5, KEY, Sampling(0.9), jnp.array([5, 6]), 0),
+        max_new_tokens=R,
+        samples=3,
+    )
+    repeated = [jnp.repeat(x, 3, axis=0) for x in (TOKENS_BP, LENGTHS_B)]
+    alone = sample(
+        Sampling(0.9), eos=(5, 6), tokens=repeated[0], lengths=repeated[1], rows=jnp.arange(12) + 15
+    )
+    assert together.tokens_BR.shape == (12, R) and len({*map(tuple, together.tokens_BR.tolist())}) == 12
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def test_keys_and_rows_give_different_samples():
     same_prompt = {"tokens": jnp.tile(TOKENS_BP[:1], (4, 1)), "lengths": jnp.full(4, P, jnp.int32)}
     out = sample(Sampling(), **same_prompt)

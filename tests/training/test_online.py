@@ -49,10 +49,11 @@ class Watched:
     score is i."""
 
     def __init__(self):
-        self.asked, self.keys, self.seen, self.extras = [], [], [], []
+        self.asked, self.keys, self.seen, self.extras, self.samples = [], [], [], [], []
 
-    def roll_out(self, networks, records, batch, key):
+    def roll_out(self, networks, records, batch, key, samples):
         self.asked.append((records, jax.device_get(batch)))
+        self.samples.append(samples)
         self.keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
         self.seen.append(jax.device_get(networks["policy"]["weight"]).tolist())
         B = len(records)
@@ -167,6 +168,35 @@ def test_what_a_method_carries_on_comes_to_the_next_rollout(four):
     watched, _, state = four
     assert watched.extras == pytest.approx([0.5, 0.5 * 2, 0.5 * 2 * 3, 0.5 * 2 * 3 * 4])
     assert float(state.extra["price"]) == pytest.approx(0.5 * 2 * 3 * 4 * 5)
+
+
+@pytest.mark.parametrize(
+    ("staleness", "wanted"), [(0, [0, 1, 2, 3, 4]), (1, [0, 0, 1, 2, 3]), (3, [0, 0, 0, 0, 1])]
+)
+def test_rollouts_come_from_the_policy_of_so_many_steps_before(tmp_path, staleness, wanted):
+    """And what is read and trained is the newest one. The weight counts the iterations here."""
+    watched, read, past = Watched(), [], (jnp.zeros(()),) * staleness
+
+    class Step(TrainStep):
+        def __call__(self, state, batch, frozen=None):
+            whole = batch.row >= 0
+            params = jax.tree.map(lambda x: x + 1.0 / (EPOCHS * B // MINIBATCH), state.params)
+            return state.replace(params=params), {"loss": masked_mean(batch.row, whole)}
+
+    def noted(networks, batch, sampled):
+        read.append(round(float(networks["policy"]["weight"])))
+        return watched.read(networks, batch, sampled)
+
+    opened = session(tmp_path, **{"rollout.staleness": staleness})
+    extra = {"price": 0.5} | ({online.PAST: tuple({"weight": x} for x in past)} if staleness else {})
+    state = TrainState(0, {"policy": {"weight": jnp.zeros(())}}, (), jax.random.key(0), extra)
+    learner = watched.learner({})._replace(read=noted)
+    frozen = {"policy": {}}
+    iterate = online.make_iteration(opened, prompts(N), learner, after, Step(lambda *_: None), frozen)
+    for i in range(5):
+        state, *_ = iterate(state, i)
+    assert [round(x) for x in watched.seen] == wanted and read == [0, 1, 2, 3, 4]
+    assert state.extra.keys() == extra.keys() and "past_policies" not in watched.extras
 
 
 def test_metrics_of_updates_are_joined_by_their_kind():

@@ -54,7 +54,12 @@ def attend(
         mask_BTS = causal_mask(B, T, segments_BT)
     if mask_BTS is None:
         block = max(_MIN_BLOCK, -(-T // _MAX_BLOCKS))
-        return causal_attention(q_BTHK, k_BSGK, v_BSGK, segments_BT, block=block)
+        # Heads before columns, and the query heads of a key-value head together.
+        q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+        y_BGRTK, _ = causal_attention(
+            q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), segments_BT, block
+        )
+        return y_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
     # Query heads as [G, R], R to a key-value head: keys and values are never repeated. Scaling the queries is
     # T K products, where scaling the scores would be T S.
     q_BTGRK = (q_BTHK * (K**-0.5)).reshape(B, T, G, H // G, K)
@@ -123,37 +128,26 @@ def within_window(
 
 # Not -inf, because the difference of two would be NaN.
 _LOWEST = -1e30
-
-
-def causal_attention(
-    q_BTHK: Float[Array, "B T H K"],
-    k_BTGK: Float[Array, "B T G K"],
-    v_BTGK: Float[Array, "B T G K"],
-    segments_BT: Int[Array, "B T"] | None = None,
-    *,
-    block: int,
-) -> Float[Array, "B T H K"]:
-    """Causal attention in blocks: each token sees itself and what came before; scores in float32.
-
-    Right-padded rows need no mask: their pads come after every real token. With segments, a token sees its own
-    only. G divides H; `block` is the number of queries (and, backward, of keys) that are worked on together.
-    """
-    B, T, H, K = q_BTHK.shape
-    G = k_BTGK.shape[2]
-    q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    y_BGRTK = _attention(q_BGRTK, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2), segments_BT, block)
-    return y_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+# Products batched over the first two axes, of the last axis with the last, or with the one before; sums in float32.
+_LAST_LAST = (((3,), (3,)), ((0, 1), (0, 1)))
+_LAST_ROWS = (((3,), (2,)), ((0, 1), (0, 1)))
+_dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q_BGRTK: Array, k_BGTK: Array, v_BGTK: Array, segments_BT: Array | None, block: int) -> Array:
-    return _forward(q_BGRTK, k_BGTK, v_BGTK, segments_BT, block)[0]
+def causal_attention(
+    q_BGRTK: Float[Array, "B G R T K"],
+    k_BGTK: Float[Array, "B G T K"],
+    v_BGTK: Float[Array, "B G T K"],
+    segments_BT: Int[Array, "B T"] | None,
+    block: int,
+) -> tuple[Float[Array, "B G R T K"], Float[Array, "B G R T"]]:
+    """Causal attention in blocks: each token sees itself and what came before; scores in float32.
 
-
-def _forward(
-    q_BGRTK: Array, k_BGTK: Array, v_BGTK: Array, segments_BT: Array | None, block: int
-) -> tuple[Array, tuple[Array | None, ...]]:
-    """Works by blocks of queries; saves the log of each softmax's denominator for the backward pass."""
+    Right-padded rows need no mask: their pads come after every real token. With segments, a token sees its own
+    only. R query heads share a key-value head; `block` is the number of queries (and, backward, of keys) that are
+    worked on together. Beside the output: the log of each softmax's denominator, for the backward pass.
+    """
     B, G, R, T, K = q_BGRTK.shape
     outputs, logsums = [], []
     for start in range(0, T, block):
@@ -161,24 +155,33 @@ def _forward(
         seen = jnp.tile(jnp.arange(start, end)[:, None] >= jnp.arange(end), (R, 1))
         if segments_BT is not None:
             seen = seen & _same(segments_BT[:, start:end], segments_BT[:, :end], (1, R, 1))
-        scores = _dot(_fold(q_BGRTK[:, :, :, start:end]), k_BGTK[:, :, :end], 3, 3) * K**-0.5
+        q_BGQK = q_BGRTK[:, :, :, start:end].reshape(B, G, -1, K)
+        scores = _dot(q_BGQK, k_BGTK[:, :, :end], _LAST_LAST) * K**-0.5
         scores = jnp.where(seen, scores, _LOWEST)
         peak = jnp.max(scores, -1, keepdims=True)
         weights = jnp.exp(scores - peak)
         total = jnp.sum(weights, -1, keepdims=True)
         # Divided after the product, which is [.., K] wide, and not before it, where it is [.., S].
-        output = _dot(weights.astype(v_BGTK.dtype), v_BGTK[:, :, :end], 3, 2) / total
+        output = _dot(weights.astype(v_BGTK.dtype), v_BGTK[:, :, :end], _LAST_ROWS) / total
         outputs.append(output.reshape(B, G, R, end - start, K))
         # exp(score - logsum) is the probability: one number for each query is all that has to be saved.
         logsums.append((peak + jnp.log(total)).reshape(B, G, R, end - start))
-    y_BGRTK = jnp.concatenate(outputs, 3).astype(q_BGRTK.dtype)
-    return y_BGRTK, (q_BGRTK, k_BGTK, v_BGTK, segments_BT, y_BGRTK, jnp.concatenate(logsums, 3))
+    return jnp.concatenate(outputs, 3).astype(q_BGRTK.dtype), jnp.concatenate(logsums, 3)
+
+
+def _forward(
+    q_BGRTK: Array, k_BGTK: Array, v_BGTK: Array, segments_BT: Array | None, block: int
+) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
+    y_BGRTK, logsum_BGRT = causal_attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT, block)
+    return (y_BGRTK, logsum_BGRT), (q_BGRTK, k_BGTK, v_BGTK, segments_BT, y_BGRTK, logsum_BGRT)
 
 
 def _backward(
-    block: int, saved: tuple[Array | None, ...], dy_BGRTK: Array
+    block: int, saved: tuple[Array | None, ...], cotangents: tuple[Array, Array]
 ) -> tuple[Array, Array, Array, None]:
     """Works by blocks of keys, with scores as k q: then each product contracts the last axis of its left side."""
+    # Nobody but this function reads the logs of the denominators, so they have no gradient.
+    dy_BGRTK, _ = cotangents
     q_BGRTK, k_BGTK, v_BGTK, segments_BT, y_BGRTK, logsum_BGRT = saved
     B, G, R, T, K = q_BGRTK.shape
     # The softmax's gradient subtracts y . dy from every dp (FlashAttention calls it D).
@@ -189,41 +192,27 @@ def _backward(
     for start in range(0, T, block):
         end = min(start + block, T)
         # Queries before `start` do not see these keys.
-        q, dy = (
-            _fold(q_BGRTK[:, :, :, start:]),
-            _fold(dy_BGRTK[:, :, :, start:]),
-        )
+        q, dy = (x[:, :, :, start:].reshape(B, G, -1, K) for x in (q_BGRTK, dy_BGRTK))
         logsum, delta = (x[:, :, :, start:].reshape(B, G, 1, -1) for x in (logsum_BGRT, delta_BGRT))
         seen = jnp.tile(jnp.arange(start, end)[:, None] <= jnp.arange(start, T), (1, R))
         if segments_BT is not None:
             seen = seen & _same(segments_BT[:, start:end], segments_BT[:, start:], (1, 1, R))
-        scores = _dot(k_BGTK[:, :, start:end], q, 3, 3) * K**-0.5 - logsum
+        scores = _dot(k_BGTK[:, :, start:end], q, _LAST_LAST) * K**-0.5 - logsum
         # Masked before exp as well: the score of an unseen pair can be above the logsum and overflow.
         weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, _LOWEST)), 0.0)
-        dscores = weights * (_dot(v_BGTK[:, :, start:end], dy, 3, 3) - delta) * K**-0.5
+        dscores = weights * (_dot(v_BGTK[:, :, start:end], dy, _LAST_LAST) - delta) * K**-0.5
         weights, dscores = weights.astype(q.dtype), dscores.astype(q.dtype)
-        dvs.append(_dot(weights, dy, 3, 2))
-        dks.append(_dot(dscores, q, 3, 2))
-        part = _dot(k_BGKT[:, :, :, start:end], dscores, 3, 2).reshape(B, G, K, R, T - start)
+        dvs.append(_dot(weights, dy, _LAST_ROWS))
+        dks.append(_dot(dscores, q, _LAST_ROWS))
+        part = _dot(k_BGKT[:, :, :, start:end], dscores, _LAST_ROWS).reshape(B, G, K, R, T - start)
         dq_BGKRT += jnp.pad(part, ((0, 0),) * 4 + ((start, 0),))
     dk_BGTK, dv_BGTK = (jnp.concatenate(parts, 2).astype(k_BGTK.dtype) for parts in (dks, dvs))
     return dq_BGKRT.transpose(0, 1, 3, 4, 2).astype(q_BGRTK.dtype), dk_BGTK, dv_BGTK, None
 
 
-_attention.defvjp(_forward, _backward)
+causal_attention.defvjp(_forward, _backward)
 
 
 def _same(one_BQ: Array, other_BS: Array, tiles: tuple[int, int, int]) -> Array:
     """Whether query and key are of the same segment, [B, 1, Q, S], repeated for the query heads of a group."""
     return jnp.tile(one_BQ[:, :, None] == other_BS[:, None], tiles)[:, None]
-
-
-def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
-    """Product over one axis of each, batched over the first two; sums in float32."""
-    axes = (((axis_a,), (axis_b,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
-
-
-def _fold(x: Array) -> Array:
-    """[B, G, R, T, K] -> [B, G, R*T, K]: the query heads of a group share their keys."""
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])

@@ -44,7 +44,7 @@ def create(
     params: already where they belong. They are the state's from here on, and the first train step donates
         them: copy what must live longer, a reference model for example.
     optimizer: its moments are float32 whatever the params are, and live where their parameters live.
-    extra: numbers or arrays; copied to every device.
+    extra: numbers or arrays; copied to every device, but for arrays that lie on the mesh already.
     """
     home = _home(params)
     # Committed to their devices, as the step returns them; else the second step would compile again.
@@ -55,7 +55,7 @@ def create(
         params=params,
         opt_state=jax.jit(init, out_shardings=shardings_of(_planned_opt_state(params, optimizer)))(params),
         key=_place(jax.random.key(seed), home),
-        extra=jax.tree.map(lambda x: _place(_strong(x), home), {} if extra is None else extra),
+        extra=jax.tree.map(lambda x: _placed_extra(x, home), {} if extra is None else extra),
     )
 
 
@@ -119,6 +119,13 @@ def _home(params: PyTree) -> Sharding:
 
 def _place(x: Any, home: Sharding) -> jax.Array:
     return replicate(x, home.mesh) if isinstance(home, NamedSharding) else jax.device_put(x, home)
+
+
+def _placed_extra(x: Any, home: Sharding) -> jax.Array:
+    # Parameters of an earlier policy are cut as the policy's are.
+    if isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding):
+        return x
+    return _place(_strong(x), home)
 
 
 def _strong(x: Any) -> Any:

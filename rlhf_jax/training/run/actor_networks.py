@@ -26,6 +26,8 @@ from rlhf_jax.models.decoder import Params, trunk, value_from_reward
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.models.model import RewardModel, longest_row
 from rlhf_jax.parallel import startup
+from rlhf_jax.rollout.rewards import Rewards, TokenRewards
+from rlhf_jax.rollout.text_rewards import TextRewards
 from rlhf_jax.training.run import load_models, reward_models
 from rlhf_jax.training.run.missing_inputs import made_by
 from rlhf_jax.training.run.session import Network, Session, network_of
@@ -126,6 +128,13 @@ def read_reward(session: Session, source: RewardSource) -> RewardModel:
     """Reads the reward model's parameters onto the mesh."""
     m, dtype = session.config.model, session.lora.base_dtype
     return reward_models.loaded(source.reward, m, session.mesh, adapter=m.reward_adapter, base_dtype=dtype)
+
+
+def rewards_of(session: Session, source: RewardSource, reward: RewardModel, pad_id: int) -> Rewards:
+    """How a reward model that has been read scores responses: their tokens, or their text."""
+    if source.text_length:
+        return TextRewards(reward, session.tokenizer, session.mesh, source.text_length)
+    return TokenRewards(reward, pad_id)
 
 
 def _writes_the_same(session: Session, reward: RewardModel) -> bool:

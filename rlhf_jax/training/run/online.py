@@ -11,6 +11,7 @@ from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -27,20 +28,21 @@ from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, t
 from rlhf_jax.sampling.decode import check_finite
 from rlhf_jax.training.checkpoints.workdir import write_samples
 from rlhf_jax.training.loop.loop import fit, tell_warmup
-from rlhf_jax.training.loop.recorder import done_at
 from rlhf_jax.training.loop.state import TrainState, create
-from rlhf_jax.training.loop.step import TrainStep, check_microbatches
-from rlhf_jax.training.optimizers.optimizer import ema_params, partitioned
+from rlhf_jax.training.loop.step import TrainStep, check_microbatches, done_at
+from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.encoded_rows import Split
 from rlhf_jax.training.run.load_models import Start
-from rlhf_jax.training.run.memory_check import Plan, optimizer_of
+from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.session import Session
 
 # The run's key is folded with one of these first: rollouts, minibatch orders and evaluations share no noise.
 ROLLOUT, ORDER, EVALUATION = 0, 1, 2
 # Nats per token between the sampler's log-probs and the trainer's; rounding alone stays far below.
 _FAR = 0.05
+# Where `TrainState.extra` keeps the policies of the last iterations, for rollouts that are behind.
+PAST = "past_policies"
 
 Networks = Mapping[str, Any]
 
@@ -83,7 +85,8 @@ class Learner(NamedTuple):
 
     Attributes:
       starts: how each network that is trained starts, by name.
-      roll_out: (all networks, records, batch of prompts, key) -> (what was sampled, a call that gives its scores).
+      roll_out: (all networks, records, batch of prompts, key, responses of each) -> (what was sampled, a call for its
+        scores).
       read: (all networks, batch, sampled) -> what the networks say of it. The devices are given this before the scores
         are asked for, so that a host which prepares text for a reward model works meanwhile.
       experience: (readings, batch, sampled, scores, extra) -> (what to learn from, metrics).
@@ -91,7 +94,7 @@ class Learner(NamedTuple):
     """
 
     starts: dict[str, Start]
-    roll_out: Callable[[Networks, list[dict], dict, jax.Array], tuple[Any, Callable[[], Any]]]
+    roll_out: Callable[[Networks, list[dict], dict, jax.Array, int], tuple[Any, Callable[[], Any]]]
     read: Callable[[Networks, dict, Any], Any]
     experience: Callable[[Any, dict, Any, Any, dict], tuple[Any, dict]]
     measure: Callable[[Networks, dict, Any, Callable[[], Any], int], tuple[jax.Array, dict]]
@@ -107,6 +110,7 @@ class Online(NamedTuple):
       extra: what it carries, before the first iteration.
       show: the metrics on the progress line.
       reads: folders that the run reads, beside the policy's.
+      rows: what one rollout gives to learn from, in rows of experience; 0 means one for every response.
     """
 
     plan: Callable[[ConfigDict, Mesh], Plan]
@@ -115,6 +119,7 @@ class Online(NamedTuple):
     extra: dict[str, Any]
     show: tuple[str, ...]
     reads: tuple[str, ...] = ()
+    rows: int = 0
 
 
 def train_online(
@@ -131,9 +136,11 @@ def train_online(
     # the first step. So training gets the copy, and the arrays that were read stay the reference's.
     trained = {name: start.trained for name, start in learner.starts.items()}
     trained = jax.tree.map(lambda x: x.copy(), trained)
-    state = create(
-        memory_check.placed(trained, plan.state.params), plan.optimizer, config.seed, extra=method.extra
-    )
+    trained = memory_check.placed(trained, plan.state.params)
+    # The first rollouts come from the policy as it starts, as there is none yet that is further behind.
+    past = tuple(jax.tree.map(jnp.copy, trained["policy"]) for _ in range(config.rollout.staleness))
+    extra = method.extra | ({PAST: past} if past else {})
+    state = create(trained, plan.optimizer, config.seed, extra=extra)
 
     evaluate = make_evaluation(session, held, learner)
     best = fit(
@@ -147,7 +154,7 @@ def train_online(
         show=method.show,
         # Curves start at the policy that training began with, and it competes for the best checkpoint.
         eval_first=True,
-        flops=float(plan.flops) * updates_per_iteration(config),
+        flops=float(plan.flops) * updates_per_iteration(config, method.rows),
     )
     return joined(frozen, ema_params(best.params, best.opt_state))
 
@@ -165,6 +172,7 @@ def make_iteration(
     # Minibatches are split as the step was compiled for; left to itself XLA may copy them to all devices.
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
+    samples, staleness = c.rollout.samples, c.rollout.staleness
     overall = jax.jit(overall_metrics)
 
     def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, dict]:
@@ -172,7 +180,7 @@ def make_iteration(
         for epoch in range(c.epochs):
             # A fresh order in every pass, by the pass's number, so that a resumed run draws the same.
             key = key_of(state.key, ORDER, i * c.epochs + epoch)
-            for minibatch in shuffled(key, experience, c.rollout.batch_size // c.minibatch_size):
+            for minibatch in shuffled(key, experience, c.minibatch_size):
                 state, metrics = step(state, minibatch, frozen)
                 found.append(metrics)
         # The clock waits for metrics and not for the state, whose buffers the next step overwrites.
@@ -183,17 +191,25 @@ def make_iteration(
         index_B = row_indices(i, c.rollout.batch_size, len(prompts.prompts), c.seed)
         batch, networks = prompts.batch(index_B, mesh), joined(frozen, state.params)
         key = key_of(state.key, ROLLOUT, i)
-        sampled, score = learner.roll_out(networks, [prompts.records[i] for i in index_B], batch, key)
+        extra, records = dict(state.extra), [prompts.records[i] for i in index_B]
+        past = extra.pop(PAST, ())
+        # As a fleet of samplers that is `staleness` updates behind would do it, but the same on every run.
+        acting = {"policy": joined(frozen["policy"], past[0])} if past else {}
+        sampled, score = learner.roll_out({**networks, **acting}, records, batch, key, samples)
         # `done_at` waits for nothing: the recorder learns from it when the devices have come this far.
         metrics = {"timing_s/rollout": done_at(sampled.lengths_B)}
         # The devices get this work before `score()`, which may keep the host busy with text for a while.
         readings = learner.read(networks, batch, sampled)
-        experience, found = learner.experience(readings, batch, sampled, score(), state.extra)
+        experience, found = learner.experience(readings, batch, sampled, score(), extra)
         metrics |= found | {"timing_s/score": done_at(found)}
+        if staleness:
+            # A copy, since the updates that follow write over the policy's buffers.
+            past = (*past[1:], jax.tree.map(jnp.copy, state.params["policy"]))
         state, found = update(state, i, experience)
         metrics |= found
         # What a method carries (PPO's KL coefficient) changes between rollouts, not between updates on one.
-        return state.replace(extra=after(state.extra, metrics)), metrics, experience
+        carried = after(extra, metrics) | ({PAST: past} if staleness else {})
+        return state.replace(extra=carried), metrics, experience
 
     return iterate
 
@@ -212,7 +228,7 @@ def make_evaluation(
     key, told = key_of(jax.random.key(config.seed), EVALUATION, 0), False
 
     def evaluate(networks: Networks, step: int) -> dict[str, float]:
-        sampled, score = learner.roll_out(networks, asked, batch, key)
+        sampled, score = learner.roll_out(networks, asked, batch, key, 1)
         scores_B, metrics = learner.measure(networks, batch, sampled, score, count)
         tokens_BR, lengths_B, ended_B, scores_B, logprobs_BR = gather(
             (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scores_B, sampled.logprobs_BR)
@@ -242,32 +258,29 @@ def key_of(key: jax.Array, stream: int, number: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, stream), number)
 
 
-def updates_per_iteration(config: ConfigDict) -> int:
-    """The number of optimizer updates on one rollout."""
-    return config.epochs * (config.rollout.batch_size // config.minibatch_size)
+def rows_of_experience(config: ConfigDict) -> int:
+    """The responses of one rollout."""
+    return config.rollout.batch_size * config.rollout.samples
 
 
-def optimizer_by_network(config: ConfigDict, rates: Mapping[str, float]) -> Any:
-    """One optimizer for each network, alike but for the learning rate; the schedule moves once an iteration."""
-    updates = updates_per_iteration(config)
-    return partitioned(
-        {
-            name: optimizer_of(config.optimizer, config.steps, updates_per_step=updates, learning_rate=rate)
-            for name, rate in rates.items()
-        }
-    )
+def updates_per_iteration(config: ConfigDict, rows: int = 0) -> int:
+    """The number of optimizer updates on one rollout. rows: of experience; 0 means one for every response."""
+    return config.epochs * ((rows or rows_of_experience(config)) // config.minibatch_size)
 
 
-def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises UserError unless minibatches divide the rollout, micro-batches divide those, and the mesh divides both."""
-    rollout = config.rollout.batch_size
-    check_batch(rollout, mesh, field="rollout.batch_size")
+def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:
+    """Raises UserError unless minibatches divide the rollout, micro-batches divide those, and the mesh divides all.
+
+    rows: of experience that a rollout gives; 0 means one for every response.
+    """
+    check_batch(config.rollout.batch_size, mesh, field="rollout.batch_size")
     check_batch(config.minibatch_size, mesh, field="minibatch_size")
     check_microbatches(config.minibatch_size, config.microbatches, mesh)
-    if rollout % config.minibatch_size:
-        raise UserError(
-            f"minibatch_size: {config.minibatch_size} does not divide rollout.batch_size={rollout}"
-        )
+    if (rows or rows_of_experience(config)) % config.minibatch_size:
+        said = f"rollout.batch_size={config.rollout.batch_size}"
+        if config.rollout.samples > 1:
+            said = f"the {rows or rows_of_experience(config)} rows of {said} with {config.rollout.samples} samples"
+        raise UserError(f"minibatch_size: {config.minibatch_size} does not divide {said}")
     tell_warmup(config, config.steps)
 
 
@@ -290,10 +303,10 @@ def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:
     return {name: one(name) for name in found[0]}
 
 
-def _shuffled(key: jax.Array, experience: Any, count: int) -> list[Any]:
-    """Cuts the experience into `count` minibatches, its rows in an order drawn with the key."""
+def _shuffled(key: jax.Array, experience: Any, size: int) -> list[Any]:
+    """Cuts the experience into minibatches of `size` rows, its rows in an order drawn with the key."""
     rows = jax.tree.leaves(experience)[0].shape[0]
-    order = jax.random.permutation(key, rows).reshape(count, -1)
+    order = jax.random.permutation(key, rows).reshape(-1, size)
     return [jax.tree.map(lambda x, chosen=chosen: x[chosen], experience) for chosen in order]
 
 

@@ -1,0 +1,213 @@
+"""The networks of an online method: planned from shapes before any weight is read, and opened as one actor.
+
+The policy is trained, and so are further networks with a scalar head, such as a value model. A reference, which is the
+policy as it starts, other language models that are only read, and reward models stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.lora import stored
+from rlhf_jax.models.model import Model
+from rlhf_jax.models.placement import planned_params
+from rlhf_jax.rollout.experience import Actor, RolloutSettings, reading_program
+from rlhf_jax.rollout.rewards import Rewards
+from rlhf_jax.rollout.rollout_shapes import RolloutShapes
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.loop.state import planned_state
+from rlhf_jax.training.loop.step import LossFn, bytes_per_device, make_train_step
+from rlhf_jax.training.optimizers.optimizer import partitioned
+from rlhf_jax.training.run import load_models
+from rlhf_jax.training.run.load_models import Start
+from rlhf_jax.training.run.memory_check import Phase, Plan, batch_shapes, optimizer_of
+from rlhf_jax.training.run.online import rows_of_experience, updates_per_iteration
+from rlhf_jax.training.run.session import Session
+
+
+class Scorer(NamedTuple):
+    """A reward model as the plan sees it.
+
+    Attributes:
+      closing: what it reads behind a response, see `rollout.rewards`.
+      text_length: tokens of the rows that it reads, where these are not the policy's own tokens; else 0.
+    """
+
+    config: ModelConfig
+    closing: tuple[int, ...] = (0,)
+    text_length: int = 0
+
+
+class OnlineModels(NamedTuple):
+    """The settings of an online method's models, before any weight is read.
+
+    Attributes:
+      scorers: the reward models on the devices.
+      scalar: what is trained beside the policy, by name; each has a scalar head.
+      of_reward: the names among `scalar` whose trunk is the first reward model's, and not the policy's.
+      read: language models that are read beside policy and reference, by name.
+    """
+
+    policy: ModelConfig
+    scorers: tuple[Scorer, ...] = ()
+    scalar: Mapping[str, ModelConfig] = MappingProxyType({})
+    of_reward: tuple[str, ...] = ()
+    read: Mapping[str, ModelConfig] = MappingProxyType({})
+
+
+LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
+
+
+def rollout_settings(config: ConfigDict) -> RolloutSettings:
+    """Returns the numbers of a page that every rollout needs."""
+    return RolloutSettings(
+        config.rollout.temperature, config.kl_estimator, config.missing_eos_penalty, config.logprob_chunk
+    )
+
+
+def plan_online(
+    models: OnlineModels,
+    loss: LossOf,
+    row: Any,
+    P: int,
+    pad_id: int,
+    config: ConfigDict,
+    mesh: Mesh,
+    *,
+    rates: Mapping[str, float] = MappingProxyType({}),
+    rows: int = 0,
+) -> Plan:
+    """Plans an online method from shapes: the update, and the programs of sampling, reading and scoring.
+
+    loss: (settings of the trained networks by name, page) -> the loss of a minibatch of experience.
+    row: the shapes of one row of experience.
+    P: columns of a batch of prompts.
+    rates: learning rates of networks beside the policy.
+    rows: of experience that a rollout gives; 0 means one for every response.
+    """
+    remat = partial(dataclasses.replace, remat=config.model.remat)
+    lora = load_models.lora_settings(config.lora)
+    policy_config = remat(models.policy)
+    scalar = {name: remat(c) for name, c in models.scalar.items()}
+    loss_fn = loss({"policy": policy_config, **scalar}, config)
+    tx = optimizer_by_network(config, {"policy": config.optimizer.learning_rate, **rates}, rows)
+    policy = load_models.planned_start(policy_config, lora, mesh)
+    beside_it = {name: load_models.planned_start(c, lora, mesh, scalar=True) for name, c in scalar.items()}
+    planned = {"policy": policy, **beside_it}
+    state = planned_state({name: start.trained for name, start in planned.items()}, tx)
+    frozen = {name: start.frozen for name, start in planned.items()}
+    rewards = [
+        Model(remat(s.config), stored(planned_params(s.config, mesh, scalar=True), lora.base_dtype))
+        for s in models.scorers
+    ]
+    read = {
+        name: Model(remat(c), stored(planned_params(c, mesh), lora.base_dtype))
+        for name, c in models.read.items()
+    }
+    # What is frozen of the policy is the reference's, too, and what is frozen of a network that starts from a reward
+    # model's trunk is that model's; so the reference costs what is trained of the policy, once more.
+    kept = bytes_per_device(policy.trained)
+    common = bytes_per_device([frozen[name] for name in models.of_reward])
+    others = bytes_per_device([m.params for m in read.values()])
+    scoring_models = bytes_per_device([m.params for m in rewards])
+    beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others - common)
+    R, N, settings = config.rollout.max_new_tokens, config.rollout.samples, rollout_settings(config)
+    rollout = RolloutShapes(mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id, N)
+
+    def reading() -> jax.stages.Lowered:
+        whole, prompts = Model(policy_config, policy.whole), rollout.prompts(N)
+        return reading_program(settings, pad_id).lower(
+            language={"policy": whole, "reference": whole, **read},
+            scalar={name: Model(scalar[name], start.whole) for name, start in beside_it.items()},
+            prompts_BP=prompts["tokens"],
+            prompt_lengths_B=prompts["lengths"],
+            sampled=rollout.sampled(policy_config),
+        )
+
+    own = bytes_per_device((state.params, state.opt_state))
+    alive = own + bytes_per_device(frozen) + beside
+    # Reading gets policy and reference as arguments: so `beside` counts no copy for the reference there, and what two
+    # of its arguments share counts once.
+    twice = [x for name, x in frozen.items() if name not in models.of_reward]
+    phases = [
+        Phase("sampling", partial(rollout.lower_sampling, policy_config, config.rollout.dtype), alive),
+        Phase(
+            "reading",
+            reading,
+            bytes_per_device(state.opt_state) + beside - kept - others,
+            shared=bytes_per_device(twice),
+        ),
+    ]
+    for i, (scorer, reward) in enumerate(zip(models.scorers, rewards, strict=True)):
+        name = f"scoring {i + 1}" if len(rewards) > 1 else "scoring"
+        lower = partial(rollout.lower_scoring, reward, policy_config, scorer.closing, scorer.text_length)
+        phases.append(Phase(name, lower, max(0, alive - bytes_per_device(reward.params))))
+    # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
+    batch = batch_shapes(mesh, config.minibatch_size, row)
+    return Plan(loss_fn, tx, step, state, batch, frozen, beside, tuple(phases))
+
+
+def optimizer_by_network(config: ConfigDict, rates: Mapping[str, float], rows: int = 0) -> Any:
+    """One optimizer for each network, alike but for the learning rate; the schedule moves once an iteration.
+
+    rows: of experience that a rollout gives; 0 means one for every response.
+    """
+    updates = updates_per_iteration(config, rows or rows_of_experience(config))
+    return partitioned(
+        {
+            name: optimizer_of(config.optimizer, config.steps, updates_per_step=updates, learning_rate=rate)
+            for name, rate in rates.items()
+        }
+    )
+
+
+def open_actor(
+    session: Session,
+    models: OnlineModels,
+    params: Params,
+    rewards: Rewards,
+    pad_id: int,
+    *,
+    scalar: Mapping[str, Params] = MappingProxyType({}),
+    read: Mapping[str, Model] = MappingProxyType({}),
+) -> tuple[Actor, dict[str, Start]]:
+    """Makes the actor of a run, and says how its trained networks start, from weights that have been read.
+
+    params: the policy's, whose first state is the reference. scalar: those of the networks trained beside it.
+    read: language models that are read beside policy and reference.
+    """
+    c, mesh = session.config, session.mesh
+    # Every adapter is drawn with a seed of its own, so that none is a copy of the policy's.
+    starts = {
+        name: load_models.start_network(config, given, session.lora, mesh, c.seed + i)
+        for i, (name, config, given) in enumerate(
+            [("policy", models.policy, params), *((n, models.scalar[n], x) for n, x in scalar.items())]
+        )
+    }
+    # No copy here: the driver copies what is trained, and these arrays stay the policy's first ones.
+    reference = Model(models.policy, starts["policy"].whole)
+    generator = DecodeGenerator(
+        models.policy,
+        mesh,
+        max_new_tokens=c.rollout.max_new_tokens,
+        sampling=Sampling(c.rollout.temperature),
+        end_ids=session.ends,
+        pad_id=pad_id,
+        dtype=c.rollout.dtype,
+    )
+    trained = {"policy": models.policy, **models.scalar}
+    frozen = {"reference": reference, **read}
+    settings = rollout_settings(c)
+    return Actor(trained, tuple(models.scalar), frozen, generator, rewards, settings, pad_id), starts
