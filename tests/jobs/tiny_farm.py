@@ -100,8 +100,10 @@ def settings(job: str, farm: Path, variant: str = "", **changes) -> ConfigDict:
 
 def _small(job: str, page: ConfigDict) -> dict[str, Any]:
     """What makes a page small; a method that SMALL does not name gets what others of its kind do."""
+    if job in SMALL:
+        return SMALL[job]
     kind = _ONLINE if "rollout" in page else _SHORT | _OFFLINE | {"epochs": 0.5}
-    return SMALL.get(job) or {name: value for name, value in kind.items() if name in flat(page)}
+    return {name: value for name, value in kind.items() if name in flat(page)}
 
 
 def arguments(job: str, farm: Path, workdir: Path, **changes) -> list[str]:
