@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from rlhf_jax.settings.page_fields import inner_pages
+from rlhf_jax.settings.page_fields import inner_pages, leaves
 
 # What describes a model that is made from scratch.
 _SHAPE = ["tokenizer", "vocab_size", "width", "layers", "heads", "kv_heads", "ff", "tie_embeddings"]
 
 
 class Idle(NamedTuple):
-    """Fields of some jobs that are not read under a condition; `why` completes "FIELD has no effect: ..."."""
+    """Fields of some jobs that are not read under a condition; `why` completes "FIELD has no effect: ...".
+
+    jobs: () is every job that has the field, so that a new method is covered without being named.
+    """
 
     jobs: tuple[str, ...]
     fields: tuple[str, ...]
@@ -20,48 +23,45 @@ class Idle(NamedTuple):
     why: str
 
 
-_TRAINERS = ("sft", "reward_model", "dpo", "ppo")
 ROWS = (
     Idle(
-        (*_TRAINERS, "generate", "score", "inspect_data"),
+        (),
         ("data.thoughts", "data.generation_prompt", "data.chat_template"),
         lambda c: c.data.template != "chat",
         "data.template is not chat",
     ),
     Idle(
-        (*_TRAINERS, "generate", "score", "inspect_data"),
+        (),
         ("data.date",),
         # PPO's reward model may read a chat template of its own.
         lambda c: "chat" not in (c.data.template, c.model.get("reward_template") if "model" in c else ""),
         "data.template is not chat",
     ),
-    Idle(("ppo",), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
+    Idle((), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
     Idle(
-        _TRAINERS,
+        (),
         ("lora.alpha", "lora.targets", "lora.base_dtype"),
         lambda c: not c.lora.rank,
         "lora.rank is 0",
     ),
     Idle(
-        ("sft",),
+        (),
         tuple(f"model.{name}" for name in _SHAPE),
         lambda c: bool(c.model.init),
         "model.init brings its own",
     ),
-    Idle(("sft",), ("model.pad_token",), lambda c: not c.model.init, "model.init is not set"),
+    Idle((), ("model.pad_token",), lambda c: not c.model.init, "model.init is not set"),
+    Idle((), ("model.vocab_size",), lambda c: bool(c.model.tokenizer), "model.tokenizer brings its own"),
+    Idle((), ("center_rows",), lambda c: not c.center_on, "center_on is not set"),
+    Idle((), ("best_mode", "keep_best"), lambda c: not c.best_metric, "best_metric is not set"),
+    Idle((), ("reference_cache",), lambda c: c.reference == "step", "reference is step"),
     Idle(
-        ("sft",), ("model.vocab_size",), lambda c: bool(c.model.tokenizer), "model.tokenizer brings its own"
-    ),
-    Idle(("reward_model",), ("center_rows",), lambda c: not c.center_on, "center_on is not set"),
-    Idle(_TRAINERS, ("best_mode", "keep_best"), lambda c: not c.best_metric, "best_metric is not set"),
-    Idle(("dpo",), ("reference_cache",), lambda c: c.reference == "step", "reference is step"),
-    Idle(
-        _TRAINERS,
+        (),
         ("optimizer.eps",),
         lambda c: c.optimizer.name in ("sgd", "lion", "adafactor"),
         "this optimizer has none",
     ),
-    Idle(_TRAINERS, ("optimizer.b2",), lambda c: c.optimizer.name == "sgd", "sgd has no second moment"),
+    Idle((), ("optimizer.b2",), lambda c: c.optimizer.name == "sgd", "sgd has no second moment"),
     Idle(("generate",), ("top_p", "top_k", "seed"), lambda c: c.temperature == 0, "temperature 0 is greedy"),
     Idle(("annotate",), ("feedback_format",), lambda c: not c.feedback, "feedback is not set"),
     Idle(("annotate",), ("ordered",), lambda c: not c.outputs_2, "outputs_2 is not set"),
@@ -103,9 +103,10 @@ def given(argv: Iterable[str]) -> set[str]:
 
 def notices(page: Any, fields: set[str]) -> Iterator[str]:
     """Yields one line for each of the fields that has no effect on this page; pages within a study have a prefix."""
+    there = fields & set(leaves(page))
     for row in ROWS:
         for name in row.fields:
-            if page.job in row.jobs and name in fields and row.when(page):
+            if name in there and (not row.jobs or page.job in row.jobs) and row.when(page):
                 yield f"{name} has no effect: {row.why}"
     # A study's stages take their settings from groups that are pages, so each group is looked at as one.
     for group, inner in inner_pages(page):

@@ -46,3 +46,21 @@ def _forget_programs():
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="session")
+def farm(tmp_path_factory):
+    """The inputs of every job, for the tests of all rooms. Tests read it and write elsewhere."""
+    import tiny_farm
+
+    return tiny_farm.build(tmp_path_factory.mktemp("farm"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_left():
+    """A test that failed may have left processes running."""
+    yield
+    for process in sys.modules["tiny_farm"].STARTED if "tiny_farm" in sys.modules else ():
+        if process.poll() is None:
+            process.kill()
+            process.wait()

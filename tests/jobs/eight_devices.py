@@ -1,8 +1,12 @@
-"""Run by test_devices.py on 8 devices: every trainer's loss and gradient, and a rollout, on several meshes."""
+"""Run by test_devices.py on 8 devices: every method's loss and gradient, and a rollout, on several meshes.
+
+The methods are those whose test files have a `MethodSuite` with a case.
+"""
 
 import dataclasses
 from functools import partial
 
+import found_suites
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,26 +28,22 @@ from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
 
 # Data-parallel alone comes with the others; with RLHF_JAX_WIDE=1 it is tried by itself, too.
-MESHES = ((1, 8, 1), (2, 2, 2), *([(8, 1, 1)] if WIDE else []))
+EVERY_AXIS = (2, 2, 2)
+MESHES = ((1, 8, 1), EVERY_AXIS, *([(8, 1, 1)] if WIDE else []))
 TEMPERATURE = 0.7  # that of the PPO case
 CASES = tiny_losses.cases()
+FOUND = {name: case for name, case in found_suites.cases().items() if case}
 
 
-def on(mesh, params):
-    """Parameters onto a mesh; PPO's are two models."""
-    if "policy" in params:
-        return {name: place(CONFIG, x, mesh) for name, x in params.items()}
-    return place(CONFIG, params, mesh)
-
-
-def outcomes(mesh):
-    """What is compared: per trainer (metrics, gradient); of a rollout its samples, metrics and experience."""
+def outcomes(mesh, *, losses=True):
+    """What is compared: of a rollout its samples, metrics and experience, and with `losses` each method's gradient."""
     found = {}
-    for name, case in CASES.items():
+    # The mesh that shards every way is enough for each; others see the losses of SFT and of the reward model below.
+    for name, case in FOUND.items() if losses else ():
         loss = tiny_losses.compiled(case)
-        found[name] = gather(loss(on(mesh, case.params), to_global(case.batch, mesh)))
-        if name == "ppo":
-            found |= rollout(mesh, case, loss)
+        found[name] = gather(loss(case.place(case.params, mesh), to_global(case.batch, mesh)))
+    case = CASES["ppo"]
+    found |= rollout(mesh, case, tiny_losses.compiled(case))
     return found | {"lora": adapted(mesh), "packed": packed(mesh)}
 
 
@@ -82,7 +82,7 @@ def packed(mesh):
     packs = pack(Pairs(*sides), 40, seed=0)
     batch = pad_packs(packs, np.arange(16), packs.most_targets, packs.most_documents, 0)
     loss = jax.jit(partial(tiny_losses.loss_and_gradient, reward_model.reward_model_loss_fn(CONFIG)))
-    return gather(loss(on(mesh, CASES["reward_model"].params), to_global(batch, mesh)))
+    return gather(loss(place(CONFIG, CASES["reward_model"].params, mesh), to_global(batch, mesh)))
 
 
 def rollout(mesh, case, loss):
@@ -136,7 +136,8 @@ if __name__ == "__main__":
     ended_B, lengths_B = wanted["samples"].ended_B, wanted["samples"].lengths_B
     assert 0 < ended_B.sum() < len(ended_B) and 1 in lengths_B, lengths_B  # ragged in every way
     for sizes in MESHES:
-        found = outcomes(make_mesh(*sizes))
+        losses = WIDE or sizes == EVERY_AXIS
+        found = outcomes(make_mesh(*sizes), losses=losses)
         for a, b in zip(
             jax.tree.leaves(found.pop("samples")), jax.tree.leaves(wanted["samples"]), strict=True
         ):
@@ -144,3 +145,5 @@ if __name__ == "__main__":
         for name, x in found.items():
             assert_same(x, wanted[name])
             print(sizes, name, "agrees", flush=True)
+        for name in found_suites.suites().keys() - FOUND.keys() if losses else ():
+            print(sizes, name, "has no loss of its own", flush=True)

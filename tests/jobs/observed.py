@@ -1,5 +1,7 @@
 """Jobs run in this process under observation: which settings they read, and when they compile what."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,7 @@ import tiny_farm
 from ml_collections import ConfigDict
 
 from rlhf_jax.programs import program
-from rlhf_jax.training.loop import loop
-from rlhf_jax.training.run import offline, online_models
+from rlhf_jax.training.loop import loop, step
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
 
@@ -70,14 +71,25 @@ class Compiles:
         self.count += event == COMPILE
 
 
-def run(job: str, config: ConfigDict, workdir: Path, *, stop_before: int = -1) -> tuple[set[str], Compiles]:
-    """Runs a trainer in this process. stop_before: the iteration that ends it with `InterruptedRunError`."""
+def run(
+    job: str,
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    stop_before: int = -1,
+    before: Callable[[int], None] = lambda i: None,
+) -> tuple[set[str], Compiles]:
+    """Runs a trainer in this process.
+
+    stop_before: the iteration that ends it with `InterruptedRunError`. before: called with each iteration's number.
+    """
     read: set[str] = set()
-    compiles, loop_run, make_step = Compiles(), loop.run_loop, offline.make_train_step
+    compiles, loop_run, make_step = Compiles(), loop.run_loop, step.make_train_step
 
     def watched_loop(state, iterate, **options):
         def watched(state, i):
             compiles.at[i] = compiles.count
+            before(i)
             if i == stop_before:
                 raise InterruptedRunError
             return iterate(state, i)
@@ -95,8 +107,10 @@ def run(job: str, config: ConfigDict, workdir: Path, *, stop_before: int = -1) -
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loop, "run_loop", watched_loop)
-            patch.setattr(offline, "make_train_step", watched_step)
-            patch.setattr(online_models, "make_train_step", watched_step)
+            # Whoever makes the step, a driver or a method's file.
+            for each in [x for name, x in sys.modules.items() if name.startswith("rlhf_jax.")]:
+                if vars(each).get("make_train_step") is make_step:
+                    patch.setattr(each, "make_train_step", watched_step)
             module.run(Settings(config, read), str(workdir))
     except InterruptedRunError:
         pass

@@ -1,11 +1,12 @@
-"""Every trainer's loss and gradient, and a rollout, on eight devices as on one. They need a process of their own."""
+"""Every method's loss and gradient, and a rollout, on eight devices as on one. They need a process of their own."""
 
 from pathlib import Path
 
 import pytest
 import tiny_farm
+from found_suites import suites
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_eight_devices_agree_with_one():
@@ -13,5 +14,7 @@ def test_eight_devices_agree_with_one():
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     lines = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=flags)).splitlines()
     for mesh in ("(1, 8, 1)", "(2, 2, 2)"):
-        for name in (*tiny_farm.TRAINERS, "experience", "lora", "packed"):
+        for name in ("experience", "lora", "packed"):
             assert f"{mesh} {name} agrees" in lines, lines
+    for name in suites():
+        assert {f"(2, 2, 2) {name} agrees", f"(2, 2, 2) {name} has no loss of its own"} & set(lines), lines

@@ -10,11 +10,9 @@ import signal
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 import tiny_farm
+from same_runs import assert_same_files, assert_same_state, writing
 
 pytestmark = pytest.mark.timeout(900)
 ASKED = int(os.environ.get("RLHF_JAX_KILLS", "0"))
@@ -34,11 +32,6 @@ FRONT_DOOR = {"ppo": [str(Path(__file__).with_name("slow_rollouts.py"))]}  # els
 def rows_of(folder):
     path = folder / "metrics.jsonl"
     return path.read_text().count("\n") if path.exists() else 0
-
-
-def writing(folder):
-    """Whether a checkpoint is being written."""
-    return any((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
 
 
 def in_rollout(folder):
@@ -81,25 +74,6 @@ def run(job, farm, folder, moment=None):
     return writing(folder)
 
 
-def checkpoint(folder):
-    """Every array of the newest checkpoint."""
-    newest = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
-    with ocp.StandardCheckpointer() as reader:
-        return int(newest.name), reader.restore(newest / "state")
-
-
-def bits(x):
-    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(x) if is_key else x).tobytes()
-
-
-def assert_same_files(found, wanted, pattern):
-    names = sorted(path.relative_to(wanted) for path in wanted.glob(pattern))
-    assert names and names == sorted(path.relative_to(found) for path in found.glob(pattern))
-    for name in names:
-        assert (found / name).read_bytes() == (wanted / name).read_bytes(), name
-
-
 @pytest.mark.parametrize("job", KILLS)
 def test_a_killed_run_ends_as_if_nothing_had_happened(job, farm, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -113,12 +87,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(job, farm, tmp_path):
     assert any(half_written)
     run(job, farm, killed)
     assert "continuing" in (killed / "log").read_text()
-    assert tiny_farm.rows(killed) == tiny_farm.rows(whole)
-    (step, found), (last, wanted) = checkpoint(killed), checkpoint(whole)
-    assert step == last == tiny_farm.rows(whole)[-1]["step"]
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found), strict=True):
-        assert bits(a) == bits(b), path
-    assert not writing(killed)
+    assert_same_state(killed, whole)
     assert_same_files(killed, whole, "export/*")
     if job == "ppo":
         assert_same_files(killed, whole, "samples/*")

@@ -5,7 +5,6 @@ RLHF_JAX_WIDE=1 runs them on four processes too, on eight devices in three meshe
 
 import shutil
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 import run_jobs
 import tiny_farm
 from safetensors.numpy import load_file
+from same_runs import assert_same_curve
 from wide import wide
 
 from rlhf_jax.data.records.records import read_table
@@ -32,19 +32,6 @@ ELSEWHERE = ["two processes"] + [
 ]
 
 
-def start_several(count, *command, cwd=(), **changes):
-    """Starts `python COMMAND` in processes that know each other."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    ours = {"RLHF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLHF_JAX_NUM_PROCESSES": str(count)}
-    folders = cwd or (tiny_farm.ROOT,) * count
-    return [
-        tiny_farm.start([*map(str, command)], cwd=folders[i], **ours | changes, RLHF_JAX_PROCESS_ID=str(i))
-        for i in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def alone(farm, tmp_path_factory):
     """The folder of the jobs on one process and device."""
@@ -59,7 +46,7 @@ def start_jobs(where, farm, folder, *jobs):
     if "," in where:
         return [tiny_farm.start([*map(str, (SCRIPT, farm, folder, where, *jobs))], XLA_FLAGS=EIGHT)]
     count = {"two": 2, "four": 4}[where.split()[0]]
-    return start_several(count, SCRIPT, farm, folder, f"1,{count},1", *jobs, XLA_FLAGS=QUICK)
+    return tiny_farm.start_several(count, SCRIPT, farm, folder, f"1,{count},1", *jobs, XLA_FLAGS=QUICK)
 
 
 @pytest.fixture(scope="module", params=ELSEWHERE)
@@ -71,22 +58,9 @@ def elsewhere(request, farm, tmp_path_factory):
     return folder
 
 
-def assert_same_curve(found, wanted):
-    found, wanted = map(tiny_farm.rows, (found, wanted))
-    assert [row["step"] for row in found] == [row["step"] for row in wanted]
-    for a, b in zip(found, wanted, strict=True):
-        assert a.pop("sampling/logp_difference", 0) < 1e-5 > b.pop("sampling/logp_difference", 0)
-        if (
-            abs(b.get("rewards/margins", 1.0)) < 1e-5
-        ):  # policy and reference are still equal: rounding decides
-            for row in (a, b):
-                row.pop("rewards/accuracies", None)
-        assert a == pytest.approx(b, rel=1e-5, abs=5e-6)
-
-
 @pytest.mark.parametrize("job", [job for job in run_jobs.JOBS if job not in ("generate", "score")])
 def test_elsewhere_trains_as_one(elsewhere, alone, job):
-    assert_same_curve(elsewhere / job, alone / job)
+    assert_same_curve(*map(tiny_farm.rows, (elsewhere / job, alone / job)))
     steps = [row["step"] for row in tiny_farm.rows(alone / job)]
     assert {step for step in steps if steps.count(step) == 2} == {2, run_jobs.STEPS}  # the evaluations
     weights = [load_file(folder / job / "export/model.safetensors") for folder in (alone, elsewhere)]
@@ -127,7 +101,7 @@ def test_killed_on_one_and_resumed_on_others(alone, farm, tmp_path, job):
     assert [row["step"] for row in tiny_farm.rows(tmp_path / job)][-1] <= run_jobs.STEPS
     outs = [tiny_farm.finish(run) for run in start_jobs("four processes", farm, tmp_path, job)]
     assert "continuing" in outs[0]
-    assert_same_curve(tmp_path / job, alone / job)
+    assert_same_curve(*map(tiny_farm.rows, (tmp_path / job, alone / job)))
 
 
 def test_machines_with_other_code_do_not_train_together(farm, tmp_path):
@@ -137,7 +111,9 @@ def test_machines_with_other_code_do_not_train_together(farm, tmp_path):
     with (tmp_path / "checkout/rlhf_jax/training/loop/step.py").open("a") as file:
         file.write("# newer\n")
     command = tiny_farm.arguments("sft", farm, tmp_path / "run")
-    runs = start_several(2, "-m", "rlhf_jax.main", *command, cwd=(tiny_farm.ROOT, tmp_path / "checkout"))
+    runs = tiny_farm.start_several(
+        2, "-m", "rlhf_jax.main", *command, cwd=(tiny_farm.ROOT, tmp_path / "checkout")
+    )
     for run in runs:
         said = tiny_farm.finish(run, status=2).splitlines()[-1]
         assert said.startswith("error: rlhf_jax's code: process 0 has ") and "Traceback" not in said
@@ -152,7 +128,7 @@ def test_nobody_waits_for_a_process_that_failed(farm, tmp_path, failing):
         if i != failing:
             shutil.copy(farm / "data/sft.parquet", folder / "mine.parquet")
     command = tiny_farm.arguments("sft", farm, tmp_path / "run", **{"data.train": "mine.parquet"})
-    runs = start_several(2, "-m", "rlhf_jax.main", *command, cwd=there)
+    runs = tiny_farm.start_several(2, "-m", "rlhf_jax.main", *command, cwd=there)
     lines = tiny_farm.finish(runs[failing], status=2).splitlines()
     ended = time.monotonic()
     assert lines[-1].startswith("error: data.train: mine.parquet: no such file")

@@ -183,7 +183,7 @@ def adapter_folder(folder, base):
 
 MODELS = [
     (job, row.field, next(x.field for x in NEEDS[job].reads if x.over == row.field))
-    for job in ("sft", "reward_model", "dpo", "ppo", "generate", "score")
+    for job in (*tiny_farm.METHODS, "generate", "score")
     for row in NEEDS[job].reads
     if row.kind == missing_inputs.MODEL
 ]

@@ -7,6 +7,7 @@ so some responses end at once, some in the middle and some not at all.
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from rlhf_jax.microfarm.utility import utility
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.huggingface import export_folder
+from rlhf_jax.programs import is_method, names
 from rlhf_jax.settings import load_page
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +33,26 @@ WIDTH, LAYERS, VOCAB = 16, 2, 320
 STARTED: list[
     subprocess.Popen
 ] = []  # the processes that tests started; those left over are killed at the end
+# Those whose adapters, recipes and moves between machines are tried. What holds for every method is in method_suite.
 TRAINERS = ("sft", "reward_model", "dpo", "ppo")
+METHODS = tuple(name for name in names() if is_method(name))
 
 # What makes each page small. Paths below runs/farm are moved below the farm that a job is run on.
 _SHORT = {"data.max_length": 96, "logprob_chunk": 16}
 _OFFLINE = {"batch_size": 8, "log_every": 1, "eval_every": 4, "save_every": 4, "data.eval_rows": 12}
 _OFFLINE |= {"optimizer.warmup_steps": 1}  # Some runs have a single step.
+_ONLINE = {
+    "data.max_prompt_length": 56,
+    "data.eval_rows": 6,
+    "rollout.batch_size": 8,
+    "rollout.max_new_tokens": 8,
+    "minibatch_size": 4,
+    "steps": 8,
+    "eval_every": 4,
+    "save_every": 4,
+    "optimizer.warmup_steps": 1,
+    "logprob_chunk": 16,
+}
 SMALL = {
     "sft": _SHORT
     | _OFFLINE
@@ -44,18 +60,7 @@ SMALL = {
     | {"model.ff": 32, "model.tie_embeddings": False},
     "reward_model": _OFFLINE | {"data.max_length": 96, "epochs": 0.5, "center_rows": 12},
     "dpo": _SHORT | _OFFLINE | {"epochs": 0.5},
-    "ppo": {
-        "data.max_prompt_length": 56,
-        "data.eval_rows": 6,
-        "rollout.batch_size": 8,
-        "rollout.max_new_tokens": 8,
-        "minibatch_size": 4,
-        "steps": 8,
-        "eval_every": 4,
-        "save_every": 4,
-        "optimizer.warmup_steps": 1,
-        "logprob_chunk": 16,
-    },
+    "ppo": _ONLINE,
     "generate": {"data.rows": 12, "data.max_prompt_length": 56, "batch_size": 8, "max_new_tokens": 8},
     "score": {"data.max_length": 112, "batch_size": 8},
     "annotate": {},
@@ -89,8 +94,16 @@ def settings(job: str, farm: Path, variant: str = "", **changes) -> ConfigDict:
     """The page of a job, small, on this farm. Names of changes may be dotted: **{"data.rows": 3}."""
     page = load_page(str(ROOT / f"configs/{job}.py") + (f":{variant}" if variant else ""))
     config = ConfigDict(json.loads(page.to_json().replace("runs/farm/", f"{farm}/")))
-    config.update_from_flattened_dict(SMALL[job] | changes)
+    config.update_from_flattened_dict(_small(job, config) | changes)
     return config
+
+
+def _small(job: str, page: ConfigDict) -> dict[str, Any]:
+    """What makes a page small; a method that SMALL does not name gets what others of its kind do."""
+    if job in SMALL:
+        return SMALL[job]
+    kind = _ONLINE if "rollout" in page else _SHORT | _OFFLINE | {"epochs": 0.5}
+    return {name: value for name, value in kind.items() if name in flat(page)}
 
 
 def arguments(job: str, farm: Path, workdir: Path, **changes) -> list[str]:
@@ -113,6 +126,19 @@ def start(
     )
     STARTED.append(process)
     return process
+
+
+def start_several(count: int, *command: Any, cwd: tuple = (), **changes: str) -> list[subprocess.Popen]:
+    """Starts `python COMMAND` in processes that know each other."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    ours = {"RLHF_JAX_COORDINATOR": f"127.0.0.1:{port}", "RLHF_JAX_NUM_PROCESSES": str(count)}
+    folders = cwd or (ROOT,) * count
+    return [
+        start([*map(str, command)], cwd=folders[i], **ours | changes, RLHF_JAX_PROCESS_ID=str(i))
+        for i in range(count)
+    ]
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tiny_farm
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
+from rlhf_jax.models.placement import place
 from rlhf_jax.objectives.reduce import value
 from rlhf_jax.training.loop.step import LossFn
 
@@ -18,12 +20,29 @@ T = P + R
 CONFIG = tiny_farm.model_config()
 
 
+def placed(params: PyTree, mesh: Mesh) -> PyTree:
+    """Parameters of a model, or of several by name, onto a mesh."""
+    if "embed" in params:
+        return place(CONFIG, params, mesh)
+    return {name: place(CONFIG, x, mesh) for name, x in params.items()}
+
+
 class Case(NamedTuple):
-    """make(R): the loss for arrays of R response positions. over_R: batch entries with R as second axis."""
+    """A loss and a batch for it, of B rows.
+
+    Attributes:
+      make: R -> the loss for arrays of R response positions.
+      params: of one model like CONFIG, or of several by name.
+      batch: a pytree of arrays with the rows first and, where they have more axes, tokens or response positions last.
+      keep: the names of those entries whose last axis is something else.
+      place: puts parameters onto a mesh.
+    """
 
     make: Callable[[int], LossFn]
     params: PyTree
     batch: Any
+    keep: tuple[str, ...] = ()
+    place: Callable[[PyTree, Mesh], PyTree] = placed
 
 
 def cases() -> dict[str, Case]:
@@ -52,22 +71,22 @@ def cases() -> dict[str, Case]:
     }
 
 
-def widened(batch: Any, extra: int) -> Any:
+def widened(batch: Any, extra: int, keep: tuple[str, ...] = ()) -> Any:
     """The batch with `extra` more columns: tokens get any ids there, what belongs to tokens gets NaN."""
     rng = np.random.default_rng(1)
 
-    def widen(x: np.ndarray) -> np.ndarray:
-        if x.ndim == 1:
+    def widen(path: tuple, x: np.ndarray) -> np.ndarray:
+        if x.ndim == 1 or getattr(path[-1], "key", getattr(path[-1], "name", "")) in keep:
             return x
-        shape = (x.shape[0], extra)
+        shape = (*x.shape[:-1], extra)
         fill = {
             "i": rng.integers(0, CONFIG.vocab_size, shape),
             "b": np.zeros(shape),
             "f": np.full(shape, np.nan),
         }
-        return np.concatenate([x, fill[x.dtype.kind].astype(x.dtype)], axis=1)
+        return np.concatenate([x, fill[x.dtype.kind].astype(x.dtype)], axis=-1)
 
-    return jax.tree.map(widen, batch)
+    return jax.tree_util.tree_map_with_path(widen, batch)
 
 
 def reordered(batch: Any) -> Any:

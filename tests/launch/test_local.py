@@ -95,11 +95,6 @@ def start_real(processes, *arguments, **environment):
 
 
 @pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    return tiny_farm.build(tmp_path_factory.mktemp("farm"))
-
-
-@pytest.fixture(scope="module")
 def alone(farm, tmp_path_factory):
     """The rows that one process writes, for a short run of SFT."""
     workdir = tmp_path_factory.mktemp("alone")

@@ -29,11 +29,6 @@ def cluster(tmp_path_factory):
     cluster.stop()
 
 
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    return tiny_farm.build(tmp_path_factory.mktemp("farm"))
-
-
 @pytest.fixture
 def train(cluster, farm):
     """Submits an SFT of two processes; the job's number."""

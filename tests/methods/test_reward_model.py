@@ -5,13 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_farm
+import tiny_losses
 import tiny_words
+from method_suite import MethodSuite
 from tiny_words import CONFIG
 
 from rlhf_jax.data.batches import Pairs, Sequences
 from rlhf_jax.methods import reward_model
 from rlhf_jax.training.run import load_models
 from rlhf_jax.training.run.session import Network, Session
+
+
+class TestRewardModel(MethodSuite):
+    job = "reward_model"
+    steps = {"epochs": 1.3}
+
+    def case(self):
+        return tiny_losses.cases()["reward_model"]
 
 
 def start(folder, seed):

@@ -3,13 +3,23 @@
 import jax
 import numpy as np
 import tiny_farm
+import tiny_losses
 import tiny_words
+from method_suite import MethodSuite
 
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.methods import sft
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.run import load_models
 from rlhf_jax.training.run.session import Session
+
+
+class TestSft(MethodSuite):
+    job = "sft"
+    steps = {"epochs": 0.52}
+
+    def case(self):
+        return tiny_losses.cases()["sft"]
 
 
 def fresh(folder, seed):

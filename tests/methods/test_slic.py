@@ -26,11 +26,6 @@ def slic():
         yield importlib.import_module("slic")
 
 
-@pytest.fixture(scope="module")
-def farm(tmp_path_factory):
-    return tiny_farm.build(tmp_path_factory.mktemp("farm"))
-
-
 def settings(farm: Path, **changes) -> ConfigDict:
     page = load_page(str(Path(__file__).with_name("slic_page.py")))
     page.update_from_flattened_dict(

@@ -1,0 +1,23 @@
+"""The subclasses of `MethodSuite` in the tests of the methods, found by their text, so that none is imported for it."""
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+METHODS = Path(__file__).parents[1] / "methods"
+
+
+def suites() -> dict[str, str]:
+    """The module of each subclass, by its name."""
+    return {
+        name: path.stem
+        for path in sorted(METHODS.glob("test_*.py"))
+        for name in re.findall(r"^class (\w+)\(MethodSuite\)", path.read_text(), re.MULTILINE)
+    }
+
+
+def cases() -> dict:
+    """The case of each, or None where the method has no loss of its own."""
+    sys.path.append(str(METHODS))
+    return {name: getattr(importlib.import_module(file), name)().case() for name, file in suites().items()}
