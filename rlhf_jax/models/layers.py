@@ -86,9 +86,9 @@ class Attention(nn.Module):
         v_DGK = kernel(self, "v", (D, G, K), ("embed", "kv_heads", "head_dim"), D)
         o_HKD = kernel(self, "o", (H, K, D), ("heads", "head_dim", "embed"), H * K)
         B, T = x_BTD.shape[:2]
-        q_BTHK, k_BTGK, v_BTGK = (
-            self._heads(x_BTD, name, weight) for name, weight in (("q", q_DHK), ("k", k_DGK), ("v", v_DGK))
-        )
+        q_BTHK = self._heads(x_BTD, "q", q_DHK)
+        k_BTGK = self._heads(x_BTD, "k", k_DGK)
+        v_BTGK = self._heads(x_BTD, "v", v_DGK)
         # Before the rotation, as in Qwen 3 and Gemma 3. One scale [K] serves all heads, so no axis is split.
         if c.qk_norm:
             q_BTHK = Norm(c, kind="rms", axis=None, name="q_norm")(q_BTHK)

@@ -55,7 +55,8 @@ def adapted(
 @jax.custom_vjp
 def linear(x_xI: Float[Array, "*rows I"], kernel_IO: Float[Array, "I O"]) -> Float[Array, "*rows O"]:
     """x @ kernel over the last axis of x."""
-    return (_rows(x_xI) @ kernel_IO).reshape(*x_xI.shape[:-1], kernel_IO.shape[-1])
+    x_NI = x_xI.reshape(-1, x_xI.shape[-1])
+    return (x_NI @ kernel_IO).reshape(*x_xI.shape[:-1], kernel_IO.shape[-1])
 
 
 def _linear_forward(x_xI: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -64,9 +65,9 @@ def _linear_forward(x_xI: Array, kernel_IO: Array) -> tuple[Array, tuple[Array, 
 
 def _linear_backward(saved: tuple[Array, Array], dy_xO: Array) -> tuple[Array, Array]:
     x_xI, kernel_IO = saved
-    dy_NO = _rows(dy_xO)
+    x_NI, dy_NO = x_xI.reshape(-1, x_xI.shape[-1]), dy_xO.reshape(-1, dy_xO.shape[-1])
     dx_NI = jax.lax.dot_general(dy_NO, kernel_IO, (((1,), (1,)), ((), ())))
-    dkernel_IO = jax.lax.dot_general(_rows(x_xI), dy_NO, (((0,), (0,)), ((), ())))
+    dkernel_IO = jax.lax.dot_general(x_NI, dy_NO, (((0,), (0,)), ((), ())))
     return dx_NI.reshape(x_xI.shape), dkernel_IO
 
 
@@ -92,7 +93,3 @@ def _swiglu_backward(saved: tuple[Array, Array], dy_BTF: Array) -> tuple[Array, 
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
-
-
-def _rows(x: Array) -> Array:
-    return jnp.reshape(x, (-1, x.shape[-1]))

@@ -45,6 +45,8 @@ def choose_kernel(
     # auto falls back to xla in silence; a kernel that is asked for by name must fit.
     about = (K, dtype, platform, capability, packed)
     if wanted == "auto":
+        if platform == "cpu":
+            return "xla"
         if not _misfit("cudnn", *about):
             return "cudnn"
         return "splash" if T >= _SPLASH_FROM and not _misfit("splash", *about) else "xla"
@@ -76,8 +78,9 @@ def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[in
 def here() -> tuple[str, tuple[int, int]]:
     """(platform, compute capability) of this process's devices."""
     device = jax.local_devices()[0]
-    found = str(getattr(device, "compute_capability", "0.0")).split(".")
-    return device.platform, (int(found[0]), int(found[1])) if all(x.isdigit() for x in found) else (0, 0)
+    major, _, minor = str(getattr(device, "compute_capability", "0.0")).partition(".")
+    known = major.isdigit() and minor.isdigit()
+    return device.platform, (int(major), int(minor)) if known else (0, 0)
 
 
 def cudnn(
