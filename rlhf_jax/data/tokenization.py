@@ -121,12 +121,19 @@ def encode_pairs(
     differ only in what the tokenizer cannot see are dropped too. Dropped pairs are counted by reason. Raises
     UserError when none is left.
     """
+    return encode_labelled_pairs(rows, tokenizer, template, max_length, how)[:2]
+
+
+def encode_labelled_pairs(
+    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
+) -> tuple[Pairs, Counter[str], Int64[np.ndarray, "n"]]:
+    """Encodes as `encode_pairs` does, and also returns the indices of the rows that are kept."""
     counts: Counter[str] = Counter()
     sides = (
         _chat_sides(rows, tokenizer, how, counts) if template == CHAT else _sides(rows, tokenizer, template)
     )
-    kept = []
-    for row, chosen, rejected in zip(rows, *sides, strict=True):
+    kept, indices = [], []
+    for i, (row, chosen, rejected) in enumerate(zip(rows, *sides, strict=True)):
         if not _wanted(all(_ended(row, side) for side in SIDES), counts, how):
             continue
         if isinstance(chosen, str) or isinstance(rejected, str):
@@ -151,8 +158,10 @@ def encode_pairs(
         # A set: what happened to both sides is counted once for the pair.
         counts.update({note for fit in fits for note in fit.notes})
         kept.append(pair)
+        indices.append(i)
     _check_some(kept, rows, counts, "max_length", max_length)
-    return Pairs(_sequences([pair[0] for pair in kept]), _sequences([pair[1] for pair in kept])), counts
+    pairs = Pairs(_sequences([pair[0] for pair in kept]), _sequences([pair[1] for pair in kept]))
+    return pairs, counts, np.array(indices, np.int64)
 
 
 def encode_prompts(

@@ -43,8 +43,18 @@ def pair_logprobs(
 def pair_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
     """(chosen_B, rejected_B): the reward model's scores of both sides, read at their last tokens, in one forward pass.
 
-    Batch: {chosen,rejected}_{tokens,lengths}; or packed rows.
+    Batch: {chosen,rejected}_{tokens,lengths}; or packed rows; or rows of a prompt with several responses and pairs
+    (`data.prompt_groups`), whose pairs come flat.
     """
+    if "better" in batch:
+        tokens_BT = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
+        hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
+        scores_B = decoder.last_token_scores(hidden_BTD, params, batch["lengths"].reshape(-1))
+        scores_BK = scores_B.reshape(batch["lengths"].shape)
+        chosen_B, rejected_B = (
+            jnp.take_along_axis(scores_BK, batch[side], axis=1).reshape(-1) for side in ("better", "worse")
+        )
+        return chosen_B, rejected_B
     if "segments" in batch:
         return _halves(packed_scores(config, params, *packed_arrays(batch), batch["lasts"]))
     both = _stack_pair(batch)
@@ -53,7 +63,11 @@ def pair_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tu
 
 
 def pair_weight(batch: Batch) -> Array:
-    """The weight of every pair [B]; 0 for the places of a packed row that hold no pair."""
+    """The weight of every pair [B]; 0 for the places of a packed row, or a prompt's, that hold no pair."""
+    if "better" in batch:
+        there_BS = jnp.arange(batch["better"].shape[1]) < batch["pairs"][:, None]
+        weight_B = batch.get("weight", jnp.ones(batch["pairs"].shape, jnp.float32))
+        return (there_BS * weight_B[:, None]).reshape(-1)
     if "segments" not in batch:
         return row_weight(batch)
     # Two documents are a pair, chosen first, and those that are there come before the empty places.

@@ -19,16 +19,29 @@ def sequence_logprob(logprobs_BT: Float[Array, "B T"], mask_BT: Bool[Array, "B T
 
 
 def bradley_terry(
-    chosen_B: Float[Array, " B"], rejected_B: Float[Array, " B"], weight_B: Weights
+    chosen_B: Float[Array, " B"],
+    rejected_B: Float[Array, " B"],
+    weight_B: Weights,
+    *,
+    margin_B: Float[Array, " B"] | None = None,
+    centre_coef: float = 0.0,
 ) -> dict[str, Mean]:
-    """The reward model's loss on pairs, -log sigmoid(chosen - rejected), after Bradley and Terry (1952).
+    """The reward model's loss on pairs, -log sigmoid(chosen - rejected - margin), after Bradley and Terry (1952).
 
     `chosen_B` and `rejected_B` are the rewards of the two responses of each pair. A tie (equal rewards) is
     not an accurate pair: a constant reward model scores 0 in `rewards/accuracies`, not 1/2.
+    margin_B: by how much the chosen reward should be above the other (Touvron et al. 2023, eq. 2).
+    centre_coef: the weight of (chosen + rejected)^2, which keeps rewards around 0 (Eisenstein et al. 2023): differences
+    alone leave their mean open.
     """
     chosen_B, rejected_B = _counted(weight_B, chosen_B, rejected_B)
+    below_B = rejected_B - chosen_B
+    if margin_B is not None:
+        below_B = below_B + _counted(weight_B, margin_B)[0]
     # softplus(-x) is -log sigmoid(x) without the log of a sigmoid that has rounded to 0.
-    loss_B = jax.nn.softplus(rejected_B - chosen_B)
+    loss_B = jax.nn.softplus(below_B)
+    if centre_coef:
+        loss_B = loss_B + centre_coef * jnp.square(chosen_B + rejected_B)
     return {"loss": masked_mean(loss_B, weight_B), **_reward_metrics(chosen_B, rejected_B, weight_B)}
 
 

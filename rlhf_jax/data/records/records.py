@@ -8,6 +8,7 @@ plain dicts with the columns named below, and a Counter reason -> rows dropped. 
     chat     adds `messages`, the prompt as chat messages {role, content}, for the tokenizer's chat template.
     where    keeps only rows whose columns have these values, {"split": "train"}; the others are not counted.
     made_by  the command that makes a missing file, shown in the error.
+    beside   reads further columns, which a row then has in a dict `beside` (see `label_columns`).
 
 All raise UserError when the source cannot be read, its layout is unknown, or no usable row is left.
 Reading and writing of the files themselves is offered here too, from `tables`.
@@ -63,6 +64,8 @@ __all__ = [
 
 Row = dict[str, Any]
 Source = str | Path | Sequence[Mapping[str, Any]]
+# Reads what else is wanted of a row, such as a rating; RowError where the row cannot be used without it.
+Beside = Callable[[UsedColumns], Row]
 
 # The statuses in labels.parquet of labels to train on; "noise" is a label that was flipped on purpose.
 USABLE_STATUS = ("ok", "noise")
@@ -78,6 +81,7 @@ def read_instructions(
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
     chat: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[list[Row], LeftOut]:
     """Reads demonstrations: rows with `output` and a prompt.
 
@@ -111,7 +115,7 @@ def read_instructions(
         beside = {"output_fields": fields} if fields else {}
         return columns | {"output": said} | ended(row, "ended", "ended") | beside
 
-    kept, left_out = _convert_all(rows, convert, name, used, chat=chat)
+    kept, left_out = _convert_all(rows, convert, name, used, chat=chat, beside=beside)
     if liked and kept:
         left_out.notes[f"the column {liked} decides: rows where it is true are demonstrations"] = len(kept)
     return kept, left_out
@@ -152,6 +156,7 @@ def read_pairs(
     where: Mapping[str, Any] | None = None,
     made_by: str = "",
     chat: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[list[Row], LeftOut]:
     """Reads preference pairs: rows with `chosen`, `rejected` and a prompt.
 
@@ -195,7 +200,7 @@ def read_pairs(
             raise RowError("identical outputs")
         return pair
 
-    return _convert_all(rows, convert, name, used, unique=True, chat=chat)
+    return _convert_all(rows, convert, name, used, unique=True, chat=chat, beside=beside)
 
 
 def _is_labelled(row: Mapping[str, Any]) -> bool:
@@ -240,6 +245,7 @@ def _convert_all(
     *,
     unique: bool = False,
     chat: bool = False,
+    beside: Beside | None = None,
 ) -> tuple[list[Row], LeftOut]:
     kept: list[Row] = []
     skipped = LeftOut()
@@ -249,6 +255,9 @@ def _convert_all(
         try:
             found = convert(fields)
             record = usable(found, fields, chat)
+            if beside is not None:
+                # A dict of its own: what is said of a label does not make two equal pairs different ones.
+                record |= {"beside": beside(fields)}
         except RowError as e:
             skipped[str(e)] += 1
             continue

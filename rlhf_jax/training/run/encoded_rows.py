@@ -6,8 +6,9 @@ Every row that is left out is counted, and the counts are printed with the reaso
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -18,9 +19,11 @@ from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, pack, pad, pa
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.chat.chat_templates import asks_for_the_date
 from rlhf_jax.data.files.splits import local_path
-from rlhf_jax.data.records.records import counts_text, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
+from rlhf_jax.data.records.label_columns import read_rated
+from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.templates import handling_of, render
-from rlhf_jax.data.tokenization import SIDES, encode_pairs, encode_prompts, encode_sft
+from rlhf_jax.data.tokenization import SIDES, encode_answers, encode_labelled_pairs, encode_prompts, encode_sft
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
@@ -51,6 +54,45 @@ class Rows(NamedTuple):
             return self.make(index_B, rows) | {name: x[index_B[rows]] for name, x in columns.items()}
 
         return self._replace(make=make)
+
+
+def spread(rows: Rows, x_n: np.ndarray) -> np.ndarray:
+    """A number of every document or pair as a column of the rows: [count], or [count, places] where rows hold several."""
+    if not rows.layout:
+        return x_n
+    members, offsets, (_, places) = rows.layout
+    # Both sides of a pair are documents of the layout, chosen first, and the pair has one number.
+    unit = 2 if rows.pairs else 1
+    column = np.zeros((rows.count, places // unit), x_n.dtype)
+    for row in range(rows.count):
+        mine = members[offsets[row] : offsets[row + 1] : unit] // unit
+        column[row, : len(mine)] = x_n[mine]
+    return column
+
+
+def grouped_rows_of(split: Split, pad_id: int) -> tuple[Rows, Rows]:
+    """Makes rows of one prompt each, with all its responses and pairs: (training rows, evaluation rows)."""
+    groups = [group_by_prompt(found) for found in (split.train, split.eval)]
+    sizes = (
+        bucket(max(int(g.responses.lengths.max()) for g in groups), 8),
+        max(g.most_responses for g in groups),
+        max(g.most_pairs for g in groups),
+    )
+    for name, g in zip(("train", "eval"), groups, strict=True):
+        if startup.is_main():
+            print(
+                f"data.{name}: {len(g)} prompts with {len(g.pairs)} pairs of {len(g.responses)} responses; "
+                f"rows of {sizes[1]} responses, {len(g.responses) / (len(g) * sizes[1]):.1%} filled",
+                flush=True,
+            )
+
+    def rows(g: PromptGroups) -> Rows:
+        layout = (g.pairs, g.offsets, np.array([sizes[0], sizes[2]]))
+        return Rows(
+            len(g), g.tokens, lambda index_B, rows: pad_groups(g, index_B, sizes, pad_id, rows), layout=layout
+        )
+
+    return rows(groups[0]), rows(groups[1])
 
 
 def rows_of(split: Split, data: ConfigDict, pad_id: int, seed: int) -> tuple[Rows, Rows, int]:
@@ -127,9 +169,21 @@ def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> S
     return _split(*_two_files(read_instructions, data, seed, made_by), encode_sft, tokenizer, data)
 
 
-def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
-    """Reads labelled pairs, as Pairs; rows that are held out share no prompt with training."""
-    return _split(*_two_files(read_pairs, data, seed, made_by), encode_pairs, tokenizer, data)
+def pairs(
+    data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Beside | None = None
+) -> Split:
+    """Reads labelled pairs, as Pairs; rows that are held out share no prompt with training.
+
+    The records beside them are those of the pairs that were kept, in the same order; beside: as `read_pairs` takes it.
+    """
+    read = partial(read_pairs, beside=beside)
+    return _aligned(*_two_files(read, data, seed, made_by), encode_labelled_pairs, tokenizer, data)
+
+
+def rated(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, scale: Mapping[str, Any]) -> Split:
+    """Reads rated responses, as Sequences, with the records of those that were kept; scale: as `read_rated` takes it."""
+    read = partial(read_rated, **scale)
+    return _aligned(*_two_files(read, data, seed, made_by), encode_answers, tokenizer, data)
 
 
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
@@ -252,6 +306,17 @@ def _split(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, dat
         say(f"data.{name}: {len(encoded)} rows", dropped)
         found.append(encoded)
     return Split(*found, held)
+
+
+def _aligned(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict) -> Split:
+    """As `_split`, of an encoder that also says which rows it kept: the records are those of the encoded rows."""
+    found, records = [], []
+    for rows, name in ((train, "train"), (held, "eval")):
+        encoded, dropped, kept = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))
+        say(f"data.{name}: {len(encoded)} rows", dropped)
+        found.append(encoded)
+        records.append([rows[i] for i in kept])
+    return Split(*found, records[1], tuple(records[0]))
 
 
 def say(text: str, skipped: Counter) -> None:
