@@ -44,6 +44,12 @@ def trained_model(model: ConfigDict) -> None:
     model.attention = "auto"  # Or xla, cudnn (NVIDIA), splash (TPU).
 
 
+def read_rewards(model: ConfigDict) -> None:
+    """How the scores of a reward model that is an ensemble become one."""
+    model.combine = ""  # mean, min or mean_minus_variance; "": as the ensemble's own file says.
+    model.combine_coef = 1.0  # With mean_minus_variance, what the variance is multiplied with.
+
+
 def lora(c: ConfigDict) -> None:
     """Trains a low-rank adapter beside the model, which stays as it is."""
     c.lora = ConfigDict()

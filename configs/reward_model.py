@@ -1,8 +1,13 @@
-"""Reward model: Bradley-Terry on pairwise labels, starting from the SFT model.
+"""Reward model: Bradley-Terry on pairwise labels, or ratings, starting from the SFT model.
 
     python -m rlhf_jax.main --config=configs/reward_model.py --workdir=runs/farm/reward_model
+    python -m rlhf_jax.main --config=configs/reward_model.py:ensemble --workdir=runs/farm/reward_ensemble
+    python -m rlhf_jax.main --config=configs/reward_model.py:ratings --workdir=runs/farm/reward_ratings
 
-Reads any pairwise record; `--config=configs/reward_model.py:alpaca` has the sizes for real instruction text.
+Reads any pairwise record; `:alpaca` has the sizes for real instruction text. `:ratings` reads rated responses, as
+`--config=configs/annotate.py:ratings --workdir=runs/farm/ratings` writes them. `:ensemble` trains four models in one
+program; `score` and `ppo` read its export as one. accuracy.json says how often held-out pairs are ranked as labelled,
+by annotator, confidence and margin.
 
 What all trainers share stands in configs/common.py; the papers' recipes in configs/papers/.
 """
@@ -15,13 +20,15 @@ common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "alpaca": alpaca})
+    return choose_variant(
+        variant, {"microfarm": microfarm, "ratings": ratings, "ensemble": ensemble, "alpaca": alpaca}
+    )
 
 
 def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "reward_model"
-    c.seed = 0  # Of the rows that are drawn, their order, and the score head.
+    c.seed = 0  # Of the rows that are drawn, their order, and the score head; members have this and those behind it.
 
     c.data = ConfigDict()
     c.data.train = "runs/farm/labels/labels.parquet"  # Pairwise labels.
@@ -44,6 +51,33 @@ def microfarm() -> ConfigDict:
 
     common.lora(c)
 
+    # bradley_terry, of pairs; of ratings regression (squared error of a sigmoid to the place on the scale), or ordinal
+    # (cumulative logits, a threshold between any two levels; ratings are whole numbers).
+    c.loss = "bradley_terry"
+    # Pairs: a column that says by how much the chosen score should be higher, in logits, times margin_scale. Of
+    # preference and p_2 it is the label's strength, from 0 (a tie) to 1. "": no margin.
+    c.margin = ""
+    c.margin_scale = 1.0
+    c.centre_coef = (
+        0.0  # Weight of (chosen + rejected)^2, which keeps scores around 0; Eisenstein et al. take 0.01.
+    )
+    # A row is a prompt with all its pairs, and batch_size counts prompts: none of its comparisons is in another batch,
+    # and every response is computed once (InstructGPT).
+    c.group_by_prompt = False
+    c.rating_low = 1.0  # Ratings: the ends of the scale; ratings off it are left out and counted.
+    c.rating_high = 7.0
+    # What readers take for the score: logit, the head's own number; or sigmoid, of ratings the predicted place on the
+    # scale, from 0 to 1. Both order responses alike; it is written into the export.
+    c.score_as = "logit"
+
+    c.members = (
+        1  # From 2 on an ensemble: so many models in one program, with their own heads, adapters and updates.
+    )
+    c.member_order = False  # Each member goes through the rows in an order of its own.
+    # How readers combine members, unless their page says otherwise: mean, min, or mean_minus_variance.
+    c.combine = "mean"
+    c.combine_coef = 1.0  # What the variance is multiplied with.
+
     # After training, the mean score of these demonstrations is subtracted from every score: its zero is arbitrary.
     c.center_on = "runs/farm/data/val.parquet"  # Instruction records; "" leaves scores as they are.
     c.center_rows = 256  # So many, drawn with the seed; those longer than data.max_length are left out.
@@ -55,6 +89,21 @@ def microfarm() -> ConfigDict:
 
     common.devices(c)
     common.rhythm(c, log_every=10, eval_every=50, save_every=100)
+    return c
+
+
+def ratings() -> ConfigDict:
+    c = microfarm()
+    c.data.train = "runs/farm/ratings/labels.parquet"  # Rated responses.
+    c.loss = "regression"
+    c.score_as = "sigmoid"
+    return c
+
+
+def ensemble() -> ConfigDict:
+    c = microfarm()
+    c.members = 4
+    c.member_order = True
     return c
 
 

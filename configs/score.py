@@ -27,6 +27,7 @@ def microfarm() -> ConfigDict:
     # the chat template writes). "": as its config.json says, else template for chat and eos for others.
     c.model.score_at = ""
     common.read_model(c.model)
+    common.read_rewards(c.model)
 
     c.data = ConfigDict()
     c.data.responses = "runs/farm/val_pairs/outputs.parquet"  # Demonstrations, lists in outputs, or pairs.

@@ -25,9 +25,9 @@ class PromptGroups:
     """
 
     responses: Sequences
-    first: Int64[np.ndarray, "M"]
-    pairs: Int64[np.ndarray, "n"]
-    offsets: Int64[np.ndarray, "M"]
+    first: Int64[np.ndarray, M]
+    pairs: Int64[np.ndarray, n]
+    offsets: Int64[np.ndarray, M]
     sides: Int64[np.ndarray, "n 2"]
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class PromptGroups:
         return int(np.diff(self.offsets).max())
 
     @cached_property
-    def tokens(self) -> Int64[np.ndarray, "groups"]:
+    def tokens(self) -> Int64[np.ndarray, groups]:
         """The number of real tokens of each row."""
         return np.add.reduceat(self.responses.lengths.astype(np.int64), self.first[:-1])
 
@@ -57,7 +57,9 @@ def group_by_prompt(found: Pairs) -> PromptGroups:
         group = groups.setdefault(prompt.tobytes(), {"rows": {}, "pairs": [], "sides": []})
         # Equal tokens get equal scores, so a response that stands in several pairs is computed once.
         places = [
-            group["rows"].setdefault(side[i].tobytes(), (len(group["rows"]), side[i], side.prompt_lengths[i]))[0]
+            group["rows"].setdefault(
+                side[i].tobytes(), (len(group["rows"]), side[i], side.prompt_lengths[i])
+            )[0]
             for side in found
         ]
         group["pairs"].append(i)
@@ -76,7 +78,10 @@ def group_by_prompt(found: Pairs) -> PromptGroups:
 
 
 def pad_groups(
-    groups: PromptGroups, indices: Integer[np.ndarray, "B"], sizes: tuple[int, int, int], pad_id: int,
+    groups: PromptGroups,
+    indices: Integer[np.ndarray, B],
+    sizes: tuple[int, int, int],
+    pad_id: int,
     rows: Rows = ALL_ROWS,
 ) -> dict[str, np.ndarray]:
     """Makes training arrays of the chosen groups: tokens [B, K, T], lengths [B, K], better, worse [B, S], pairs [B].
@@ -102,5 +107,5 @@ def pad_groups(
     }
 
 
-def _offsets(counts: list[int]) -> Int64[np.ndarray, "M"]:
+def _offsets(counts: list[int]) -> Int64[np.ndarray, M]:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

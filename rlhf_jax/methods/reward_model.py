@@ -1,15 +1,22 @@
-"""A reward model of pairwise labels: one number for a response, learnt from which of two was preferred.
+"""A reward model: one number for a response, learnt from which of two was preferred, or from ratings.
 
-The likelihood of a preference is that of Bradley and Terry (1952), sigmoid(r(chosen) - r(rejected)), and the loss of
-a pair is -log of it (Ouyang et al. 2022, eq. 1). The model is a language model's trunk with one linear head, read at
-one token of the text (`model.score_at`). Only differences are learnt, so the mean score of demonstrations is measured
-at the end and goes with the weights: readers subtract it, and a score of 0 means "as good as a demonstration". A row
-is one labelled pair.
+Pairs (`loss=bradley_terry`): the likelihood of a preference is that of Bradley and Terry (1952), sigmoid(r(chosen) -
+r(rejected)), and the loss of a pair is -log of it (Ouyang et al. 2022, eq. 1), optionally with a margin (Touvron et al.
+2023) and a pull of rewards towards 0 (Eisenstein et al. 2023). A row is one labelled pair, or with `group_by_prompt` a
+prompt with all its pairs.
+
+Ratings: the squared error of sigmoid(r) to the rating's place on its scale (`regression`, Bansal et al. 2023), or
+cumulative logits with a threshold between neighbouring levels (`ordinal`). A row is one rated response.
+
+The model is a language model's trunk with one linear head, read at one token of the text (`model.score_at`). The mean
+score of demonstrations is measured at the end and goes with the weights: readers subtract it, and a score of 0 means
+"as good as a demonstration". `members` trains an ensemble that is read as one model (Coste et al. 2024).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from functools import partial
 from typing import Any
 
@@ -17,38 +24,33 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.data.batches import Pairs, Sequences
 from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.records.label_columns import about_label, with_margin
 from rlhf_jax.data.records.records import counts_text, read_instructions
 from rlhf_jax.data.templates import handling_of
 from rlhf_jax.data.tokenization import NO_LIMIT, encode_sft
 from rlhf_jax.data.tokens.scored_text import EOS, closing, default_score_at, sequences_up_to_score
 from rlhf_jax.data.tokens.special_ids import fill_id
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.measures.reward_accuracy import reward_accuracy
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
-from rlhf_jax.models.model import Model
-from rlhf_jax.models.response_pairs import pair_scores, pair_weight
+from rlhf_jax.models.model import COMBINE, SCORE_AS, Reading
+from rlhf_jax.models.response_pairs import document_scores, pair_scores, pair_weight
 from rlhf_jax.models.responses import Batch
 from rlhf_jax.objectives.preference import bradley_terry
+from rlhf_jax.objectives.rating_losses import even_thresholds, increasing, rating_ordinal, rating_regression
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel import startup
+from rlhf_jax.training.checkpoints.object_stores import at, write_text
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
-from rlhf_jax.training.run import encoded_rows, offline, reward_models
+from rlhf_jax.training.run import encoded_rows, ensembles, offline, reward_models
 from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by, model_reads, train_and_eval
-from rlhf_jax.training.run.session import (
-    Network,
-    Session,
-    export_model,
-    network_of,
-    open_session,
-    write_model_folder,
-)
-
-SHOW = ("loss", "rewards/accuracies", "eval/rewards/accuracies")
-
+from rlhf_jax.training.run.session import Network, Session, network_of, open_session, write_model_folder
 
 NEEDS = Needs(
     reads=(
@@ -58,46 +60,143 @@ NEEDS = Needs(
     ),
     remote=True,
 )
+RATED = ("regression", "ordinal")
+_OF_RATINGS = tuple(f"eval/ratings/{name}" for name in ("predicted", "given", "error"))
+ranges.own_rows(
+    "reward_model",
+    loss=ranges.one_of("bradley_terry", *RATED),
+    margin=ranges.TEXT,
+    margin_scale=ranges.number(0),
+    centre_coef=ranges.number(0),
+    rating_low=ranges.number(),
+    rating_high=ranges.number(),
+    score_as=ranges.one_of(*SCORE_AS),
+    group_by_prompt=ranges.FLAG,
+    members=ranges.COUNT,
+    member_order=ranges.FLAG,
+    combine=ranges.one_of(*COMBINE),
+    combine_coef=ranges.number(0),
+    best_metric=ranges.one_of(*ranges.RANGES["reward_model.best_metric"].words, *_OF_RATINGS, or_none=True),
+)
 
 
 @one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains on `data.train` from `model.init`; writes WORKDIR/export, with the mean score of demonstrations."""
+    _check(config)
     session = open_session(NEEDS, config, workdir, folder=config.model.init, made_by=made_by("sft"))
-    pairs = encoded_rows.pairs(config.data, session.tokenizer, config.seed, made_by("annotate", "labels"))
+    found = _read_rows(session)
+    rated = config.loss in RATED
     # On the responses as they were labelled: below, rows are changed to end with the token that is scored.
-    _tell_longer_wins(pairs.eval)
+    if not rated:
+        _tell_longer_wins(found.eval)
     # Read before training: a file that is missing should not cost a run.
     demonstrations = _demonstrations(config, session.tokenizer)
-    network = _with_score_head(session, network_of(session, made_by("sft")))
+    start = network_of(session, made_by("sft"))
+    network = _with_score_head(session, start)
+    members = _members(session, network, start)
     read = partial(_up_to_score, session, network)
-    pairs = pairs._replace(train=Pairs(*map(read, pairs.train)), eval=Pairs(*map(read, pairs.eval)))
+    train, held = (read(x) if rated else Pairs(*map(read, x)) for x in (found.train, found.eval))
+    found = found._replace(train=train, eval=held)
     kept = {}
     if demonstrations is not None:
         demonstrations = read(demonstrations)
         # Kept beside the model, to find the mean score of any checkpoint when that is read.
         kept = {reward_models.DEMONSTRATIONS: partial(reward_models.keep, demonstrations)}
     write_model_folder(session, network, beside=kept)
-    train, held, _ = encoded_rows.rows_of(pairs, config.data, fill_id(session.tokenizer), config.seed)
-    # The loss takes no page: Bradley-Terry has no setting.
-    params = offline.train_offline(
-        session, network, offline.Offline(lambda model, _: reward_model_loss_fn(model), train, held, SHOW)
-    )
-    # Measured on the weights that are exported, which need not be the last ones.
-    mean = 0.0
-    if demonstrations is not None:
-        model = Model(network.config, params)
-        mean = reward_models.mean_score(model, demonstrations, config.batch_size, session.mesh)
-    _export(session, network, params, mean)
+    show = ("loss", *(f"{x}{'ratings/error' if rated else 'rewards/accuracies'}" for x in ("", "eval/")))
+    method = offline.Offline(reward_loss_fn, *_batches(session, found), show, members=members)
+    scores = _trained_and_exported(session, network, method, demonstrations, None if rated else found.eval)
+    if scores is not None:
+        _tell_accuracy(session, *scores, found.eval_rows)
 
 
-def reward_model_loss_fn(config: ModelConfig) -> LossFn:
-    """Bradley-Terry on the scores of a pair. Batch: {chosen,rejected}_{tokens,lengths}[, weight]; or packed pairs."""
+def reward_loss_fn(model: ModelConfig, page: ConfigDict) -> LossFn:
+    """The loss that a page asks for."""
+    if page.loss in RATED:
+        return rating_loss_fn(model, page.rating_high - page.rating_low, ordinal=page.loss == "ordinal")
+    return reward_model_loss_fn(model, centre_coef=page.centre_coef)
+
+
+def reward_model_loss_fn(config: ModelConfig, *, centre_coef: float = 0.0) -> LossFn:
+    """Bradley-Terry on the scores of a pair.
+
+    Batch: {chosen,rejected}_{tokens,lengths}[, margin][, weight]; packed pairs; or prompts with several pairs.
+    """
 
     def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
-        return bradley_terry(*pair_scores(config, params, batch), pair_weight(batch))
+        margin_B = batch["margin"].reshape(-1) if "margin" in batch else None
+        scores, weight_B = pair_scores(config, params, batch), pair_weight(batch)
+        return bradley_terry(*scores, weight_B, margin_B=margin_B, centre_coef=centre_coef)
 
     return loss_fn
+
+
+def rating_loss_fn(config: ModelConfig, span: float, *, ordinal: bool) -> LossFn:
+    """Regression or cumulative logits on rated responses. span: from the lowest to the highest rating.
+
+    Batch: tokens, lengths, rating (above the lowest)[, weight]; or packed responses.
+    """
+
+    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        score_B, weight_B = document_scores(config, params, batch)
+        rating_B = batch["rating"].reshape(-1)
+        if not ordinal:
+            return rating_regression(score_B, rating_B / span, weight_B)
+        return rating_ordinal(score_B, rating_B.astype("int32"), increasing(params["thresholds"]), weight_B)
+
+    return loss_fn
+
+
+def _check(config: ConfigDict) -> None:
+    span = config.rating_high - config.rating_low
+    if span <= 0:
+        raise UserError(
+            f"rating_high: {config.rating_high:g} is not above rating_low={config.rating_low:g}; "
+            "give the ends of the scale"
+        )
+    if config.loss == "ordinal" and span % 1:
+        raise UserError(
+            f"rating_high: {config.rating_high:g}; with loss=ordinal levels are 1 apart, so it is a whole number above "
+            f"rating_low={config.rating_low:g}"
+        )
+    if config.group_by_prompt and config.data.packing:
+        raise UserError(
+            "group_by_prompt: true, but data.packing puts pairs of several prompts into a row; set one of them"
+        )
+
+
+def _read_rows(session: Session) -> encoded_rows.Split:
+    """Reads pairs, each with what is known of its label, or rated responses with their ratings."""
+    config, labelled = session.config, made_by("annotate", "labels")
+    about = (config.data, session.tokenizer, config.seed)
+    if config.loss not in RATED:
+        beside = with_margin(config.margin) if config.margin else about_label
+        return encoded_rows.pairs(*about, labelled, beside)
+    scale = {"low": config.rating_low, "high": config.rating_high, "whole": config.loss == "ordinal"}
+    return encoded_rows.rated(*about, made_by("annotate:ratings", "ratings"), scale)
+
+
+def _batches(session: Session, found: encoded_rows.Split) -> tuple[encoded_rows.Rows, encoded_rows.Rows]:
+    """The rows that steps address, with the columns that the loss asks for."""
+    config, pad_id = session.config, fill_id(session.tokenizer)
+    rated = config.loss in RATED
+    if config.group_by_prompt and not rated:
+        both = encoded_rows.grouped_rows_of(found, pad_id)
+    else:
+        both = encoded_rows.rows_of(found, config.data, pad_id, config.seed)[:2]
+    if not rated and not config.margin:
+        return both
+    name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
+    low = config.rating_low if rated else 0.0
+    columns = [
+        np.array([(row["beside"][name] - low) * scale for row in records], np.float32)
+        for records in (found.train_rows, found.eval_rows)
+    ]
+    train, held = (
+        x.with_columns({name: encoded_rows.spread(x, y)}) for x, y in zip(both, columns, strict=True)
+    )
+    return train, held
 
 
 def _with_score_head(session: Session, network: Network) -> Network:
@@ -105,16 +204,39 @@ def _with_score_head(session: Session, network: Network) -> Network:
     config, score_at = session.config, _score_at(session.config, network)
     if score_at != EOS and startup.is_main():
         print(f"reward model: its score stands at the token {score_at}", flush=True)
+    K = round(config.rating_high - config.rating_low) if config.loss == "ordinal" else 0
 
     def read() -> Params:
         params = network.read()
-        if network.scalar:
-            return params
-        # The head is random, with a standard deviation of 1 / sqrt(D + 1) as in OpenAI's code: a zero head
-        # would give the trunk no gradient in the first step.
-        return reward_from_language(network.config, params, jax.random.key(config.seed))
+        params = params if network.scalar else _headed(network.config, params, config.seed)
+        return {**params, "thresholds": even_thresholds(K)} if K else params
 
-    return network._replace(read=read, scalar=True, score_at=score_at)
+    return network._replace(read=read, scalar=True, score_at=score_at, score_as=config.score_as, thresholds=K)
+
+
+def _headed(config: ModelConfig, params: Params, seed: int) -> Params:
+    """The parameters with a fresh head, in place of any; thresholds stay."""
+    # The head is random, with a standard deviation of 1 / sqrt(D + 1) as in OpenAI's code: a zero head
+    # would give the trunk no gradient in the first step.
+    fresh = reward_from_language(config, params, jax.random.key(seed))
+    return fresh | {name: params[name] for name in ("thresholds",) if name in params}
+
+
+def _members(session: Session, network: Network, start: Network) -> ensembles.Members | None:
+    """The page's ensemble, if it asks for one: every member has its own seed, for its head, its adapter, its order."""
+    config = session.config
+    if config.members == 1:
+        return None
+    if start.scalar and not config.member_order and not session.lora.rank:
+        raise UserError(
+            f"members: {config.members} would all be the same: they start from the score head of "
+            f"{config.model.init} and see the same batches; set member_order=true, or start from a language model"
+        )
+
+    def member(params: Params, seed: int) -> Params:
+        return params if start.scalar else _headed(network.config, params, seed)
+
+    return ensembles.Members(config.members, config.member_order, member)
 
 
 def _score_at(config: ConfigDict, start: Network) -> str:
@@ -154,12 +276,37 @@ def _demonstrations(config: ConfigDict, tokenizer: Any) -> Sequences | None:
     return found.select(whole)
 
 
-def _export(session: Session, network: Network, params: Params, mean: float) -> None:
-    exported = reward_models.exported_tokenizer(
-        session.tokenizer, session.tokenizer_from, session.ends, network.config.vocab_size
+def _trained_and_exported(
+    session: Session,
+    network: Network,
+    method: offline.Offline,
+    demonstrations: Sequences | None,
+    held: Pairs | None,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Trains and writes WORKDIR/export; returns what the exported model, or ensemble, says of both sides of pairs."""
+    config = session.config
+    exporter = partial(
+        reward_models.export_rewards, session, network, demonstrations=demonstrations, pairs=held
     )
-    with exported as (tokenizer, folder):
-        export_model(session, network, params, reward_mean=mean, tokenizer=tokenizer, tokenizer_from=folder)
+    if method.members is None:
+        return exporter([lambda: offline.train_offline(session, network, method)])
+    member = offline.train_members(session, network, method)
+    models = [partial(member, number) for number in range(config.members)]
+    return exporter(models, reading=Reading(combine=config.combine, combine_coef=config.combine_coef))
+
+
+def _tell_accuracy(session: Session, chosen: np.ndarray, rejected: np.ndarray, rows: list[dict]) -> None:
+    """Prints how often the held-out pairs are ranked as labelled, and writes it to WORKDIR/accuracy.json."""
+    about = [row["beside"] for row in rows]
+    found = reward_accuracy(
+        chosen,
+        rejected,
+        annotators=[x["annotator"] for x in about],
+        confidence=[x["confidence"] for x in about],
+    )
+    if startup.is_main():
+        print("held-out pairs: " + "\n".join(found.lines()), flush=True)
+        write_text(at(session.workdir) / "accuracy.json", json.dumps(found.as_dict(), indent=2) + "\n")
 
 
 def _tell_longer_wins(held: Pairs) -> None:

@@ -23,7 +23,7 @@ from rlhf_jax.parallel.mesh import constrain
 Params = dict
 StackedKeyValue = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]
 
-_HEADS = ("head", "head_bias", "score")  # what a model has beside its trunk
+_HEADS = ("head", "head_bias", "score", "thresholds")  # what a model has beside its trunk
 
 # "dots" keeps products with weights; scores of attention have batch axes and are recomputed.
 _REMAT = {
@@ -220,7 +220,7 @@ def scalars(hidden_BTD: Float[Array, "*batch D"], params: Params) -> Float[Array
 
 def value_from_reward(params: Params) -> Params:
     """A value model from a reward model: its trunk and a zero head, so every first value is 0 (AlpacaFarm)."""
-    return {**params, "score": jnp.zeros_like(params["score"])}
+    return {**trunk(params), "score": jnp.zeros_like(params["score"])}
 
 
 def reward_from_language(config: ModelConfig, params: Params, key: Key[Array, ""]) -> Params:

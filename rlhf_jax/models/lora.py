@@ -161,7 +161,8 @@ def place_adapter(config: ModelConfig, lora: Lora, adapter: decoder.Params, mesh
 
 def base_dtype(path: tuple[str, ...], dtype: str) -> str:
     """Dtype of one frozen parameter: `dtype`, but float32 for norms and score heads, which are computed in float32."""
-    return "float32" if any(name == "score" or name.endswith("norm") for name in path) else dtype
+    heads = ("score", "thresholds")
+    return "float32" if any(name in heads or name.endswith("norm") for name in path) else dtype
 
 
 def stored(params: decoder.Params, dtype: str) -> decoder.Params:

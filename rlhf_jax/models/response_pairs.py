@@ -62,6 +62,20 @@ def pair_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tu
     return _halves(decoder.last_token_scores(hidden_BTD, params, both["lengths"]))
 
 
+def document_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
+    """(scores, weights), one number a response, of responses that are no pairs; those of packed rows come flat.
+
+    Batch: tokens, lengths[, weight]; or packed rows, whose empty places have weight 0.
+    """
+    weight_B = row_weight(batch)
+    if "segments" not in batch:
+        hidden_BTD = decoder.hidden_states(config, params, batch["tokens"])
+        return decoder.last_token_scores(hidden_BTD, params, batch["lengths"]), weight_B
+    scores_BS = packed_scores(config, params, *packed_arrays(batch), batch["lasts"])
+    there_BS = jnp.arange(scores_BS.shape[1]) < batch["documents"][:, None]
+    return scores_BS.reshape(-1), (there_BS * weight_B[:, None]).reshape(-1)
+
+
 def pair_weight(batch: Batch) -> Array:
     """The weight of every pair [B]; 0 for the places of a packed row, or a prompt's, that hold no pair."""
     if "better" in batch:

@@ -39,7 +39,7 @@ _HARMLESS = """
     early_stopping remove_invalid_values exponential_decay_length_penalty begin_suppress_tokens output_scores
     begin_suppress_tokens _attn_implementation attn_implementation _attn_implementation_autoset
     reorder_and_upcast_attn output_router_logits router_aux_loss_coef router_jitter_noise n_ctx
-    reward_mean score_at
+    reward_mean score_at score_as thresholds
 """
 HARMLESS = frozenset(_HARMLESS.split())
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +36,7 @@ def save_folder(
     tokenizer_from: str | Path,
     reward_mean: float | None = None,
     score_at: str = "eos",
+    reward: Mapping[str, Any] = MappingProxyType({}),
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
     write: bool = True,
@@ -50,6 +53,7 @@ def save_folder(
       tokenizer_from: folder whose tokenizer files and generation_config.json are copied unchanged.
       reward_mean: for reward models, the mean score of demonstrations, which readers subtract from every score.
       score_at: for reward models, at which token they are read (see `data.tokens.scored_text`).
+      reward: for reward models of ratings, `score_as` and `thresholds` for config.json.
       dtype: of the tensors: "float32", or "bfloat16" or "float16", which round.
       shard_bytes: weights are cut into files of at most this size, as far as tensors allow.
       write: whether this process writes; one that does not only hands over its part of the arrays.
@@ -73,7 +77,9 @@ def save_folder(
         return
     with tensor_files.replacing(Path(folder)) as new:
         shape = {"scalar": scalar, "token_ids": token_ids, "tokenizer_from": tokenizer_from}
-        save_shape(new, config, **shape, reward_mean=reward_mean, score_at=score_at, dtype=dtype)
+        save_shape(
+            new, config, **shape, reward_mean=reward_mean, score_at=score_at, reward=reward, dtype=dtype
+        )
         shapes = {name: place.shape for name, place in named.items()}
         tensor_files.write_shards(new, shapes, read, dtype=dtype, shard_bytes=shard_bytes)
 
@@ -87,6 +93,7 @@ def save_shape(
     tokenizer_from: str | Path,
     reward_mean: float | None = None,
     score_at: str = "eos",
+    reward: Mapping[str, Any] = MappingProxyType({}),
     dtype: str = "float32",
 ) -> None:
     """Writes everything that `save_folder` writes except the weights: config, tokenizer and generation settings."""
@@ -102,7 +109,7 @@ def save_shape(
     raw = _raw_config(config, scalar, token_ids, dtype)
     if scalar:
         # What transformers does not know of a reward model of ours: what readers subtract, and where they read.
-        raw |= {"reward_mean": 0.0 if reward_mean is None else reward_mean, "score_at": score_at}
+        raw |= {"reward_mean": 0.0 if reward_mean is None else reward_mean, "score_at": score_at, **reward}
     _write_json(folder / "config.json", raw)
 
 

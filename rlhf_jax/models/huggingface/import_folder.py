@@ -39,6 +39,7 @@ from rlhf_jax.models.placement import param_shardings
 from rlhf_jax.parallel import startup
 
 _GENERATION = "generation_config.json"
+ENSEMBLE = "ensemble.json"  # in a folder of reward models that are read as one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Checkpoint:
     reward_mean: the mean score of demonstrations, which readers subtract; None of a run's checkpoint.
     score_at: at which token a score is read (see `data.tokens.scored_text`); "" where the folder does not say.
     adapter: settings of the low-rank adapter that has been laid over it, if any.
+    score_as, thresholds: what a reward model's score is (see `models.model.Reading`).
     """
 
     config: ModelConfig
@@ -55,6 +57,8 @@ class Checkpoint:
     reward_mean: float | None
     adapter: lora.Lora | None = None
     score_at: str = ""
+    score_as: str = "logit"
+    thresholds: tuple[float, ...] = ()
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
@@ -66,6 +70,10 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, dict]:
     path = Path(folder) / "config.json"
     check_no_adapter(folder)
     if not path.is_file():
+        if (path.parent / ENSEMBLE).is_file():
+            raise UserError(
+                f"{folder}: an ensemble of reward models; give one of its members here, as {folder}/member_0"
+            )
         if path.is_symlink():
             raise UserError(f"{path}: a link to nothing ({os.readlink(path)}); copy the file itself")
         raise UserError(
@@ -182,7 +190,8 @@ def _open(folder: Path, overrides: dict[str, object]) -> tuple[Checkpoint, Tenso
     expected = places(config, scalar=is_scalar)
     check_tensors(folder, config, expected, tensors.shapes)
     mean, score_at = name_map.reading(folder / "config.json", raw) if is_scalar else (0.0, "")
-    return Checkpoint(config, is_scalar, mean, score_at=score_at), tensors, expected
+    about = name_map.reward_of(folder / "config.json", raw) if is_scalar else ("logit", ())
+    return Checkpoint(config, is_scalar, mean, None, score_at, *about), tensors, expected
 
 
 def _assemble(

@@ -194,6 +194,7 @@ def _places(
 SCORE = "score.weight"
 # What each means is in `data.tokens.scored_text`, which models may not import.
 SCORE_AT = ("eos", "last", "template")
+SCORE_AS = ("logit", "sigmoid")
 _OTHER_TASKS = ("ForTokenClassification", "ForQuestionAnswering")
 _CLASSIFIER = "ForSequenceClassification"
 
@@ -250,6 +251,19 @@ def reading(path: Path, raw: dict[str, Any]) -> tuple[float, str]:
     if isinstance(mean, bool) or not isinstance(mean, int | float) or not math.isfinite(mean):
         raise UserError(f"{path}: reward_mean is {mean!r}; a number is needed")
     return float(mean), score_at or ""
+
+
+def reward_of(path: Path, raw: dict[str, Any]) -> tuple[str, tuple[float, ...]]:
+    """(what a reward model's score is, "logit" or "sigmoid"; thresholds of ordinal ratings, or none) by config.json."""
+    score_as, thresholds = raw.get("score_as", SCORE_AS[0]), raw.get("thresholds", [])
+    if score_as not in SCORE_AS:
+        raise UserError(f"{path}: score_as is {score_as!r}; use one of {', '.join(SCORE_AS)}, or take it out")
+    numbers = isinstance(thresholds, list) and all(
+        isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in thresholds
+    )
+    if not numbers or thresholds != sorted(thresholds):
+        raise UserError(f"{path}: thresholds are {thresholds!r}; a list of numbers that rise is needed")
+    return score_as, tuple(map(float, thresholds))
 
 
 def _disagree(path: Path, name: str, what: str) -> UserError:

@@ -24,7 +24,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, trunk, value_from_reward
 from rlhf_jax.models.lora import Lora
-from rlhf_jax.models.model import RewardModel, longest_row
+from rlhf_jax.models.model import RewardModel, first_member, longest_row
 from rlhf_jax.parallel import startup
 from rlhf_jax.rollout.rewards import Rewards, TokenRewards
 from rlhf_jax.rollout.text_rewards import TextRewards
@@ -114,10 +114,11 @@ def value_of(session: Session, policy: ModelConfig, source: RewardSource) -> tup
 def value_params(source: str, config: ModelConfig, reward: Params, policy: Params, lora: Lora) -> Params:
     """Makes a value model's parameters: a trunk and a zero head, so that every first value is 0.
 
-    config: the policy's. policy: as it was read, with an adapter if it has one already.
+    config: the policy's. reward: its parameters; of an ensemble the first member's trunk is taken. policy: as it was
+    read, with an adapter if it has one already.
     """
     if source == "reward":
-        return value_from_reward(reward)
+        return value_from_reward(first_member(reward))
     # With an adapter to train, the policy's own is split off later; without, it becomes part of the trunk.
     params = policy if lora.rank else load_models.merged_params(config, policy)
     like = jax.tree.leaves(params["norm"])[0]

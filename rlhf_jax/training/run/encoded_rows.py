@@ -23,7 +23,13 @@ from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_group
 from rlhf_jax.data.records.label_columns import read_rated
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.templates import handling_of, render
-from rlhf_jax.data.tokenization import SIDES, encode_answers, encode_labelled_pairs, encode_prompts, encode_sft
+from rlhf_jax.data.tokenization import (
+    SIDES,
+    encode_answers,
+    encode_labelled_pairs,
+    encode_prompts,
+    encode_sft,
+)
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
@@ -57,7 +63,7 @@ class Rows(NamedTuple):
 
 
 def spread(rows: Rows, x_n: np.ndarray) -> np.ndarray:
-    """A number of every document or pair as a column of the rows: [count], or [count, places] where rows hold several."""
+    """A number of every document or pair as a column of rows: [count], or [count, places] where they hold several."""
     if not rows.layout:
         return x_n
     members, offsets, (_, places) = rows.layout
@@ -169,9 +175,7 @@ def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> S
     return _split(*_two_files(read_instructions, data, seed, made_by), encode_sft, tokenizer, data)
 
 
-def pairs(
-    data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Beside | None = None
-) -> Split:
+def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Beside | None = None) -> Split:
     """Reads labelled pairs, as Pairs; rows that are held out share no prompt with training.
 
     The records beside them are those of the pairs that were kept, in the same order; beside: as `read_pairs` takes it.
@@ -181,7 +185,7 @@ def pairs(
 
 
 def rated(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, scale: Mapping[str, Any]) -> Split:
-    """Reads rated responses, as Sequences, with the records of those that were kept; scale: as `read_rated` takes it."""
+    """Reads rated responses, as Sequences, with the records of those that are kept; scale: as `read_rated` takes it."""
     read = partial(read_rated, **scale)
     return _aligned(*_two_files(read, data, seed, made_by), encode_answers, tokenizer, data)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError, read_object
@@ -73,9 +74,10 @@ def _tell_old(export: Path) -> None:
 
 
 def is_plain(folder: str) -> bool:
-    """Whether a model folder is an ordinary one, neither a trainer's nor a GGUF file."""
+    """Whether a model folder is an ordinary one, not a trainer's, an ensemble's or a GGUF file."""
     trained = (Path(folder) / "model" / "config.json").is_file() or described_in(folder) is not None
-    return Path(folder).is_dir() and not trained
+    several = (Path(folder) / import_folder.ENSEMBLE).is_file()
+    return Path(folder).is_dir() and not trained and not several
 
 
 def tokenizer_folder(folder: str) -> str:
@@ -169,10 +171,22 @@ def _own_shape(folder: str, model: ConfigDict, made_by: str) -> import_folder.Ch
         # Said here rather than after an hour of encoding, when the weights are read.
         if not Path(found["base"]).is_dir():
             raise UserError(f"{folder}: trained over {found['base']}, which is no longer there; put it back")
-    scalar = "score" in params_shapes(folder)
+    shapes = params_shapes(folder)
+    scalar = "score" in shapes
+    # How members are stacked and thresholds kept is known to the run itself alone; its export is plain models.
+    if scalar and (len(shapes["score"]) > 1 or "thresholds" in shapes):
+        raise UserError(
+            f"{folder}: the checkpoint of {'an ensemble' if len(shapes['score']) > 1 else 'ordinal ratings'}, "
+            f"from which only its own run goes on; give {described.parent / 'export'}"
+        )
     # The mean of a checkpoint's scores is not known before its weights are read, see `reward_models.loaded`.
     return import_folder.Checkpoint(
-        config, is_scalar=scalar, reward_mean=None, adapter=settings, score_at=raw.get("score_at", "")
+        config,
+        is_scalar=scalar,
+        reward_mean=None,
+        adapter=settings,
+        score_at=raw.get("score_at", ""),
+        score_as=raw.get("score_as", "logit"),
     )
 
 
@@ -284,9 +298,14 @@ def model_of(checkpoint: Checkpoint, found: Lora) -> ModelConfig:
     return dataclasses.replace(checkpoint.config, adapter_scale=found.scale)
 
 
-def planned_start(config: ModelConfig, found: Lora, mesh: Mesh, *, scalar: bool = False) -> Start:
-    """What `start_network` will make, as shapes with shardings."""
+def planned_start(
+    config: ModelConfig, found: Lora, mesh: Mesh, *, scalar: bool = False, thresholds: int = 0
+) -> Start:
+    """What `start_network` will make, as shapes with shardings. thresholds: of a model of ordinal ratings."""
     base = planned_params(config, mesh, scalar=scalar)
+    if thresholds:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        base["thresholds"] = jax.ShapeDtypeStruct((thresholds,), jnp.float32, sharding=everywhere)
     if not found.rank:
         return Start({}, base)
     return _divided(lora.stored(base, found.base_dtype), lora.planned_adapter(config, found, mesh))
@@ -317,9 +336,9 @@ def merged_params(config: ModelConfig, params: Params) -> Params:
 def _divided(base: Params, adapter: Params) -> Start:
     trained = dict(adapter)
     # A score head has one number per feature and nothing to factor: it is trained whole, as PEFT does.
-    if "score" in base:
-        trained["score"] = base["score"]
-    return Start({name: x for name, x in base.items() if name != "score"}, trained)
+    whole = {name for name in ("score", "thresholds") if name in base}
+    trained |= {name: base[name] for name in base if name in whole}
+    return Start({name: x for name, x in base.items() if name not in whole}, trained)
 
 
 def _check_rank(found: Lora, config: ModelConfig) -> None:

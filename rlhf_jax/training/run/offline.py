@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -33,6 +35,7 @@ from rlhf_jax.training.loop.step import (
 from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import load_models, memory_check
 from rlhf_jax.training.run.encoded_rows import Rows
+from rlhf_jax.training.run.ensembles import Members, mean_over_members, member_of, planned_stack, stacked
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.session import Network, Session
@@ -58,6 +61,7 @@ class Offline(NamedTuple):
       show: the metrics on the progress line.
       complete: what the rows still lack and only the weights can tell, such as the log-probs of a reference model.
       keeps_start: whether `complete` keeps a copy of the trained arrays as they start, which takes memory.
+      members: several models that are trained side by side; None for one.
     """
 
     loss: Callable[[ModelConfig, ConfigDict], LossFn]
@@ -66,6 +70,7 @@ class Offline(NamedTuple):
     show: tuple[str, ...]
     complete: Callable[[Start], Completed] | None = None
     keeps_start: bool = False
+    members: Members | None = None
 
 
 def train_offline(session: Session, network: Network, method: Offline) -> Params:
@@ -74,21 +79,35 @@ def train_offline(session: Session, network: Network, method: Offline) -> Params
     They are the average where the optimizer keeps one, which is also what is evaluated. What is frozen is part of them,
     but neither of the loop's state nor of its checkpoints.
     """
+    return joined(*_train(session, network, method))
+
+
+def train_members(session: Session, network: Network, method: Offline) -> Callable[[int], Params]:
+    """Trains `method.members` side by side; returns a function from a member's number to its parameters."""
+    frozen, trained = _train(session, network, method)
+    # One at a time: all of them, unstacked, would take their memory twice.
+    return lambda number: joined(frozen, member_of(trained, number))
+
+
+def _train(session: Session, network: Network, method: Offline) -> tuple[Params, Params]:
+    """Runs the loop: (what is frozen, what was trained, of members stacked)."""
     config, workdir, mesh, *_ = session
     check_batch(config.batch_size, mesh)
     check_microbatches(config.batch_size, config.microbatches, mesh)
     steps = steps_of(config, method.train.count)
     # Compiled from shapes before any weight is read: a run that does not fit into memory should end here.
     plan = memory_check.prepare_step(partial(offline_plan, network, method, steps), config, mesh)
-    start = load_models.start_network(network.config, network.read(), session.lora, mesh, config.seed)
+    start = _start(session, network, method.members)
     # Before the first step, which donates the weights that `complete` may score with or copy.
     rows, held, enrich = method.complete(start) if method.complete else Completed(method.train, method.held)
     frozen = memory_check.placed(start.frozen, plan.frozen)
-    evaluator, mine = make_evaluator(plan.loss_fn), host_rows(config.batch_size, mesh)
+    members = method.members
+    evaluator = make_evaluator(mean_over_members(plan.loss_fn) if members else plan.loss_fn)
+    mine = host_rows(config.batch_size * (members.count if members and members.own_order else 1), mesh)
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
         # Which rows come is a function of the step number, so a resumed run goes on with the very next ones.
-        index_B = row_indices(i, config.batch_size, rows.count, config.seed)
+        index_B = _indices(i, config, rows.count, members)
         batch = enrich(to_global(rows.make(index_B, mine), mesh))
         state, metrics = plan.step(state, batch, frozen)
         epoch = (i + 1) * config.batch_size / rows.count
@@ -97,13 +116,18 @@ def train_offline(session: Session, network: Network, method: Offline) -> Params
 
     def evaluate(state: TrainState, _: int) -> dict[str, float]:
         # Evaluated is what would be exported: the average where the optimizer keeps one.
-        params = joined(frozen, ema_params(state.params, state.opt_state))
+        params = ema_params(state.params, state.opt_state)
+        params = (frozen, params) if members else joined(frozen, params)
         return evaluator(params, map(enrich, _eval_batches(held, config.batch_size, mesh)))
 
     state = fit(
         config,
         workdir,
-        create(memory_check.placed(start.trained, plan.state.params), plan.optimizer, config.seed),
+        create(
+            memory_check.placed(start.trained, plan.state.params),
+            _stacked_optimizer(plan.optimizer, members),
+            config.seed,
+        ),
         iterate,
         evaluate,
         steps=steps,
@@ -111,7 +135,7 @@ def train_offline(session: Session, network: Network, method: Offline) -> Params
         show=method.show,
         flops=plan.flops,
     )
-    return joined(frozen, ema_params(state.params, state.opt_state))
+    return frozen, ema_params(state.params, state.opt_state)
 
 
 def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDict, mesh: Mesh) -> Plan:
@@ -120,10 +144,18 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
     loss_fn = method.loss(dataclasses.replace(network.config, remat=config.model.remat), config)
     tx = optimizer_of(config.optimizer, steps)
     start = load_models.planned_start(
-        network.config, load_models.lora_settings(config.lora), mesh, scalar=network.scalar
+        network.config,
+        load_models.lora_settings(config.lora),
+        mesh,
+        scalar=network.scalar,
+        thresholds=network.thresholds,
     )
-    state = planned_state(start.trained, tx)
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches)
+    several = method.members
+    count = several.count if several else 0
+    own = bool(several and several.own_order)
+    trained = planned_stack(start.trained, count) if several else start.trained
+    state = planned_state(trained, _stacked_optimizer(tx, several))
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, members=count, own_batches=own)
     # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
     one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
     return Plan(
@@ -131,10 +163,48 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         tx,
         step,
         state,
-        batch_shapes(mesh, config.batch_size, one_row),
+        batch_shapes(mesh, config.batch_size * (count if own else 1), one_row),
         start.frozen,
         beside=bytes_per_device(state.params) if method.keeps_start else 0,
     )
+
+
+def _start(session: Session, network: Network, members: Members | None) -> Start:
+    """Reads the weights and divides them into what is frozen and what is trained; of members stacked."""
+    config, mesh, lora = session.config, session.mesh, session.lora
+    params = network.read()
+    if members is None:
+        return load_models.start_network(network.config, params, lora, mesh, config.seed)
+    plan = load_models.planned_start(
+        network.config, lora, mesh, scalar=network.scalar, thresholds=network.thresholds
+    )
+    starts = [
+        load_models.start_network(network.config, members.start(params, seed), lora, mesh, seed)
+        for seed in member_seeds(config.seed, members.count)
+    ]
+    return Start(starts[0].frozen, stacked([memory_check.placed(x.trained, plan.trained) for x in starts]))
+
+
+def member_seeds(seed: int, count: int) -> range:
+    """The seeds of an ensemble's members: the page's, and those that follow it."""
+    return range(seed, seed + count)
+
+
+def _indices(step: int, config: ConfigDict, count: int, members: Members | None) -> np.ndarray:
+    """The rows of batch number `step`; where members have an order of their own theirs alternate."""
+    if members is None or not members.own_order:
+        return row_indices(step, config.batch_size, count, config.seed)
+    seeds = member_seeds(config.seed, members.count)
+    return np.stack([row_indices(step, config.batch_size, count, s) for s in seeds], axis=1).reshape(-1)
+
+
+def _stacked_optimizer(
+    optimizer: optax.GradientTransformation, members: Members | None
+) -> optax.GradientTransformation:
+    """The optimizer as far as its state is made: with members every number of it, a step count too, is per member."""
+    if members is None:
+        return optimizer
+    return optax.GradientTransformation(jax.vmap(optimizer.init), optimizer.update)
 
 
 def steps_of(config: ConfigDict, rows: int) -> int:

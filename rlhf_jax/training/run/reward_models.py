@@ -6,31 +6,61 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Sequences, bucket, eval_batches, pad
+from rlhf_jax import ranges
+from rlhf_jax.data.batches import Pairs, Sequences, bucket, eval_batches, pad
 from rlhf_jax.data.templates import Handling
+from rlhf_jax.data.tokens.same_tokens import same_tokens
 from rlhf_jax.data.tokens.scored_text import closing, default_score_at
 from rlhf_jax.data.tokens.special_ids import with_spare_pad
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import stored
-from rlhf_jax.models.model import Model, RewardModel, model_scores
+from rlhf_jax.models.model import (
+    COMBINE,
+    MEAN_MINUS_VARIANCE,
+    MINIMUM,
+    Model,
+    Reading,
+    RewardModel,
+    combined,
+    model_scores,
+)
+from rlhf_jax.models.placement import planned_params
+from rlhf_jax.objectives.rating_losses import increasing
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.mesh import gather, host_rows, to_global
+from rlhf_jax.parallel.mesh import gather, host_rows, replicate, to_global
 from rlhf_jax.training.run import load_models
+from rlhf_jax.training.run.ensembles import (
+    folder_name,
+    planned_stack,
+    read_ensemble,
+    stacked,
+    write_ensemble,
+)
 from rlhf_jax.training.run.missing_inputs import made_by
+from rlhf_jax.training.run.session import Network, Session, export_model
 
 # In WORKDIR/model of a run that trained a reward model.
 DEMONSTRATIONS = "demonstrations.npz"
+# Of every job that reads a reward model; "" leaves it to the ensemble's own file.
+ranges.own_rows(
+    "model",
+    combine=ranges.one_of(*COMBINE, or_none=True),
+    combine_coef=ranges.number(0),
+)
+# One function, so that models of one shape compile it once.
+_score = jax.jit(model_scores)
 
 
 def described(
@@ -47,6 +77,10 @@ def described(
     folder: what the page's `field` names, any family's folder, or another run's workdir or checkpoint.
     template: of the text that it is given. how: how conversations are written.
     """
+    several = read_ensemble(folder)
+    if several is not None:
+        about = {"field": field, "template": template, "adapter": adapter, "how": how}
+        return _described_ensemble(folder, *several, model, about)
     path = load_models.resolve_folder(
         folder, "model.reward_adapter" if field == "model.reward" else "model.adapter"
     )
@@ -66,13 +100,71 @@ def described(
     score_at = model.score_at or found.score_at or default_score_at(template)
     how = how or Handling()
     behind = closing(tokenizer, template, score_at, how)
-    return RewardModel(Model(found.config, {}), tokenizer, path, template, score_at, behind, how)
+    reading = Reading(found.score_as, len(found.thresholds))
+    return RewardModel(Model(found.config, {}, reading), tokenizer, path, template, score_at, behind, how)
+
+
+def _described_ensemble(
+    folder: str, members: tuple[str, ...], combine: str, coef: float, model: ConfigDict, about: dict[str, Any]
+) -> RewardModel:
+    """Describes the reward models of an ensemble as one; the page's `combine` goes before the folder's own."""
+    if about["adapter"]:
+        raise UserError(
+            f"{about['field']}: {folder} is an ensemble, over which no adapter can be laid; leave it empty"
+        )
+    found = [described(member, model, **about) for member in members]
+    first = found[0]
+    for one in found[1:]:
+        alike = one.model == first.model and (one.score_at, one.behind) == (first.score_at, first.behind)
+        if not (alike and same_tokens(one.tokenizer, first.tokenizer)):
+            raise UserError(
+                f"{about['field']}: {one.folder} is another kind of reward model than {first.folder} (its shape, "
+                "tokenizer, score_at or score_as); members of an ensemble are alike"
+            )
+    asked = model.get("combine", "")
+    if asked:
+        combine, coef = asked, model.combine_coef
+    reading = dataclasses.replace(
+        first.model.reading, members=len(members), combine=combine, combine_coef=float(coef)
+    )
+    if startup.is_main():
+        less = f" less {coef:g} times their variance" if combine == MEAN_MINUS_VARIANCE else ""
+        what = "the lowest" if combine == MINIMUM else "the mean"
+        print(f"reward model: an ensemble of {len(members)}; a score is {what} of theirs{less}", flush=True)
+    return dataclasses.replace(first, folder=folder, model=Model(first.model.config, {}, reading))
+
+
+def planned(model: Model, mesh: Mesh, base_dtype: str = "float32") -> Model:
+    """A described reward model with its parameters, of all members, as shapes with shardings."""
+    params = stored(planned_params(model.config, mesh, scalar=True), base_dtype)
+    if model.reading.thresholds:
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        shape = (model.reading.thresholds,)
+        params["thresholds"] = jax.ShapeDtypeStruct(shape, np.float32, sharding=everywhere)
+    if model.reading.members:
+        params = planned_stack(params, model.reading.members)
+    return dataclasses.replace(model, params=params)
 
 
 def loaded(
     reward: RewardModel, model: ConfigDict, mesh: Mesh, *, adapter: str = "", base_dtype: str = "float32"
 ) -> RewardModel:
-    """Loads the parameters of a described reward model onto the mesh, merges its adapter, and finds its mean score."""
+    """Loads the parameters of a described reward model onto the mesh, merges its adapter, and finds its mean score.
+
+    Of an ensemble the parameters of its members are stacked, and the means are an array.
+    """
+    reading = reward.model.reading
+    if reading.members:
+        folders, *_ = read_ensemble(reward.folder)
+        alone = Model(reward.model.config, {}, dataclasses.replace(reading, members=0))
+        one = dataclasses.replace(reward, model=alone)
+        found = [
+            loaded(dataclasses.replace(one, folder=folder), model, mesh, base_dtype=base_dtype)
+            for folder in folders
+        ]
+        params = stacked([member.model.params for member in found])
+        means = np.array([member.mean for member in found], np.float32)
+        return dataclasses.replace(reward, model=Model(reward.model.config, params, reading), mean=means)
     found, params = load_models.load_model(
         reward.folder,
         model,
@@ -84,7 +176,9 @@ def loaded(
     )
     # Merged in float32 and rounded once, at the end.
     params = stored(load_models.merged_params(found.config, params), base_dtype)
-    whole = Model(reward.model.config, params)
+    if found.thresholds:
+        params["thresholds"] = replicate(np.array(found.thresholds, np.float32), mesh)
+    whole = Model(reward.model.config, params, reading)
     mean = found.reward_mean
     if mean is None:
         mean = _mean_of_checkpoint(reward, whole, mesh)
@@ -97,17 +191,78 @@ def mean_score(model: Model, found: Sequences, batch_size: int, mesh: Mesh) -> f
     Only differences of scores are learnt, so their zero is arbitrary. Readers subtract this mean, as Stiennon et al.
     (2020) do with reference summaries, so that 0 means the same for every reward model.
     """
-    T = bucket(int(found.lengths.max()), 8)
-    score = jax.jit(model_scores)
     total = 0.0
-    for index_B, weight_B in eval_batches(len(found), batch_size):
-        batch = to_global(pad(found, index_B, T, 0, host_rows(batch_size, mesh)), mesh)
+    for scores_B, weight_B in _batches_of_scores(model, found, batch_size, mesh):
         # The rows that fill up the last batch have weight 0.
-        total += float(np.dot(gather(score(model, batch["tokens"], batch["lengths"], 0.0)), weight_B))
+        total += float(np.dot(scores_B, weight_B))
     mean = total / len(found)
     if startup.is_main():
         print(f"mean score of {len(found)} demonstrations: {mean:.4f} (subtracted by readers)", flush=True)
     return mean
+
+
+def all_scores(model: Model, found: Sequences, batch_size: int, mesh: Mesh) -> np.ndarray:
+    """The score of every sequence [n], on every process; no mean is subtracted."""
+    parts = [scores_B for scores_B, _ in _batches_of_scores(model, found, batch_size, mesh)]
+    return np.concatenate(parts)[: len(found)]
+
+
+def _batches_of_scores(
+    model: Model, found: Sequences, batch_size: int, mesh: Mesh
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(scores, weights) of all sequences, a batch at a time; the weights are 0 where the last one is filled up."""
+    T = bucket(int(found.lengths.max()), 8)
+    for index_B, weight_B in eval_batches(len(found), batch_size):
+        batch = to_global(pad(found, index_B, T, 0, host_rows(batch_size, mesh)), mesh)
+        yield gather(_score(model, batch["tokens"], batch["lengths"], 0.0)), weight_B
+
+
+def export_rewards(
+    session: Session,
+    network: Network,
+    models: Sequence[Callable[[], Params]],
+    *,
+    demonstrations: Sequences | None,
+    pairs: Pairs | None,
+    reading: Reading | None = None,
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Writes WORKDIR/export, each model with its mean score of the demonstrations; of several also what makes them one.
+
+    models: give the parameters of each, one at a time. reading: how several are combined, None of a single model.
+    Returns the rewards of both sides of the pairs [n], as readers of the export will find them.
+    """
+    config, rewards = session.config, []
+    exported = exported_tokenizer(
+        session.tokenizer, session.tokenizer_from, session.ends, network.config.vocab_size
+    )
+    with exported as (tokenizer, folder):
+        for number, params_of in enumerate(models):
+            params = params_of()
+            about = {"tokenizer": tokenizer, "tokenizer_from": folder}
+            # Measured on the weights that are exported, which need not be the last ones.
+            model = Model(network.config, _as_exported(params), Reading(network.score_as))
+            mean = 0.0
+            if demonstrations is not None:
+                mean = mean_score(model, demonstrations, config.batch_size, session.mesh)
+            member = "" if reading is None else folder_name(number)
+            export_model(session, network, params, reward_mean=mean, member=member, **about)
+            if pairs is not None:
+                rewards.append([all_scores(model, x, config.batch_size, session.mesh) - mean for x in pairs])
+    if reading is not None:
+        write_ensemble(session.workdir, len(models), reading.combine, reading.combine_coef)
+    if pairs is None:
+        return None
+    chosen, rejected = (np.stack(x) for x in zip(*rewards, strict=True))
+    if reading is None:
+        return chosen[0], rejected[0]
+    return np.asarray(combined(chosen, reading)), np.asarray(combined(rejected, reading))
+
+
+def _as_exported(params: Params) -> Params:
+    if "thresholds" not in params:
+        return params
+    # Trained are a first threshold and the steps above it; a reader gets the thresholds themselves.
+    return params | {"thresholds": increasing(params["thresholds"])}
 
 
 def keep(demonstrations: Sequences, file: Any) -> None:

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +31,7 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.models.lora import Lora
+from rlhf_jax.objectives.rating_losses import increasing
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather, make_mesh
 from rlhf_jax.training.checkpoints.object_stores import at, is_remote, publish, workdir_name
@@ -83,12 +85,15 @@ class Network(NamedTuple):
       read: gives its parameters on the mesh, with the adapter that it starts from, if any.
       scalar: whether it has a score head instead of a language model's.
       score_at: of a reward model, the token at which it is read.
+      score_as, thresholds: of a reward model, see `models.model.Reading`.
     """
 
     config: ModelConfig
     read: Callable[[], Params]
     scalar: bool = False
     score_at: str = "eos"
+    score_as: str = "logit"
+    thresholds: int = 0
 
 
 def open_session(
@@ -161,7 +166,7 @@ def write_model_folder(
     if not startup.is_main():
         return
     config, adapter = network.config, session.lora
-    with _folder(session.workdir, "model") as folder:
+    with folder_of(session.workdir, "model") as folder:
         export_folder.save_shape(
             folder,
             config,
@@ -169,6 +174,7 @@ def write_model_folder(
             token_ids=token_ids(session.tokenizer),
             tokenizer_from=session.tokenizer_from,
             score_at=network.score_at or "eos",
+            reward=_reward(network),
         )
         if adapter.rank:
             # Written out, because what `all` stands for depends on the model's family.
@@ -193,6 +199,7 @@ def export_model(
     ends: tuple[int, ...] = (),
     tokenizer: Any = None,
     tokenizer_from: str = "",
+    member: str = "",
 ) -> None:
     """Writes WORKDIR/export, the form in which the next job (or transformers) takes the model.
 
@@ -201,6 +208,7 @@ def export_model(
     reward_mean: of a reward model, what readers subtract.
     ends: the tokens that end a response, of a model that writes some; its generation_config.json names them all.
     tokenizer, tokenizer_from: where the export is to have another than the session's.
+    member: of one model of several, the folder within WORKDIR/export (and WORKDIR/adapter) that it is written to.
     """
     workdir, config = session.workdir, network.config
     adapter = lora.split_adapter(params)[1]
@@ -208,9 +216,12 @@ def export_model(
         # A collective, so every process takes part, although only one writes.
         host = gather({name: x for name, x in {**params, **adapter}.items() if name in ("layers", "score")})
         if startup.is_main():
-            with _folder(workdir, "adapter") as folder:
+            with folder_of(workdir, f"adapter/{member}".rstrip("/")) as folder:
                 peft.save_adapter(folder, config, host, base=session.base)
-    with _folder(workdir, "export") as folder, load_models.told(f"writing {workdir}/export") as tell:
+    with (
+        folder_of(workdir, f"export/{member}".rstrip("/")) as folder,
+        load_models.told(f"writing {workdir}/export") as tell,
+    ):
         export_folder.save_folder(
             folder,
             config,
@@ -219,6 +230,7 @@ def export_model(
             tokenizer_from=tokenizer_from or session.tokenizer_from,
             reward_mean=reward_mean,
             score_at=network.score_at or "eos",
+            reward=_reward(network, params),
             write=startup.is_main(),
             tell=tell,
         )
@@ -238,8 +250,16 @@ def _write_ends(path: Path, ends: tuple[int, ...]) -> None:
         path.write_text(json.dumps(raw, indent=2, sort_keys=True) + "\n")
 
 
+def _reward(network: Network, params: Params | None = None) -> dict[str, Any]:
+    """What config.json says of a reward model's score where it is not simply the number that its head gives."""
+    found: dict[str, Any] = {} if network.score_as == "logit" else {"score_as": network.score_as}
+    if params is not None and "thresholds" in params:
+        found["thresholds"] = np.asarray(gather(increasing(params["thresholds"])), np.float64).tolist()
+    return found
+
+
 @contextmanager
-def _folder(workdir: str, name: str) -> Iterator[Path]:
+def folder_of(workdir: str, name: str) -> Iterator[Path]:
     """A context with WORKDIR/NAME to write into; for an object store a local folder that is copied there at the end."""
     if not is_remote(workdir):
         yield Path(workdir) / name
