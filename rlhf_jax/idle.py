@@ -53,6 +53,31 @@ ROWS = (
     Idle((), ("model.pad_token",), lambda c: not c.model.init, "model.init is not set"),
     Idle((), ("model.vocab_size",), lambda c: bool(c.model.tokenizer), "model.tokenizer brings its own"),
     Idle((), ("center_rows",), lambda c: not c.center_on, "center_on is not set"),
+    Idle(
+        ("reward_model",),
+        ("margin", "margin_scale", "centre_coef", "group_by_prompt"),
+        lambda c: c.loss != "bradley_terry",
+        "loss is of ratings",
+    ),
+    Idle(
+        ("reward_model",),
+        ("rating_low", "rating_high"),
+        lambda c: c.loss == "bradley_terry",
+        "loss is of pairs",
+    ),
+    Idle(("reward_model",), ("margin_scale",), lambda c: not c.margin, "margin is not set"),
+    Idle(
+        ("reward_model",),
+        ("member_order", "combine", "combine_coef"),
+        lambda c: c.members == 1,
+        "members is 1",
+    ),
+    Idle(
+        (),
+        ("model.combine_coef",),
+        lambda c: c.model.combine != "mean_minus_variance",
+        "model.combine is not mean_minus_variance",
+    ),
     Idle((), ("best_mode", "keep_best"), lambda c: not c.best_metric, "best_metric is not set"),
     Idle((), ("reference_cache",), lambda c: c.reference == "step", "reference is step"),
     Idle(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -16,14 +17,16 @@ from rlhf_jax.data.batches import Sequences, bucket, eval_batches, pad
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.records.left_out import is_kept
 from rlhf_jax.data.records.records import counts_text, write_parquet
-from rlhf_jax.data.records.scored_responses import read_responses
+from rlhf_jax.data.records.scored_responses import Answered, read_responses
 from rlhf_jax.data.templates import Handling, handling_of
 from rlhf_jax.data.tokenization import DROP, NO_LIMIT, encode_sft
 from rlhf_jax.data.tokens.scored_text import sequences_up_to_score
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.measures.reward_accuracy import reward_accuracy
 from rlhf_jax.models.model import RewardModel, check_embedded, model_scores
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import check_batch, gather, host_rows, to_global
+from rlhf_jax.training.checkpoints.object_stores import write_text
 from rlhf_jax.training.checkpoints.workdir import one_writer, prepare_workdir
 from rlhf_jax.training.progress import Progress
 from rlhf_jax.training.run import encoded_rows, reward_models, session
@@ -79,6 +82,28 @@ def run(config: ConfigDict, workdir: str) -> None:
             f"{nulls} of them have no score (reasons says why)",
             flush=True,
         )
+        _tell_accuracy(workdir, rows, records)
+
+
+def _tell_accuracy(workdir: str, rows: list[Answered], records: list[dict]) -> None:
+    """Where the file holds labelled pairs: prints how often the scores agree with them, and writes accuracy.json."""
+    pairs = [
+        (row.label, found["scores"])
+        for row, found in zip(rows, records, strict=True)
+        if row.label and None not in found["scores"]
+    ]
+    labelled = sum(bool(row.label) for row in rows)
+    if not pairs:
+        return
+    found = reward_accuracy(
+        [scores[label["better"]] for label, scores in pairs],
+        [scores[1 - label["better"]] for label, scores in pairs],
+        annotators=[label["annotator"] for label, _ in pairs],
+        confidence=[label["confidence"] for label, _ in pairs],
+    )
+    lines = "\n".join(found.lines())
+    print(f"{len(pairs)} of {labelled} labelled pairs have two scores: {lines}", flush=True)
+    write_text(Path(workdir) / "accuracy.json", json.dumps(found.as_dict(), indent=2) + "\n")
 
 
 def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[Sequences, list[str | None]]:

@@ -94,7 +94,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     demonstrations = _demonstrations(config, session.tokenizer)
     start = network_of(session, made_by("sft"))
     network = _with_score_head(session, start)
-    members = _members(session, network, start)
+    members = ensembles.members_of(config, None if start.scalar else partial(_headed, start.config))
     read = partial(_up_to_score, session, network)
     train, held = (read(x) if rated else Pairs(*map(read, x)) for x in (found.train, found.eval))
     found = found._replace(train=train, eval=held)
@@ -208,35 +208,19 @@ def _with_score_head(session: Session, network: Network) -> Network:
 
     def read() -> Params:
         params = network.read()
-        params = params if network.scalar else _headed(network.config, params, config.seed)
+        if not network.scalar:
+            params = _headed(network.config, params, config.seed)
         return {**params, "thresholds": even_thresholds(K)} if K else params
 
     return network._replace(read=read, scalar=True, score_at=score_at, score_as=config.score_as, thresholds=K)
 
 
 def _headed(config: ModelConfig, params: Params, seed: int) -> Params:
-    """The parameters with a fresh head, in place of any; thresholds stay."""
+    """The parameters with a fresh score head in place of any head; thresholds stay."""
+    kept = {name: x for name, x in params.items() if name == "thresholds"}
     # The head is random, with a standard deviation of 1 / sqrt(D + 1) as in OpenAI's code: a zero head
     # would give the trunk no gradient in the first step.
-    fresh = reward_from_language(config, params, jax.random.key(seed))
-    return fresh | {name: params[name] for name in ("thresholds",) if name in params}
-
-
-def _members(session: Session, network: Network, start: Network) -> ensembles.Members | None:
-    """The page's ensemble, if it asks for one: every member has its own seed, for its head, its adapter, its order."""
-    config = session.config
-    if config.members == 1:
-        return None
-    if start.scalar and not config.member_order and not session.lora.rank:
-        raise UserError(
-            f"members: {config.members} would all be the same: they start from the score head of "
-            f"{config.model.init} and see the same batches; set member_order=true, or start from a language model"
-        )
-
-    def member(params: Params, seed: int) -> Params:
-        return params if start.scalar else _headed(network.config, params, seed)
-
-    return ensembles.Members(config.members, config.member_order, member)
+    return reward_from_language(config, params, jax.random.key(seed)) | kept
 
 
 def _score_at(config: ConfigDict, start: Network) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.files.tables import columns_of
+from rlhf_jax.data.records.label_columns import about_label
 from rlhf_jax.data.records.left_out import LeftOut, RowError, UsedColumns
 from rlhf_jax.data.records.messages import from_text
-from rlhf_jax.data.records.records import Source, load_records, usable
+from rlhf_jax.data.records.records import USABLE_STATUS, Source, load_records, usable
 from rlhf_jax.data.records.row_parts import (
     CONVERSATIONS,
     PROMPTS,
@@ -39,11 +40,13 @@ class Answered(NamedTuple):
     columns: what is kept of it beside its responses.
     responses: their texts, None where there is none.
     records: for each a record with `output`, or the reason why it cannot be scored.
+    label: of a labelled pair which response is better, `better` (0 or 1), with what `about_label` reads; else empty.
     """
 
     columns: Row
     responses: list[str | None]
     records: list[Row | str]
+    label: Row
 
 
 def read_responses(
@@ -67,14 +70,31 @@ def read_responses(
         fields = UsedColumns(row, frozenset({"generator"}))
         texts, records = _answers(fields, chat)
         skipped.update(reason for reason in records if isinstance(reason, str))
+        label = _label(fields, len(texts))
         if any(isinstance(record, dict) for record in records):
             skipped.count_kept(fields)
         first = next((record for record in records if isinstance(record, dict)), {})
         # The prompt as it was read replaces the row's own, which may be a list of messages or JSON text.
         columns = {name: row[name] for name in _KEPT if name in row and not (name == "prompt" and first)}
         columns |= {name: first[name] for name in ("instruction", "input", "prompt") if name in first}
-        read.append(Answered(columns, texts, records))
+        read.append(Answered(columns, texts, records, label))
     return read, skipped
+
+
+def _label(row: UsedColumns, responses: int) -> Row:
+    """Which of a pair's two responses its row says to be better; empty where there is no usable label."""
+    if responses != 2 or row.first_with_content(*_LISTS):
+        return {}
+    if row.first_with_content("chosen") and row.first_with_content("rejected"):
+        return {"better": 0} | about_label(row)
+    preference = row.peek("preference")
+    number = isinstance(preference, int | float) and not isinstance(preference, bool)
+    # A tie says of neither that it is better, and a judgment that failed says nothing.
+    if not number or not 1 <= preference <= 2 or preference == 1.5:
+        return {}
+    if "status" in row and row.get("status") not in USABLE_STATUS:
+        return {}
+    return {"better": int(preference > 1.5)} | about_label(row)
 
 
 def _answers(row: UsedColumns, chat: bool) -> tuple[list[str | None], list[Row | str]]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError, read_object
 from rlhf_jax.models.decoder import Params
@@ -38,6 +39,21 @@ class Members(NamedTuple):
     count: int
     own_order: bool
     start: Callable[[Params, int], Params]
+
+
+def members_of(config: ConfigDict, start: Callable[[Params, int], Params] | None) -> Members | None:
+    """The ensemble that a page asks for by `members`, if it does; start: None where members start as they are read.
+
+    Every member has its own seed, for its head, its adapter and, with `member_order`, the order of its rows.
+    """
+    if config.members == 1:
+        return None
+    if start is None and not config.member_order and not config.lora.rank:
+        raise UserError(
+            f"members: {config.members} would all be the same: they start from the score head of "
+            f"{config.model.init} and see the same batches; set member_order=true, or start from a language model"
+        )
+    return Members(config.members, config.member_order, start or (lambda params, _: params))
 
 
 def stacked(members: Sequence[Any]) -> Any:

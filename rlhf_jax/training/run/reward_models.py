@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
@@ -252,9 +253,10 @@ def export_rewards(
         write_ensemble(session.workdir, len(models), reading.combine, reading.combine_coef)
     if pairs is None:
         return None
-    chosen, rejected = (np.stack(x) for x in zip(*rewards, strict=True))
+    # Each [models, pairs].
+    chosen, rejected = (jnp.asarray(np.stack(x)) for x in zip(*rewards, strict=True))
     if reading is None:
-        return chosen[0], rejected[0]
+        return np.asarray(chosen[0]), np.asarray(rejected[0])
     return np.asarray(combined(chosen, reading)), np.asarray(combined(rejected, reading))
 
 
