@@ -22,7 +22,7 @@ from rlhf_jax.data.templates import Handling, handling_of
 from rlhf_jax.data.tokenization import DROP, NO_LIMIT, encode_sft
 from rlhf_jax.data.tokens.scored_text import sequences_up_to_score
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.measures.reward_accuracy import reward_accuracy
+from rlhf_jax.evaluation.measures.reward_accuracy import accuracy_by_label
 from rlhf_jax.models.model import RewardModel, check_embedded, model_scores
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import check_batch, gather, host_rows, to_global
@@ -95,11 +95,10 @@ def _tell_accuracy(workdir: str, rows: list[Answered], records: list[dict]) -> N
     labelled = sum(bool(row.label) for row in rows)
     if not pairs:
         return
-    found = reward_accuracy(
+    found = accuracy_by_label(
         [scores[label["better"]] for label, scores in pairs],
         [scores[1 - label["better"]] for label, scores in pairs],
-        annotators=[label["annotator"] for label, _ in pairs],
-        confidence=[label["confidence"] for label, _ in pairs],
+        [label for label, _ in pairs],
     )
     lines = "\n".join(found.lines())
     print(f"{len(pairs)} of {labelled} labelled pairs have two scores: {lines}", flush=True)

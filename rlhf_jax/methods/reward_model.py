@@ -34,7 +34,7 @@ from rlhf_jax.data.tokenization import NO_LIMIT, encode_sft
 from rlhf_jax.data.tokens.scored_text import EOS, closing, default_score_at, sequences_up_to_score
 from rlhf_jax.data.tokens.special_ids import fill_id
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.measures.reward_accuracy import reward_accuracy
+from rlhf_jax.evaluation.measures.reward_accuracy import accuracy_by_label
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, reward_from_language
@@ -281,13 +281,7 @@ def _trained_and_exported(
 
 def _tell_accuracy(session: Session, chosen: np.ndarray, rejected: np.ndarray, rows: list[dict]) -> None:
     """Prints how often the held-out pairs are ranked as labelled, and writes it to WORKDIR/accuracy.json."""
-    about = [row["beside"] for row in rows]
-    found = reward_accuracy(
-        chosen,
-        rejected,
-        annotators=[x["annotator"] for x in about],
-        confidence=[x["confidence"] for x in about],
-    )
+    found = accuracy_by_label(chosen, rejected, [row["beside"] for row in rows])
     if startup.is_main():
         print("held-out pairs: " + "\n".join(found.lines()), flush=True)
         write_text(at(session.workdir) / "accuracy.json", json.dumps(found.as_dict(), indent=2) + "\n")

@@ -37,8 +37,9 @@ def train(folder, words, train, held, start="language", **changes):
         "reward_model",
         folder,
         {"data.train": train, "data.eval": held},
-        **{"model.init": str(words / start), "center_on": "", "epochs": STEPS * BATCH / 10},
-        **DESCENT | changes,
+        **{"model.init": str(words / start), "center_on": "", "epochs": STEPS * BATCH / 10}
+        | DESCENT
+        | changes,
     )
     reward_model.run(page, str(folder / "run"))
     lines = [json.loads(x) for x in (folder / "run/metrics.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ training measures this at its end, and does not wait for libraries of statistics
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -91,6 +91,14 @@ def reward_accuracy(
         _by_annotator(pairs, np.array([name or "" for name in annotators])),
         _by_confidence(pairs, np.asarray(confidence, np.float64)),
     )
+
+
+def accuracy_by_label(
+    chosen: Sequence[float], rejected: Sequence[float], labels: Sequence[Mapping[str, Any]]
+) -> RewardAccuracy:
+    """Measures `reward_accuracy` with what is known of each label, its `annotator` and `confidence`."""
+    who, sure = ([label[name] for label in labels] for name in ("annotator", "confidence"))
+    return reward_accuracy(chosen, rejected, annotators=who, confidence=sure)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from rlhf_jax.training.optimizers.optimizer import SkippingOptimizer, learning_r
 
 Metrics = dict[str, Float[Array, ""] | Mean]
 LossFn = Callable[[PyTree, PyTree], dict[str, Mean]]
+StepFunction = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
 
 class TrainStep:
@@ -77,8 +78,7 @@ def make_train_step(
     *,
     microbatches: int = 1,
     divided: bool = True,
-    members: int = 0,
-    own_batches: bool = False,
+    around: Callable[[StepFunction], StepFunction] | None = None,
 ) -> TrainStep:
     """Builds the train step of a method.
 
@@ -88,9 +88,7 @@ def make_train_step(
     batch: tree of arrays [B, ...]; zero-dimensional leaves go whole to every micro-batch.
     microbatches: the batch is worked through in this many parts, to save memory; see `check_microbatches`.
     divided: if False, Means are returned as Means, for a caller that adds those of several steps.
-    members: of an ensemble, how many models are trained side by side: params and optimizer state are stacked
-        [members, ...], each member is clipped, moved and skipped as if it were alone, and metrics are means over them.
-    own_batches: whether each member has rows of its own: row b of member m is row b * members + m of the batch.
+    around: makes another step of this one, such as that of several models side by side.
 
     Called as step(state, batch, frozen), the loss gets the state's params laid over `frozen`; neither gradients nor
     optimizer state exist for what is frozen.
@@ -100,7 +98,7 @@ def make_train_step(
     optimizer state (the schedule's count too) and state.step stay as they were.
     """
     step = partial(_train_step, loss_fn, skip_nonfinite(optimizer), microbatches, divided)
-    return TrainStep(partial(_ensemble_step, step, members, own_batches) if members else step)
+    return TrainStep(step if around is None else around(step))
 
 
 def check_microbatches(
@@ -150,31 +148,6 @@ def _train_step(
     }
     state = state.replace(step=state.step + ok, params=params, opt_state=opt_state)
     return state, metrics
-
-
-def _ensemble_step(
-    step: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]],
-    members: int,
-    own_batches: bool,
-    state: TrainState,
-    batch: PyTree,
-    frozen: PyTree,
-) -> tuple[TrainState, Metrics]:
-    """The train step of every member on its stacked parameters; what is frozen is the same for all."""
-
-    def one(params: PyTree, opt_state: PyTree, batch: PyTree) -> tuple[PyTree, PyTree, Array, Metrics]:
-        new, metrics = step(state.replace(params=params, opt_state=opt_state), batch, frozen)
-        return new.params, new.opt_state, new.step, metrics
-
-    if own_batches:
-        # Members alternate in the batch, so that this moves no row to another device.
-        batch = jax.tree.map(lambda x: x.reshape(-1, members, *x.shape[1:]), batch)
-    per_member = jax.vmap(one, in_axes=(0, 0, 1 if own_batches else None))
-    params, opt_state, step_M, metrics = per_member(state.params, state.opt_state, batch)
-    found = {name: x.mean(0) for name, x in metrics.items()}
-    # One member that diverged is enough for the loop to stop and keep the batch.
-    found["nonfinite"] = metrics["nonfinite"].max(0)
-    return state.replace(params=params, opt_state=opt_state, step=step_M.max(0)), found
 
 
 def _whole(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, Mean]]:

@@ -24,7 +24,8 @@ from rlhf_jax.models.model import COMBINE
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
-from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.loop.state import TrainState
+from rlhf_jax.training.loop.step import LossFn, Metrics, StepFunction
 
 
 class Members(NamedTuple):
@@ -54,6 +55,34 @@ def members_of(config: ConfigDict, start: Callable[[Params, int], Params] | None
             f"{config.model.init} and see the same batches; set member_order=true, or start from a language model"
         )
     return Members(config.members, config.member_order, start or (lambda params, _: params))
+
+
+def side_by_side(members: Members) -> Callable[[StepFunction], StepFunction]:
+    """Makes a train step of one model that of all members: on stacked parameters and optimizer state.
+
+    Each is clipped, moved and skipped as if it were alone; what is frozen is the same for all, and metrics are means.
+    Where members have orders of their own row b of member m is row b * count + m of the batch.
+    """
+
+    def around(step: StepFunction) -> StepFunction:
+        def all_members(state: TrainState, batch: Any, frozen: Any) -> tuple[TrainState, Metrics]:
+            def one(params: Params, opt_state: Any, batch: Any) -> tuple[Params, Any, jax.Array, Metrics]:
+                new, metrics = step(state.replace(params=params, opt_state=opt_state), batch, frozen)
+                return new.params, new.opt_state, new.step, metrics
+
+            if members.own_order:
+                # Members alternate in the batch, so that this moves no row to another device.
+                batch = jax.tree.map(lambda x: x.reshape(-1, members.count, *x.shape[1:]), batch)
+            per_member = jax.vmap(one, in_axes=(0, 0, 1 if members.own_order else None))
+            params, opt_state, step_M, metrics = per_member(state.params, state.opt_state, batch)
+            found = {name: x.mean(0) for name, x in metrics.items()}
+            # One member that diverged is enough for the loop to stop and keep the batch.
+            found["nonfinite"] = metrics["nonfinite"].max(0)
+            return state.replace(params=params, opt_state=opt_state, step=step_M.max(0)), found
+
+        return all_members
+
+    return around
 
 
 def stacked(members: Sequence[Any]) -> Any:

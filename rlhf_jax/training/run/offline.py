@@ -35,7 +35,14 @@ from rlhf_jax.training.loop.step import (
 from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import load_models, memory_check
 from rlhf_jax.training.run.encoded_rows import Rows
-from rlhf_jax.training.run.ensembles import Members, mean_over_members, member_of, planned_stack, stacked
+from rlhf_jax.training.run.ensembles import (
+    Members,
+    mean_over_members,
+    member_of,
+    planned_stack,
+    side_by_side,
+    stacked,
+)
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.session import Network, Session
@@ -103,7 +110,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
     frozen = memory_check.placed(start.frozen, plan.frozen)
     members = method.members
     evaluator = make_evaluator(mean_over_members(plan.loss_fn) if members else plan.loss_fn)
-    mine = host_rows(config.batch_size * (members.count if members and members.own_order else 1), mesh)
+    mine = host_rows(rows_of_a_step(config, members), mesh)
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
         # Which rows come is a function of the step number, so a resumed run goes on with the very next ones.
@@ -151,11 +158,10 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         thresholds=network.thresholds,
     )
     several = method.members
-    count = several.count if several else 0
-    own = bool(several and several.own_order)
-    trained = planned_stack(start.trained, count) if several else start.trained
+    trained = planned_stack(start.trained, several.count) if several else start.trained
     state = planned_state(trained, _stacked_optimizer(tx, several))
-    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, members=count, own_batches=own)
+    around = side_by_side(several) if several else None
+    step = make_train_step(loss_fn, tx, microbatches=config.microbatches, around=around)
     # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
     one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
     return Plan(
@@ -163,7 +169,7 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         tx,
         step,
         state,
-        batch_shapes(mesh, config.batch_size * (count if own else 1), one_row),
+        batch_shapes(mesh, rows_of_a_step(config, several), one_row),
         start.frozen,
         beside=bytes_per_device(state.params) if method.keeps_start else 0,
     )
@@ -183,6 +189,11 @@ def _start(session: Session, network: Network, members: Members | None) -> Start
         for seed in member_seeds(config.seed, members.count)
     ]
     return Start(starts[0].frozen, stacked([memory_check.placed(x.trained, plan.trained) for x in starts]))
+
+
+def rows_of_a_step(config: ConfigDict, members: Members | None) -> int:
+    """The rows of a step's batch: batch_size, and that for every member which has an order of its own."""
+    return config.batch_size * (members.count if members and members.own_order else 1)
 
 
 def member_seeds(seed: int, count: int) -> range:
