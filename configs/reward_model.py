@@ -57,7 +57,7 @@ def microfarm() -> ConfigDict:
     # Pairs: a column that says by how much the chosen score should be higher, in logits, times margin_scale. Of
     # preference and p_2 it is the label's strength, from 0 (a tie) to 1. "": no margin.
     c.margin = ""
-    c.margin_scale = 1.0
+    c.margin_scale = 1.0  # What the column is multiplied with.
     c.centre_coef = (
         0.0  # Weight of (chosen + rejected)^2, which keeps scores around 0; Eisenstein et al. take 0.01.
     )
@@ -65,7 +65,7 @@ def microfarm() -> ConfigDict:
     # and every response is computed once (InstructGPT).
     c.group_by_prompt = False
     c.rating_low = 1.0  # Ratings: the ends of the scale; ratings off it are left out and counted.
-    c.rating_high = 7.0
+    c.rating_high = 7.0  # The best that can be given.
     # What readers take for the score: logit, the head's own number; or sigmoid, of ratings the predicted place on the
     # scale, from 0 to 1. Both order responses alike; it is written into the export.
     c.score_as = "logit"

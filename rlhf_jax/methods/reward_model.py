@@ -61,7 +61,6 @@ NEEDS = Needs(
     remote=True,
 )
 RATED = ("regression", "ordinal")
-_OF_RATINGS = tuple(f"eval/ratings/{name}" for name in ("predicted", "given", "error"))
 ranges.own_rows(
     "reward_model",
     loss=ranges.one_of("bradley_terry", *RATED),
@@ -76,7 +75,6 @@ ranges.own_rows(
     member_order=ranges.FLAG,
     combine=ranges.one_of(*COMBINE),
     combine_coef=ranges.number(0),
-    best_metric=ranges.one_of(*ranges.RANGES["reward_model.best_metric"].words, *_OF_RATINGS, or_none=True),
 )
 
 
@@ -160,6 +158,10 @@ def _check(config: ConfigDict) -> None:
             f"rating_high: {config.rating_high:g}; with loss=ordinal levels are 1 apart, so it is a whole number above "
             f"rating_low={config.rating_low:g}"
         )
+    if config.loss in RATED and config.best_metric not in ("", "eval/loss"):
+        raise UserError(
+            f"best_metric: {config.best_metric} is of pairs; with loss={config.loss} use eval/loss or nothing"
+        )
     if config.group_by_prompt and config.data.packing:
         raise UserError(
             "group_by_prompt: true, but data.packing puts pairs of several prompts into a row; set one of them"
@@ -181,22 +183,21 @@ def _batches(session: Session, found: encoded_rows.Split) -> tuple[encoded_rows.
     """The rows that steps address, with the columns that the loss asks for."""
     config, pad_id = session.config, fill_id(session.tokenizer)
     rated = config.loss in RATED
+    name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
     if config.group_by_prompt and not rated:
         both = encoded_rows.grouped_rows_of(found, pad_id)
     else:
         both = encoded_rows.rows_of(found, config.data, pad_id, config.seed)[:2]
     if not rated and not config.margin:
         return both
-    name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
     low = config.rating_low if rated else 0.0
     columns = [
         np.array([(row["beside"][name] - low) * scale for row in records], np.float32)
         for records in (found.train_rows, found.eval_rows)
     ]
-    train, held = (
+    return tuple(
         x.with_columns({name: encoded_rows.spread(x, y)}) for x, y in zip(both, columns, strict=True)
     )
-    return train, held
 
 
 def _with_score_head(session: Session, network: Network) -> Network:
@@ -272,11 +273,12 @@ def _trained_and_exported(
     exporter = partial(
         reward_models.export_rewards, session, network, demonstrations=demonstrations, pairs=held
     )
+    reading = Reading(combine=config.combine, combine_coef=config.combine_coef)
     if method.members is None:
         return exporter([lambda: offline.train_offline(session, network, method)])
     member = offline.train_members(session, network, method)
     models = [partial(member, number) for number in range(config.members)]
-    return exporter(models, reading=Reading(combine=config.combine, combine_coef=config.combine_coef))
+    return exporter(models, reading=reading)
 
 
 def _tell_accuracy(session: Session, chosen: np.ndarray, rejected: np.ndarray, rows: list[dict]) -> None:

@@ -47,14 +47,15 @@ def members_of(config: ConfigDict, start: Callable[[Params, int], Params] | None
 
     Every member has its own seed, for its head, its adapter and, with `member_order`, the order of its rows.
     """
+    own_order = config.member_order
     if config.members == 1:
         return None
-    if start is None and not config.member_order and not config.lora.rank:
+    if start is None and not own_order and not config.lora.rank:
         raise UserError(
             f"members: {config.members} would all be the same: they start from the score head of "
             f"{config.model.init} and see the same batches; set member_order=true, or start from a language model"
         )
-    return Members(config.members, config.member_order, start or (lambda params, _: params))
+    return Members(config.members, own_order, start or (lambda params, _: params))
 
 
 def side_by_side(members: Members) -> Callable[[StepFunction], StepFunction]:

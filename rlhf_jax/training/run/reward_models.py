@@ -78,10 +78,12 @@ def described(
     folder: what the page's `field` names, any family's folder, or another run's workdir or checkpoint.
     template: of the text that it is given. how: how conversations are written.
     """
+    asked, coef = model.get("combine", ""), model.get("combine_coef", 0.0)
     several = read_ensemble(folder)
     if several is not None:
         about = {"field": field, "template": template, "adapter": adapter, "how": how}
-        return _described_ensemble(folder, *several, model, about)
+        folders, *own = several
+        return _described_ensemble(folder, folders, (asked, coef) if asked else own, model, about)
     path = load_models.resolve_folder(
         folder, "model.reward_adapter" if field == "model.reward" else "model.adapter"
     )
@@ -106,9 +108,9 @@ def described(
 
 
 def _described_ensemble(
-    folder: str, members: tuple[str, ...], combine: str, coef: float, model: ConfigDict, about: dict[str, Any]
+    folder: str, members: Sequence[str], how: Sequence[Any], model: ConfigDict, about: dict[str, Any]
 ) -> RewardModel:
-    """Describes the reward models of an ensemble as one; the page's `combine` goes before the folder's own."""
+    """Describes an ensemble's reward models as one. how: (combine, combine_coef), the page's before the folder's."""
     if about["adapter"]:
         raise UserError(
             f"{about['field']}: {folder} is an ensemble, over which no adapter can be laid; leave it empty"
@@ -122,9 +124,7 @@ def _described_ensemble(
                 f"{about['field']}: {one.folder} is another kind of reward model than {first.folder} (its shape, "
                 "tokenizer, score_at or score_as); members of an ensemble are alike"
             )
-    asked = model.get("combine", "")
-    if asked:
-        combine, coef = asked, model.combine_coef
+    combine, coef = how
     reading = dataclasses.replace(
         first.model.reading, members=len(members), combine=combine, combine_coef=float(coef)
     )
