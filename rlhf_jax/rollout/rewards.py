@@ -56,7 +56,7 @@ def score_tokens(
     prompts_BP: Int[Array, "B P"],
     prompt_lengths_B: Int[Array, " B"],
     sampled: Generation,
-    mean: ScalarLike,
+    mean: ScalarLike | Float[Array, " M"],
     *,
     closing: tuple[int, ...],
     pad_id: int,
@@ -65,6 +65,7 @@ def score_tokens(
 
     A policy may have more embeddings than its tokenizer has tokens; a response that holds such an id, of which the
     reward model has no embedding, has no score.
+    mean: what is subtracted, of an ensemble from each member.
     closing: what the reward model reads in place of the end token, at which of several the sampling may have stopped.
     """
     # Ids behind the end are pads, and nobody looks at what they are.

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_words
+from tiny_words import EOS, PAD, VOCABULARY
 
 from rlhf_jax.data.batches import row_indices
 from rlhf_jax.data.records.records import read_table
+from rlhf_jax.data.tokens.scored_text import Closing
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import score
 from rlhf_jax.methods import reward_model
-from rlhf_jax.models.model import Model, Reading, model_scores
+from rlhf_jax.models.model import Model, Reading, RewardModel, first_member, model_scores
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.rollout.rewards import TokenRewards
+from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.run import reward_models
 
 RATE, STEPS, BATCH = 0.3, 3, 4
@@ -230,3 +234,31 @@ def test_ways_to_combine():
     found = combine(jnp.asarray(scores_MB), Reading(combine="mean_minus_variance", combine_coef=0.5))
     assert found.tolist() == [1.5, -1.5]
     assert Model(tiny_words.CONFIG, {}) == Model(tiny_words.CONFIG, {}, Reading())
+
+
+def test_an_ensemble_scores_what_a_policy_samples():
+    """Through the sources of both kinds that online methods have, as the plan of the memory lowers them, too."""
+    several = [tiny_words.draw_params(scalar=True, seed=seed) for seed in (1, 2)]
+    params = jax.tree.map(lambda *x: jnp.stack(x), *several)
+    reading, means = Reading(members=2, combine="min"), np.array([0.5, -0.5], np.float32)
+    reward = RewardModel(
+        Model(tiny_words.CONFIG, params, reading), None, "", "", "eos", Closing(VOCABULARY[EOS]), mean=means
+    )
+    rows = [tiny_words.encoded("w1 w2", x) for x in ("w3 w4", "w5 w6")]
+    tokens_BR = jnp.asarray([x.response for x in rows], jnp.int32)
+    sampled = Generation(
+        tokens_BR,
+        jnp.zeros((2, 3)),
+        jnp.ones((2, 3), bool),
+        jnp.full(2, 3, jnp.int32),
+        jnp.ones(2, bool),
+        jnp.int32(3),
+    )
+    prompts_BP = jnp.asarray([x.prompt for x in rows], jnp.int32)
+    got = TokenRewards(reward, VOCABULARY[PAD])([], prompts_BP, jnp.full(2, 3, jnp.int32), sampled)()
+    each = np.stack([np.asarray(scores(x, rows)) for x in several]) - means[:, None]
+    np.testing.assert_allclose(got.scores_B, each.min(0), atol=1e-5)
+    plan = reward_models.planned(reward.model, make_mesh(1, 1, 1))
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (plan.params, params))
+    assert shapes[0] == shapes[1] and plan.reading == reading
+    assert first_member(params)["score"].tolist() == several[0]["score"].tolist()
