@@ -19,7 +19,7 @@ def about_label(row: UsedColumns) -> Row:
     """Who gave a pair's label, `annotator` ("" where the row does not say), and how sure: `confidence`, NaN likewise.
 
     Confidence is the judge's probability of the side it took, in [0.5, 1]: of `p_2` where the file has it, else of a
-    preference between 1 and 2. A label that was flipped on purpose is nobody's, and gets the annotator "label noise".
+    preference between 1 and 2. A label of noise is no annotator's, and gets the name "label noise".
     """
     if row.get("status") == "noise":
         return {"annotator": "label noise", "confidence": math.nan}

@@ -94,7 +94,8 @@ def _label(row: UsedColumns, responses: int) -> Row:
         return {}
     if "status" in row and row.get("status") not in USABLE_STATUS:
         return {}
-    return {"better": int(preference > 1.5)} | about_label(row)
+    # Read and not looked at from here on, so that it is not told as a column that nobody used.
+    return {"better": int(row["preference"] > 1.5)} | about_label(row)
 
 
 def _answers(row: UsedColumns, chat: bool) -> tuple[list[str | None], list[Row | str]]:
