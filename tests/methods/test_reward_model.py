@@ -24,6 +24,15 @@ class TestRewardModel(MethodSuite):
         return tiny_losses.cases()["reward_model"]
 
 
+class TestEnsemble(MethodSuite):
+    """Members side by side, each with an order of its own. Its loss is that of one model."""
+
+    job = "reward_model"
+    small = {"members": 2, "member_order": True}
+    steps = {"epochs": 1.3}
+    files = ("export/ensemble.json", "export/*/*")
+
+
 def start(folder, seed):
     """The parameters that a reward model of a language model starts with."""
     page = tiny_farm.settings("reward_model", folder, seed=seed)
