@@ -77,6 +77,23 @@ def flattened(rows: Sequence[np.ndarray]) -> tuple[Int32[np.ndarray, "N"], Int64
     return np.concatenate(rows), offsets
 
 
+def end_to_end(parts: Sequence[Sequences]) -> Sequences:
+    """Puts sets of sequences behind one another."""
+    tokens, offsets = flattened([part[i] for part in parts for i in range(len(part))])
+    trained = None
+    # A mask is only carried where not all that follows a prompt is trained; made here for a set without one.
+    if any(part.trained is not None for part in parts):
+        trained = np.concatenate([_trained(part) for part in parts])
+    return Sequences(tokens, offsets, np.concatenate([part.prompt_lengths for part in parts]), trained)
+
+
+def _trained(part: Sequences) -> Bool[np.ndarray, "N"]:
+    if part.trained is not None:
+        return part.trained
+    places = np.arange(len(part.tokens)) - np.repeat(part.offsets[:-1], part.lengths)
+    return places >= np.repeat(part.prompt_lengths, part.lengths)
+
+
 def row_indices(step: int, batch_size: int, n: int, seed: int) -> Int64[np.ndarray, "B"]:
     """Returns the data rows of batch number `step`: entries step*B .. (step+1)*B - 1 of an endless stream.
 

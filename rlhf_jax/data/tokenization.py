@@ -1,8 +1,9 @@
 """Encodes demonstrations, pairs and prompts as token ids.
 
-Prompt and response are tokenised apart and joined: [BOS] prompt | response EOS. So the prompt's ids are the
+Prompt and response are tokenised apart and joined: [BOS] [prefix] prompt | response EOS. So the prompt's ids are the
 same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
 tokens are added here by id, exactly once; text that merely looks like one ("</s>") is encoded as plain text.
+The prefix is what the tokenizer says belongs in front of every prompt (see `tokens.prompt_prefix`); few have one.
 A response that its record says did not end (its sampler ran out of tokens) gets no end token.
 
 With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see
@@ -28,6 +29,7 @@ from rlhf_jax.data.chat.turns import PROMPTS_DIFFER
 from rlhf_jax.data.records.messages import messages_of
 from rlhf_jax.data.records.records import counts_text
 from rlhf_jax.data.templates import Handling, render
+from rlhf_jax.data.tokens.prompt_prefix import heads, prefix_text
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
 from rlhf_jax.data.tokens.tokenizer_files import tokenized
 from rlhf_jax.errors import UserError
@@ -83,7 +85,7 @@ def encode_answers(
         counts.update(one.notes)
         kept.append(one)
         indices.append(i)
-    _check_some(kept, rows, counts, "max_length", max_length)
+    _check_some(kept, rows, counts, "max_length", max_length, tokenizer)
     lengths = np.array([_first(one) for one in kept], np.int32)
     # Where all tokens after the prompts are trained, the prompt lengths say it all; no mask is carried.
     several = any(not one.trained[n:].all() for one, n in zip(kept, lengths, strict=True))
@@ -159,7 +161,7 @@ def encode_labelled_pairs(
         counts.update({note for fit in fits for note in fit.notes})
         kept.append(pair)
         indices.append(i)
-    _check_some(kept, rows, counts, "max_length", max_length)
+    _check_some(kept, rows, counts, "max_length", max_length, tokenizer)
     pairs = Pairs(_sequences([pair[0] for pair in kept]), _sequences([pair[1] for pair in kept]))
     return pairs, counts, np.array(indices, np.int64)
 
@@ -179,6 +181,12 @@ def encode_prompts(
     else:
         prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
         notes = [()] * len(rows)
+    # Cut to its BOS and prefix a prompt would ask nothing.
+    if max_prompt_length <= len(heads(tokenizer)):
+        raise UserError(
+            f"max_prompt_length: {max_prompt_length}; what stands in front of every prompt takes "
+            f"{len(heads(tokenizer))} of them; use more"
+        )
     kept, counts = [], Counter()
     # This is a property of the template, so it is found once and counted for every row.
     differ = template == CHAT and prompts_differ(tokenizer, how)
@@ -195,17 +203,16 @@ def encode_prompts(
             kept.append(i)
     if differ and kept:
         counts[PROMPTS_DIFFER] = len(kept)
-    _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length)
+    _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length, tokenizer)
     return Prompts(*flattened([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
 
 
 def encode_prompt_texts(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.ndarray, "P"]]:
-    """Encodes rendered prompts, with one BOS in front when the tokenizer has one; for all templates but `chat`.
+    """Encodes rendered prompts, with BOS and prefix in front when the tokenizer has them; for all templates but `chat`.
 
     Equal texts share one array, so callers must not write into them.
     """
-    bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    return _encode(texts, tokenizer, before=bos)
+    return _encode(texts, tokenizer, before=heads(tokenizer))
 
 
 def decode(tokenizer: Any, ids: Sequence[int] | Integer[np.ndarray, "R"]) -> str:
@@ -295,7 +302,12 @@ def _sequences(kept: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequences:
     return Sequences(*flattened([np.concatenate(pair) for pair in kept]), prompt_lengths)
 
 
-def _check_some(kept: Sequence, rows: Sequence, counts: Counter[str], field: str, limit: int) -> None:
+def _check_some(
+    kept: Sequence, rows: Sequence, counts: Counter[str], field: str, limit: int, tokenizer: Any
+) -> None:
+    """Raises UserError where no row is left; adds the remark that a prefix stands in front of those that are."""
+    if kept and (prefix := prefix_text(tokenizer)):
+        counts[f"{prefix!r} in front of the prompt, as the tokenizer says (row kept)"] = len(kept)
     if not kept:
         # The limit is only worth raising where rows were too long.
         long = [reason for reason in counts if "too long" in reason]
@@ -344,7 +356,8 @@ def fitted(
 
 
 def cut_left(prompt: Int32[np.ndarray, " P"], length: int, tokenizer: Any) -> Int32[np.ndarray, " L"]:
-    """Cuts a prompt to `length` tokens, its last ones and its BOS, which models expect at position 0."""
-    begins = prompt[:1] if len(prompt) and prompt[0] == tokenizer.bos_token_id else prompt[:0]
+    """Cuts a prompt to `length` tokens, its last ones and, which models expect in front, its BOS and prefix."""
+    before = np.array(heads(tokenizer), np.int32)
+    begins = prompt[: len(before)] if np.array_equal(prompt[: len(before)], before) else prompt[:0]
     kept = prompt[len(prompt) - max(length - len(begins), 0) :] if length > len(begins) else prompt[:0]
     return np.concatenate([begins, kept])

@@ -11,7 +11,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.data.records.records import read_instructions, read_table, write_parquet
-from rlhf_jax.jobs import annotate, generate, inspect_data, make_data, score, weight_diff
+from rlhf_jax.jobs import annotate, best_of_n, generate, inspect_data, make_data, score, weight_diff
 from rlhf_jax.jobs.evaluate import leaderboard_job
 from rlhf_jax.jobs.measure import measure_job
 from rlhf_jax.methods import sft
@@ -79,6 +79,8 @@ def assert_all_read(job, read):
         ("sft", {"epochs": 0.04}),
         ("reward_model", {"epochs": 0.1}),
         ("dpo", {"epochs": 0.1}),
+        ("feedme", {"epochs": 0.1}),
+        ("reward_conditioning", {"epochs": 0.05}),
         ("ppo", {"steps": 1, "adaptive_kl": True}),
     ],
 )
@@ -97,6 +99,14 @@ def test_generate_and_score_read_every_field(farm, tmp_path):
         "generate", reads(generate.run, tiny_farm.settings("generate", farm), str(tmp_path / "a"))
     )
     assert_all_read("score", reads(score.run, tiny_farm.settings("score", farm), str(tmp_path / "b")))
+
+
+def test_best_of_n_reads_every_field(tmp_path):
+    write_parquet(
+        tmp_path / "scores.parquet", [{"prompt": "x", "responses": ["a", "b"], "scores": [1.0, 2.0]}]
+    )
+    config = tiny_farm.settings("best_of_n", tmp_path, scored=str(tmp_path / "scores.parquet"))
+    assert_all_read("best_of_n", reads(best_of_n.run, config, str(tmp_path / "best")))
 
 
 def test_inspect_data_reads_every_field(farm, tmp_path):

@@ -63,6 +63,7 @@ SMALL = {
     "ppo": _ONLINE,
     "generate": {"data.rows": 12, "data.max_prompt_length": 56, "batch_size": 8, "max_new_tokens": 8},
     "score": {"data.max_length": 112, "batch_size": 8},
+    "best_of_n": {},
     "annotate": {},
     "evaluate": {},
     "inspect_data": {"data.max_length": 60},

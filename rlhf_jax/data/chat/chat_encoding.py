@@ -33,6 +33,7 @@ from rlhf_jax.data.chat.turns import (
 )
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.templates import Handling
+from rlhf_jax.data.tokens.prompt_prefix import heads
 from rlhf_jax.data.tokens.tokenizer_files import tokenized
 
 # The name under which a page asks for the tokenizer's own template.
@@ -200,13 +201,12 @@ def _overlapping(offsets: np.ndarray, spans: list[Span]) -> Bool[np.ndarray, "T"
 def _one_bos(
     ids: np.ndarray, tokenizer: Any, trained: np.ndarray | None = None
 ) -> tuple[Int32[np.ndarray, "T"], Bool[np.ndarray, "T"]]:
-    """The same tokens with exactly one BOS in front, if the tokenizer has one."""
+    """The same tokens with exactly one BOS in front, and behind it the prefix, if the tokenizer has them."""
     trained = np.zeros(len(ids), bool) if trained is None else trained
-    bos = tokenizer.bos_token_id
-    if bos is None:
+    front = np.array(heads(tokenizer), np.int32)
+    if not len(front):
         return ids, trained
-    # Template and tokenizer may each write a BOS, so a row begins with none, one or two.
-    others = np.flatnonzero(ids != bos)
+    # Template and tokenizer may each write a BOS, so a row begins with none, one or two; without one nothing is equal.
+    others = np.flatnonzero(ids != tokenizer.bos_token_id)
     doubled = int(others[0]) if len(others) else len(ids)
-    front = np.array([bos], np.int32)
-    return np.append(front, ids[doubled:]).astype(np.int32), np.append([False], trained[doubled:])
+    return np.append(front, ids[doubled:]).astype(np.int32), np.append(front < 0, trained[doubled:])

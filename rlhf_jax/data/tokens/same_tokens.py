@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+from rlhf_jax.data.tokens.prompt_prefix import heads
+
 
 def same_tokens(one: Any, other: Any) -> bool:
-    """Whether two tokenizers have equal vocabularies, merges, rules and special tokens. Equal sizes say nothing.
+    """Whether two tokenizers have equal vocabularies, merges, rules, special tokens, and equal tokens before prompts.
 
-    The PAD token may be another, or be there in one alone: no model reads it.
+    Equal sizes say nothing. The PAD token may be another, or be there in one alone: no model reads it.
     """
     if one is other:
         return True
@@ -16,6 +18,7 @@ def same_tokens(one: Any, other: Any) -> bool:
         _vocabulary(one, pads) == _vocabulary(other, pads)
         and [_special(one, name) for name in ("bos_token", "eos_token")]
         == [_special(other, name) for name in ("bos_token", "eos_token")]
+        and heads(one) == heads(other)
         and _rules(one) == _rules(other)
         and _encoded(one) == _encoded(other)
     )

@@ -11,6 +11,7 @@ from jaxtyping import Integer
 
 from rlhf_jax.data.chat.chat_encoding import CHAT, end_of_turn
 from rlhf_jax.data.templates import Handling
+from rlhf_jax.data.tokens.prompt_prefix import heads
 from rlhf_jax.errors import UserError
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"
@@ -54,7 +55,7 @@ def with_spare_pad(tokenizer: Any, ends: Sequence[int], vocab_size: int) -> Any 
     Tried in this order: the tokenizer's own, unless it is an end token; a token that its makers reserved; a new one
     where the model has more embeddings than the tokenizer has tokens; the one for unknown characters.
     """
-    taken = {*ends, tokenizer.bos_token_id}
+    taken = {*ends, *heads(tokenizer)}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in taken:
         return tokenizer
     found = {i: str(t) for i, t in sorted(tokenizer.added_tokens_decoder.items()) if t.special}

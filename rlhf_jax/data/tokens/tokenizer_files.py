@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.files.tables import is_hub_name
+from rlhf_jax.data.tokens.prompt_prefix import check_prefix, with_prefix
 from rlhf_jax.errors import UserError, read_object
 
 _TOKENIZER_FILES = (
@@ -32,6 +34,7 @@ def load_tokenizer(path: str | Path, *, made_by: str = "") -> Any:
             f"tokenizer: {path} has no EOS token, so responses could not end; set tokenizer.eos_token and "
             "save it to a new folder with save_pretrained"
         )
+    check_prefix(tokenizer, path)
     return tokenizer
 
 
@@ -46,6 +49,21 @@ def add_pad(source: str | Path, token: str, folder: Path, *, made_by: str = "") 
     tokenizer.add_special_tokens({"pad_token": token})
     tokenizer.save_pretrained(str(folder))
     return True
+
+
+def add_markers(
+    source: str | Path, tokens: Sequence[str], prefix: str, folder: Path, *, made_by: str = ""
+) -> None:
+    """Writes the tokenizer of `source` with these control tokens, and with `prefix` in front of every prompt.
+
+    Tokens that it has keep their ids, and so do all others. The folder is replaced whole. Errors as `load_tokenizer`.
+    """
+    tokenizer = _read_tokenizer(source, made_by)
+    tokenizer.add_tokens(list(tokens), special_tokens=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with_prefix(tokenizer, prefix).save_pretrained(str(part))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(part, folder)
 
 
 def _read_tokenizer(path: str | Path, made_by: str) -> Any:

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, pack, pad, pad_packs
+from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, end_to_end, pack, pad, pad_packs
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.chat.chat_templates import asks_for_the_date
 from rlhf_jax.data.files.splits import local_path
 from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
 from rlhf_jax.data.records.label_columns import read_rated
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
+from rlhf_jax.data.records.single_responses import responses_of_side
 from rlhf_jax.data.templates import handling_of, render
 from rlhf_jax.data.tokenization import (
     SIDES,
@@ -188,6 +189,27 @@ def rated(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, scale: Mapp
     """Reads rated responses, as Sequences, with the records of those that are kept; scale: as `read_rated` takes it."""
     read = partial(read_rated, **scale)
     return _aligned(*_two_files(read, data, seed, made_by), encode_answers, tokenizer, data)
+
+
+def single_responses(data: ConfigDict, tokenizers: dict[str, Any], seed: int, made_by: str) -> Split:
+    """Reads labelled pairs as demonstrations of their responses, as Sequences.
+
+    tokenizers: for each side that is wanted, chosen or rejected, the one that its rows are encoded with. What is held
+    out is whole pairs, which share no prompt with training.
+    """
+    files, found = _two_files(read_pairs, data, seed, made_by), []
+    for pairs, name in zip(files, ("train", "eval"), strict=True):
+        encoded, records = [], []
+        for side, tokenizer in tokenizers.items():
+            rows, left_out = responses_of_side(pairs, side)
+            sequences, dropped = encode_sft(
+                rows, tokenizer, data.template, data.max_length, handling_of(data)
+            )
+            say(f"data.{name}: {len(sequences)} {side} responses of {len(pairs)} pairs", left_out + dropped)
+            encoded.append(sequences)
+            records += rows
+        found.append((end_to_end(encoded), records))
+    return Split(found[0][0], found[1][0], found[1][1])
 
 
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:

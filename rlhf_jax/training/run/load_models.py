@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from rlhf_jax.data.tokens.prompt_prefix import highest_id
 from rlhf_jax.errors import UserError, read_object
 from rlhf_jax.models import lora, peft
 from rlhf_jax.models.config import ModelConfig
@@ -142,6 +143,12 @@ def describe_model(
 ) -> import_folder.Checkpoint:
     """Returns the description that `load_model` returns, without reading any weight."""
     found = _own_shape(folder, model, made_by)
+    # Others of the tokenizer's tokens may be added here; this one the model would have to know already.
+    if (needed := highest_id(Path(tokenizer_folder(folder)))) >= found.config.vocab_size:
+        raise UserError(
+            f"{folder}: its tokenizer puts token {needed} in front of every prompt, and the model has embeddings of "
+            f"{found.config.vocab_size} tokens; put the tokenizer there that it was trained with"
+        )
     config = dataclasses.replace(found.config, vocab_size=max(tokens, found.config.vocab_size))
     found = dataclasses.replace(found, config=config)
     if not adapter:
