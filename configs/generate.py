@@ -2,7 +2,8 @@
 
     python -m rlhf_jax.main --config=configs/generate.py --workdir=runs/farm/outputs/sft
 
-Writes outputs.parquet: instruction, input, output (or `outputs`, a list, when samples > 1), generator.
+Writes outputs.parquet: instruction, input, output (or `outputs`, a list, when samples > 1), generator. With beams
+nothing is drawn: beam search, with beam_groups a diverse one, finds likely responses, and beam_scores are theirs.
 `:pairs` draws two samples per preference prompt, which is what the annotators compare.
 """
 
@@ -40,6 +41,9 @@ def microfarm() -> ConfigDict:
     c.temperature = 0.7  # 0 is greedy.
     c.top_p = 1.0  # The likeliest tokens that have this probability together; 1 is all.
     c.top_k = 0  # So many of the likeliest tokens; 0 is all.
+    c.beams = 0  # So many beams, of which the best `samples` are written; 0 samples instead.
+    c.beam_groups = 1  # Groups of beams that are kept apart (diverse beam search); divides beams.
+    c.diversity_penalty = 0.0  # In nats, for a token that a beam of an earlier group has just taken.
 
     common.devices(c)
     return c

@@ -1,4 +1,4 @@
-"""Scores responses with a reward model.
+"""Scores responses with a reward model, or with a language model by how likely it finds them.
 
     python -m rlhf_jax.main --config=configs/score.py --workdir=runs/farm/scores
 
@@ -23,6 +23,8 @@ def microfarm() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.path = "runs/farm/reward_model/export"  # As model.path of configs/generate.py, with a score head.
+    # reward, or logprob: that of a response by a language model, divided by its tokens (a policy as a reward model).
+    c.model.score_by = "reward"
     # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
     # the chat template writes). "": as its config.json says, else template for chat and eos for others.
     c.model.score_at = ""
@@ -31,6 +33,7 @@ def microfarm() -> ConfigDict:
 
     c.data = ConfigDict()
     c.data.responses = "runs/farm/val_pairs/outputs.parquet"  # Demonstrations, lists in outputs, or pairs.
+    c.data.rows = 0  # The first rows only; 0 takes all.
     c.data.max_length = 72  # Tokens of prompt + response + end.
     # Longer rows: drop (a null score), cut_response, or cut_prompt at its left, too.
     c.data.too_long = "drop"

@@ -88,6 +88,17 @@ ROWS = (
     ),
     Idle((), ("optimizer.b2",), lambda c: c.optimizer.name == "sgd", "sgd has no second moment"),
     Idle(("generate",), ("top_p", "top_k", "seed"), lambda c: c.temperature == 0, "temperature 0 is greedy"),
+    Idle(
+        ("generate",),
+        ("temperature", "top_p", "top_k", "seed"),
+        lambda c: bool(c.beams),
+        "beams draws nothing",
+    ),
+    Idle(("generate",), ("beam_groups", "diversity_penalty"), lambda c: not c.beams, "beams is 0"),
+    Idle(("generate",), ("diversity_penalty",), lambda c: c.beam_groups == 1, "beam_groups is 1"),
+    Idle(
+        ("score",), ("model.score_at",), lambda c: c.model.score_by == "logprob", "model.score_by is logprob"
+    ),
     Idle(("annotate",), ("feedback_format",), lambda c: not c.feedback, "feedback is not set"),
     Idle(("annotate",), ("ordered",), lambda c: not c.outputs_2, "outputs_2 is not set"),
     Idle(("annotate",), ("one_pair_per_prompt",), lambda c: not c.samples, "samples is not set"),

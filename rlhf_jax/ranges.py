@@ -200,6 +200,7 @@ RANGES: dict[str, Range] = {
         "model.pad_token",
     ),
     "model.reward_template": one_of("", "alpaca", "brief", "human_assistant", "chat"),
+    "model.score_by": one_of("reward", "logprob"),
     "model.score_at": one_of("", "eos", "last", "template"),
     "model.value_from": one_of("auto", "reward", "policy"),
     "vocab_size": whole(259, says="a whole number of at least 259: 256 bytes and three special tokens"),
@@ -275,6 +276,9 @@ RANGES: dict[str, Range] = {
     "top_p": number(0, 1, above=True),
     "top_k": whole(0, says="a whole number of at least 1: how many tokens, or 0 for all"),
     "samples": COUNT,
+    "beams": whole(0, says="a whole number of at least 1: how many beams, or 0 to sample"),
+    "beam_groups": COUNT,
+    "diversity_penalty": number(0),
     "max_new_tokens": COUNT,
     # Judges.
     **_all(PER_MINUTE, "requests_per_minute", "tokens_per_minute"),

@@ -34,7 +34,8 @@ from jaxtyping import install_import_hook
 CHECKED = ["objectives", "models", "sampling", "rollout", "training", "parallel"]
 # Of data/ those modules that hold arrays; the others look at every field of every record, thousands of calls a run.
 CHECKED += [
-    f"data.{name}" for name in ("batches", "chat.chat_encoding", "tokens.scored_text", "tokenization")
+    f"data.{name}"
+    for name in ("batches", "candidate_arrays", "chat.chat_encoding", "tokens.scored_text", "tokenization")
 ]
 _hook = install_import_hook([f"rlhf_jax.{room}" for room in CHECKED], "beartype.beartype")
 _hook.__enter__()

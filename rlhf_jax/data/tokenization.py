@@ -56,14 +56,23 @@ def encode_sft(
 
 
 def encode_answers(
-    rows: Sequence[Row], tokenizer: Any, template: str, max_length: int, how: Handling = _DEFAULTS
+    rows: Sequence[Row],
+    tokenizer: Any,
+    template: str,
+    max_length: int,
+    how: Handling = _DEFAULTS,
+    *,
+    all_turns: bool = True,
 ) -> tuple[Sequences, Counter[str], Int64[np.ndarray, "n"]]:
-    """Encodes as `encode_sft` does, and also returns the indices of the rows that are kept."""
+    """Encodes as `encode_sft` does, and also returns the indices of the rows that are kept.
+
+    all_turns: of conversations, whether the assistant's earlier turns are trained, or its last one alone.
+    """
     counts: Counter[str] = Counter()
     ended = [_ended(row) for row in rows]
     if template == CHAT:
         chats = [_answered(row, "output") for row in rows]
-        found = encode_chats(chats, tokenizer, ended=ended, how=how)
+        found = encode_chats(chats, tokenizer, all_turns=all_turns, ended=ended, how=how)
     else:
         prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
         responses = encode_responses([row["output"] for row in rows], ended, tokenizer)

@@ -1,4 +1,7 @@
-"""Samples responses to a file of prompts: outputs that are evaluated, and samples that judges compare in pairs."""
+"""Samples responses to a file of prompts: outputs that are evaluated, and samples that judges compare in pairs.
+
+With `beams` nothing is drawn: the responses are the best that (diverse) beam search finds.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import check_batch, gather, host_rows, to_global
+from rlhf_jax.sampling.beam_search import Beams, check_beams
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import check_finite
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
@@ -40,7 +44,10 @@ NEEDS = Needs(
 
 @one_writer
 def run(config: ConfigDict, workdir: str) -> None:
-    """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, whether each ended, generator."""
+    """Writes WORKDIR/outputs.parquet: the prompt's columns, output or outputs, whether each ended, generator.
+
+    Of beam search also beam_score or beam_scores, by which responses are ordered.
+    """
     mesh = session.start_up(NEEDS, config, workdir)
     prepare_workdir(workdir, config.to_dict())
     path = load_models.resolve_folder(config.model.path)
@@ -84,15 +91,17 @@ def sample_prompts(config: ConfigDict, workdir: str, prompts: Sequence[Mapping])
     # No larger batch than there are responses: a handful should not wait for an array of hundreds.
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     # The batch is split over these devices, so its size must stay a multiple of their number.
-    config.batch_size = min(config.batch_size, -(-len(encoded) * config.samples // ways) * ways)
+    each, ways = (config.beams, ways * config.beams) if config.beams else (config.samples, ways)
+    config.batch_size = min(config.batch_size, -(-len(encoded) * each // ways) * ways)
     return [[sample.text for sample in group] for group in _sample(config, path, mesh, encoded, tokenizer)]
 
 
 class Sample(NamedTuple):
-    """A response: its text, and whether the model ended it (or max_new_tokens did)."""
+    """A response: its text, whether the model ended it (or max_new_tokens did), and its score in beam search."""
 
     text: str
     ended: bool
+    beam_score: float | None = None
 
 
 def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokenizer) -> list[list[Sample]]:
@@ -100,6 +109,8 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
     if config.samples < 1:
         raise UserError(f"samples: {config.samples}; use 1 or more")
     check_batch(config.batch_size, mesh)
+    if config.beams:
+        _check_beams(config, mesh)
     checkpoint, params = load_models.load_model(
         path,
         config.model,
@@ -124,6 +135,58 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
         dtype=config.model.dtype,
     )
     generator.load(params)
+    samples = (_searched if config.beams else _drawn)(config, generator, path, mesh, prompts, tokenizer)
+    generator.close()
+    return samples
+
+
+def _check_beams(config: ConfigDict, mesh: Mesh) -> None:
+    """Raises UserError for a beam search that cannot be."""
+    check_beams(config.beams, config.beam_groups)
+    if config.samples > config.beams:
+        raise UserError(
+            f"samples: {config.samples} of beams={config.beams}; use at most as many as there are beams"
+        )
+    if config.batch_size % config.beams:
+        raise UserError(
+            f"batch_size: {config.batch_size} responses at a time; use a multiple of beams={config.beams}"
+        )
+    check_batch(config.batch_size // config.beams, mesh, field="batch_size // beams")
+
+
+def _searched(
+    config: ConfigDict, generator: DecodeGenerator, path: str, mesh: Mesh, prompts: Prompts, tokenizer
+) -> list[list[Sample]]:
+    """The best `config.samples` of `config.beams` responses to every prompt, the best first."""
+    how = Beams(config.beams, config.beam_groups, config.diversity_penalty)
+    # As many responses at a time as are sampled: a prompt takes its beams' share of the memory.
+    B, P = config.batch_size // config.beams, bucket(int(prompts.lengths.max()))
+    samples: list[list[Sample]] = []
+    progress = Progress(len(prompts), unit="prompts")
+    for index_B, weight_B in eval_batches(len(prompts), B):
+        arrays = to_global(
+            pad_prompts(prompts, index_B, P, fill_id(tokenizer), rows=host_rows(B, mesh)), mesh
+        )
+        found = generator.search(arrays["tokens"], arrays["lengths"], how, returned=config.samples)
+        *responses, scores_BN = gather((found.tokens_BNR, found.lengths_BN, found.ended_BN, found.scores_BN))
+        check_finite(scores_BN, path)
+        # The last batch is filled up with copies of the last prompt, at weight 0.
+        for *group, _ in zip(*responses, scores_BN, weight_B[weight_B > 0], strict=False):
+            samples.append(
+                [
+                    Sample(decode(tokenizer, without_end(tokens_R[:n], ended)), bool(ended), float(score))
+                    for tokens_R, n, ended, score in zip(*group, strict=True)
+                ]
+            )
+        progress.update(len(samples))
+    progress.close()
+    return samples
+
+
+def _drawn(
+    config: ConfigDict, generator: DecodeGenerator, path: str, mesh: Mesh, prompts: Prompts, tokenizer
+) -> list[list[Sample]]:
+    """`config.samples` samples of every prompt."""
     # One key for all batches: each response draws from its own number in `rows`, so that neither the batch
     # size nor the number of devices changes a sample.
     key = jax.random.key(config.seed)
@@ -143,7 +206,6 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
             samples[row // config.samples].append(Sample(text, bool(ended)))
         progress.update(min(len(index_B) + progress.done, total))
     progress.close()
-    generator.close()
     return samples
 
 
@@ -163,9 +225,10 @@ def _batches(
 
 def _records(config: ConfigDict, rows: list[dict], samples: list[list[Sample]]) -> list[dict]:
     answers = [
-        {"output": s[0].text, "ended": s[0].ended}
+        {"output": s[0].text, "ended": s[0].ended} | ({"beam_score": s[0].beam_score} if config.beams else {})
         if config.samples == 1
         else {"outputs": [x.text for x in s], "ended": [x.ended for x in s]}
+        | ({"beam_scores": [x.beam_score for x in s]} if config.beams else {})
         for s in samples
     ]
     keep = ("instruction", "input", "prompt", "messages")

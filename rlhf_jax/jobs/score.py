@@ -1,14 +1,20 @@
-"""Scores the responses in a file with a reward model; every response stays, with its score or why it has none."""
+"""Scores the responses in a file; every response stays, with its score or why it has none.
+
+The score is a reward model's, or a language model's: the mean log-prob of the response's tokens, by which RRHF (Yuan et
+al. 2023) asks how well a policy tells better responses from worse ones.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -19,17 +25,21 @@ from rlhf_jax.data.records.left_out import is_kept
 from rlhf_jax.data.records.records import counts_text, write_parquet
 from rlhf_jax.data.records.scored_responses import Answered, read_responses
 from rlhf_jax.data.templates import Handling, handling_of
-from rlhf_jax.data.tokenization import DROP, NO_LIMIT, encode_sft
+from rlhf_jax.data.tokenization import DROP, NO_LIMIT, encode_answers, encode_sft
 from rlhf_jax.data.tokens.scored_text import sequences_up_to_score
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.reward_accuracy import accuracy_by_label
-from rlhf_jax.models.model import RewardModel, check_embedded, model_scores
+from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.model import check_embedded, model_scores
+from rlhf_jax.models.responses import Batch, plain_row_logprobs
+from rlhf_jax.objectives.preference import sequence_logprob
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import check_batch, gather, host_rows, to_global
 from rlhf_jax.training.checkpoints.object_stores import write_text
 from rlhf_jax.training.checkpoints.workdir import one_writer, prepare_workdir
 from rlhf_jax.training.progress import Progress
-from rlhf_jax.training.run import encoded_rows, reward_models, session
+from rlhf_jax.training.run import encoded_rows, load_models, reward_models, session
 from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by, model_reads
 
 NEEDS = Needs(
@@ -45,23 +55,18 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes WORKDIR/scores.parquet: the prompt's columns, responses, scores, and reasons where there is no score."""
     mesh = session.start_up(NEEDS, config, workdir)
     prepare_workdir(workdir, config.to_dict())
+    # Before gigabytes of weights are read.
+    check_batch(config.batch_size, mesh)
     data = config.data
-    reward = reward_models.described(
-        config.model.path,
-        config.model,
-        field="model.path",
-        template=data.template,
-        how=handling_of(data),
-        adapter=config.model.adapter,
-    )
+    scorer = (_likelihood if config.model.score_by == "logprob" else _reward)(config, mesh)
     rows, left_out = read_responses(
         data.responses, made_by=made_by("generate:pairs", "pairs"), chat=data.template == CHAT
     )
     encoded_rows.say(f"data.responses: {len(rows)} rows read from {data.responses}", left_out)
+    rows = rows[: data.rows or None]
     flat = [record for row in rows for record in row.records]
-    found, reasons = _encoded(flat, reward.tokenizer, data)
-    found = sequences_up_to_score(found, reward.score_at, reward.behind)
-    known = iter(_scores(config, reward, mesh, found).tolist())
+    found, reasons = _encoded(flat, scorer.tokenizer, data, all_turns=scorer.all_turns)
+    known = iter(scorer.scores(found).tolist())
     # Scores exist only for responses without a reason against them; here None is put in between.
     scores = iter([None if reason else next(known) for reason in reasons])
     why = iter(reasons)
@@ -105,7 +110,64 @@ def _tell_accuracy(workdir: str, rows: list[Answered], records: list[dict]) -> N
     write_text(Path(workdir) / "accuracy.json", json.dumps(found.as_dict(), indent=2) + "\n")
 
 
-def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[Sequences, list[str | None]]:
+class _Scorer(NamedTuple):
+    """What scores: its tokenizer, whether it is indifferent to where a response begins, and sequences -> scores [n]."""
+
+    tokenizer: Any
+    all_turns: bool
+    scores: Callable[[Sequences], np.ndarray]
+
+
+def _reward(config: ConfigDict, mesh: Mesh) -> _Scorer:
+    """A reward model, described; its weights are read when something is to be scored."""
+    reward = reward_models.described(
+        config.model.path,
+        config.model,
+        field="model.path",
+        template=config.data.template,
+        how=handling_of(config.data),
+        adapter=config.model.adapter,
+    )
+
+    def scores(found: Sequences) -> np.ndarray:
+        found = sequences_up_to_score(found, reward.score_at, reward.behind)
+        check_embedded(reward, int(found.tokens.max()))
+        whole = reward_models.loaded(reward, config.model, mesh, adapter=config.model.adapter)
+        score = jax.jit(model_scores)
+        return _scores(
+            config, mesh, found, lambda x: score(whole.model, x["tokens"], x["lengths"], whole.mean)
+        )
+
+    return _Scorer(reward.tokenizer, True, scores)
+
+
+def _likelihood(config: ConfigDict, mesh: Mesh) -> _Scorer:
+    """A language model, described, by the mean log-prob of the tokens of a response."""
+    about = {"tokens": 0, "adapter": config.model.adapter}
+    path = load_models.resolve_folder(config.model.path)
+    tokenizer = load_tokenizer(load_models.tokenizer_folder(path), made_by=made_by("sft"))
+    if load_models.describe_model(path, config.model, made_by("sft"), **about).is_scalar:
+        raise UserError(f"model.path: {config.model.path} is a reward model; use model.score_by=reward")
+
+    def scores(found: Sequences) -> np.ndarray:
+        about["tokens"] = len(tokenizer)
+        checkpoint, params = load_models.load_model(path, config.model, mesh, made_by("sft"), **about)
+        params = load_models.merged_params(checkpoint.config, params)
+        R = int((found.lengths - found.prompt_lengths).max())
+
+        @jax.jit
+        def score(params: Params, batch: Batch) -> jax.Array:
+            logprobs_BR, _, mask_BR = plain_row_logprobs(checkpoint.config, params, batch, R, chunk=128)
+            return sequence_logprob(logprobs_BR, mask_BR) / jnp.maximum(mask_BR.sum(axis=1), 1)
+
+        return _scores(config, mesh, found, lambda batch: score(params, batch))
+
+    return _Scorer(tokenizer, False, scores)
+
+
+def _encoded(
+    flat: list[dict | str], tokenizer: Any, data: ConfigDict, *, all_turns: bool
+) -> tuple[Sequences, list[str | None]]:
     """Encodes the responses that can be scored, and returns for each of all None or the reason why it cannot be."""
     reasons = [x if isinstance(x, str) else None for x in flat]
     able = [i for i, reason in enumerate(reasons) if reason is None]
@@ -117,7 +179,9 @@ def _encoded(flat: list[dict | str], tokenizer: Any, data: ConfigDict) -> tuple[
     limit = NO_LIMIT if how.too_long == DROP else data.max_length
     if one_each:
         try:
-            found, counts = encode_sft(one_each, tokenizer, data.template, limit, how)
+            found, counts, _ = encode_answers(
+                one_each, tokenizer, data.template, limit, how, all_turns=all_turns
+            )
         except UserError as e:
             counts[str(e)] = len(one_each)
     # It says how many rows it left out, not which. In this rare case each is encoded alone.
@@ -153,20 +217,16 @@ def _why_not(record: dict, tokenizer: Any, template: str, limit: int, how: Handl
     return None
 
 
-def _scores(config: ConfigDict, reward: RewardModel, mesh: Mesh, found: Sequences) -> np.ndarray:
-    """Computes the reward of every sequence [n], on every process."""
+def _scores(
+    config: ConfigDict, mesh: Mesh, found: Sequences, score: Callable[[Batch], jax.Array]
+) -> np.ndarray:
+    """Computes the score of every sequence [n], on every process."""
     B = config.batch_size
-    check_batch(B, mesh)
-    # Before gigabytes of weights are read.
-    check_embedded(reward, int(found.tokens.max()))
-    reward = reward_models.loaded(reward, config.model, mesh, adapter=config.model.adapter)
-    score = jax.jit(model_scores)
     T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")
     parts = []
     for index_B, _ in eval_batches(len(found), B):
-        # Pad id 0 will do: the score is read at a place given by the length, and attention is causal.
-        batch = to_global(pad(found, index_B, T, 0, host_rows(B, mesh)), mesh)
-        parts.append(gather(score(reward.model, batch["tokens"], batch["lengths"], reward.mean)))
+        # Pad id 0 will do: the score is read at places given by the lengths, and attention is causal.
+        parts.append(gather(score(to_global(pad(found, index_B, T, 0, host_rows(B, mesh)), mesh))))
         progress.update(min(len(parts) * B, len(found)))
     progress.close()
     # The last batch was filled up with copies of the last row.

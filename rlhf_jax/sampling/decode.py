@@ -17,7 +17,7 @@ from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
 from rlhf_jax.parallel.mesh import constrain
 from rlhf_jax.sampling.choose import Sampling, choose
 
-_CACHE = ("batch", "kv_heads", "length", "head_dim")  # The axes of a layer's cached keys and values.
+CACHE_AXES = ("batch", "kv_heads", "length", "head_dim")  # The axes of a layer's cached keys and values.
 
 
 class Generation(NamedTuple):
@@ -85,12 +85,12 @@ def generate(
     first_B = P - lengths_B
     columns_S = jnp.arange(S)
     real_BS = columns_S >= first_B[:, None]
-    logits_BV, cache = _prefill(config, params, tokens_BP, first_B, real_BS, S)
+    logits_BV, cache = prefill(config, params, tokens_BP, first_B, real_BS, S)
     # From here on a row is a response. The prompt was computed once for all of its responses.
     if samples > 1:
         several = partial(jnp.repeat, repeats=samples, axis=0)
         logits_BV, real_BS, lengths_B = map(several, (logits_BV, real_BS, lengths_B))
-        cache = jax.tree.map(lambda x: constrain(several(x), *_CACHE), cache)
+        cache = jax.tree.map(lambda x: constrain(several(x), *CACHE_AXES), cache)
         rows_B = (rows_B[:, None] * samples + jnp.arange(samples)).reshape(-1)
         B = B * samples
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
@@ -110,7 +110,7 @@ def generate(
         # real_BS is True up to the end of the cache; columns that are not yet written are cut off here.
         mask_B1S = (real_BS & (columns_S <= column))[:, None]
         positions_B1 = (lengths_B + loop.t)[:, None]
-        hidden_B1D, cache = _decode(
+        hidden_B1D, cache = decode_tokens(
             config, params, layers, token_B[:, None], positions_B1, mask_B1S, loop.cache, column
         )
         return _Loop(
@@ -143,7 +143,7 @@ def generate(
     return Generation(loop.tokens_BR, loop.logprobs_BR, mask_BR, loop.lengths_B, loop.done_B, loop.t)
 
 
-def _prefill(
+def prefill(
     config: ModelConfig,
     params: decoder.Params,
     tokens_BP: Int[Array, "B P"],
@@ -163,13 +163,13 @@ def _prefill(
 
     def columns(x_BPGK: Float[Array, "B P G K"]) -> Float[Array, "B G S K"]:
         # Left to itself, XLA keeps the cache in a sharding that costs all-reduces in every step.
-        return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), *_CACHE)
+        return constrain(jnp.pad(x_BPGK.swapaxes(1, 2), pad), *CACHE_AXES)
 
     cache = tuple((columns(keys[i]), columns(values[i])) for i in range(config.layers))
     return decoder.logits(config, decoder.head(config, params), hidden_BPD[:, -1]), cache
 
 
-def _decode(
+def decode_tokens(
     config: ModelConfig,
     params: decoder.Params,
     layers: list[decoder.Params],

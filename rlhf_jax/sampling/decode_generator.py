@@ -12,6 +12,7 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import rollout_copier
 from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.sampling.beam_search import Beams, Found, beam_search
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
 
@@ -70,6 +71,24 @@ class DecodeGenerator:
         # Left to itself XLA names the same places by other axes of the mesh, for which the programs that were compiled
         # before the run would be compiled again.
         return jax.tree.map(lambda x: jax.device_put(x, self._rows) if x.ndim else x, sampled)
+
+    def search(
+        self, tokens_BP: Int[Array, "B P"], lengths_B: Int[Array, " B"], how: Beams, *, returned: int
+    ) -> Found:
+        """The `returned` best responses that beam search finds for each left-padded prompt. Nothing is drawn."""
+        if self._params is None:
+            raise RuntimeError("search() before load()")
+        found = beam_search(
+            self._config,
+            self._params,
+            tokens_BP,
+            lengths_B,
+            how,
+            jnp.asarray(self._end_ids_E),
+            self._pad_id,
+            max_new_tokens=self._max_new_tokens,
+        )
+        return jax.tree.map(lambda x: jax.device_put(x[:, :returned], self._rows) if x.ndim else x, found)
 
     def close(self) -> None:
         """Drops the copy, which frees its device memory."""

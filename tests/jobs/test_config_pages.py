@@ -81,6 +81,7 @@ def assert_all_read(job, read):
         ("dpo", {"epochs": 0.1}),
         ("feedme", {"epochs": 0.1}),
         ("reward_conditioning", {"epochs": 0.05}),
+        ("rrhf", {"epochs": 0.1}),
         ("ppo", {"steps": 1, "adaptive_kl": True}),
     ],
 )
@@ -95,9 +96,15 @@ def test_trainers_read_every_field(job, changes, farm, tmp_path):
 
 
 def test_generate_and_score_read_every_field(farm, tmp_path):
-    assert_all_read(
-        "generate", reads(generate.run, tiny_farm.settings("generate", farm), str(tmp_path / "a"))
-    )
+    read = reads(generate.run, tiny_farm.settings("generate", farm), str(tmp_path / "a"))
+    diverse = {"beams": 4, "beam_groups": 2, "diversity_penalty": 0.5, "samples": 3, "data.rows": 3}
+    read |= reads(generate.run, tiny_farm.settings("generate", farm, **diverse), str(tmp_path / "beams"))
+    assert_all_read("generate", read)
+    found = read_table(tmp_path / "beams/outputs.parquet")
+    assert [len(row["outputs"]) for row in found] == [3, 3, 3] == [len(row["ended"]) for row in found]
+    for row in found:
+        assert row["beam_scores"] == sorted(row["beam_scores"], reverse=True) and row["beam_scores"][0] < 0
+        assert len(set(row["outputs"])) > 1
     assert_all_read("score", reads(score.run, tiny_farm.settings("score", farm), str(tmp_path / "b")))
 
 

@@ -60,8 +60,26 @@ RECIPES = {
     "dpo_rlaif/dpo": DPO_RLAIF
     | {"epochs": 3.0, "beta": 0.05, "label_smoothing": 0.0, "optimizer.learning_rate": 1e-7},
 }
-# Training rows: AlpacaFarm warms up for 3 % of the steps that they make.
-ROWS = {"alpaca_farm/sft": 10_000, "alpaca_farm/reward_model": 9_440, "alpaca_farm/dpo": 9_600}
+# RRHF's train.sh, train.py and response_gen.py.
+RECIPES |= {
+    "rrhf/rrhf": {"data.max_length": 192, "batch_size": 64, "epochs": 3.0, "optimizer.learning_rate": 2e-5}
+    | {"optimizer.weight_decay": 0.0, "optimizer.schedule": "cosine", "rank_weight": 1.0, "sft_weight": 1.0}
+    | {
+        "length_penalty": 1.0,
+        "normalisation": "longest_row",
+        "data.query": "prompt",
+        "model.dtype": "bfloat16",
+    },
+    "rrhf/generate": {"beams": 4, "beam_groups": 4, "diversity_penalty": 1.0, "samples": 4}
+    | {"max_new_tokens": 128, "data.max_prompt_length": 256},
+}
+# Training rows: AlpacaFarm and RRHF warm up for 3 % of the steps that they make.
+ROWS = {
+    "alpaca_farm/sft": 10_000,
+    "alpaca_farm/reward_model": 9_440,
+    "alpaca_farm/dpo": 9_600,
+    "rrhf/rrhf": 76_256,
+}
 
 
 # These train nothing, and their formats are tested with the job's.

@@ -60,6 +60,7 @@ SMALL = {
     | {"model.ff": 32, "model.tie_embeddings": False},
     "reward_model": _OFFLINE | {"data.max_length": 96, "epochs": 0.5, "center_rows": 12},
     "dpo": _SHORT | _OFFLINE | {"epochs": 0.5},
+    "rrhf": _SHORT | _OFFLINE | {"batch_size": 4, "epochs": 0.5},
     "ppo": _ONLINE,
     "generate": {"data.rows": 12, "data.max_prompt_length": 56, "batch_size": 8, "max_new_tokens": 8},
     "score": {"data.max_length": 112, "batch_size": 8},
@@ -88,6 +89,7 @@ def build(folder: Path) -> Path:
     ]
     write_parquet(folder / "pairs/outputs.parquet", pairs[:12])
     write_parquet(folder / "val_pairs/outputs.parquet", pairs[12:24])
+    write_parquet(folder / "candidates/scores/scores.parquet", [_scored(row, rng) for row in rows[:40]])
     return folder
 
 
@@ -198,6 +200,12 @@ def _labelled(row: dict) -> dict:
     return {name: row[name] for name in ("instruction", "input", "output_1", "output_2")} | {
         "preference": preference
     }
+
+
+def _scored(row: dict, rng: random.Random) -> dict:
+    said = [world.sample_demonstration(row, rng) for _ in range(rng.choice((2, 3)))]
+    scores = [utility(row["instruction"], row["input"], x) for x in said]
+    return {name: row[name] for name in ("instruction", "input")} | {"responses": said, "scores": scores}
 
 
 def flat(config: ConfigDict, prefix: str = "") -> dict:

@@ -79,13 +79,23 @@ def pairs(count: int, seed: int) -> list[dict]:
     ]
 
 
+def scored(count: int, seed: int) -> list[dict]:
+    """Prompts with two to four responses; scores are whole numbers, so that some of them are equal."""
+    rng = np.random.RandomState(seed)
+    rows = []
+    for i, prompt in enumerate(sentences(count, 5, seed + 1)):
+        said = sentences(rng.randint(2, 5), 4, 100 * seed + i)
+        rows.append({"prompt": prompt, "responses": said, "scores": rng.randint(0, 4, len(said)).tolist()})
+    return rows
+
+
 def settings(job: str, folder: Path, rows: dict[str, list[dict]], **changes) -> ConfigDict:
     """The page of a job on these rows; rows: records by the field of the page that names their file."""
     files = {}
     for field, records in rows.items():
         files[field] = str(folder / f"{field.replace('.', '_')}.jsonl")
         write_jsonl(files[field], records)
-    short = {"data.max_prompt_length" if job == "ppo" else "data.max_length": 12}
+    short = {"data.max_prompt_length" if job in ("ppo", "generate") else "data.max_length": 12}
     return tiny_farm.settings(job, folder, **short, **files, **changes)
 
 

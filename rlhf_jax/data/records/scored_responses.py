@@ -68,7 +68,7 @@ def read_responses(
     read, skipped = [], LeftOut()
     for row in rows:
         fields = UsedColumns(row, frozenset({"generator"}))
-        texts, records = _answers(fields, chat)
+        texts, records = answers_of(fields, chat)
         skipped.update(reason for reason in records if isinstance(reason, str))
         label = _label(fields, len(texts))
         if any(isinstance(record, dict) for record in records):
@@ -98,8 +98,8 @@ def _label(row: UsedColumns, responses: int) -> Row:
     return {"better": int(row["preference"] > 1.5)} | about_label(row)
 
 
-def _answers(row: UsedColumns, chat: bool) -> tuple[list[str | None], list[Row | str]]:
-    """Reads a row's responses: (their texts, for each a record or the reason why there is none)."""
+def answers_of(row: UsedColumns, chat: bool) -> tuple[list[str | None], list[Row | str]]:
+    """Reads a row's responses: (their texts, for each a record with `output` or the reason why there is none)."""
     try:
         columns, values, fields = _prompt_and_values(row)
     # Without a prompt none of the row's responses can be scored, for the same reason.
@@ -137,7 +137,7 @@ def _values(row: UsedColumns) -> list[Any]:
     """Finds the responses of a row: one, two, or all of a list."""
     for name in _LISTS:
         if row.has(name):
-            value = _list_in(row[name], str)
+            value = list_in(row[name], str)
             return list(value) if isinstance(value, list) else [value]
     for pair in (("output_1", "output_2"), ("chosen", "rejected")):
         if row.first_with_content(*pair):
@@ -146,8 +146,8 @@ def _values(row: UsedColumns) -> list[Any]:
     return [row.get(named)]
 
 
-def _list_in(value: Any, kind: type) -> Any:
-    """Parses a list of texts or marks that stands as JSON, as a column of several kinds does in parquet."""
+def list_in(value: Any, kind: type | tuple[type, ...]) -> Any:
+    """Parses a list of texts, marks or numbers that stands as JSON, as a column of several kinds does in parquet."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -162,10 +162,10 @@ def _list_in(value: Any, kind: type) -> Any:
 def _ended(row: UsedColumns, values: list[Any]) -> list[Any]:
     """What the row says of the end of each response: `ended`, a list of it, or ended_1 and ended_2."""
     # A list of another length does not say which response it speaks of.
-    marks = _list_in(row.peek("ended"), bool)
+    marks = list_in(row.peek("ended"), bool)
     if isinstance(marks, list) and len(marks) == len(values):
         # Read here, so that it counts as used.
-        return list(_list_in(row["ended"], bool))
+        return list(list_in(row["ended"], bool))
     sides = [row.get(name) for name in ("ended_1", "ended_2") if name in row]
     return sides if len(sides) == len(values) else [row.get("ended")] * len(values)
 

@@ -16,10 +16,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, end_to_end, pack, pad, pad_packs
+from rlhf_jax.data.candidate_arrays import Candidates, check_ranked, encode_candidates, pad_candidates
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.chat.chat_templates import asks_for_the_date
 from rlhf_jax.data.files.splits import local_path
 from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
+from rlhf_jax.data.records.candidates import read_candidates
 from rlhf_jax.data.records.label_columns import read_rated
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.records.single_responses import responses_of_side
@@ -110,6 +112,19 @@ def rows_of(split: Split, data: ConfigDict, pad_id: int, seed: int) -> tuple[Row
     sides = [side for found in (split.train, split.eval) for side in _sides(found)]
     T, R = array_sizes(*sides)
     return _plain(split.train, T, pad_id), _plain(split.eval, T, pad_id), R
+
+
+def candidate_rows(split: Split, pad_id: int) -> tuple[Rows, Rows, int]:
+    """As `rows_of` for prompts with several responses, which stay together: a row is a prompt with all of its own."""
+    T, R = array_sizes(split.train.sequences, split.eval.sequences)
+    # One number of places for both files, so that step and evaluation compile once.
+    N = max(found.places_nN.shape[1] for found in (split.train, split.eval))
+
+    def rows(found: Candidates) -> Rows:
+        make = partial(pad_candidates, found)
+        return Rows(len(found), found.tokens, lambda index_B, rows: make(index_B, N, T, pad_id, rows))
+
+    return rows(split.train), rows(split.eval), R
 
 
 def _plain(found: Sequences | Pairs, T: int, pad_id: int) -> Rows:
@@ -212,6 +227,14 @@ def single_responses(data: ConfigDict, tokenizers: dict[str, Any], seed: int, ma
     return Split(found[0][0], found[1][0], found[1][1])
 
 
+def candidates(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
+    """Reads prompts with several scored responses, as Candidates; the files of data.train may be several."""
+    read = partial(read_candidates, query=data.query)
+    split = _split(*_two_files(read, data, seed, made_by), encode_candidates, tokenizer, data)
+    check_ranked(split.train, "data.train")
+    return split
+
+
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads prompts. The records beside them are those of the prompts that were kept, in the same order."""
     train, held = _two_files(read_prompts, data, seed, made_by)
@@ -279,7 +302,9 @@ def digests(*paths: str) -> dict[str, str]:
     """Hashes of a run's inputs and the versions of the packages that tokenize them, for a resumed run to compare."""
     from rlhf_jax.training.checkpoints.workdir import digest
 
-    found = {path: digest(local_path(path)) for path in paths if path and local_path(path).exists()}
+    # Some methods take several files in one field.
+    files = [one.strip() for path in paths for one in (path, *path.split(","))]
+    found = {path: digest(local_path(path)) for path in files if path and local_path(path).exists()}
     return found | {name: version(name) for name in _TOKEN_MAKERS}
 
 
