@@ -129,3 +129,38 @@ def asking(c: ConfigDict) -> None:
     c.timeout_s = 120.0  # Of one request.
     c.import_answers = ""  # A parquet file of answers that go into the cache before anybody is asked.
     c.export_answers = ""  # A parquet file that gets all of the cache's answers afterwards.
+
+
+def reward_sources(c: ConfigDict) -> None:
+    """What scores the responses that a policy samples: one source, or a weighted sum of several."""
+    c.reward = ConfigDict()
+    # KIND or KIND=WHAT with commas between them, and *WEIGHT behind each that has not weight 1. Kinds: reward_model
+    # (model.reward, or =FOLDER), judge=FILE.yaml, function=MODULE:FUNCTION. For example
+    # reward_model*1.0,function=my_rewards:length*0.1,judge=configs/judges/micro_rating.yaml*0.5
+    c.reward.sources = "reward_model"
+    # For a judge that compares: outputs (of generate) that each response meets; "": a prompt's responses meet each
+    # other, where the method samples several.
+    c.reward.baseline = ""
+    c.reward.max_usd = 0.0  # One start stops before it could spend more on its judge; 0 is no limit.
+    c.reward.max_concurrency = 32  # Requests under way at a time.
+    c.reward.cache = ""  # SQLite file of answers; "" keeps them in the workdir.
+    c.reward.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
+    c.reward.tokens_per_minute = 0.0  # The same for tokens.
+    c.reward.timeout_s = 120.0  # Of one request.
+
+
+def win_rate(c: ConfigDict) -> None:
+    """A judge that compares the responses of every evaluation with a baseline's: eval/win_rate."""
+    c.win_rate = ConfigDict()
+    c.win_rate.judges = (
+        ""  # A pairwise judge's YAML, as configs/judges/micro_clean.yaml; "": nobody is asked.
+    )
+    # Outputs (of generate) to the same prompts; "": what the policy itself answers before its first step.
+    c.win_rate.baseline = ""
+    c.win_rate.max_instructions = 0  # At most so many of the evaluation's prompts; 0: all.
+    c.win_rate.max_usd = 0.0  # One start stops before it could spend more on its judge; 0 is no limit.
+    c.win_rate.max_concurrency = 32  # Requests under way at a time.
+    c.win_rate.cache = ""  # SQLite file of answers; "" keeps them in the workdir.
+    c.win_rate.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
+    c.win_rate.tokens_per_minute = 0.0  # The same for tokens.
+    c.win_rate.timeout_s = 120.0  # Of one request.

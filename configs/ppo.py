@@ -51,6 +51,8 @@ def microfarm() -> ConfigDict:
     common.lora(c)
 
     common.rollout(c, batch_size=64, max_new_tokens=28)
+    common.reward_sources(c)
+    common.win_rate(c)
 
     c.steps = 70  # Rollouts, each with its updates.
     c.epochs = 2  # Passes over each rollout, each in a fresh order.

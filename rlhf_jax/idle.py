@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from rlhf_jax.settings.page_fields import inner_pages, leaves
+from rlhf_jax.settings.source_texts import asks_judges, names_model_reward, reads_models
 
 # What describes a model that is made from scratch.
 _SHAPE = ["tokenizer", "vocab_size", "width", "layers", "heads", "kv_heads", "ff", "tie_embeddings"]
@@ -23,6 +24,9 @@ class Idle(NamedTuple):
     why: str
 
 
+# How a judge is asked while a run trains.
+_LIMITS = ("max_usd", "max_concurrency", "cache", "requests_per_minute", "tokens_per_minute", "timeout_s")
+
 ROWS = (
     Idle(
         (),
@@ -36,6 +40,30 @@ ROWS = (
         # PPO's reward model may read a chat template of its own.
         lambda c: "chat" not in (c.data.template, c.model.get("reward_template") if "model" in c else ""),
         "data.template is not chat",
+    ),
+    Idle(
+        (),
+        ("model.reward", "model.reward_adapter"),
+        lambda c: "reward" in c and not names_model_reward(c),
+        "reward.sources names no reward_model by itself",
+    ),
+    Idle(
+        (),
+        ("model.reward_template", "model.score_at"),
+        lambda c: "reward" in c and not reads_models(c),
+        "reward.sources names no reward model",
+    ),
+    Idle(
+        (),
+        ("reward.baseline", *(f"reward.{name}" for name in _LIMITS)),
+        lambda c: not asks_judges(c),
+        "reward.sources names no judge",
+    ),
+    Idle(
+        (),
+        tuple(f"win_rate.{name}" for name in ("baseline", "max_instructions", *_LIMITS)),
+        lambda c: not c.win_rate.judges,
+        "win_rate.judges is not set",
     ),
     Idle((), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
     Idle(

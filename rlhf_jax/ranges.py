@@ -131,7 +131,7 @@ _FORMATS = (
 _PAIRS = ("eval/loss", *(f"eval/rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")))
 _ROLLOUTS = (
     *("rlhf_reward", "scores", "raw_scores", "kl", "entropy", "sampling/logp_difference"),
-    *("completions/mean_length", "completions/ended", "completions/unscored"),
+    *("completions/mean_length", "completions/ended", "completions/unscored", "win_rate"),
 )
 # What the evaluations of each trainer measure.
 _EVALUATED = {
@@ -249,7 +249,7 @@ RANGES: dict[str, Range] = {
     "best_mode": one_of("min", "max"),
     "tensorboard": FLAG,
     "wandb_project": TEXT,
-    "center_on": TEXT,
+    **_all(TEXT, "center_on", "reward.sources"),
     # DPO.
     "beta": number(0, above=True),
     "label_smoothing": number(0, 0.5, below=True),  # Half of the labels flipped would say nothing.

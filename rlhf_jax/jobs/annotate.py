@@ -23,9 +23,8 @@ from rlhf_jax.annotation.parsing.contracts import COMPLETION, PAIRWISE
 from rlhf_jax.data.files.tables import require_columns
 from rlhf_jax.data.records.records import read_table
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs import judging
-from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
-from rlhf_jax.jobs.judging import (
+from rlhf_jax.feedback import judging
+from rlhf_jax.feedback.judging import (
     JudgingLine,
     cancel,
     describe_estimate,
@@ -34,6 +33,7 @@ from rlhf_jax.jobs.judging import (
     kept_answers,
     limits_of,
 )
+from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
 from rlhf_jax.training.checkpoints import lock
 from rlhf_jax.training.run import missing_inputs
 from rlhf_jax.training.run.missing_inputs import FILE, TABLE, Needs, Read, made_by

@@ -23,6 +23,9 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokens.special_ids import fill_id
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback import feedback_needs, reward_sources
+from rlhf_jax.feedback.judged_evaluation import judged_evaluation
+from rlhf_jax.feedback.reward_sources import RewardSources
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.responses import response_logprobs, response_values
@@ -49,15 +52,10 @@ from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
-from rlhf_jax.training.run import actor_networks, encoded_rows, load_models, online
+from rlhf_jax.training.run import actor_networks, encoded_rows, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
-from rlhf_jax.training.run.online_models import (
-    OnlineModels,
-    Scorer,
-    open_actor,
-    plan_online,
-)
+from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("objective/scores", "objective/kl", "completions/mean_length", "eval/scores")
@@ -67,9 +65,11 @@ NEEDS = Needs(
     reads=(
         *train_and_eval(made_by("make_data", "data")),
         *model_reads("model.policy", made_by("sft")),
-        *model_reads("model.reward", made_by("reward_model"), adapter="model.reward_adapter"),
+        *feedback_needs.READS,
     ),
     remote=True,
+    also=feedback_needs.check_feedback,
+    reads_too=feedback_needs.judges_read,
 )
 
 
@@ -100,31 +100,34 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check(session)
     split = encoded_rows.prompts(config.data, session.tokenizer, config.seed, made_by("make_data", "data"))
     prompts, held = online.prompt_rows(split, fill_id(session.tokenizer))
-    policy, source, models = models_of(session, [*split.train_rows, *split.eval_rows])
+    policy, sources, models = models_of(session, list(split.train_rows), list(split.eval_rows))
     write_model_folder(session, policy)
     method = online.Online(
         plan=partial(ppo_plan, models, prompts.P, prompts.pad_id),
-        open=partial(_learner, session, prompts.pad_id, policy, source, models),
+        open=partial(_learner, session, prompts.pad_id, policy, sources, models),
         after=partial(_after, config),
         extra={"kl_coef": float(config.kl_coef)},
         show=SHOW,
         # A run does not go on with another reward model: its folders are hashed as the policy's are.
-        reads=load_models.sources(source.reward.folder, config.model.reward_adapter),
+        reads=sources.files,
+        judged=judged_evaluation(config, workdir, split.eval_rows),
     )
     trained = online.train_online(session, prompts, held, method)
     export_model(session, policy, trained["policy"], ends=session.ends)
 
 
 def models_of(
-    session: Session, rows: list[dict]
-) -> tuple[Network, actor_networks.RewardSource, OnlineModels]:
-    """Describes policy and reward model, and the settings of all, before any weight is read. rows: all prompts."""
+    session: Session, rows: list[dict], held: list[dict]
+) -> tuple[Network, RewardSources, OnlineModels]:
+    """Describes policy and reward sources, and the settings of all models, before any weight is read.
+
+    rows, held: the prompts' records, for training and for evaluation.
+    """
     policy = actor_networks.policy_of(session)
-    source = actor_networks.reward_source_of(session, rows)
-    value_config, value_from = actor_networks.value_of(session, policy.config, source)
-    scorer = Scorer(source.reward.model.config, source.closing, source.text_length)
+    sources = reward_sources.describe_sources(session, rows, held)
+    value_config, value_from = actor_networks.value_of(session, policy.config, sources.first_model)
     of_reward = ("value",) if value_from == "reward" else ()
-    return policy, source, OnlineModels(policy.config, (scorer,), {"value": value_config}, of_reward)
+    return policy, sources, OnlineModels(policy.config, sources.scorers, {"value": value_config}, of_reward)
 
 
 def ppo_loss_fn(
@@ -214,14 +217,13 @@ def make_experience(
 
 
 def _learner(
-    session: Session, pad_id: int, policy: Network, source: actor_networks.RewardSource, models: OnlineModels
+    session: Session, pad_id: int, policy: Network, sources: RewardSources, models: OnlineModels
 ) -> online.Learner:
-    """Reads the weights of the four models and says how they sample, score and read a rollout."""
+    """Reads the weights of all models and says how they sample, score and read a rollout."""
     c, params = session.config, policy.read()
-    reward = actor_networks.read_reward(session, source)
+    rewards, reward_params = reward_sources.open_rewards(session, sources, pad_id)
     value_from = "reward" if models.of_reward else "policy"
-    values = actor_networks.value_params(value_from, policy.config, reward.model.params, params, session.lora)
-    rewards = actor_networks.rewards_of(session, source, reward, pad_id)
+    values = actor_networks.value_params(value_from, policy.config, reward_params, params, session.lora)
     actor, starts = open_actor(session, models, params, rewards, pad_id, scalar={"value": values})
     numbers = AdvantageSettings(c.gamma, c.lam, c.whiten_rewards)
     # kl_coef is an argument: as a constant it would compile a new program whenever it has moved.

@@ -107,6 +107,10 @@ def rollout_metrics(
         "objective/raw_scores": masked_mean(scored.scores_B, scored.readable_B),
         "sampling/logp_difference": masked_mean(gap_BR, mask_BR),
     }
+    for name, numbers_B in scored.components.items():
+        # What a source tells of itself, as a price, it tells of responses that it could not score, too.
+        counts_B = jnp.ones_like(scored.readable_B) if "/" in name else scored.readable_B
+        means[f"rewards/{name}"] = masked_mean(numbers_B, counts_B)
     return {name: value(mean) for name, mean in means.items()} | {
         "objective/scores": jnp.mean(final_scores(sampled, scored, settings)),
         "completions/mean_length": jnp.mean(sampled.lengths_B.astype(jnp.float32)),
@@ -145,7 +149,8 @@ class Actor(NamedTuple):
         sampled = self.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key, samples)
         # The sampling copy goes before the other networks run; there may be no room for it beside them.
         self.generator.close()
-        asked = [record for record in records for _ in range(samples)]
+        # A copy for each prompt: by the object a source sees which responses belong to one that was drawn once.
+        asked = [record for given in records for record in [dict(given)] * samples]
         return sampled, self.rewards(asked, sampled=sampled, **_prompts(batch, sampled))
 
     def read(self, networks: Networks, batch: dict, sampled: Generation, *, values: bool = True) -> Readings:

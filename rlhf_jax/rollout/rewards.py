@@ -19,11 +19,17 @@ from rlhf_jax.sampling.decode import Generation
 
 
 class Scored(NamedTuple):
-    """Scores, and which of them count: where the reward model cannot read a response its score is 0, and
-    `readable_B` is False."""
+    """Scores, and which of them count.
+
+    Attributes:
+      scores_B: one for each response.
+      readable_B: False where the source cannot read a response; its score then counts nowhere.
+      components: of a source that is made of others, their scores by name, and further numbers that are logged.
+    """
 
     scores_B: Float[Array, " B"]
     readable_B: Bool[Array, " B"]
+    components: dict[str, Float[Array, " B"]] = {}  # noqa: RUF012 (a pytree, which nothing changes in place)
 
 
 @runtime_checkable

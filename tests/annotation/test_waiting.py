@@ -7,7 +7,7 @@ from annotation_helpers import judge_spec, make_rows, pool_of
 from rlhf_jax.annotation import RetryPolicy, annotate_pairs
 from rlhf_jax.annotation.calls import engine
 from rlhf_jax.annotation.costs import run_costs
-from rlhf_jax.jobs.judging import JudgingLine
+from rlhf_jax.feedback.judging import JudgingLine
 
 
 @pytest.mark.parametrize("limited", [True, False])
@@ -34,7 +34,7 @@ def test_a_long_wait_is_told_ever_less_often(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("rlhf_jax.jobs.judging.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("rlhf_jax.feedback.judging.time.monotonic", lambda: clock[0])
     line = JudgingLine()
     counts = {"asked": 0, "failed": 0, "cached": 0, "unsettled": 0, "cost_usd": 0.0, "seconds_left": None}
     for second in range(600):

@@ -20,9 +20,9 @@ from annotation_helpers import ENVIRONMENT, make_rows
 from rlhf_jax.annotation.answers.cache import AnswerCache
 from rlhf_jax.annotation.labels.labels_file import read_labels
 from rlhf_jax.errors import StoppedError, UserError
+from rlhf_jax.feedback.judging import JudgingLine, describe_judges
 from rlhf_jax.jobs import annotate
 from rlhf_jax.jobs.evaluate import leaderboard_job
-from rlhf_jax.jobs.judging import JudgingLine, describe_judges
 from rlhf_jax.settings import load_page
 
 ROOT = Path(__file__).parents[2]

@@ -45,14 +45,14 @@ def described(farm, reward, **changes):
     page = tiny_farm.settings("ppo", farm, **{"model.reward": str(reward)}, **changes)
     folder = page.model.policy
     session = Session(page, "", None, folder, load_tokenizer(folder), folder, lora_settings(page.lora))
-    _, source, models = ppo.models_of(session, ROWS)
+    _, sources, models = ppo.models_of(session, ROWS, [])
     return SimpleNamespace(
         policy=models.policy,
         value=models.scalar["value"],
         value_from="reward" if models.of_reward else "policy",
         scorer=models.scorers[0].config,
         text_length=models.scorers[0].text_length,
-        reward=source.reward,
+        reward=sources.first_model.reward,
     )
 
 

@@ -90,7 +90,8 @@ EVALUATED = {
     "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
     "dpo": lambda: dpo(SIDES, SIDES, SIDES, SIDES, SIDES, beta=1.0),
     "ppo": lambda: (
-        rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("ppo"))) | {"rlhf_reward": 0.0}
+        rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("ppo")))
+        | {"rlhf_reward": 0.0, "win_rate": 0.5}
     ),
 }
 

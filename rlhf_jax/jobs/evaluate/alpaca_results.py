@@ -19,8 +19,8 @@ from rlhf_jax.evaluation.leaderboards.leaderboard import (
 from rlhf_jax.evaluation.leaderboards.published import read_published
 from rlhf_jax.evaluation.measures.length_control import length_controlled_win_rate
 from rlhf_jax.evaluation.measures.win_rate import win_rate
+from rlhf_jax.feedback.judging import JudgingLine, judge_urls
 from rlhf_jax.jobs.evaluate.evaluation_measures import pool_id
-from rlhf_jax.jobs.judging import JudgingLine, judge_urls
 
 CONFIGS = Path(rlhf_jax.__file__).parents[1] / "configs"
 

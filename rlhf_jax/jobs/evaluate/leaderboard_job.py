@@ -30,12 +30,8 @@ from rlhf_jax.evaluation.measures.win_rate import (
 )
 from rlhf_jax.evaluation.report.plots import plot_curves
 from rlhf_jax.evaluation.report.report_data import ReportStage
-from rlhf_jax.jobs import judging
-from rlhf_jax.jobs.evaluate import evaluation_measures as measures
-from rlhf_jax.jobs.evaluate import evaluation_results as results
-from rlhf_jax.jobs.evaluate import label_agreement
-from rlhf_jax.jobs.evaluate.evaluation_inputs import Outputs, read_outputs, read_stages
-from rlhf_jax.jobs.judging import (
+from rlhf_jax.feedback import judging
+from rlhf_jax.feedback.judging import (
     JudgingLine,
     cancel,
     describe_estimate,
@@ -44,6 +40,10 @@ from rlhf_jax.jobs.judging import (
     kept_answers,
     limits_of,
 )
+from rlhf_jax.jobs.evaluate import evaluation_measures as measures
+from rlhf_jax.jobs.evaluate import evaluation_results as results
+from rlhf_jax.jobs.evaluate import label_agreement
+from rlhf_jax.jobs.evaluate.evaluation_inputs import Outputs, read_outputs, read_stages
 from rlhf_jax.training.checkpoints import lock
 from rlhf_jax.training.run import missing_inputs
 from rlhf_jax.training.run.missing_inputs import (

@@ -35,6 +35,13 @@ MAY_CHANGE = (
     "distributed",
     "tensorboard",
     "wandb_project",
+    # How fast judges are asked, and what they may cost; their answers are the same.
+    *(
+        f"{group}.{name}"
+        for group in ("reward", "win_rate")
+        for name in ("max_usd", "max_concurrency", "cache", "requests_per_minute", "tokens_per_minute")
+    ),
+    *("reward.timeout_s", "win_rate.timeout_s"),
 )
 _ABSENT = "absent"
 

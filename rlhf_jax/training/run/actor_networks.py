@@ -61,18 +61,22 @@ def policy_of(session: Session) -> Network:
     return network
 
 
-def reward_source_of(session: Session, rows: list[dict]) -> RewardSource:
-    """Describes the page's reward model and how it is given responses. rows: all prompts' records, for one that
-    reads text."""
+def reward_source_of(session: Session, rows: list[dict], folder: str = "") -> RewardSource:
+    """Describes a reward model and how it is given responses.
+
+    rows: all prompts' records, for one that reads text. folder: one that reward.sources names; "" is model.reward, over
+    which model.reward_adapter may be laid.
+    """
     config, tokenizer = session.config, session.tokenizer
     m, template = config.model, config.model.reward_template or config.data.template
     how = handling_of(config.data)
     # How the page writes conversations is meant for the policy's template; another one gets the defaults.
     if template != config.data.template:
         how = Handling(date=how.date)
-    reward = reward_models.described(
-        m.reward, m, field="model.reward", template=template, how=how, adapter=m.reward_adapter
+    given, adapter, field = (
+        (folder, "", "reward.sources") if folder else (m.reward, m.reward_adapter, "model.reward")
     )
+    reward = reward_models.described(given, m, field=field, template=template, how=how, adapter=adapter)
     # The same tokens are not enough: an id beyond the embeddings would look up another token's row.
     shares = same_tokens(tokenizer, reward.tokenizer) and reward.model.config.vocab_size >= len(tokenizer)
     # Tokens are exact and stay on the devices. Text costs decoding and encoding on the host in every rollout.
@@ -80,13 +84,24 @@ def reward_source_of(session: Session, rows: list[dict]) -> RewardSource:
     length = 0 if as_tokens else _text_length(config, reward, rows)
     if startup.is_main():
         reads = "the tokens that were sampled" if as_tokens else f"their text, in the template {template}"
-        print(f"reward model: reads {reads}; its score stands at the token {reward.score_at}", flush=True)
+        named = f"reward model {folder}" if folder else "reward model"
+        print(f"{named}: reads {reads}; its score stands at the token {reward.score_at}", flush=True)
     return RewardSource(reward, shares, length)
 
 
-def value_of(session: Session, policy: ModelConfig, source: RewardSource) -> tuple[ModelConfig, str]:
-    """Decides where the value model starts: (its settings, "reward" or "policy", whose trunk it takes)."""
-    m, reward = session.config.model, source.reward.model.config
+def value_of(session: Session, policy: ModelConfig, source: RewardSource | None) -> tuple[ModelConfig, str]:
+    """Decides where the value model starts: (its settings, "reward" or "policy", whose trunk it takes).
+
+    source: the first reward model among the page's sources; None where they have none.
+    """
+    m = session.config.model
+    if source is None:
+        if m.value_from == "reward":
+            raise UserError(
+                "model.value_from: reward, but reward.sources names no reward model; use auto or policy"
+            )
+        return _told(policy, "policy", m.policy)
+    reward = source.reward.model.config
     # A policy may sample any token that it has an embedding of.
     fits = source.shares_tokens and reward.vocab_size >= policy.vocab_size
     if m.value_from == "reward" and not fits:
@@ -96,19 +111,21 @@ def value_of(session: Session, policy: ModelConfig, source: RewardSource) -> tup
             else "another tokenizer than the policy"
         )
         raise UserError(
-            f"model.value_from: reward, but {m.reward} has {what}, whose tokens the value model reads; use auto or "
-            "policy"
+            f"model.value_from: reward, but {source.reward.folder} has {what}, whose tokens the value model "
+            "reads; use auto or policy"
         )
     trunk_of = m.value_from if m.value_from != "auto" else "reward" if fits else "policy"
-    if startup.is_main():
-        of = m.reward if trunk_of == "reward" else m.policy
-        print(f"value model: starts from the trunk of the {trunk_of} model, {of}", flush=True)
     if trunk_of == "policy":
-        return policy, trunk_of
+        return _told(policy, trunk_of, m.policy)
     # The value model gets an adapter of the run's scale; one that the reward model brought is merged by then.
-    return dataclasses.replace(
-        reward, adapter_scale=session.lora.scale
-    ) if session.lora.rank else reward, trunk_of
+    config = dataclasses.replace(reward, adapter_scale=session.lora.scale) if session.lora.rank else reward
+    return _told(config, trunk_of, source.reward.folder)
+
+
+def _told(config: ModelConfig, trunk_of: str, folder: str) -> tuple[ModelConfig, str]:
+    if startup.is_main():
+        print(f"value model: starts from the trunk of the {trunk_of} model, {folder}", flush=True)
+    return config, trunk_of
 
 
 def value_params(source: str, config: ModelConfig, reward: Params, policy: Params, lora: Lora) -> Params:
@@ -125,10 +142,16 @@ def value_params(source: str, config: ModelConfig, reward: Params, policy: Param
     return {**trunk(params), "score": jnp.zeros_like(like, jnp.float32, shape=(config.width,))}
 
 
-def read_reward(session: Session, source: RewardSource) -> RewardModel:
-    """Reads the reward model's parameters onto the mesh."""
+def read_reward(session: Session, source: RewardSource, folder: str = "") -> RewardModel:
+    """Reads a reward model's parameters onto the mesh. folder: as it was described."""
     m, dtype = session.config.model, session.lora.base_dtype
-    return reward_models.loaded(source.reward, m, session.mesh, adapter=m.reward_adapter, base_dtype=dtype)
+    adapter = "" if folder else m.reward_adapter
+    return reward_models.loaded(source.reward, m, session.mesh, adapter=adapter, base_dtype=dtype)
+
+
+def source_files(session: Session, source: RewardSource, folder: str = "") -> tuple[str, ...]:
+    """The folders that a reward model is read from, which are hashed as the policy's are."""
+    return load_models.sources(source.reward.folder, "" if folder else session.config.model.reward_adapter)
 
 
 def rewards_of(session: Session, source: RewardSource, reward: RewardModel, pad_id: int) -> Rewards:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.files.splits import is_hub_name, local_path
 from rlhf_jax.errors import UserError
 from rlhf_jax.ranges import value_at
+from rlhf_jax.settings.source_texts import source_folders
 
 Page = Mapping[str, Any]
 
@@ -27,6 +28,8 @@ FILE = "file"
 # Any folder that a model is read from; a folder of PEFT's; any folder of tensors.
 MODEL, ADAPTER, WEIGHTS = "model", "adapter", "weights"
 TOKENIZER = "tokenizer"
+# The folders of reward models that reward.sources names among other sources.
+SOURCES = "reward sources"
 
 
 class Read(NamedTuple):
@@ -162,7 +165,13 @@ def check_models(needs: Needs, config: ConfigDict, prefix: str = "", made: tuple
     page = config.to_dict()
     for row in needs.reads:
         path = value_at(page, row.field)
-        if row.kind != MODEL or not path or _below(path, made) or not load_models.is_plain(path):
+        if (
+            row.kind != MODEL
+            or not row.when(page)
+            or not path
+            or _below(path, made)
+            or not load_models.is_plain(path)
+        ):
             continue
         # An adapter's folder given as the model is an easy mistake, and gets an error of its own.
         laid = next(x.field for x in needs.reads if x.over == row.field)
@@ -202,6 +211,8 @@ def _paths(row: Read, value: str) -> Iterator[tuple[str, str]]:
         yield from named_paths(value, row.field).items()
     elif row.kind == TABLES:
         yield from (("", part.strip()) for part in value.split(",") if part.strip())
+    elif row.kind == SOURCES:
+        yield from (("", folder) for folder in source_folders({"reward": {"sources": value}}))
     elif value:
         yield "", value
 

@@ -100,6 +100,10 @@ class Learner(NamedTuple):
     measure: Callable[[Networks, dict, Any, Callable[[], Any], int], tuple[jax.Array, dict]]
 
 
+# (responses of an evaluation on process 0, step) -> metrics, on every process.
+Judged = Callable[[list[str], int], dict[str, float]]
+
+
 class Online(NamedTuple):
     """An online method before any weight is read.
 
@@ -110,6 +114,7 @@ class Online(NamedTuple):
       extra: what it carries, before the first iteration.
       show: the metrics on the progress line.
       reads: folders that the run reads, beside the policy's.
+      judged: (responses of the evaluation on process 0, step) -> further metrics of it.
       rows: what one rollout gives to learn from, in rows of experience; 0 means one for every response.
     """
 
@@ -119,6 +124,7 @@ class Online(NamedTuple):
     extra: dict[str, Any]
     show: tuple[str, ...]
     reads: tuple[str, ...] = ()
+    judged: Judged | None = None
     rows: int = 0
 
 
@@ -142,7 +148,7 @@ def train_online(
     extra = method.extra | ({PAST: past} if past else {})
     state = create(trained, plan.optimizer, config.seed, extra=extra)
 
-    evaluate = make_evaluation(session, held, learner)
+    evaluate = make_evaluation(session, held, learner, method.judged)
     best = fit(
         config,
         session.workdir,
@@ -215,7 +221,7 @@ def make_iteration(
 
 
 def make_evaluation(
-    session: Session, prompts: PromptRows, learner: Learner
+    session: Session, prompts: PromptRows, learner: Learner, judged: Judged | None = None
 ) -> Callable[[Networks, int], dict[str, float]]:
     """Returns `evaluate(networks, step)`: it samples the same prompts with the same noise each time, measures the
     responses, and writes them to samples/<step>.jsonl."""
@@ -234,18 +240,19 @@ def make_evaluation(
             (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, scores_B, sampled.logprobs_BR)
         )
         check_finite(logprobs_BR, "the policy")
-        # A generator, so that only the process that writes the table decodes text.
+        # Only the process that writes the table decodes text.
+        said = [
+            decode(tokenizer, without_end(tokens_BR[b, : lengths_B[b]], ended_B[b]))
+            for b in range(count if startup.is_main() else 0)
+        ]
         table = (
-            {
-                **row,
-                "output": decode(tokenizer, without_end(tokens_BR[b, : lengths_B[b]], ended_B[b])),
-                "ended": bool(ended_B[b]),
-                "score": float(scores_B[b]),
-            }
-            for b, row in enumerate(prompts.records)
+            {**row, "output": output, "ended": bool(ended_B[b]), "score": float(scores_B[b])}
+            for b, (row, output) in enumerate(zip(prompts.records, said, strict=True))
         )
         write_samples(session.workdir, step, table)
         found = {name: float(x) for name, x in metrics.items()}
+        if judged is not None:
+            found |= judged(said, step)
         nonlocal told
         told = told or _tell_difference(config, found["sampling/logp_difference"])
         return found

@@ -1,4 +1,4 @@
-"""Asks judges from a job: starts the embedded server when a judge wants it, sets limits, shows progress and costs.
+"""Asks judges for a job or a method: the embedded server where a judge wants it, limits, progress and costs.
 
 Requests, retries and parsing are not done here, see `annotation`.
 """
@@ -171,15 +171,18 @@ def describe_judges(summary: dict, statuses: Sequence[tuple[str, int]]) -> str:
 
 def describe_estimate(told: dict) -> str:
     """Writes the estimate of a dry run: a line for each model, and the sum."""
-    lines = [f"  {part['model']}: {_estimate(part)}" for part in told["by_model"]]
-    return "\n".join([*lines, f"dry run: {told['cached']:,} answers are cached; to ask: {_estimate(told)}"])
+    lines = [f"  {part['model']}: {describe_asking(part)}" for part in told["by_model"]]
+    return "\n".join(
+        [*lines, f"dry run: {told['cached']:,} answers are cached; to ask: {describe_asking(told)}"]
+    )
 
 
-def _estimate(part: dict) -> str:
-    out = "unknown" if part["tokens_out"] is None else f"{part['tokens_out']:,}"
+def describe_asking(part: dict) -> str:
+    """Writes calls, tokens, dollars and time of an estimate, or of a part of one."""
+    out = "unknown" if part["tokens_out"] is None else f"{part['tokens_out']:,.0f}"
     texts = [
-        f"{part['calls']:,} calls",
-        f"{part['tokens_in']:,} tokens in, {out} out",
+        f"{part['calls']:,.0f} calls",
+        f"{part['tokens_in']:,.0f} tokens in, {out} out",
         _dollars(part["cost_usd"], 4),
     ]
     if part["max_cost_usd"] is not None:
