@@ -14,6 +14,7 @@ from wide import WIDE
 
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.models.model import Model
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.settings import load_page
 from rlhf_jax.training.loop.step import GIB, matrix_flops
@@ -60,7 +61,7 @@ def plan_of(config, model, mesh):
     """The longest rows there can be: prompt and response share max_length, the response may be all but a token."""
     if config.job == "ppo":
         return ppo.ppo_plan(
-            OnlineModels(model, (Scorer(model),), {"value": model}, ("value",)),
+            OnlineModels(model, (Scorer(Model(model, {})),), {"value": model}, ("value",)),
             config.data.max_prompt_length,
             0,
             config,

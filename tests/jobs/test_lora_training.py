@@ -18,6 +18,7 @@ from rlhf_jax.methods import ppo
 from rlhf_jax.models import lora, peft
 from rlhf_jax.models.huggingface import import_folder
 from rlhf_jax.models.lora import joined
+from rlhf_jax.models.model import Model
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop import loop
 from rlhf_jax.training.loop.step import bytes_per_device
@@ -243,7 +244,7 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     """Of the plan, which is all that is known before weights are read."""
     found, _ = import_folder.load(farm / "sft/export")
     mesh = make_mesh(1, 1, 1)
-    models = OnlineModels(found.config, (Scorer(found.config),), {"value": found.config}, ("value",))
+    models = OnlineModels(found.config, (Scorer(Model(found.config, {})),), {"value": found.config}, ("value",))
     whole, adapted = (
         ppo.ppo_plan(models, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
     )

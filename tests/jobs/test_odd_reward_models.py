@@ -50,7 +50,7 @@ def described(farm, reward, **changes):
         policy=models.policy,
         value=models.scalar["value"],
         value_from="reward" if models.of_reward else "policy",
-        scorer=models.scorers[0].config,
+        scorer=models.scorers[0].model.config,
         text_length=models.scorers[0].text_length,
         reward=sources.first_model.reward,
     )

@@ -29,7 +29,7 @@ from rlhf_jax.sampling.decode_generator import DecodeGenerator
 from rlhf_jax.training.loop.state import planned_state
 from rlhf_jax.training.loop.step import LossFn, bytes_per_device, make_train_step
 from rlhf_jax.training.optimizers.optimizer import partitioned
-from rlhf_jax.training.run import load_models
+from rlhf_jax.training.run import load_models, reward_models
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Phase, Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.online import rows_of_experience, updates_per_iteration
@@ -40,11 +40,12 @@ class Scorer(NamedTuple):
     """A reward model as the plan sees it.
 
     Attributes:
+      model: as it was described, without parameters.
       closing: what it reads behind a response, see `rollout.rewards`.
       text_length: tokens of the rows that it reads, where these are not the policy's own tokens; else 0.
     """
 
-    config: ModelConfig
+    model: Model
     closing: tuple[int, ...] = (0,)
     text_length: int = 0
 
@@ -107,10 +108,7 @@ def plan_online(
     planned = {"policy": policy, **beside_it}
     state = planned_state({name: start.trained for name, start in planned.items()}, tx)
     frozen = {name: start.frozen for name, start in planned.items()}
-    rewards = [
-        Model(remat(s.config), stored(planned_params(s.config, mesh, scalar=True), lora.base_dtype))
-        for s in models.scorers
-    ]
+    rewards = [reward_models.planned(scorer.model, mesh, lora.base_dtype) for scorer in models.scorers]
     read = {
         name: Model(remat(c), stored(planned_params(c, mesh), lora.base_dtype))
         for name, c in models.read.items()
@@ -118,7 +116,9 @@ def plan_online(
     # What is frozen of the policy is the reference's, too, and what is frozen of a network that starts from a reward
     # model's trunk is that model's; so the reference costs what is trained of the policy, once more.
     kept = bytes_per_device(policy.trained)
-    common = bytes_per_device([frozen[name] for name in models.of_reward])
+    # An ensemble's members are stacked, of which one that is taken out is a copy.
+    alone = bool(models.scorers) and not models.scorers[0].model.reading.members
+    common = bytes_per_device([frozen[name] for name in models.of_reward]) if alone else 0
     others = bytes_per_device([m.params for m in read.values()])
     scoring_models = bytes_per_device([m.params for m in rewards])
     beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others - common)
