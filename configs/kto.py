@@ -25,7 +25,9 @@ def microfarm() -> ConfigDict:
     c.seed = 0  # Of the rows that are drawn, their order, and which responses z0 is measured on.
 
     c.data = ConfigDict()
-    c.data.train = "runs/farm/labels/labels.parquet"  # Pairwise labels, or responses with a label or a rating.
+    c.data.train = (
+        "runs/farm/labels/labels.parquet"  # Pairwise labels, or responses with a label or a rating.
+    )
     c.data.eval = ""  # The same; "" holds out eval_rows of the training rows, by prompt.
     c.data.eval_rows = 600  # At most this many responses, drawn with the seed.
     c.data.max_length = 56  # Tokens of prompt + response + end.

@@ -138,7 +138,7 @@ def mismatched(rows: Sequences, seed: int, field: str) -> Sequences:
     prompts = [rows[i][:n].tobytes() for i, n in enumerate(rows.prompt_lengths)]
     if len(set(prompts)) < 2:
         raise UserError(
-            f"{field}: all {len(rows)} rows have one prompt; z0 needs responses to other prompts, so give it rows of two"
+            f"{field}: all {len(rows)} rows have one prompt; z0 needs responses to other prompts, so use two or more"
         )
     order = permutation(0, len(rows), seed)
     partner = np.zeros(len(rows), np.int64)
@@ -151,7 +151,9 @@ def mismatched(rows: Sequences, seed: int, field: str) -> Sequences:
     ]
     trained = None
     if rows.trained is not None:
-        said = [rows.trained[rows.offsets[j] : rows.offsets[j + 1]][rows.prompt_lengths[j] :] for j in partner]
+        said = [
+            rows.trained[rows.offsets[j] : rows.offsets[j + 1]][rows.prompt_lengths[j] :] for j in partner
+        ]
         trained = np.concatenate(
             [x for n, mask in zip(rows.prompt_lengths, said, strict=True) for x in (np.zeros(n, bool), mask)]
         )
@@ -230,9 +232,7 @@ def _measured_before(
     def z0_of(params: decoder.Params, batch: Batch) -> Array:
         policy_B = logprobs_of(params, _others(batch))
         weight_B = row_weight(batch)
-        return jnp.broadcast_to(
-            preference_losses.kto_z0(policy_B, batch["ref_kl"], weight_B), weight_B.shape
-        )
+        return jnp.broadcast_to(preference_losses.kto_z0(policy_B, batch["ref_kl"], weight_B), weight_B.shape)
 
     return lambda batch, params: batch | {"z0": z0_of(params, batch)}
 

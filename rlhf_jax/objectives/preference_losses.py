@@ -48,7 +48,7 @@ class Strengths(NamedTuple):
 
 
 def _sigmoid(chosen_B: Array, rejected_B: Array, by: Strengths) -> Array:
-    """-(1 - e) log sigmoid(z) - e log sigmoid(-z): Rafailov et al. 2023, eq. 7; with e > 0 "conservative" (Mitchell 2023)."""
+    """-(1 - e) log sigmoid(z) - e log sigmoid(-z): DPO (Rafailov et al. 2023, eq. 7), and cDPO where e > 0."""
     z_B = by.beta * chosen_B - by.beta * rejected_B
     return jax.nn.softplus(-z_B) + by.label_smoothing * z_B
 
@@ -191,7 +191,10 @@ def kto(
     # 1 - sigmoid(x) is sigmoid(-x), which does not round to 0 while it is small.
     loss_B = jnp.where(desirable_B, desirable_weight, undesirable_weight) * jax.nn.sigmoid(-gain_B)
     weight_B = weight_B.astype(jnp.float32)
-    sides = {"chosen": jnp.where(desirable_B, weight_B, 0.0), "rejected": jnp.where(desirable_B, 0.0, weight_B)}
+    sides = {
+        "chosen": jnp.where(desirable_B, weight_B, 0.0),
+        "rejected": jnp.where(desirable_B, 0.0, weight_B),
+    }
     return {
         "loss": masked_mean(loss_B, weight_B),
         **{f"rewards/{side}": masked_mean(rewards_B, of_B) for side, of_B in sides.items()},
@@ -201,9 +204,7 @@ def kto(
     }
 
 
-def kto_z0(
-    policy_B: Float[Array, " B"], ref_B: Float[Array, " B"], weight_B: Weights
-) -> Float[Array, ""]:
+def kto_z0(policy_B: Float[Array, " B"], ref_B: Float[Array, " B"], weight_B: Weights) -> Float[Array, ""]:
     """KTO's estimate of KL(pi || pi_ref), at least 0: the mean log-ratio of responses to other prompts, in nats.
 
     Of a whole batch: means of parts, each cut off at 0, would have another mean.

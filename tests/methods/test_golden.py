@@ -105,7 +105,8 @@ def test_a_loss_of_tokens_without_a_reference(words, tmp_path, monkeypatch):
         **{"model.init": str(words / "language"), "loss": "simpo", "beta": 1.5, "simpo_gamma": 0.4},
         **{"label_smoothing": 0.1, "sft_coef": 0.2, "reference_cache": str(tmp_path / "cache")},
         **{"optimizer.name": "sgd", "optimizer.schedule": "constant", "optimizer.warmup_steps": 0},
-        **THREE_STEPS | {"optimizer.b1": 0.5, "optimizer.learning_rate": 0.05, "optimizer.max_grad_norm": 0.0},
+        **THREE_STEPS
+        | {"optimizer.b1": 0.5, "optimizer.learning_rate": 0.05, "optimizer.max_grad_norm": 0.0},
     )
     dpo.run(page, str(tmp_path / "run"))
     assert not (tmp_path / "cache").exists()

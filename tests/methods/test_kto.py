@@ -35,7 +35,9 @@ def test_every_prompt_gets_a_response_to_another_one():
 
 def test_of_conversations_what_is_trained_goes_with_the_response():
     rows = sequences([([1, 1], [2, 3, 4]), ([5], [6, 7])])
-    masked = Sequences(rows.tokens, rows.offsets, rows.prompt_lengths, np.array([0, 0, 1, 0, 1, 0, 1, 1], bool))
+    masked = Sequences(
+        rows.tokens, rows.offsets, rows.prompt_lengths, np.array([0, 0, 1, 0, 1, 0, 1, 1], bool)
+    )
     found = kto.mismatched(masked, 0, "data.train")
     assert found[0].tolist() == [1, 1, 6, 7] and found[1].tolist() == [5, 2, 3, 4]
     assert found.trained.tolist() == [False, False, True, True, False, True, False, True]
@@ -59,7 +61,9 @@ def test_rows_come_from_pairs(tmp_path):
 def test_rows_come_from_labels_and_ratings(tmp_path):
     """As TRL's files have them, where a row without a label is counted and no label is guessed."""
     labels = [True, False, None]
-    rows, left_out = read(tmp_path, [{"prompt": "a", "completion": f"b{i}", "label": x} for i, x in enumerate(labels)])
+    rows, left_out = read(
+        tmp_path, [{"prompt": "a", "completion": f"b{i}", "label": x} for i, x in enumerate(labels)]
+    )
     assert [(row["output"], row["liked"]) for row in rows] == [("b0", True), ("b1", False)]
     assert dict(left_out) == {"label=missing": 1} and left_out.notes == {"liked where label is true": 1}
     ratings = [7, 5.0, 4.9, None, "6", True]
@@ -74,7 +78,9 @@ def test_rows_come_from_labels_and_ratings(tmp_path):
         desirable_from=1.0,
     )
     assert [row["liked"] for row in rows] == [True] and dict(left_out) == {"status=failed": 1}
-    with pytest.raises(UserError, match=r"rows\.jsonl: nothing says which responses are liked; needed: label"):
+    with pytest.raises(
+        UserError, match=r"rows\.jsonl: nothing says which responses are liked; needed: label"
+    ):
         read(tmp_path, [{"prompt": "a", "output": "b"}])
 
 
@@ -114,10 +120,14 @@ def test_what_it_refuses(words, tmp_path):
         )
 
     rows = [{"prompt": x, "completion": "w1", "label": True} for x in tiny_words.sentences(40, 3, 0)]
-    with pytest.raises(UserError, match=r"^data\.train: all \d+ rows are desirable; KTO learns from both kinds$"):
+    with pytest.raises(
+        UserError, match=r"^data\.train: all \d+ rows are desirable; KTO learns from both kinds$"
+    ):
         kto.run(page(rows), str(tmp_path / "run"))
     rows = [row | {"label": i % 3 == 0} for i, row in enumerate(rows)]
-    with pytest.raises(UserError, match=r"model\.init: .*reward is a reward model; KTO starts from a language"):
+    with pytest.raises(
+        UserError, match=r"model\.init: .*reward is a reward model; KTO starts from a language"
+    ):
         kto.run(page(rows, **{"model.init": str(words / "reward")}), str(tmp_path / "run"))
     with pytest.raises(UserError, match=r"^desirable_weight: -1.0; use a finite number of at least 0$"):
         kto.run(page(rows, desirable_weight=-1.0), str(tmp_path / "run"))

@@ -111,7 +111,9 @@ def test_published_golden_values(settings, wanted):
     """
     arrays = [array(x) for x in PUBLISHED]
     for weight, one in zip(([1, 0], [0, 1]), wanted, strict=True):
-        assert number(PAIRS(*arrays, array(weight), beta=0.1, **settings)["loss"]) == pytest.approx(one, rel=2e-7)
+        assert number(PAIRS(*arrays, array(weight), beta=0.1, **settings)["loss"]) == pytest.approx(
+            one, rel=2e-7
+        )
 
 
 def test_published_values_without_a_reference_and_metrics():

@@ -63,5 +63,9 @@ def _side(pair: Row, side: str) -> Row:
     """One side of a pair as a row of its own."""
     of_pair = {f"{one}{what}" for one in _SIDES for what in ("", "_ended", "_fields")}
     own = {"output": pair[side], "liked": side == "chosen"}
-    own |= {f"{'output_' * (x == 'fields')}{x}": pair[f"{side}_{x}"] for x in ("ended", "fields") if f"{side}_{x}" in pair}
+    own |= {
+        f"{'output_' * (x == 'fields')}{x}": pair[f"{side}_{x}"]
+        for x in ("ended", "fields")
+        if f"{side}_{x}" in pair
+    }
     return {name: value for name, value in pair.items() if name not in of_pair} | own

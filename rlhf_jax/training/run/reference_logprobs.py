@@ -31,7 +31,6 @@ from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.session import Session
 
 
-
 class Columns(NamedTuple):
     """What is asked of the reference: the names of the columns, a function that gives them, what a row is called.
 
@@ -148,7 +147,6 @@ def _fingerprint(
     frozen: str,
     encoded: Sequence[Sequences],
     rows: Rows,
-
 ) -> str:
     """frozen: dtype of the weights beside an adapter, which is not merged and so rounds otherwise; or ""."""
     total = hashlib.sha256()
