@@ -20,7 +20,7 @@ from rlhf_jax.objectives.logprobs import sft_loss
 from rlhf_jax.objectives.policy_gradient import ESTIMATORS
 from rlhf_jax.objectives.preference import bradley_terry
 from rlhf_jax.objectives.preference_losses import PairLogprobs, pair_loss
-from rlhf_jax.programs import program
+from rlhf_jax.programs import is_method, names, program
 from rlhf_jax.rollout.experience import Readings, rollout_metrics
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
@@ -29,6 +29,9 @@ from rlhf_jax.training.optimizers import optimizer
 from rlhf_jax.training.run import offline
 from rlhf_jax.training.run.online_models import rollout_settings
 
+# Methods bring the rows of settings that they alone have.
+for method in filter(is_method, names()):
+    program(method)
 ALL = [f"{page}.py:{variant}" for page in PAGES for variant in variants(page)]
 ALL += [f"{recipe}.py" for recipe in RECIPES]
 

@@ -3,13 +3,33 @@
 import numpy as np
 import pytest
 import tiny_farm
+import tiny_losses
 import tiny_words
+from method_suite import MethodSuite
 
 from rlhf_jax.data.batches import Sequences, flattened
 from rlhf_jax.data.files.tables import write_jsonl
 from rlhf_jax.data.records.unpaired import read_unpaired
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import kto
+
+
+class TestKto(MethodSuite):
+    job = "kto"
+    steps = {"epochs": 0.7}
+
+    def case(self):
+        """z0, which is measured before the step, is a column of the batch here."""
+        rng, B = np.random.default_rng(0), tiny_losses.B
+        batch = tiny_losses._sequences(rng) | {"weight": np.float32(np.arange(B) % 6 != 4)}
+        batch |= {"ref": np.float32(rng.normal(-30, 3, B)), "desirable": np.arange(B) % 3 != 1}
+        batch |= {"z0": np.full(B, 1.5, np.float32)}
+        settings = {"beta": 0.1, "desirable_weight": 1.2}
+        return tiny_losses.Case(
+            lambda R: kto.kto_loss_fn(tiny_losses.CONFIG, R, 16, **settings),
+            tiny_farm.random_params(scalar=False, seed=1),
+            batch,
+        )
 
 
 def sequences(rows):
