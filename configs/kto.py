@@ -47,9 +47,8 @@ def microfarm() -> ConfigDict:
     c.reference = "cached"  # Log-probs computed once, kept on disk; or step: a second model in memory.
     c.reference_cache = ""  # Folder of what is kept; "" is rlhf_jax/reference in the user's cache folder.
     c.beta = 0.1  # Strength of the pull towards the reference.
-    # Desirable rows times their weight should be 1 to 4/3 of undesirable rows times theirs.
-    c.desirable_weight = 1.0
-    c.undesirable_weight = 1.0
+    c.desirable_weight = 1.0  # Of the loss of a desirable row. Rows times weight should be
+    c.undesirable_weight = 1.0  # 1 to 4/3 of what they are of the undesirable rows.
 
     c.batch_size = 64  # Responses per step, over all devices; z0 is measured on as many.
     c.epochs = 1.0  # Passes over the responses; may be a part of one.

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Sequences, eval_batches
+from rlhf_jax.data.batches import Pairs, Sequences, eval_batches
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
@@ -56,7 +56,7 @@ def logprobs(
     session: Session,
     model: ModelConfig,
     start: Start,
-    encoded: Sequence[Sequences],
+    encoded: Pairs | tuple[Sequences, Sequences],
     found: Rows,
     R: int,
     columns: Columns = PAIRS,
@@ -145,7 +145,7 @@ def _fingerprint(
     read_from: tuple[str, ...],
     model: ModelConfig,
     frozen: str,
-    encoded: Sequence[Sequences],
+    encoded: Pairs | tuple[Sequences, Sequences],
     rows: Rows,
 ) -> str:
     """frozen: dtype of the weights beside an adapter, which is not merged and so rounds otherwise; or ""."""
