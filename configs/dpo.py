@@ -1,6 +1,7 @@
 """Direct preference optimisation on pairwise labels, starting from and anchored to the SFT model.
 
     python -m rlhf_jax.main --config=configs/dpo.py --workdir=runs/farm/dpo
+    python -m rlhf_jax.main --config=configs/dpo.py:simpo --workdir=runs/farm/simpo
 
 Reference log-probs are computed once, before the first step, and kept on disk: other runs on the same pairs from the
 same model (another beta, another learning rate) read them.
@@ -16,7 +17,9 @@ common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "alpaca": alpaca})
+    return choose_variant(
+        variant, {"microfarm": microfarm, "ipo": ipo, "simpo": simpo, "orpo": orpo, "alpaca": alpaca}
+    )
 
 
 def microfarm() -> ConfigDict:
@@ -42,10 +45,18 @@ def microfarm() -> ConfigDict:
 
     common.lora(c)
 
-    c.reference = "cached"  # Log-probs computed once, kept on disk; or step: a second model in memory.
+    # sigmoid (DPO), sigmoid_mean (per token), robust, hinge, ipo_sum, ipo_mean, simpo or orpo.
+    c.loss = "sigmoid"
+    # Log-probs computed once, kept on disk; or step: a second model in memory; or none: of the policy alone.
+    c.reference = "cached"
     c.reference_cache = ""  # Folder of what is kept; "" is rlhf_jax/reference in the user's cache folder.
-    c.beta = 0.05  # Strength of the pull towards the reference.
-    c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO); 0 is plain DPO.
+    c.beta = 0.05  # Strength of the pull towards the reference; with orpo, weight of the odds ratio.
+    c.label_smoothing = 0.0  # Assumed share of flipped labels (conservative DPO, robust); 0: none.
+    c.simpo_gamma = 0.0  # With simpo, the margin by which beta times the mean log-probs should differ.
+    c.sft_coef = 0.0  # So many times the chosen response's NLL is added to the loss,
+    c.sft_nll = "mean"  # that of its average token (RPO), or the sum over its tokens (dpo-rlaif).
+    # Weight of each pair: none, rejected (policy / reference of that response) or wpo (the policy's own likelihood).
+    c.importance = "none"
 
     c.batch_size = 32  # Pairs per step, over all devices.
     c.epochs = 1.0  # Passes over the pairs; may be a part of one.
@@ -54,6 +65,31 @@ def microfarm() -> ConfigDict:
     c.logprob_chunk = 128  # Positions whose logits exist at one time.
     common.devices(c)
     common.rhythm(c, log_every=10, eval_every=150, save_every=150)
+    return c
+
+
+def ipo() -> ConfigDict:
+    """Identity preference optimisation as its paper writes it: responses should differ by 1 / (2 beta) = 5 nats."""
+    c = microfarm()
+    c.loss = "ipo_sum"
+    c.beta = 0.1
+    return c
+
+
+def simpo() -> ConfigDict:
+    """SimPO, with its authors' beta and gamma for Llama-3-8B: no reference, mean log-probs."""
+    c = microfarm()
+    c.loss = "simpo"
+    c.beta = 2.0
+    c.simpo_gamma = 1.0
+    return c
+
+
+def orpo() -> ConfigDict:
+    """ORPO: NLL of the chosen response and beta times the odds ratio; no reference, so any model to start from."""
+    c = microfarm()
+    c.loss = "orpo"
+    c.beta = 0.1
     return c
 
 

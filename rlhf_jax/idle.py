@@ -108,6 +108,28 @@ ROWS = (
     ),
     Idle((), ("best_mode", "keep_best"), lambda c: not c.best_metric, "best_metric is not set"),
     Idle((), ("reference_cache",), lambda c: c.reference == "step", "reference is step"),
+    Idle(("dpo",), ("reference_cache",), lambda c: c.reference == "none", "reference is none"),
+    Idle(
+        ("dpo",),
+        ("reference", "reference_cache"),
+        lambda c: c.loss in ("simpo", "orpo"),
+        "this loss has no reference",
+    ),
+    Idle(
+        ("dpo",),
+        ("label_smoothing",),
+        lambda c: c.loss in ("hinge", "ipo_sum", "ipo_mean", "orpo"),
+        "this loss has none",
+    ),
+    Idle(("dpo",), ("simpo_gamma",), lambda c: c.loss != "simpo", "loss is not simpo"),
+    Idle(("dpo",), ("sft_coef", "sft_nll"), lambda c: c.loss == "orpo", "orpo has its own NLL"),
+    Idle(("dpo",), ("sft_nll",), lambda c: c.loss != "orpo" and not c.sft_coef, "sft_coef is 0"),
+    Idle(
+        ("dpo",),
+        ("loss",),
+        lambda c: c.loss == "robust" and not c.label_smoothing,
+        "robust is sigmoid where label_smoothing is 0",
+    ),
     Idle(
         (),
         ("optimizer.eps",),

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairwise labels (Rafailov et al. 2023).
+"""Direct preference optimisation on pairwise labels (Rafailov et al. 2023), and the losses that vary it.
 
 A language model says how it would reward a response without a reward model: beta * log(pi(y|x) / pi_ref(y|x)), up to
 a term of the prompt alone. Put into the Bradley-Terry model of a preference, that term cancels, and the loss of a
@@ -8,19 +8,25 @@ pair is
 
 with log-probs summed over a response. The reference is the model that training starts from. A row is one labelled
 pair; ties and pairs without a usable label are left out when the file is read, and counted.
+
+`loss` names another way to compare both sides: a row of `objectives.preference_losses.LOSSES`, where its paper stands.
+SimPO and ORPO have no reference, nor has any loss with `reference` none; then none is computed.
 """
 
 from __future__ import annotations
 
+from jaxtyping import ScalarLike
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
+from rlhf_jax.data.tokenization import SIDES
 from rlhf_jax.data.tokens.special_ids import fill_id
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.response_pairs import pair_logprobs, pair_weight
+from rlhf_jax.models.response_pairs import pair_logprobs, pair_tokens, pair_weight
 from rlhf_jax.models.responses import Batch
-from rlhf_jax.objectives import preference
+from rlhf_jax.objectives import preference_losses
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.training.checkpoints.workdir import one_writer
@@ -40,10 +46,30 @@ from rlhf_jax.training.run.session import (
 SHOW = ("loss", "rewards/accuracies", "eval/rewards/accuracies")
 
 
+def refuse(page: ConfigDict, workdir: str, prefix: str) -> None:
+    """Raises UserError for an importance weight that the loss cannot have."""
+    without = "no reference" if not has_reference(page) else "no likelihood" if "ipo" in page.loss else ""
+    if page.importance == "rejected" and without:
+        raise UserError(
+            f"{prefix}importance: 'rejected'; it is the ratio to a reference that a loss of likelihoods is weighted "
+            f"by, and {page.loss} has {without} here; use none or wpo"
+        )
+
+
 NEEDS = Needs(
     reads=(*train_and_eval(made_by("annotate", "labels")), *model_reads("model.init", made_by("sft"))),
     writes=("reference_cache",),
     remote=True,
+    also=refuse,
+)
+ranges.own_rows(
+    "dpo",
+    loss=ranges.one_of(*preference_losses.LOSSES),
+    reference=ranges.one_of("cached", "step", "none"),
+    simpo_gamma=ranges.number(0),
+    sft_coef=ranges.number(0),
+    sft_nll=ranges.one_of(*preference_losses.NLL),
+    importance=ranges.one_of(*preference_losses.IMPORTANCE),
 )
 
 
@@ -65,28 +91,27 @@ def run(config: ConfigDict, workdir: str) -> None:
     export_model(session, network, params, ends=session.ends)
 
 
-def dpo_loss_fn(config: ModelConfig, R: int, chunk: int, *, beta: float, label_smoothing: float) -> LossFn:
-    """DPO against log-probs of the reference that are part of the batch.
+def dpo_loss_fn(config: ModelConfig, R: int, chunk: int, **settings: ScalarLike | str) -> LossFn:
+    """The loss of a batch of pairs, against log-probs of the reference that are part of it where there is one.
 
-    Batch: a pair, ref_chosen, ref_rejected[, weight]; or packed pairs. R: response tokens there is room for.
-    label_smoothing: the share of labels that are taken to be flipped (conservative DPO).
+    Batch: a pair[, ref_chosen, ref_rejected][, weight]; or packed pairs. R: response tokens there is room for.
+    settings: those of `preference_losses.pair_loss`: beta, and others that are not to have their defaults.
     """
     sequence_logprobs = pair_logprobs(config, R, chunk)
 
     def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
         chosen_B, rejected_B = sequence_logprobs(params, batch)
         # Packed rows hold the reference's log-probs as [B, pairs]; the policy's come flat, one number a pair.
-        return preference.dpo(
-            chosen_B,
-            rejected_B,
-            batch["ref_chosen"].reshape(-1),
-            batch["ref_rejected"].reshape(-1),
-            pair_weight(batch),
-            beta=beta,
-            label_smoothing=label_smoothing,
-        )
+        reference = [batch[f"ref_{side}"].reshape(-1) for side in SIDES if f"ref_{side}" in batch]
+        pair = preference_losses.PairLogprobs(chosen_B, rejected_B, *pair_tokens(batch, R), *reference)
+        return preference_losses.pair_loss(pair, pair_weight(batch), **settings)
 
     return loss_fn
+
+
+def has_reference(page: ConfigDict) -> bool:
+    """Whether the page's loss is measured from a reference; without one, none is computed."""
+    return preference_losses.LOSSES[page.loss].reference and page.reference != "none"
 
 
 def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> offline.Offline:
@@ -113,8 +138,11 @@ def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> of
         return rows.with_columns(reference_logprobs.zeros(rows))
 
     def loss_of(model: ModelConfig, page: ConfigDict) -> LossFn:
-        return dpo_loss_fn(model, R, page.logprob_chunk, beta=page.beta, label_smoothing=page.label_smoothing)
+        names = ("loss", "beta", "label_smoothing", "simpo_gamma", "sft_coef", "sft_nll", "importance")
+        return dpo_loss_fn(model, R, page.logprob_chunk, **{name: page[name] for name in names})
 
+    if not has_reference(config):
+        return offline.Offline(loss_of, train, held, SHOW)
     return offline.Offline(
         loss_of, room(train), room(held), SHOW, complete=complete, keeps_start=with_every_step
     )

@@ -16,6 +16,7 @@ from rlhf_jax.models.responses import (
     packed_row_logprobs,
     packed_scores,
     plain_row_logprobs,
+    plain_row_mask,
     row_weight,
 )
 from rlhf_jax.objectives.preference import sequence_logprob
@@ -38,6 +39,14 @@ def pair_logprobs(
         return _halves(sequence_logprob(logprobs_BR, mask_BR))
 
     return logprobs
+
+
+def pair_tokens(batch: Batch, R: int) -> tuple[Array, Array]:
+    """(chosen_B, rejected_B): how many tokens of either response `pair_logprobs` sums over, in the same order."""
+    if "segments" in batch:
+        ones_BR = jnp.ones(batch["owners"].shape, jnp.float32)
+        return _halves(by_document(ones_BR, batch["owners"], batch["lasts"].shape[1]))
+    return _halves(jnp.sum(plain_row_mask(_stack_pair(batch), R), axis=1))
 
 
 def pair_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tuple[Array, Array]:

@@ -169,11 +169,16 @@ def plain_row_logprobs(
     logprobs_BR, entropy_BR = response_logprobs(
         config, params, batch["tokens"], batch["prompt_lengths"], R, chunk=chunk
     )
+    return logprobs_BR, entropy_BR, plain_row_mask(batch, R)
+
+
+def plain_row_mask(batch: Batch, R: int) -> Array:
+    """Which tokens of the window of each row are trained [B, R]; rows that hold one sequence each."""
     mask_BR = response_mask(batch["lengths"], batch["prompt_lengths"], R)
     # In a conversation the window begins at the assistant's first turn, and users speak in between.
     if "trained" in batch:
         mask_BR &= window(batch["trained"], batch["prompt_lengths"], R, offset=0)
-    return logprobs_BR, entropy_BR, mask_BR
+    return mask_BR
 
 
 def packed_row_logprobs(

@@ -1,4 +1,4 @@
-"""Learning from pairs: the Bradley-Terry reward model and direct preference optimisation.
+"""Learning from pairs: the Bradley-Terry reward model, and what its losses and those of policies share.
 
 `weight_B` weights pairs: 0 for a pair that only fills up a batch (it counts nowhere, even if its numbers are
 NaN), 1 otherwise, or any non-negative weight. Every metric is a mean over pairs with the same weights.
@@ -6,7 +6,7 @@ NaN), 1 otherwise, or any non-negative weight. Every metric is a mean over pairs
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Real, ScalarLike
+from jaxtyping import Array, Bool, Float, Real
 
 from rlhf_jax.objectives.reduce import Mean, masked_mean
 
@@ -34,52 +34,19 @@ def bradley_terry(
     centre_coef: the weight of (chosen + rejected)^2, which keeps rewards around 0 (Eisenstein et al. 2023): differences
     alone leave their mean open.
     """
-    chosen_B, rejected_B = _counted(weight_B, chosen_B, rejected_B)
+    chosen_B, rejected_B = counted(weight_B, chosen_B, rejected_B)
     below_B = rejected_B - chosen_B
     if margin_B is not None:
-        below_B = below_B + _counted(weight_B, margin_B)[0]
+        below_B = below_B + counted(weight_B, margin_B)[0]
     # softplus(-x) is -log sigmoid(x) without the log of a sigmoid that has rounded to 0.
     loss_B = jax.nn.softplus(below_B)
     if centre_coef:
         loss_B = loss_B + centre_coef * jnp.square(chosen_B + rejected_B)
-    return {"loss": masked_mean(loss_B, weight_B), **_reward_metrics(chosen_B, rejected_B, weight_B)}
+    return {"loss": masked_mean(loss_B, weight_B), **reward_metrics(chosen_B, rejected_B, weight_B)}
 
 
-def dpo(
-    policy_chosen_B: Float[Array, " B"],
-    policy_rejected_B: Float[Array, " B"],
-    ref_chosen_B: Float[Array, " B"],
-    ref_rejected_B: Float[Array, " B"],
-    weight_B: Weights,
-    *,
-    beta: ScalarLike,
-    label_smoothing: ScalarLike = 0.0,
-) -> dict[str, Mean]:
-    """Direct preference optimisation (Rafailov et al. 2023, eq. 7) on summed response log-probabilities.
-
-    With z = beta * (log-ratio of chosen - log-ratio of rejected) the loss is
-    -(1 - e) log sigmoid(z) - e log sigmoid(-z), e = `label_smoothing` being the probability that a label is
-    flipped ("conservative DPO", Mitchell 2023). It is not the "robust" loss, which subtracts the second term
-    and divides by 1 - 2e. While policy and reference are equal the loss is ln 2 for every e. `rewards/*` are
-    the implicit rewards, beta * log-ratio.
-    """
-    policy_chosen_B, policy_rejected_B = _counted(weight_B, policy_chosen_B, policy_rejected_B)
-    ref_chosen_B, ref_rejected_B = _counted(weight_B, ref_chosen_B, ref_rejected_B)
-    # Differences of like numbers first: exactly 0 where policy == reference, so step 0 is exactly ln 2.
-    chosen_B = beta * (policy_chosen_B - ref_chosen_B)
-    rejected_B = beta * (policy_rejected_B - ref_rejected_B)
-    z_B = chosen_B - rejected_B
-    # -log sigmoid(-z) = -log sigmoid(z) + z, so both terms of the smoothed loss need one softplus only.
-    loss_B = jax.nn.softplus(-z_B) + label_smoothing * z_B
-    return {
-        "loss": masked_mean(loss_B, weight_B),
-        **_reward_metrics(chosen_B, rejected_B, weight_B),
-        "logps/chosen": masked_mean(policy_chosen_B, weight_B),
-        "logps/rejected": masked_mean(policy_rejected_B, weight_B),
-    }
-
-
-def _reward_metrics(chosen_B: Array, rejected_B: Array, weight_B: Array) -> dict[str, Mean]:
+def reward_metrics(chosen_B: Array, rejected_B: Array, weight_B: Array) -> dict[str, Mean]:
+    """The metrics of pairs that have a reward for either side; a tie is not accurate."""
     return {
         "rewards/chosen": masked_mean(chosen_B, weight_B),
         "rewards/rejected": masked_mean(rejected_B, weight_B),
@@ -88,6 +55,6 @@ def _reward_metrics(chosen_B: Array, rejected_B: Array, weight_B: Array) -> dict
     }
 
 
-def _counted(weight_B: Array, *xs_B: Array) -> tuple[Array, ...]:
+def counted(weight_B: Array, *xs_B: Array) -> tuple[Array, ...]:
     """The arrays in float32, with 0 in rows of weight 0: set before any arithmetic, or 0 * NaN reaches the gradient."""
     return tuple(jnp.where(weight_B != 0, x_B.astype(jnp.float32), 0.0) for x_B in xs_B)

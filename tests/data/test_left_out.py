@@ -166,7 +166,7 @@ def test_liked_and_disliked_completions():
     kept, skipped = read_instructions(rows)
     assert [row["output"] for row in kept] == ["good"] and skipped == {"label=False": 1}
     assert skipped.notes == {"the column label decides: rows where it is true are demonstrations": 1}
-    with pytest.raises(UserError, match="one completion a row with a label is no pair; put a liked and"):
+    with pytest.raises(UserError, match="one completion a row with a label is no pair; train with configs"):
         read_pairs(rows)
 
 

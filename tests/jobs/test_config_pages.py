@@ -82,6 +82,7 @@ def assert_all_read(job, read):
         ("feedme", {"epochs": 0.1}),
         ("reward_conditioning", {"epochs": 0.05}),
         ("rrhf", {"epochs": 0.1}),
+        ("kto", {"epochs": 0.1}),
         ("ppo", {"steps": 1, "adaptive_kl": True}),
     ],
 )

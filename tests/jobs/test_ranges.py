@@ -18,8 +18,9 @@ from rlhf_jax.models.config import IMPLEMENTATIONS, REMAT_POLICIES
 from rlhf_jax.models.huggingface import tensor_files
 from rlhf_jax.objectives.logprobs import sft_loss
 from rlhf_jax.objectives.policy_gradient import ESTIMATORS
-from rlhf_jax.objectives.preference import bradley_terry, dpo
-from rlhf_jax.programs import program
+from rlhf_jax.objectives.preference import bradley_terry
+from rlhf_jax.objectives.preference_losses import PairLogprobs, pair_loss
+from rlhf_jax.programs import is_method, names, program
 from rlhf_jax.rollout.experience import Readings, rollout_metrics
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
@@ -28,6 +29,9 @@ from rlhf_jax.training.optimizers import optimizer
 from rlhf_jax.training.run import offline
 from rlhf_jax.training.run.online_models import rollout_settings
 
+# Methods bring the rows of settings that they alone have.
+for method in filter(is_method, names()):
+    program(method)
 ALL = [f"{page}.py:{variant}" for page in PAGES for variant in variants(page)]
 ALL += [f"{recipe}.py" for recipe in RECIPES]
 
@@ -88,7 +92,7 @@ SCORED = Scored(SIDES, SIDES == 0)
 EVALUATED = {
     "sft": lambda: sft_loss(TOKENS, TOKENS, TOKENS > 0),
     "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
-    "dpo": lambda: dpo(SIDES, SIDES, SIDES, SIDES, SIDES, beta=1.0),
+    "dpo": lambda: pair_loss(PairLogprobs(*[SIDES] * 6), SIDES, beta=1.0),
     "ppo": lambda: (
         rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("ppo")))
         | {"rlhf_reward": 0.0, "win_rate": 0.5}
@@ -156,7 +160,7 @@ WRONG = {
         "best_mode": ("lowest",),
         "best_metric": ("eval_loss", "loss", "eval/rlhf_reward"),
     },
-    "dpo": {"beta": (0.0, -0.1, math.nan), "label_smoothing": (0.5, 1.5, -0.1), "reference": ("none",)},
+    "dpo": {"beta": (0.0, -0.1, math.nan), "label_smoothing": (0.5, 1.5, -0.1), "reference": ("never",)},
     "reward_model": {"center_rows": (0,)},
     "ppo": {
         "clip": (-0.2, 0.0),

@@ -141,7 +141,7 @@ def test_both_sides_of_a_pair_are_part_of_what_it_depends_on(farm):
 
 
 def test_a_kept_file_counts_if_it_is_whole_and_finite(tmp_path):
-    room = {name: np.zeros(3, np.float32) for name in reference_logprobs.NAMES}
+    room = {name: np.zeros(3, np.float32) for name in reference_logprobs.PAIRS.names}
     for values, wanted in (
         ([1, 2, 3], True),
         ([1, np.nan, 3], False),

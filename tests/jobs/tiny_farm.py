@@ -61,6 +61,7 @@ SMALL = {
     "reward_model": _OFFLINE | {"data.max_length": 96, "epochs": 0.5, "center_rows": 12},
     "dpo": _SHORT | _OFFLINE | {"epochs": 0.5},
     "rrhf": _SHORT | _OFFLINE | {"batch_size": 4, "epochs": 0.5},
+    "kto": _SHORT | _OFFLINE | {"epochs": 0.25},
     "ppo": _ONLINE,
     "generate": {"data.rows": 12, "data.max_prompt_length": 56, "batch_size": 8, "max_new_tokens": 8},
     "score": {"data.max_length": 112, "batch_size": 8},

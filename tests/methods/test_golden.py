@@ -15,7 +15,7 @@ from tiny_words import EOS, PAD, VOCABULARY
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
-from rlhf_jax.training.run import load_models
+from rlhf_jax.training.run import load_models, reference_logprobs
 
 # Three steps on ten rows: the numbers of the third are those of what two steps have made.
 THREE_STEPS = {"seed": 3, "batch_size": 4, "microbatches": 2, "epochs": 1.2, "eval_every": 0, "save_every": 0}
@@ -95,6 +95,26 @@ def test_dpo(words, tmp_path, reference):
     assert found == pytest.approx(DPO, rel=1e-4, abs=2e-5)
 
 
+def test_a_loss_of_tokens_without_a_reference(words, tmp_path, monkeypatch):
+    """SimPO, smoothed, with an SFT term; no reference is computed, nor is a second model kept."""
+    monkeypatch.setattr(reference_logprobs, "logprobs", None)
+    page = tiny_words.settings(
+        "dpo",
+        tmp_path,
+        {"data.train": tiny_words.pairs(10, 14), "data.eval": tiny_words.pairs(6, 24)},
+        **{"model.init": str(words / "language"), "loss": "simpo", "beta": 1.5, "simpo_gamma": 0.4},
+        **{"label_smoothing": 0.1, "sft_coef": 0.2, "reference_cache": str(tmp_path / "cache")},
+        **{"optimizer.name": "sgd", "optimizer.schedule": "constant", "optimizer.warmup_steps": 0},
+        **THREE_STEPS
+        | {"optimizer.b1": 0.5, "optimizer.learning_rate": 0.05, "optimizer.max_grad_norm": 0.0},
+    )
+    dpo.run(page, str(tmp_path / "run"))
+    assert not (tmp_path / "cache").exists()
+    names = ("loss", "grad_norm", "rewards/margins", "nll_loss", "eval/loss")
+    found = numbers(tmp_path / "run", words / "language", *names)
+    assert found == pytest.approx(SIMPO, rel=1e-4, abs=2e-5)
+
+
 def test_ppo(words, tmp_path, monkeypatch):
     """Minibatches are whole rollouts here, so that no order is drawn."""
     calls, seeds, start = [], [], load_models.start_network
@@ -167,5 +187,7 @@ REWARD_MODEL = {
 REWARD_MODEL |= {"moved": 1.897297}
 DPO = {"loss": 0.598583, "grad_norm": 0.6404904, "rewards/margins": 0.3679906, "logps/chosen": -12.79944}
 DPO |= {"eval/loss": 0.7112168, "moved": -0.05154273}
+SIMPO = {"loss": 1.318427, "grad_norm": 1.491508, "rewards/margins": 0.5749398, "nll_loss": 3.012668}
+SIMPO |= {"eval/loss": 1.792688, "moved": -0.1742754}
 PPO = {"loss": 0.3260543, "objective/kl": 1.187671, "val/explained_variance": 0.04499368}
 PPO |= {"policy/entropy": 2.510932, "eval/rlhf_reward": -2.112381, "moved": 3.05058}

@@ -10,7 +10,7 @@ import pytest
 import tiny_words
 from tiny_words import EOS, REWARD_MEAN, VOCABULARY, WORDS, Row, encoded
 
-from rlhf_jax.methods import dpo, ppo, reward_model
+from rlhf_jax.methods import dpo, kto, ppo, reward_model
 
 TEN_STEPS = {
     "batch_size": 8,
@@ -42,27 +42,45 @@ def margins(rows, prefers):
     ]
 
 
-@pytest.mark.parametrize("job", ["dpo", "reward_model"])
+# The losses of a policy that differ in what they read: whole responses or tokens, a reference or none.
+VARIED = {
+    "dpo": {},
+    "sigmoid_mean": {"beta": 2.0},
+    "ipo_sum": {"beta": 0.1},
+    "hinge": {"reference": "none", "importance": "wpo", "beta": 0.5, "optimizer.learning_rate": 0.2},
+    "simpo": {"beta": 2.0, "simpo_gamma": 1.0},
+    "orpo": {"beta": 1.0},
+    "kto": {},
+}
+
+
+@pytest.mark.parametrize("job", [*VARIED, "reward_model"])
 def test_the_preferred_side_comes_to_be_ahead(words, tmp_path, job):
-    start = words / ("language" if job == "dpo" else "reward")
-    measure = tiny_words.logprob if job == "dpo" else tiny_words.score
+    start = words / ("reward" if job == "reward_model" else "language")
+    measure = tiny_words.score if job == "reward_model" else tiny_words.logprob
+    if job in ("sigmoid_mean", "simpo", "orpo"):
+        # These prefer what is likelier by token, which a longer response may be at a lower sum.
+        measure = lambda params, row: tiny_words.logprob(params, row) / len(row.response)  # noqa: E731
     before = tiny_words.load(start)
     rows = against(lambda row: measure(before, row))
     assert max(margins(rows, lambda row: measure(before, row))) < 0
-    own = {"reference_cache": str(tmp_path / "cache")} if job == "dpo" else {"center_on": ""}
+    own = {"reference_cache": str(tmp_path / "cache")} if job in VARIED else {"center_on": ""}
+    own |= {"loss": job} if job not in ("dpo", "kto", "reward_model") else {}
+    method = {"reward_model": reward_model, "kto": kto}.get(job, dpo)
     page = tiny_words.settings(
-        job,
+        method.__name__.rpartition(".")[2],
         tmp_path,
         {"data.train": rows, "data.eval": rows},
-        **{"model.init": str(start), "optimizer.learning_rate": 0.1},
-        **TEN_STEPS | own,
+        **{"model.init": str(start)},
+        **{"optimizer.learning_rate": 0.1} | TEN_STEPS | own | VARIED.get(job, {}),
     )
-    (dpo if job == "dpo" else reward_model).run(page, str(tmp_path / "run"))
+    method.run(page, str(tmp_path / "run"))
     after = tiny_words.load(tmp_path / "run/export")
     found = margins(rows, lambda row: measure(after, row))
     assert np.mean(np.array(found) > 0) >= 0.75 and np.mean(found) > 0.5, found
     last = tiny_words.tiny_farm.rows(tmp_path / "run")[-1]
-    assert last["eval/rewards/accuracies"] >= 0.75 and last["eval/rewards/margins"] > 0
+    assert last["eval/rewards/accuracies"] >= 0.75
+    assert last["eval/rewards/chosen"] > last["eval/rewards/rejected"]
 
 
 def test_a_policy_comes_to_be_worth_more(words, tmp_path):

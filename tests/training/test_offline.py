@@ -106,7 +106,9 @@ def test_what_is_completed_and_added_takes_part_in_steps_and_evaluations(tmp_pat
 
     def complete(start):
         assert start.trained["norm"]["scale"].tolist() == [1.0, 1.0]
-        return offline.Completed(others.rows, held.rows, lambda batch: batch | {"added": 2 * batch["number"]})
+        return offline.Completed(
+            others.rows, held.rows, lambda batch, params: batch | {"added": 2 * batch["number"]}
+        )
 
     still = {"optimizer.learning_rate": 1e-9, "epochs": 1.0, "batch_size": 2}
     _, rows = run(tmp_path, train, held, complete=complete, **still)

@@ -82,11 +82,13 @@ def read_instructions(
     made_by: str = "",
     chat: bool = False,
     beside: Beside | None = None,
+    verdict: Callable[[UsedColumns], bool] | None = None,
 ) -> tuple[list[Row], LeftOut]:
     """Reads demonstrations: rows with `output` and a prompt.
 
     Layouts: instruction, input (optional), output; prompt with output, completion or response; messages or
     conversations whose last turn is the assistant's. `ended` False of a response that did not end stays.
+    verdict: says of every row whether its response is liked, which it then has as `liked`; both kinds stay.
     """
     rows, name, used = load_records(source, mapping, where, made_by)
     found = set(columns_of(rows))
@@ -109,14 +111,16 @@ def read_instructions(
             if not fields:
                 text_of(said, "response")
         # Files for KTO hold disliked completions, too, which nobody should imitate.
-        if liked and flag(row.get(liked)) is not True:
+        if verdict is not None:
+            columns |= {"liked": verdict(row)}
+        elif liked and flag(row.get(liked)) is not True:
             value = row.get(liked)
             raise RowError(f"{liked}={value if has_content(value) else 'missing'}")
         beside = {"output_fields": fields} if fields else {}
         return columns | {"output": said} | ended(row, "ended", "ended") | beside
 
     kept, left_out = _convert_all(rows, convert, name, used, chat=chat, beside=beside)
-    if liked and kept:
+    if liked and kept and verdict is None:
         left_out.notes[f"the column {liked} decides: rows where it is true are demonstrations"] = len(kept)
     return kept, left_out
 
@@ -177,8 +181,8 @@ def read_pairs(
             require_columns(rows, ("instruction",), name)
     elif found & set(RESPONSES) and liked_column(rows, found):
         raise UserError(
-            f"{name}: one completion a row with a label is no pair; put a liked and a disliked completion of one "
-            "prompt into chosen and rejected, or train those that are liked with configs/sft.py"
+            f"{name}: one completion a row with a label is no pair; train with configs/kto.py, which takes such "
+            "rows, or those that are liked with configs/sft.py; or put two of one prompt into chosen and rejected"
         )
     else:
         raise _unknown_layout(rows, name, "chosen", "rejected", "output_1, output_2 and preference")

@@ -25,6 +25,7 @@ from rlhf_jax.data.records.candidates import read_candidates
 from rlhf_jax.data.records.label_columns import read_rated
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.records.single_responses import responses_of_side
+from rlhf_jax.data.records.unpaired import read_unpaired
 from rlhf_jax.data.templates import handling_of, render
 from rlhf_jax.data.tokenization import (
     SIDES,
@@ -233,6 +234,13 @@ def candidates(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Spl
     split = _split(*_two_files(read, data, seed, made_by), encode_candidates, tokenizer, data)
     check_ranked(split.train, "data.train")
     return split
+
+
+def unpaired(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
+    """Reads single responses, as Sequences; the records beside them say which are `liked`. Of chats the last turn."""
+    read = partial(read_unpaired, desirable_from=data.desirable_from)
+    encode = partial(encode_answers, all_turns=False)
+    return _aligned(*_two_files(read, data, seed, made_by), encode, tokenizer, data)
 
 
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:

@@ -51,12 +51,13 @@ from rlhf_jax.training.run.session import Network, Session
 class Completed(NamedTuple):
     """The rows of a method once the weights have been read.
 
-    enrich: what the devices add to a batch, such as log-probs of a reference that is in memory.
+    enrich: (batch, parameters before the step) -> the batch with what the devices add to it: log-probs of a reference
+      that is in memory, or a number of the whole batch that a loss, which sees micro-batches, cannot find.
     """
 
     train: Rows
     held: Rows
-    enrich: Callable[[dict], dict] = lambda batch: batch
+    enrich: Callable[[dict, Params], dict] = lambda batch, params: batch
 
 
 class Offline(NamedTuple):
@@ -115,7 +116,8 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
         # Which rows come is a function of the step number, so a resumed run goes on with the very next ones.
         index_B = _indices(i, config, rows.count, members)
-        batch = enrich(to_global(rows.make(index_B, mine), mesh))
+        batch = to_global(rows.make(index_B, mine), mesh)
+        batch = enrich(batch, joined(frozen, state.params))
         state, metrics = plan.step(state, batch, frozen)
         epoch = (i + 1) * config.batch_size / rows.count
         # The host knows all lengths, so the tokens of the global batch are counted without the devices.
@@ -125,7 +127,8 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         # Evaluated is what would be exported: the average where the optimizer keeps one.
         params = ema_params(state.params, state.opt_state)
         params = (frozen, params) if members else joined(frozen, params)
-        return evaluator(params, map(enrich, _eval_batches(held, config.batch_size, mesh)))
+        batches = _eval_batches(held, config.batch_size, mesh)
+        return evaluator(params, (enrich(batch, params) for batch in batches))
 
     state = fit(
         config,

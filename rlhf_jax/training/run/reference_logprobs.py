@@ -1,4 +1,4 @@
-"""Log-probs of every pair under the frozen reference model: computed once and kept on disk, or with every step."""
+"""Log-probs of rows under the frozen reference model: computed once and kept on disk, or with every step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Pairs, eval_batches
+from rlhf_jax.data.batches import Pairs, Sequences, eval_batches
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
@@ -29,43 +30,68 @@ from rlhf_jax.training.run.encoded_rows import Rows
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.session import Session
 
-NAMES = ("ref_chosen", "ref_rejected")
+
+class Columns(NamedTuple):
+    """What is asked of the reference: the names of the columns, a function that gives them, what a row is called.
+
+    logprobs_of: (model, R, chunk) -> a function of (params, batch) that returns summed log-probs [B] for each name.
+    """
+
+    names: tuple[str, ...]
+    logprobs_of: Callable[[ModelConfig, int, int], Callable[[Params, dict], Sequence[jax.Array]]]
+    rows: str
+
+
+PAIRS = Columns(("ref_chosen", "ref_rejected"), pair_logprobs, "pairs")
 # Of what is computed. Raise it whenever the same model and pairs would give other numbers than those on disk.
 _VERSION = 2
 
 
-def zeros(found: Rows) -> dict[str, np.ndarray]:
+def zeros(found: Rows, columns: Columns = PAIRS) -> dict[str, np.ndarray]:
     """Zeros in the shape of the log-probs of all rows, before they are known: [n], or [n, pairs] of packed rows."""
-    return {name: np.zeros((found.count, *_of_a_row(found.pairs)), np.float32) for name in NAMES}
+    return {name: np.zeros((found.count, *_of_a_row(found.pairs)), np.float32) for name in columns.names}
 
 
 def logprobs(
-    session: Session, model: ModelConfig, start: Start, pairs: Pairs, found: Rows, R: int
+    session: Session,
+    model: ModelConfig,
+    start: Start,
+    encoded: Pairs | tuple[Sequences, Sequences],
+    found: Rows,
+    R: int,
+    columns: Columns = PAIRS,
 ) -> dict[str, np.ndarray]:
-    """Summed log-probs of every pair under the reference, float32 as `zeros`; read from disk where they are kept.
+    """Summed log-probs of every row under the reference, float32 as `zeros`; read from disk where they are kept.
 
-    The file's name is a hash of the model's folders, the dtypes it computes in, the token ids of the pairs (on which
-    tokenizer, template and lengths have acted already) and the rows that they are packed into.
+    encoded: all that is scored, such as `Pairs`. The file's name is a hash of the model's folders, the dtypes it
+    computes in, these token ids (on which tokenizer, template and lengths have acted already) and the rows that they
+    are packed into.
     """
     config = session.config
     read_from = load_models.sources(session.folder, config.model.adapter)
     folder = Path(config.reference_cache or _default_folder())
     frozen = session.lora.base_dtype if start.frozen else ""
-    path = folder / f"{_fingerprint(read_from, model, frozen, pairs, found)}.npz"
-    kept = _read(path, zeros(found))
+    path = folder / f"{_fingerprint(read_from, model, frozen, encoded, found)}.npz"
+    kept = _read(path, zeros(found, columns))
     # All or none: the forward pass is a collective, which a process that has read its file would never join.
     if _everywhere(kept is not None):
         if startup.is_main():
-            print(f"reference log-probs of {len(pairs)} pairs: read from {path}", flush=True)
+            print(f"reference log-probs of {len(encoded[0])} {columns.rows}: read from {path}", flush=True)
         return kept
-    computed = _computed(config, session.mesh, model, start.whole, found, R)
+    computed = _computed(config, session.mesh, model, start.whole, found, R, columns)
     _write(path, computed)
     return computed
 
 
 def with_every_step(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, start: Start, pairs: int, R: int
-) -> Callable[[dict], dict]:
+    config: ConfigDict,
+    mesh: Mesh,
+    model: ModelConfig,
+    start: Start,
+    pairs: int,
+    R: int,
+    columns: Columns = PAIRS,
+) -> Callable[[dict, Params], dict]:
     """Returns a function that adds the reference's log-probs to a batch; it keeps a copy of what is trained.
 
     pairs: of a packed row; 0 where a row is one pair.
@@ -73,30 +99,36 @@ def with_every_step(
     # The reference is the model as training found it, and the train step donates the trained arrays.
     as_it_was = jax.tree.map(lambda x: x.copy(), start.trained)
     cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    logprobs_of = pair_logprobs(model, R, config.logprob_chunk)
+    logprobs_of = columns.logprobs_of(model, R, config.logprob_chunk)
 
     def by_row(params: Params, batch: dict) -> list[jax.Array]:
         return [x.reshape(-1, *_of_a_row(pairs)) for x in logprobs_of(params, batch)]
 
-    score, params = jax.jit(by_row, out_shardings=cut), joined(start.frozen, as_it_was)
-    return lambda batch: batch | dict(zip(NAMES, score(params, batch), strict=True))
+    score, reference = jax.jit(by_row, out_shardings=cut), joined(start.frozen, as_it_was)
+    return lambda batch, _: batch | dict(zip(columns.names, score(reference, batch), strict=True))
 
 
 def _computed(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, rows: Rows, R: int
+    config: ConfigDict,
+    mesh: Mesh,
+    model: ModelConfig,
+    params: Params,
+    rows: Rows,
+    R: int,
+    columns: Columns,
 ) -> dict[str, np.ndarray]:
     """Computes the log-probs in batches of the training shape.
 
     Other shapes round otherwise, and the loss of the first step would not be exactly ln 2.
     """
-    score = jax.jit(pair_logprobs(model, R, config.logprob_chunk))
-    unit = "rows of reference pairs" if rows.pairs else "reference pairs"
+    score = jax.jit(columns.logprobs_of(model, R, config.logprob_chunk))
+    unit = f"rows of reference {columns.rows}" if rows.pairs else f"reference {columns.rows}"
     mine, progress = host_rows(config.batch_size, mesh), Progress(rows.count, unit=unit)
-    found = zeros(rows)
+    found = zeros(rows, columns)
     for index_B, weight_B in eval_batches(rows.count, config.batch_size):
         real = weight_B > 0
         both = gather(score(params, to_global(rows.make(index_B, mine), mesh)))
-        for name, x in zip(NAMES, both, strict=True):
+        for name, x in zip(columns.names, both, strict=True):
             # The last batch repeats a row to be full; what was computed of the repetitions is dropped.
             found[name][index_B[real]] = x.reshape(len(index_B), *_of_a_row(rows.pairs))[real]
         progress.update(int(index_B[real][-1]) + 1)
@@ -110,7 +142,11 @@ def _of_a_row(pairs: int) -> tuple[int, ...]:
 
 
 def _fingerprint(
-    read_from: tuple[str, ...], model: ModelConfig, frozen: str, pairs: Pairs, rows: Rows
+    read_from: tuple[str, ...],
+    model: ModelConfig,
+    frozen: str,
+    encoded: Pairs | tuple[Sequences, Sequences],
+    rows: Rows,
 ) -> str:
     """frozen: dtype of the weights beside an adapter, which is not merged and so rounds otherwise; or ""."""
     total = hashlib.sha256()
@@ -123,7 +159,7 @@ def _fingerprint(
     total.update(json.dumps(about, sort_keys=True).encode())
     for x in rows.layout:
         total.update(np.ascontiguousarray(x, np.int64).tobytes())
-    for sequences in pairs:
+    for sequences in encoded:
         for name, x in vars(sequences).items():
             # Name, dtype and shape too: the same bytes can be arrays of different shapes.
             total.update(f"{name} {None if x is None else (x.dtype.str, x.shape)}".encode())
@@ -139,7 +175,7 @@ def _read(path: Path, room: dict[str, np.ndarray]) -> dict[str, np.ndarray] | No
     """Reads kept log-probs; None when the file is not there, cut off, or of another number of pairs."""
     try:
         with np.load(path) as file:
-            found = {name: file[name] for name in NAMES}
+            found = {name: file[name] for name in room}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     # A NaN that was once kept would spoil every later run on these pairs.
