@@ -3,7 +3,7 @@
 Prompt and response are tokenised apart and joined: [BOS] [prefix] prompt | response EOS. So the prompt's ids are the
 same in training and in generation, no token straddles the border, and the mask is a pair of lengths. Special
 tokens are added here by id, exactly once; text that merely looks like one ("</s>") is encoded as plain text.
-The prefix is what the tokenizer says belongs in front of every prompt (see `tokens.prompt_prefix`); few have one.
+The prefix is what the tokenizer says belongs in front of every prompt (see `tokens.tokenizer_files`); few have one.
 A response that its record says did not end (its sampler ran out of tokens) gets no end token.
 
 With the template `chat` the tokenizer's own chat template writes everything, special tokens too (see
@@ -29,9 +29,8 @@ from rlhf_jax.data.chat.turns import PROMPTS_DIFFER
 from rlhf_jax.data.records.messages import messages_of
 from rlhf_jax.data.records.records import counts_text
 from rlhf_jax.data.templates import Handling, render
-from rlhf_jax.data.tokens.prompt_prefix import heads, prefix_text
+from rlhf_jax.data.tokens.tokenizer_files import heads, prefix_text, tokenized
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
-from rlhf_jax.data.tokens.tokenizer_files import tokenized
 from rlhf_jax.errors import UserError
 
 # As max_length: nothing is cut or dropped for its length.

@@ -13,8 +13,8 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.judging import LOCAL
 from rlhf_jax.feedback.running_judge import cache_path, judges_of
 from rlhf_jax.rollout.function_rewards import function_at
-from rlhf_jax.settings.source_texts import FIELD, FUNCTION, JUDGE, names_model_reward, sources_of
-from rlhf_jax.training.run.missing_inputs import FILE, SOURCES, TABLE, Read, made_by, model_reads
+from rlhf_jax.settings.source_texts import FIELD, FUNCTION, JUDGE, folders_in, names_model_reward, sources_of
+from rlhf_jax.training.run.missing_inputs import FILE, TABLE, WITHIN, Read, made_by, model_reads
 
 _BASELINE = made_by("generate", "outputs/sft")
 READS = (
@@ -22,7 +22,7 @@ READS = (
         row._replace(when=names_model_reward)
         for row in model_reads("model.reward", made_by("reward_model"), adapter="model.reward_adapter")
     ),
-    Read(FIELD, SOURCES, made_by("reward_model")),
+    Read(FIELD, WITHIN, made_by("reward_model"), paths=folders_in),
     Read("reward.baseline", TABLE, _BASELINE),
     Read("win_rate.judges", FILE),
     Read("win_rate.baseline", TABLE, _BASELINE, when=lambda page: bool(page["win_rate"]["judges"])),

@@ -61,8 +61,7 @@ class RewardSources(NamedTuple):
     def scorers(self) -> tuple[Scorer, ...]:
         """The reward models as the memory plan sees them."""
         return tuple(
-            Scorer(found.reward.model, found.closing, found.text_length)
-            for found in self.models.values()
+            Scorer(found.reward.model, found.closing, found.text_length) for found in self.models.values()
         )
 
     @property

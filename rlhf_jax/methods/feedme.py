@@ -25,6 +25,7 @@ from rlhf_jax.objectives.logprobs import sft_loss
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, offline
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import export_model, network_of, open_session, write_model_folder
@@ -43,7 +44,7 @@ ranges.own_rows("feedme", best_metric=ranges.one_of("eval/loss", "eval/entropy",
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains on the chosen responses of `data.train`, from `model.init`; writes WORKDIR/export."""
     session = open_session(NEEDS, config, workdir, folder=config.model.init, made_by=made_by("sft"))
-    chosen = encoded_rows.single_responses(
+    chosen = labelled_rows.single_responses(
         config.data, {"chosen": session.tokenizer}, config.seed, made_by("annotate", "labels")
     )
     network = network_of(session, made_by("sft"))

@@ -36,6 +36,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
@@ -75,7 +76,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     session = open_session(NEEDS, config, workdir, folder=config.model.init, made_by=made_by("sft"))
     # Checked again by the driver; here it comes before hours may go into the reference's log-probs.
     check_batch(config.batch_size, session.mesh)
-    found = encoded_rows.unpaired(config.data, session.tokenizer, config.seed, made_by("annotate", "labels"))
+    found = labelled_rows.unpaired(config.data, session.tokenizer, config.seed, made_by("annotate", "labels"))
     network = network_of(session, made_by("sft"))
     if network.scalar:
         raise UserError(

@@ -7,7 +7,7 @@ response of a labelled pair is trained with SFT's loss, behind the marker of its
 
 and the trained model is asked behind the positive marker. Nobody has to remember that: the exported tokenizer says so
 in tokenizer_config.json (`prompt_prefix`), and all that encodes prompts here reads it there: sampling, PPO, further
-training (see `data.tokens.prompt_prefix`). Other programs have to put the marker behind the BOS token themselves.
+training (see `data.tokens.tokenizer_files`). Other programs have to put the marker behind the BOS token themselves.
 
 A row is one response. A marker is a token that is added to the tokenizer (its embedding starts as the mean of the
 others', AlpacaFarm's rule for new tokens, where the model has no row to spare) or, where the vocabulary must stay as it
@@ -25,9 +25,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
-from rlhf_jax.data.tokens.prompt_prefix import prefix_ids, with_prefix
 from rlhf_jax.data.tokens.special_ids import fill_id
-from rlhf_jax.data.tokens.tokenizer_files import add_markers
+from rlhf_jax.data.tokens.tokenizer_files import add_markers, prefix_ids, with_prefix
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
@@ -37,6 +36,7 @@ from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, load_models, offline
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
@@ -82,7 +82,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     # The session's tokenizer is the one that is exported: it has the positive marker in front of every prompt.
     sides = {"chosen": session.tokenizer, "rejected": with_prefix(session.tokenizer, config.negative)}
     _check_markers(session, *(prefix_ids(tokenizer) for tokenizer in sides.values()))
-    responses = encoded_rows.single_responses(config.data, sides, config.seed, made_by("annotate", "labels"))
+    responses = labelled_rows.single_responses(config.data, sides, config.seed, made_by("annotate", "labels"))
     write_model_folder(session, network)
     train, held, R = encoded_rows.rows_of(responses, config.data, fill_id(session.tokenizer), config.seed)
     method = offline.Offline(

@@ -37,17 +37,18 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.reward_accuracy import accuracy_by_label
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params, reward_from_language
+from rlhf_jax.models.decoder import Params, increasing, reward_from_language
 from rlhf_jax.models.model import COMBINE, SCORE_AS, Reading
 from rlhf_jax.models.response_pairs import document_scores, pair_scores, pair_weight
 from rlhf_jax.models.responses import Batch
 from rlhf_jax.objectives.preference import bradley_terry
-from rlhf_jax.objectives.rating_losses import even_thresholds, increasing, rating_ordinal, rating_regression
+from rlhf_jax.objectives.rating_losses import even_thresholds, rating_ordinal, rating_regression
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, ensembles, offline, reward_models
 from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import Network, Session, network_of, open_session, write_model_folder
@@ -176,7 +177,7 @@ def _read_rows(session: Session) -> encoded_rows.Split:
         beside = with_margin(config.margin) if config.margin else about_label
         return encoded_rows.pairs(*about, labelled, beside)
     scale = {"low": config.rating_low, "high": config.rating_high, "whole": config.loss == "ordinal"}
-    return encoded_rows.rated(*about, made_by("annotate:ratings", "ratings"), scale)
+    return labelled_rows.rated(*about, made_by("annotate:ratings", "ratings"), scale)
 
 
 def _batches(session: Session, found: encoded_rows.Split) -> tuple[encoded_rows.Rows, encoded_rows.Rows]:
@@ -185,18 +186,16 @@ def _batches(session: Session, found: encoded_rows.Split) -> tuple[encoded_rows.
     rated = config.loss in RATED
     name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
     if config.group_by_prompt and not rated:
-        both = encoded_rows.grouped_rows_of(found, pad_id)
+        both = labelled_rows.grouped_rows_of(found, pad_id)
     else:
         both = encoded_rows.rows_of(found, config.data, pad_id, config.seed)[:2]
     if not rated and not config.margin:
         return both
-    low = config.rating_low if rated else 0.0
-    columns = [
-        np.array([(row["beside"][name] - low) * scale for row in records], np.float32)
-        for records in (found.train_rows, found.eval_rows)
-    ]
+    low, columns = config.rating_low if rated else 0.0, []
+    for records in (found.train_rows, found.eval_rows):
+        columns.append(np.array([(row["beside"][name] - low) * scale for row in records], np.float32))
     return tuple(
-        x.with_columns({name: encoded_rows.spread(x, y)}) for x, y in zip(both, columns, strict=True)
+        x.with_columns({name: labelled_rows.spread(x, y)}) for x, y in zip(both, columns, strict=True)
     )
 
 

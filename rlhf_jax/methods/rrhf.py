@@ -27,7 +27,8 @@ from rlhf_jax.objectives.preference import sequence_logprob
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
-from rlhf_jax.training.run import encoded_rows, offline
+from rlhf_jax.training.rows import labelled_rows
+from rlhf_jax.training.run import offline
 from rlhf_jax.training.run.missing_inputs import TABLES, Needs, Read, made_by, model_reads
 from rlhf_jax.training.run.session import export_model, network_of, open_session, write_model_folder
 
@@ -58,8 +59,8 @@ def run(config: ConfigDict, workdir: str) -> None:
     session = open_session(NEEDS, config, workdir, folder=config.model.init, made_by=made_by("sft"))
     if not config.rank_weight and not config.sft_weight:
         raise UserError("rank_weight, sft_weight: both are 0, so nothing is trained; set one of them")
-    split = encoded_rows.candidates(config.data, session.tokenizer, config.seed, SCORES)
-    train, held, R = encoded_rows.candidate_rows(split, fill_id(session.tokenizer))
+    split = labelled_rows.candidates(config.data, session.tokenizer, config.seed, SCORES)
+    train, held, R = labelled_rows.candidate_rows(split, fill_id(session.tokenizer))
     network = network_of(session, made_by("sft"))
     if network.scalar:
         raise UserError(

@@ -229,6 +229,11 @@ def reward_from_language(config: ModelConfig, params: Params, key: Key[Array, ""
     return {**trunk(params), "score": score_D}
 
 
+def increasing(raw_K: Float[Array, " K"]) -> Float[Array, " K"]:
+    """Thresholds in order, of numbers that may be any: the first, and above it steps of softplus(the others)."""
+    return jnp.cumsum(jnp.concatenate([raw_K[:1], jax.nn.softplus(raw_K[1:])]))
+
+
 def last_token_scores(
     hidden_BTD: Float[Array, "B T D"], params: Params, lengths_B: Int[Array, " B"]
 ) -> Float[Array, " B"]:

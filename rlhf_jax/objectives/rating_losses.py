@@ -58,11 +58,6 @@ def rating_ordinal(
     return {"loss": masked_mean(loss_B, weight_B), **_metrics(predicted_B, level_B / K, weight_B)}
 
 
-def increasing(raw_K: Float[Array, " K"]) -> Float[Array, " K"]:
-    """Thresholds in order, of numbers that may be any: the first, and above it steps of softplus(the others)."""
-    return jnp.cumsum(jnp.concatenate([raw_K[:1], jax.nn.softplus(raw_K[1:])]))
-
-
 def even_thresholds(K: int) -> Float[Array, " K"]:
     """What `increasing` takes so that a score of 0 finds all K + 1 levels equally likely."""
     share_K = jnp.arange(1, K + 1) / (K + 1)

@@ -71,9 +71,10 @@ def names_model_reward(page: Any) -> bool:
     return any(source.kind == REWARD_MODEL and not source.what for source in sources_of(page))
 
 
-def source_folders(page: Any) -> tuple[str, ...]:
-    """The reward models' folders that the sources name by themselves."""
-    return tuple(x.what for x in sources_of(page) if x.kind == REWARD_MODEL and x.what)
+def folders_in(text: str) -> tuple[str, ...]:
+    """The reward models' folders that a page's reward.sources names by themselves."""
+    found = sources_of({"reward": {"sources": text}})
+    return tuple(x.what for x in found if x.kind == REWARD_MODEL and x.what)
 
 
 def asks_judges(page: Any) -> bool:

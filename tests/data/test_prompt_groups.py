@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import Pairs, Sequences, flattened
 from rlhf_jax.data.prompt_groups import group_by_prompt, pad_groups
+from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows
 
 
@@ -36,11 +37,11 @@ def test_pairs_of_a_prompt_share_a_row_and_a_response_is_there_once():
 def test_a_number_of_each_pair_finds_its_place_in_any_row():
     numbers = PAIRS.chosen.tokens[PAIRS.chosen.offsets[1:] - 1].astype(np.float32)
     split = encoded_rows.Split(PAIRS, PAIRS, [])
-    grouped, _ = encoded_rows.grouped_rows_of(split, 0)
-    assert encoded_rows.spread(grouped, numbers).tolist() == [[5, 8, 5], [7, 0, 0]]
+    grouped, _ = labelled_rows.grouped_rows_of(split, 0)
+    assert labelled_rows.spread(grouped, numbers).tolist() == [[5, 8, 5], [7, 0, 0]]
     for packing in (False, True):
         rows, _, _ = encoded_rows.rows_of(split, ConfigDict({"packing": packing, "max_length": 5}), 0, 0)
-        column = encoded_rows.spread(rows, numbers)
+        column = labelled_rows.spread(rows, numbers)
         batch = rows.with_columns({"number": column}).make(np.arange(rows.count), slice(None))
         if packing:
             # The last token of every other document is that of a chosen response.

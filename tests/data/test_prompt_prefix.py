@@ -9,9 +9,16 @@ from test_tokenization import BOS_FIRST, NO_BOS, ROWS
 
 from rlhf_jax.data.templates import Handling
 from rlhf_jax.data.tokenization import encode_pairs, encode_prompts, encode_sft
-from rlhf_jax.data.tokens.prompt_prefix import heads, highest_id, prefix_ids, prefix_text, with_prefix
 from rlhf_jax.data.tokens.same_tokens import same_tokens
-from rlhf_jax.data.tokens.tokenizer_files import add_markers, load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import (
+    add_markers,
+    heads,
+    highest_id,
+    load_tokenizer,
+    prefix_ids,
+    prefix_text,
+    with_prefix,
+)
 from rlhf_jax.errors import UserError
 
 PAIRS = [{"instruction": "the cat", "input": "", "chosen": " sat", "rejected": " on the mat"}]

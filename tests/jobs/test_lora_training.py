@@ -244,7 +244,9 @@ def test_an_adapter_costs_no_optimizer_state_or_gradient_for_its_base(farm):
     """Of the plan, which is all that is known before weights are read."""
     found, _ = import_folder.load(farm / "sft/export")
     mesh = make_mesh(1, 1, 1)
-    models = OnlineModels(found.config, (Scorer(Model(found.config, {})),), {"value": found.config}, ("value",))
+    models = OnlineModels(
+        found.config, (Scorer(Model(found.config, {})),), {"value": found.config}, ("value",)
+    )
     whole, adapted = (
         ppo.ppo_plan(models, 8, 0, config("ppo", farm, **{"lora.rank": rank}), mesh) for rank in (0, 3)
     )

@@ -102,7 +102,8 @@ def fields_by_name(job):
         "weight_diff": {"base": str(tiny_farm.ROOT), "diff": "", "target": ""},
     }
     for row in NEEDS[job].reads:
-        more = dict(needs.get(job, {x.field: "" for x in NEEDS[job].reads if x.field != "tokenizer"}))
+        kept = ("tokenizer", "reward.sources")
+        more = dict(needs.get(job, {x.field: "" for x in NEEDS[job].reads if x.field not in kept}))
         more |= {"evaluate": {"utility": True}}.get(job, {})
         more |= {"outputs_2": __file__} if row.field == "outputs_1" else {}
         more |= {"ratings": f"a={__file__}"} if (job, row.field) == ("measure", "baseline") else {}
@@ -113,7 +114,8 @@ def fields_by_name(job):
 def test_what_is_not_there_is_said_with_its_field(row, more, job, tmp_path, monkeypatch):
     monkeypatch.chdir(tiny_farm.ROOT)
     gone = str(tmp_path / "gone.x")
-    value = f"a={gone}" if row.kind == missing_inputs.NAMED_TABLES else gone
+    forms = {missing_inputs.NAMED_TABLES: f"a={gone}", missing_inputs.WITHIN: f"reward_model={gone}"}
+    value = forms.get(row.kind, gone)
     with pytest.raises(UserError) as error:
         missing_inputs.check_needs(
             NEEDS[job], of_a_page(job, **more | {row.field: value}), str(tmp_path / "run")

@@ -11,12 +11,12 @@ from test_feedme import LABELS, TRAINED, numbers
 from tiny_words import BOS, EOS, VOCABULARY
 
 from rlhf_jax.data.files.tables import read_rows, write_jsonl
-from rlhf_jax.data.tokens.prompt_prefix import prefix_text
-from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer, prefix_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import generate
 from rlhf_jax.methods import reward_conditioning, sft
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows
 
 GOOD, BAD = len(VOCABULARY), len(VOCABULARY) + 1  # The ids that new tokens get.
@@ -83,7 +83,7 @@ def test_new_tokens_start_as_the_mean_of_the_others(words, trained):
 
 
 def test_each_response_stands_behind_the_marker_of_its_side(words, tmp_path, monkeypatch):
-    seen, encode = [], encoded_rows.single_responses
+    seen, encode = [], labelled_rows.single_responses
     monkeypatch.setattr(encoded_rows, "single_responses", lambda *a: seen.append(encode(*a)) or seen[-1])
     reward_conditioning.run(settings(words, tmp_path, LABELS, epochs=0.1), str(tmp_path / "run"))
     texts = [x.tolist() for x in (seen[0].train[i] for i in range(len(seen[0].train)))]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from objectives_oracles import central_difference, number, split_and_add
 
+from rlhf_jax.models.decoder import increasing
 from rlhf_jax.objectives.preference import bradley_terry
-from rlhf_jax.objectives.rating_losses import even_thresholds, increasing, rating_ordinal, rating_regression
+from rlhf_jax.objectives.rating_losses import even_thresholds, rating_ordinal, rating_regression
 
 RNG = np.random.default_rng(0)
 SCORE = 2 * RNG.normal(size=8)

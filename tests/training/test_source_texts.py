@@ -20,7 +20,7 @@ def test_entries_have_kind_what_weight_and_a_name_of_their_own():
         ("judge_2", "judge", "c*d.yaml", 0.2),
         ("reward_model_2", "reward_model", "F", 1.0),
     ]
-    assert source_texts.source_folders(page(text)) == ("F",)
+    assert source_texts.folders_in(text) == ("F",)
 
 
 @pytest.mark.parametrize(

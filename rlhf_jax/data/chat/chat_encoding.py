@@ -33,8 +33,7 @@ from rlhf_jax.data.chat.turns import (
 )
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.templates import Handling
-from rlhf_jax.data.tokens.prompt_prefix import heads
-from rlhf_jax.data.tokens.tokenizer_files import tokenized
+from rlhf_jax.data.tokens.tokenizer_files import heads, tokenized
 
 # The name under which a page asks for the tokenizer's own template.
 CHAT = "chat"

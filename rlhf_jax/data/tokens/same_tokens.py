@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from rlhf_jax.data.tokens.prompt_prefix import heads
+from rlhf_jax.data.tokens.tokenizer_files import heads
 
 
 def same_tokens(one: Any, other: Any) -> bool:

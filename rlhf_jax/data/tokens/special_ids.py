@@ -11,7 +11,7 @@ from jaxtyping import Integer
 
 from rlhf_jax.data.chat.chat_encoding import CHAT, end_of_turn
 from rlhf_jax.data.templates import Handling
-from rlhf_jax.data.tokens.prompt_prefix import heads
+from rlhf_jax.data.tokens.tokenizer_files import heads
 from rlhf_jax.errors import UserError
 
 _GENERATION, _CONFIG = "generation_config.json", "config.json"

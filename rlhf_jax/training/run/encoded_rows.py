@@ -6,7 +6,7 @@ Every row that is left out is counted, and the counts are printed with the reaso
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -15,21 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, end_to_end, pack, pad, pad_packs
-from rlhf_jax.data.candidate_arrays import Candidates, check_ranked, encode_candidates, pad_candidates
+from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, pack, pad, pad_packs
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.chat.chat_templates import asks_for_the_date
 from rlhf_jax.data.files.splits import local_path
-from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
-from rlhf_jax.data.records.candidates import read_candidates
-from rlhf_jax.data.records.label_columns import read_rated
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
-from rlhf_jax.data.records.single_responses import responses_of_side
-from rlhf_jax.data.records.unpaired import read_unpaired
 from rlhf_jax.data.templates import handling_of, render
 from rlhf_jax.data.tokenization import (
     SIDES,
-    encode_answers,
     encode_labelled_pairs,
     encode_prompts,
     encode_sft,
@@ -66,45 +59,6 @@ class Rows(NamedTuple):
         return self._replace(make=make)
 
 
-def spread(rows: Rows, x_n: np.ndarray) -> np.ndarray:
-    """A number of every document or pair as a column of rows: [count], or [count, places] where they hold several."""
-    if not rows.layout:
-        return x_n
-    members, offsets, (_, places) = rows.layout
-    # Both sides of a pair are documents of the layout, chosen first, and the pair has one number.
-    unit = 2 if rows.pairs else 1
-    column = np.zeros((rows.count, places // unit), x_n.dtype)
-    for row in range(rows.count):
-        mine = members[offsets[row] : offsets[row + 1] : unit] // unit
-        column[row, : len(mine)] = x_n[mine]
-    return column
-
-
-def grouped_rows_of(split: Split, pad_id: int) -> tuple[Rows, Rows]:
-    """Makes rows of one prompt each, with all its responses and pairs: (training rows, evaluation rows)."""
-    groups = [group_by_prompt(found) for found in (split.train, split.eval)]
-    sizes = (
-        bucket(max(int(g.responses.lengths.max()) for g in groups), 8),
-        max(g.most_responses for g in groups),
-        max(g.most_pairs for g in groups),
-    )
-    for name, g in zip(("train", "eval"), groups, strict=True):
-        if startup.is_main():
-            print(
-                f"data.{name}: {len(g)} prompts with {len(g.pairs)} pairs of {len(g.responses)} responses; "
-                f"rows of {sizes[1]} responses, {len(g.responses) / (len(g) * sizes[1]):.1%} filled",
-                flush=True,
-            )
-
-    def rows(g: PromptGroups) -> Rows:
-        layout = (g.pairs, g.offsets, np.array([sizes[0], sizes[2]]))
-        return Rows(
-            len(g), g.tokens, lambda index_B, rows: pad_groups(g, index_B, sizes, pad_id, rows), layout=layout
-        )
-
-    return rows(groups[0]), rows(groups[1])
-
-
 def rows_of(split: Split, data: ConfigDict, pad_id: int, seed: int) -> tuple[Rows, Rows, int]:
     """Makes the rows that steps address: (training rows, evaluation rows, R, the most response tokens of a row)."""
     if data.packing:
@@ -113,19 +67,6 @@ def rows_of(split: Split, data: ConfigDict, pad_id: int, seed: int) -> tuple[Row
     sides = [side for found in (split.train, split.eval) for side in _sides(found)]
     T, R = array_sizes(*sides)
     return _plain(split.train, T, pad_id), _plain(split.eval, T, pad_id), R
-
-
-def candidate_rows(split: Split, pad_id: int) -> tuple[Rows, Rows, int]:
-    """As `rows_of` for prompts with several responses, which stay together: a row is a prompt with all of its own."""
-    T, R = array_sizes(split.train.sequences, split.eval.sequences)
-    # One number of places for both files, so that step and evaluation compile once.
-    N = max(found.places_nN.shape[1] for found in (split.train, split.eval))
-
-    def rows(found: Candidates) -> Rows:
-        make = partial(pad_candidates, found)
-        return Rows(len(found), found.tokens, lambda index_B, rows: make(index_B, N, T, pad_id, rows))
-
-    return rows(split.train), rows(split.eval), R
 
 
 def _plain(found: Sequences | Pairs, T: int, pad_id: int) -> Rows:
@@ -189,7 +130,7 @@ class Split(NamedTuple):
 
 def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads demonstrations, as Sequences."""
-    return _split(*_two_files(read_instructions, data, seed, made_by), encode_sft, tokenizer, data)
+    return split_of(*two_files(read_instructions, data, seed, made_by), encode_sft, tokenizer, data)
 
 
 def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Beside | None = None) -> Split:
@@ -198,54 +139,12 @@ def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Bes
     The records beside them are those of the pairs that were kept, in the same order; beside: as `read_pairs` takes it.
     """
     read = partial(read_pairs, beside=beside)
-    return _aligned(*_two_files(read, data, seed, made_by), encode_labelled_pairs, tokenizer, data)
-
-
-def rated(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, scale: Mapping[str, Any]) -> Split:
-    """Reads rated responses, as Sequences, with the records of those that are kept; scale: as `read_rated` takes it."""
-    read = partial(read_rated, **scale)
-    return _aligned(*_two_files(read, data, seed, made_by), encode_answers, tokenizer, data)
-
-
-def single_responses(data: ConfigDict, tokenizers: dict[str, Any], seed: int, made_by: str) -> Split:
-    """Reads labelled pairs as demonstrations of their responses, as Sequences.
-
-    tokenizers: for each side that is wanted, chosen or rejected, the one that its rows are encoded with. What is held
-    out is whole pairs, which share no prompt with training.
-    """
-    files, found = _two_files(read_pairs, data, seed, made_by), []
-    for pairs, name in zip(files, ("train", "eval"), strict=True):
-        encoded, records = [], []
-        for side, tokenizer in tokenizers.items():
-            rows, left_out = responses_of_side(pairs, side)
-            sequences, dropped = encode_sft(
-                rows, tokenizer, data.template, data.max_length, handling_of(data)
-            )
-            say(f"data.{name}: {len(sequences)} {side} responses of {len(pairs)} pairs", left_out + dropped)
-            encoded.append(sequences)
-            records += rows
-        found.append((end_to_end(encoded), records))
-    return Split(found[0][0], found[1][0], found[1][1])
-
-
-def candidates(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
-    """Reads prompts with several scored responses, as Candidates; the files of data.train may be several."""
-    read = partial(read_candidates, query=data.query)
-    split = _split(*_two_files(read, data, seed, made_by), encode_candidates, tokenizer, data)
-    check_ranked(split.train, "data.train")
-    return split
-
-
-def unpaired(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
-    """Reads single responses, as Sequences; the records beside them say which are `liked`. Of chats the last turn."""
-    read = partial(read_unpaired, desirable_from=data.desirable_from)
-    encode = partial(encode_answers, all_turns=False)
-    return _aligned(*_two_files(read, data, seed, made_by), encode, tokenizer, data)
+    return aligned_split(*two_files(read, data, seed, made_by), encode_labelled_pairs, tokenizer, data)
 
 
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads prompts. The records beside them are those of the prompts that were kept, in the same order."""
-    train, held = _two_files(read_prompts, data, seed, made_by)
+    train, held = two_files(read_prompts, data, seed, made_by)
     encoded = []
     for rows, name in ((train, "train"), (held, "eval")):
         found, dropped, kept = encode_prompts(
@@ -336,7 +235,8 @@ def keep_date(config: ConfigDict, workdir: str, tokenizer: Any) -> None:
         )
 
 
-def _two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
+def two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
+    """Reads the records of data.train and data.eval, or holds some of the former out: (training, evaluation)."""
     chat = data.template == CHAT
     # Each draw has its own generator: what is drawn of one file does not depend on the other's size.
     rows, skipped = read(data.train, made_by=made_by, chat=chat)
@@ -358,7 +258,8 @@ def draw(rows: list, count: int, rng: np.random.Generator) -> list:
     return [rows[i] for i in sorted(rng.choice(len(rows), count, replace=False))]
 
 
-def _split(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict) -> Split:
+def split_of(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict) -> Split:
+    """Encodes the records of both files, and prints what was left out of each."""
     found = []
     for rows, name in ((train, "train"), (held, "eval")):
         encoded, dropped = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))
@@ -367,8 +268,10 @@ def _split(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, dat
     return Split(*found, held)
 
 
-def _aligned(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict) -> Split:
-    """As `_split`, of an encoder that also says which rows it kept: the records are those of the encoded rows."""
+def aligned_split(
+    train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict
+) -> Split:
+    """As `split_of`, of an encoder that also says which rows it kept: the records are those of the encoded rows."""
     found, records = [], []
     for rows, name in ((train, "train"), (held, "eval")):
         encoded, dropped, kept = encode(rows, tokenizer, data.template, data.max_length, handling_of(data))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +26,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
 from rlhf_jax.training.loop.state import TrainState
 from rlhf_jax.training.loop.step import LossFn, Metrics, StepFunction
-
-
-class Members(NamedTuple):
-    """An ensemble that is trained.
-
-    Attributes:
-      count: how many models.
-      own_order: whether each goes through the rows in an order of its own; else all see the same batches.
-      start: (parameters as they were read, seed) -> those that a member of this seed starts with.
-    """
-
-    count: int
-    own_order: bool
-    start: Callable[[Params, int], Params]
+from rlhf_jax.training.run.offline import Members
 
 
 def members_of(config: ConfigDict, start: Callable[[Params, int], Params] | None) -> Members | None:
@@ -55,10 +42,19 @@ def members_of(config: ConfigDict, start: Callable[[Params, int], Params] | None
             f"members: {config.members} would all be the same: they start from the score head of "
             f"{config.model.init} and see the same batches; set member_order=true, or start from a language model"
         )
-    return Members(config.members, own_order, start or (lambda params, _: params))
+    return Members(
+        config.members,
+        own_order,
+        start or (lambda params, _: params),
+        stacked,
+        planned_stack,
+        member_of,
+        side_by_side(config.members, own_order=own_order),
+        mean_over_members,
+    )
 
 
-def side_by_side(members: Members) -> Callable[[StepFunction], StepFunction]:
+def side_by_side(count: int, *, own_order: bool) -> Callable[[StepFunction], StepFunction]:
     """Makes a train step of one model that of all members: on stacked parameters and optimizer state.
 
     Each is clipped, moved and skipped as if it were alone; what is frozen is the same for all, and metrics are means.
@@ -71,10 +67,10 @@ def side_by_side(members: Members) -> Callable[[StepFunction], StepFunction]:
                 new, metrics = step(state.replace(params=params, opt_state=opt_state), batch, frozen)
                 return new.params, new.opt_state, new.step, metrics
 
-            if members.own_order:
+            if own_order:
                 # Members alternate in the batch, so that this moves no row to another device.
-                batch = jax.tree.map(lambda x: x.reshape(-1, members.count, *x.shape[1:]), batch)
-            per_member = jax.vmap(one, in_axes=(0, 0, 1 if members.own_order else None))
+                batch = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), batch)
+            per_member = jax.vmap(one, in_axes=(0, 0, 1 if own_order else None))
             params, opt_state, step_M, metrics = per_member(state.params, state.opt_state, batch)
             found = {name: x.mean(0) for name, x in metrics.items()}
             # One member that diverged is enough for the loop to stop and keep the batch.

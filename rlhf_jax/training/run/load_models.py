@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.tokens.prompt_prefix import highest_id
+from rlhf_jax.data.tokens.tokenizer_files import highest_id
 from rlhf_jax.errors import UserError, read_object
 from rlhf_jax.models import lora, peft
 from rlhf_jax.models.config import ModelConfig

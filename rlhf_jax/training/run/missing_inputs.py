@@ -7,7 +7,7 @@ jax use this module, so only `check_models`, which looks into the models' files,
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ from ml_collections import ConfigDict
 from rlhf_jax.data.files.splits import is_hub_name, local_path
 from rlhf_jax.errors import UserError
 from rlhf_jax.ranges import value_at
-from rlhf_jax.settings.source_texts import source_folders
 
 Page = Mapping[str, Any]
 
@@ -28,8 +27,8 @@ FILE = "file"
 # Any folder that a model is read from; a folder of PEFT's; any folder of tensors.
 MODEL, ADAPTER, WEIGHTS = "model", "adapter", "weights"
 TOKENIZER = "tokenizer"
-# The folders of reward models that reward.sources names among other sources.
-SOURCES = "reward sources"
+# What a text names among other things; its row says how to find them.
+WITHIN = "within a text"
 
 
 class Read(NamedTuple):
@@ -38,6 +37,7 @@ class Read(NamedTuple):
     made_by: the command that makes it, or a function that returns the command for the NAME and PATH of a table.
     when: a function of the page that says whether the field is read there.
     over: of an adapter, the field of the model that it is laid over.
+    paths: of a field of kind WITHIN, the paths that its value names.
     """
 
     field: str
@@ -45,6 +45,7 @@ class Read(NamedTuple):
     made_by: str | Callable[[str, str], str] = ""
     when: Callable[[Page], bool] = lambda page: True
     over: str = ""
+    paths: Callable[[str], Iterable[str]] = lambda value: (value,)
 
 
 class Needs(NamedTuple):
@@ -211,8 +212,8 @@ def _paths(row: Read, value: str) -> Iterator[tuple[str, str]]:
         yield from named_paths(value, row.field).items()
     elif row.kind == TABLES:
         yield from (("", part.strip()) for part in value.split(",") if part.strip())
-    elif row.kind == SOURCES:
-        yield from (("", folder) for folder in source_folders({"reward": {"sources": value}}))
+    elif row.kind == WITHIN:
+        yield from (("", path) for path in row.paths(value))
     elif value:
         yield "", value
 

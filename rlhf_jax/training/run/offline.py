@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,11 +22,13 @@ from rlhf_jax.data.batches import eval_batches, row_indices
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
+from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel.mesh import check_batch, host_rows, to_global
 from rlhf_jax.training.loop.loop import fit, tell_warmup
 from rlhf_jax.training.loop.state import TrainState, create, planned_state
 from rlhf_jax.training.loop.step import (
     LossFn,
+    StepFunction,
     bytes_per_device,
     check_microbatches,
     make_evaluator,
@@ -35,14 +37,6 @@ from rlhf_jax.training.loop.step import (
 from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import load_models, memory_check
 from rlhf_jax.training.run.encoded_rows import Rows
-from rlhf_jax.training.run.ensembles import (
-    Members,
-    mean_over_members,
-    member_of,
-    planned_stack,
-    side_by_side,
-    stacked,
-)
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.session import Network, Session
@@ -58,6 +52,29 @@ class Completed(NamedTuple):
     train: Rows
     held: Rows
     enrich: Callable[[dict, Params], dict] = lambda batch, params: batch
+
+
+class Members(NamedTuple):
+    """Several models that are trained side by side in one program, see `training.run.ensembles`.
+
+    Attributes:
+      count: how many.
+      own_order: whether each goes through the rows in an order of its own; else all see the same batches.
+      start: (parameters as they were read, seed) -> those that a member of this seed starts with.
+      stack, plan_stack: parameters of all members, or their shapes, as one tree.
+      pick: (parameters of all, number) -> those of one.
+      around: a train step of one model -> that of all members.
+      evaluate: a loss -> that of all members, of (what is frozen, what is trained of all).
+    """
+
+    count: int
+    own_order: bool
+    start: Callable[[Params, int], Params]
+    stack: Callable[[Sequence[Any]], Any]
+    plan_stack: Callable[[Any, int], Any]
+    pick: Callable[[Params, int], Params]
+    around: Callable[[StepFunction], StepFunction]
+    evaluate: Callable[[LossFn], Callable[[Any, Any], dict[str, Mean]]]
 
 
 class Offline(NamedTuple):
@@ -92,9 +109,9 @@ def train_offline(session: Session, network: Network, method: Offline) -> Params
 
 def train_members(session: Session, network: Network, method: Offline) -> Callable[[int], Params]:
     """Trains `method.members` side by side; returns a function from a member's number to its parameters."""
-    frozen, trained = _train(session, network, method)
+    (frozen, trained), members = _train(session, network, method), method.members
     # One at a time: all of them, unstacked, would take their memory twice.
-    return lambda number: joined(frozen, member_of(trained, number))
+    return lambda number: joined(frozen, members.pick(trained, number))
 
 
 def _train(session: Session, network: Network, method: Offline) -> tuple[Params, Params]:
@@ -110,7 +127,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
     rows, held, enrich = method.complete(start) if method.complete else Completed(method.train, method.held)
     frozen = memory_check.placed(start.frozen, plan.frozen)
     members = method.members
-    evaluator = make_evaluator(mean_over_members(plan.loss_fn) if members else plan.loss_fn)
+    evaluator = make_evaluator(members.evaluate(plan.loss_fn) if members else plan.loss_fn)
     mine = host_rows(rows_of_a_step(config, members), mesh)
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, dict]:
@@ -161,9 +178,9 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         thresholds=network.thresholds,
     )
     several = method.members
-    trained = planned_stack(start.trained, several.count) if several else start.trained
+    trained = several.plan_stack(start.trained, several.count) if several else start.trained
     state = planned_state(trained, _stacked_optimizer(tx, several))
-    around = side_by_side(several) if several else None
+    around = several.around if several else None
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, around=around)
     # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
     one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
@@ -191,7 +208,8 @@ def _start(session: Session, network: Network, members: Members | None) -> Start
         load_models.start_network(network.config, members.start(params, seed), lora, mesh, seed)
         for seed in member_seeds(config.seed, members.count)
     ]
-    return Start(starts[0].frozen, stacked([memory_check.placed(x.trained, plan.trained) for x in starts]))
+    placed = [memory_check.placed(x.trained, plan.trained) for x in starts]
+    return Start(starts[0].frozen, members.stack(placed))
 
 
 def rows_of_a_step(config: ConfigDict, members: Members | None) -> int:

@@ -25,7 +25,7 @@ from rlhf_jax.data.tokens.scored_text import closing, default_score_at
 from rlhf_jax.data.tokens.special_ids import with_spare_pad
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.decoder import Params, increasing
 from rlhf_jax.models.lora import stored
 from rlhf_jax.models.model import (
     COMBINE,
@@ -38,7 +38,6 @@ from rlhf_jax.models.model import (
     model_scores,
 )
 from rlhf_jax.models.placement import planned_params
-from rlhf_jax.objectives.rating_losses import increasing
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather, host_rows, replicate, to_global
 from rlhf_jax.training.run import load_models

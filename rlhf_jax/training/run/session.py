@@ -28,10 +28,9 @@ from rlhf_jax.data.tokens.special_ids import end_ids
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.models import lora, peft
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.decoder import Params, increasing
 from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.models.lora import Lora
-from rlhf_jax.objectives.rating_losses import increasing
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather, make_mesh
 from rlhf_jax.training.checkpoints.object_stores import at, is_remote, publish, workdir_name

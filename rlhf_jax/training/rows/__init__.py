@@ -1,0 +1,1 @@
+"""Rows that only some methods train on."""
