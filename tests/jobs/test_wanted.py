@@ -105,6 +105,9 @@ def fields_by_name(job):
         kept = ("tokenizer", "reward.sources")
         more = dict(needs.get(job, {x.field: "" for x in NEEDS[job].reads if x.field not in kept}))
         more |= {"evaluate": {"utility": True}}.get(job, {})
+        more |= (
+            {"win_rate.judges": "configs/judges/micro_pool.yaml"} if row.field == "win_rate.baseline" else {}
+        )
         more |= {"outputs_2": __file__} if row.field == "outputs_1" else {}
         more |= {"ratings": f"a={__file__}"} if (job, row.field) == ("measure", "baseline") else {}
         yield row, more
@@ -121,8 +124,10 @@ def test_what_is_not_there_is_said_with_its_field(row, more, job, tmp_path, monk
             NEEDS[job], of_a_page(job, **more | {row.field: value}), str(tmp_path / "run")
         )
     said = str(error.value)
-    assert said.startswith(f"{row.field}: {gone}: no such f"), said
-    assert "make it with: python" in said or "give the path of one" in said
+    assert said.startswith((f"{row.field}: {gone}: no such f", f"{row.field}: {gone}: no such judge")), said
+    assert any(
+        way in said for way in ("make it with: python", "give the path of one", "no .yaml file is there")
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -194,7 +199,7 @@ MODELS = [
 @pytest.mark.parametrize(("job", "field", "laid"), MODELS)
 def test_models_are_looked_at_before_data_is_read(job, field, laid, tmp_path, alone):
     """An adapter in the place of a model says where it belongs."""
-    more = {row.field: "" for row in NEEDS[job].reads}
+    more = {row.field: "" for row in NEEDS[job].reads if row.kind != missing_inputs.WITHIN}
     adapter = adapter_folder(tmp_path / "adapter", "org/base")
     with pytest.raises(UserError) as error:
         session.start_up(NEEDS[job], of_a_page(job, **more | {field: adapter}), str(tmp_path / "run"))
