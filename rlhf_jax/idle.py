@@ -116,7 +116,7 @@ ROWS = (
         "this loss has no reference",
     ),
     Idle(
-        ("dpo",),
+        ("dpo", "online_dpo"),
         ("label_smoothing",),
         lambda c: c.loss in ("hinge", "ipo_sum", "ipo_mean", "orpo"),
         "this loss has none",
@@ -125,7 +125,7 @@ ROWS = (
     Idle(("dpo",), ("sft_coef", "sft_nll"), lambda c: c.loss == "orpo", "orpo has its own NLL"),
     Idle(("dpo",), ("sft_nll",), lambda c: c.loss != "orpo" and not c.sft_coef, "sft_coef is 0"),
     Idle(
-        ("dpo",),
+        ("dpo", "online_dpo"),
         ("loss",),
         lambda c: c.loss == "robust" and not c.label_smoothing,
         "robust is sigmoid where label_smoothing is 0",

@@ -23,9 +23,11 @@ from rlhf_jax.objectives.preference import sequence_logprob
 
 
 def pair_logprobs(
-    config: ModelConfig, R: int, chunk: int
+    config: ModelConfig, R: int, chunk: int, *, temperature: float = 1.0
 ) -> Callable[[decoder.Params, Batch], tuple[Array, Array]]:
     """`(params, batch) -> (chosen_B, rejected_B)`: summed response log-probs, both sides in one forward pass.
+
+    temperature: of plain rows; packed ones come from files, and are at 1.
 
     Packed rows of S documents give S / 2 pairs each, concatenated over the batch; rows that hold fewer are filled up
     with pairs of weight 0 (`pair_weight`).
@@ -35,7 +37,8 @@ def pair_logprobs(
         if "segments" in batch:
             logprobs_BR, *_ = packed_row_logprobs(config, params, batch, R, chunk)
             return _halves(by_document(logprobs_BR, batch["owners"], batch["lasts"].shape[1]))
-        logprobs_BR, _, mask_BR = plain_row_logprobs(config, params, _stack_pair(batch), R, chunk)
+        both = _stack_pair(batch)
+        logprobs_BR, _, mask_BR = plain_row_logprobs(config, params, both, R, chunk, temperature=temperature)
         return _halves(sequence_logprob(logprobs_BR, mask_BR))
 
     return logprobs

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.logprobs import Head, token_logprobs
 
 Batch = dict[str, Array]
 
@@ -67,15 +67,26 @@ def response_logprobs(
 
     `temperature` must be the one that the tokens were sampled with, in old, new and reference log-probs alike.
     """
+    head = response_head(config, params, tokens_BT, prompt_lengths_B, R)
+    targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
+    return token_logprobs(
+        head.hidden_BTD, head.head_DV, targets_BR, temperature=temperature, chunk=chunk, softcap=head.softcap
+    )
+
+
+def response_head(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BT: Int[Array, "B T"],
+    prompt_lengths_B: Int[Array, " B"],
+    R: int,
+) -> Head:
+    """What gives the logits of the R response positions of each row: hidden states before each token, and the head."""
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
     # The window is cut before the head: the product with [D, V] is the largest of the
     # model, and prompts are often longer than responses.
     hidden_BRD = decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
-    targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
-    head_DV = decoder.head(config, params)
-    return token_logprobs(
-        hidden_BRD, head_DV, targets_BR, temperature=temperature, chunk=chunk, softcap=config.logit_softcap
-    )
+    return Head(hidden_BRD, decoder.head(config, params), config.logit_softcap)
 
 
 def response_values(
@@ -163,11 +174,11 @@ def row_weight(batch: Batch) -> Array:
 
 
 def plain_row_logprobs(
-    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
+    config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int, *, temperature: float = 1.0
 ) -> tuple[Array, Array, Array]:
     """`row_logprobs` of rows that hold one sequence each; rows of weight 0 are not masked out here."""
     logprobs_BR, entropy_BR = response_logprobs(
-        config, params, batch["tokens"], batch["prompt_lengths"], R, chunk=chunk
+        config, params, batch["tokens"], batch["prompt_lengths"], R, temperature=temperature, chunk=chunk
     )
     return logprobs_BR, entropy_BR, plain_row_mask(batch, R)
 

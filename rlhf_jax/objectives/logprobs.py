@@ -5,12 +5,25 @@ positions at a time, and again, recomputed, for one chunk at a time in the backw
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, Int, ScalarLike
 
 from rlhf_jax.objectives.reduce import Mean, masked_mean
+
+
+class Head(NamedTuple):
+    """What gives logits softcap(hidden @ head) of T positions, which are made for some of them at a time.
+
+    Attributes:
+      softcap: c of c * tanh(z / c) (Gemma 2); 0 where logits are not capped.
+    """
+
+    hidden_BTD: Float[Array, "B T D"]
+    head_DV: Float[Array, "D V"]
+    softcap: float = 0.0
 
 
 def token_logprobs(
@@ -68,7 +81,7 @@ def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap) -> tu
         return (target_BC - peak_BC) - logsum_BC, entropy_BC, peak_BC, logsum_BC
 
     T = targets_BT.shape[1]
-    count = _chunk_count(T, chunk)
+    count = chunk_count(T, chunk)
     if count == 1:
         outputs = one(hidden_BTD, targets_BT)
     else:
@@ -101,7 +114,7 @@ def _backward(chunk, softcap, residuals, cotangents) -> tuple:
         return jnp.einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV, **f32), dhidden_BCD
 
     T = targets_BT.shape[1]
-    count = _chunk_count(T, chunk)
+    count = chunk_count(T, chunk)
     xs = (hidden_BTD, targets_BT, peak_BT, logsum_BT, entropy_BT, *cotangents)
     if count == 1:
         dhead_DV, dhidden_BTD = one(*xs)
@@ -128,7 +141,7 @@ def _logits(hidden_BCD, head_DV, temperature, softcap) -> Array:
     return logits_BCV / temperature
 
 
-def _chunk_count(T: int, chunk: int) -> int:
+def chunk_count(T: int, chunk: int) -> int:
     return max(1, -(-T // chunk))
 
 
