@@ -17,6 +17,11 @@ from rlhf_jax.settings.source_texts import FIELD, FUNCTION, JUDGE, folders_in, n
 from rlhf_jax.training.run.missing_inputs import FILE, TABLE, WITHIN, Read, made_by, model_reads
 
 _BASELINE = made_by("generate", "outputs/sft")
+# Of a method that is scored by no source, but may be judged at its evaluations.
+WIN_RATE_READS = (
+    Read("win_rate.judges", FILE),
+    Read("win_rate.baseline", TABLE, _BASELINE, when=lambda page: bool(page["win_rate"]["judges"])),
+)
 READS = (
     *(
         row._replace(when=names_model_reward)
@@ -24,8 +29,7 @@ READS = (
     ),
     Read(FIELD, WITHIN, made_by("reward_model"), paths=folders_in),
     Read("reward.baseline", TABLE, _BASELINE),
-    Read("win_rate.judges", FILE),
-    Read("win_rate.baseline", TABLE, _BASELINE, when=lambda page: bool(page["win_rate"]["judges"])),
+    *WIN_RATE_READS,
 )
 
 

@@ -42,10 +42,12 @@ class SourceText(NamedTuple):
 
 
 def sources_of(page: Any) -> tuple[SourceText, ...]:
-    """The entries of a page's reward.sources; UserError names the one that cannot be read.
+    """The entries of a page's reward.sources, if it has any; UserError names the one that cannot be read.
 
     page: nested, a ConfigDict or a mapping.
     """
+    if "reward" not in page:
+        return ()
     text, seen = page["reward"]["sources"], Counter()
     found = []
     for entry in filter(None, (part.strip() for part in text.split(","))):

@@ -85,9 +85,12 @@ def assert_all_read(job, read):
         ("kto", {"epochs": 0.1}),
         ("ppo", {"steps": 1, "adaptive_kl": True}),
         ("online_dpo", {"steps": 1}),
+        ("distillation", {"steps": 1}),
     ],
 )
 def test_trainers_read_every_field(job, changes, farm, tmp_path):
+    if job == "distillation":  # by a model that the farm has not trained
+        changes = changes | {"model.teacher": str(farm / "sft/export")}
     read, _ = observed.run(job, tiny_farm.settings(job, farm, **changes), tmp_path)
     if job == "sft":  # read when there is no tokenizer yet
         untokenized = tiny_farm.settings("sft", farm, **{"model.tokenizer": "", "model.vocab_size": 300})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import reduce
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -91,6 +92,7 @@ class Learner(NamedTuple):
         are asked for, so that a host which prepares text for a reward model works meanwhile.
       experience: (readings, batch, sampled, scores, extra) -> (what to learn from, metrics).
       measure: (all networks, batch, sampled, call for its scores, how many rows count) -> (final scores, metrics).
+      beside: parameters by name of networks that the loss reads and nobody trains.
     """
 
     starts: dict[str, Start]
@@ -98,6 +100,7 @@ class Learner(NamedTuple):
     read: Callable[[Networks, dict, Any], Any]
     experience: Callable[[Any, dict, Any, Any, dict], tuple[Any, dict]]
     measure: Callable[[Networks, dict, Any, Callable[[], Any], int], tuple[jax.Array, dict]]
+    beside: Networks = MappingProxyType({})
 
 
 # (responses of an evaluation on process 0, step) -> metrics, on every process.
@@ -136,7 +139,7 @@ def train_online(
     plan = memory_check.prepare_step(method.plan, config, mesh)
     # Weights are read only now: a run that does not fit into memory ends in the line above.
     learner = method.open()
-    frozen = {name: start.frozen for name, start in learner.starts.items()}
+    frozen = {name: start.frozen for name, start in learner.starts.items()} | dict(learner.beside)
     frozen = memory_check.placed(frozen, plan.frozen)
     # The train step donates its buffers, but a reference model is the policy as it starts and must outlive
     # the first step. So training gets the copy, and the arrays that were read stay the reference's.

@@ -58,6 +58,7 @@ class OnlineModels(NamedTuple):
       scalar: what is trained beside the policy, by name; each has a scalar head.
       of_reward: the names among `scalar` whose trunk is the first reward model's, and not the policy's.
       read: language models that are read beside policy and reference, by name.
+      of_loss: the names among `read` that the loss reads, too; its parameters have them beside what is trained.
     """
 
     policy: ModelConfig
@@ -65,6 +66,7 @@ class OnlineModels(NamedTuple):
     scalar: Mapping[str, ModelConfig] = MappingProxyType({})
     of_reward: tuple[str, ...] = ()
     read: Mapping[str, ModelConfig] = MappingProxyType({})
+    of_loss: tuple[str, ...] = ()
 
 
 LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
@@ -72,9 +74,9 @@ LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
 
 def rollout_settings(config: ConfigDict) -> RolloutSettings:
     """Returns the numbers of a page that every rollout needs."""
-    return RolloutSettings(
-        config.rollout.temperature, config.kl_estimator, config.missing_eos_penalty, config.logprob_chunk
-    )
+    # A method that no score teaches has none to put in the place of another.
+    penalty = config.get("missing_eos_penalty", 0.0)
+    return RolloutSettings(config.rollout.temperature, config.kl_estimator, penalty, config.logprob_chunk)
 
 
 def plan_online(
@@ -91,7 +93,7 @@ def plan_online(
 ) -> Plan:
     """Plans an online method from shapes: the update, and the programs of sampling, reading and scoring.
 
-    loss: (settings of the trained networks by name, page) -> the loss of a minibatch of experience.
+    loss: (settings of the networks it reads by name, page) -> the loss of a minibatch of experience.
     row: the shapes of one row of experience.
     P: columns of a batch of prompts.
     rates: learning rates of networks beside the policy.
@@ -101,7 +103,8 @@ def plan_online(
     lora = load_models.lora_settings(config.lora)
     policy_config = remat(models.policy)
     scalar = {name: remat(c) for name, c in models.scalar.items()}
-    loss_fn = loss({"policy": policy_config, **scalar}, config)
+    in_loss = {name: remat(models.read[name]) for name in models.of_loss}
+    loss_fn = loss({"policy": policy_config, **scalar, **in_loss}, config)
     tx = optimizer_by_network(config, {"policy": config.optimizer.learning_rate, **rates}, rows)
     policy = load_models.planned_start(policy_config, lora, mesh)
     beside_it = {name: load_models.planned_start(c, lora, mesh, scalar=True) for name, c in scalar.items()}
@@ -156,7 +159,10 @@ def plan_online(
     # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     batch = batch_shapes(mesh, config.minibatch_size, row)
-    return Plan(loss_fn, tx, step, state, batch, frozen, beside, tuple(phases))
+    # What the loss reads is an argument of the step, and so no longer beside it.
+    arguments = {name: read[name].params for name in models.of_loss}
+    beside -= bytes_per_device(arguments)
+    return Plan(loss_fn, tx, step, state, batch, frozen | arguments, beside, tuple(phases))
 
 
 def optimizer_by_network(config: ConfigDict, rates: Mapping[str, float], rows: int = 0) -> Any:
