@@ -72,8 +72,14 @@ LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
 
 def rollout_settings(config: ConfigDict) -> RolloutSettings:
     """Returns the numbers of a page that every rollout needs."""
+    rollout = config.rollout
     return RolloutSettings(
-        config.rollout.temperature, config.kl_estimator, config.missing_eos_penalty, config.logprob_chunk
+        rollout.temperature,
+        config.kl_estimator,
+        config.missing_eos_penalty,
+        config.logprob_chunk,
+        rollout.get("correction", "none"),
+        rollout.get("correction_cap", 1.0),
     )
 
 
