@@ -1,8 +1,8 @@
 """Policy gradients without a value model: GRPO, RLOO, REINFORCE++ and what was made of them, as settings of one method.
 
 An advantage is the reward of a whole response less what others of the same prompt got (Shao et al. 2024, section 4.1;
-Ahmadian et al. 2024, eq. 7) or the batch (Hu et al. 2025, eq. 10). The loss is put together from a ratio, a clipping, an
-aggregation and sampler weights (`objectives/policy_losses`). The KL to the model it starts from is in the loss or in
+Ahmadian et al. 2024, eq. 7) or the batch (Hu et al. 2025, eq. 10). The loss is put together from a ratio, a clipping,
+an aggregation and sampler weights (`objectives/policy_losses`). The KL to the model it starts from is in the loss or in
 the reward. Which settings are which paper stands in configs/grpo.py.
 
 One iteration: `rollout.samples` responses of each of `rollout.batch_size` prompts are sampled and scored, then trained
@@ -295,14 +295,5 @@ def grpo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mes
 
 def policy_loss_of(page: ConfigDict) -> PolicyLoss:
     """Which policy loss a page asks for."""
-    return PolicyLoss(
-        page.ratio,
-        page.clipping,
-        page.clip_low,
-        page.clip_high,
-        page.dual_clip,
-        page.aggregation,
-        page.rollout.max_new_tokens,
-        page.kl_estimator,
-        page.kl_gradient,
-    )
+    own = {name: page[name] for name in PolicyLoss._fields if name != "max_tokens"}
+    return PolicyLoss(**own, max_tokens=page.rollout.max_new_tokens)

@@ -311,8 +311,8 @@ def check_kl_horizon(config: ConfigDict) -> None:
     responses = rows_of_experience(config)
     if config.adaptive_kl and config.kl_horizon < responses:
         raise UserError(
-            f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {responses} of one rollout, so that kl_coef "
-            f"would swing; use ten rollouts ({10 * responses}) or more"
+            f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {responses} of one rollout, so that "
+            f"kl_coef would swing; use ten rollouts ({10 * responses}) or more"
         )
 
 
