@@ -56,6 +56,8 @@ def grpo() -> ConfigDict:
 
     common.rollout(c, batch_size=16, max_new_tokens=28, samples=4)
     common.sampler_correction(c)
+    common.reward_sources(c)
+    common.win_rate(c)
 
     c.steps = 70  # Rollouts, each with its updates.
     c.epochs = 2  # Passes over each rollout, each in a fresh order.

@@ -24,25 +24,16 @@ from ml_collections import ConfigDict
 from rlhf_jax import ranges
 from rlhf_jax.data.tokens.special_ids import fill_id
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback import feedback_needs, reward_sources
+from rlhf_jax.feedback.judged_evaluation import judged_evaluation
+from rlhf_jax.feedback.reward_sources import RewardSources
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.responses import response_logprobs
-from rlhf_jax.objectives.group_advantages import (
-    BASELINES,
-    KL_PLACES,
-    SCALES,
-    advantages_of_groups,
-    varied_groups,
-)
+from rlhf_jax.objectives import group_advantages, policy_losses
+from rlhf_jax.objectives.group_advantages import advantages_of_groups, varied_groups
 from rlhf_jax.objectives.policy_gradient import sequence_kl
-from rlhf_jax.objectives.policy_losses import (
-    AGGREGATIONS,
-    CLIPPINGS,
-    KL_GRADIENTS,
-    RATIOS,
-    PolicyLoss,
-    composed_policy_loss,
-)
+from rlhf_jax.objectives.policy_losses import PolicyLoss, composed_policy_loss
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
 from rlhf_jax.rollout.experience import (
     Metrics,
@@ -57,10 +48,10 @@ from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
-from rlhf_jax.training.run import actor_networks, encoded_rows, load_models, online
+from rlhf_jax.training.run import actor_networks, encoded_rows, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
-from rlhf_jax.training.run.online_models import OnlineModels, Scorer, open_actor, plan_online
+from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("objective/scores", "objective/kl", "completions/mean_length", "eval/scores")
@@ -69,25 +60,27 @@ NEEDS = Needs(
     reads=(
         *train_and_eval(made_by("make_data", "data")),
         *model_reads("model.policy", made_by("sft")),
-        *model_reads("model.reward", made_by("reward_model"), adapter="model.reward_adapter"),
+        *feedback_needs.READS,
     ),
     remote=True,
+    also=feedback_needs.check_feedback,
+    reads_too=feedback_needs.judges_read,
 )
 
 ranges.own_rows(
     "grpo",
     epochs=ranges.COUNT,
-    baseline=ranges.one_of(*BASELINES),
-    scale=ranges.one_of(*SCALES),
+    baseline=ranges.one_of(*group_advantages.BASELINES),
+    scale=ranges.one_of(*group_advantages.SCALES),
     filter_groups=ranges.FLAG,
-    kl_in=ranges.one_of(*KL_PLACES),
-    kl_gradient=ranges.one_of(*KL_GRADIENTS),
-    ratio=ranges.one_of(*RATIOS),
-    clipping=ranges.one_of(*CLIPPINGS),
+    kl_in=ranges.one_of(*group_advantages.KL_PLACES),
+    kl_gradient=ranges.one_of(*policy_losses.KL_GRADIENTS),
+    ratio=ranges.one_of(*policy_losses.RATIOS),
+    clipping=ranges.one_of(*policy_losses.CLIPPINGS),
     clip_low=ranges.number(0, 1, above=True),
     clip_high=ranges.number(0, above=True),
     dual_clip=ranges.number(0, says="a number above 1 + clip_high, such as 3, or 0 for none"),
-    aggregation=ranges.one_of(*AGGREGATIONS),
+    aggregation=ranges.one_of(*policy_losses.AGGREGATIONS),
     **{name: ranges.RANGES[f"ppo.{name}"] for name in ("best_metric", "data.too_long")},
 )
 
@@ -123,23 +116,23 @@ class GroupSettings(NamedTuple):
 
 @one_writer
 def run(config: ConfigDict, workdir: str) -> None:
-    """Trains `model.policy` against `model.reward`; writes WORKDIR/export, the policy of the best evaluation."""
+    """Trains `model.policy` against the page's reward sources; writes WORKDIR/export, that of the best evaluation."""
     session = open_session(NEEDS, config, workdir, folder=config.model.policy, made_by=made_by("sft"))
     _check(session)
     split = encoded_rows.prompts(config.data, session.tokenizer, config.seed, made_by("make_data", "data"))
     prompts, held = online.prompt_rows(split, fill_id(session.tokenizer))
     policy = actor_networks.policy_of(session)
-    source = actor_networks.reward_source_of(session, [*split.train_rows, *split.eval_rows])
-    scorer = Scorer(source.reward.model.config, source.closing, source.text_length)
-    models = OnlineModels(policy.config, (scorer,))
+    sources = reward_sources.describe_sources(session, list(split.train_rows), list(split.eval_rows))
+    models = OnlineModels(policy.config, sources.scorers)
     write_model_folder(session, policy)
     method = online.Online(
         plan=partial(grpo_plan, models, prompts.P, prompts.pad_id),
-        open=partial(_learner, session, prompts.pad_id, policy, source, models),
+        open=partial(_learner, session, prompts.pad_id, policy, sources, models),
         after=partial(online.next_kl_coef, config),
         extra={"kl_coef": float(config.kl_coef)},
         show=SHOW,
-        reads=load_models.sources(source.reward.folder, config.model.reward_adapter),
+        reads=sources.files,
+        judged=judged_evaluation(config, workdir, split.eval_rows),
     )
     trained = online.train_online(session, prompts, held, method)
     export_model(session, policy, trained["policy"], ends=session.ends)
@@ -219,12 +212,12 @@ def make_group_experience(
 
 
 def _learner(
-    session: Session, pad_id: int, policy: Network, source: actor_networks.RewardSource, models: OnlineModels
+    session: Session, pad_id: int, policy: Network, sources: RewardSources, models: OnlineModels
 ) -> online.Learner:
-    """Reads the weights of policy and reward model and says how they sample, score and read a rollout."""
+    """Reads the weights of policy and reward models and says how they sample, score and read a rollout."""
     c, params = session.config, policy.read()
-    reward = actor_networks.read_reward(session, source)
-    rewards = actor_networks.rewards_of(session, source, reward, pad_id)
+    scorers = reward_sources.read_models(session, sources)
+    rewards = reward_sources.open_rewards(session, sources, scorers, pad_id)
     actor, starts = open_actor(session, models, params, rewards, pad_id)
     groups = GroupSettings(c.rollout.samples, c.baseline, c.scale, c.filter_groups, c.kl_in)
     # kl_coef is an argument: as a constant it would compile a new program whenever it has moved.
