@@ -90,9 +90,9 @@ def rollout(c: ConfigDict, *, batch_size: int, max_new_tokens: int, samples: int
 
 def sampler_correction(c: ConfigDict) -> None:
     """Weights of the policy loss for responses of another policy than the one that learns: older, or in bfloat16."""
-    # Of each token or of a whole sequence: min(p of the policy that learns / p of the one that sampled, the cap).
-    c.rollout.correction = "none"  # none, token or sequence.
-    c.rollout.correction_cap = 2.0
+    # none, token or sequence: of each one min(p of the policy that learns / p of the one that sampled, the cap).
+    c.rollout.correction = "none"
+    c.rollout.correction_cap = 2.0  # At least 1, where both are the same policy.
 
 
 def processes(c: ConfigDict) -> None:

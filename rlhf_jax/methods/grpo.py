@@ -216,8 +216,7 @@ def _learner(
 ) -> online.Learner:
     """Reads the weights of policy and reward models and says how they sample, score and read a rollout."""
     c, params = session.config, policy.read()
-    scorers = reward_sources.read_models(session, sources)
-    rewards = reward_sources.open_rewards(session, sources, scorers, pad_id)
+    rewards, _ = reward_sources.open_rewards(session, sources, pad_id)
     actor, starts = open_actor(session, models, params, rewards, pad_id)
     groups = GroupSettings(c.rollout.samples, c.baseline, c.scale, c.filter_groups, c.kl_in)
     # kl_coef is an argument: as a constant it would compile a new program whenever it has moved.
