@@ -6,7 +6,7 @@
 One step = one rollout of `rollout.samples` responses to each of `rollout.batch_size` prompts, then `epochs` passes over
 it in minibatches. A variant changes what its paper changes, and nothing else:
 
-    grpo          Shao et al. 2024 (DeepSeekMath)            rloo          Ahmadian et al. 2024
+    microfarm     GRPO, Shao et al. 2024 (DeepSeekMath)      rloo          Ahmadian et al. 2024
     dr_grpo       Liu et al. 2025                            reinforce_pp  Hu et al. 2025
     dapo          Yu et al. 2025                             reinforce_pp_baseline
     gspo, cispo   Zheng et al. 2025; MiniMax 2025 (M1)
@@ -21,12 +21,23 @@ from rlhf_jax.settings import choose_variant, module_beside
 common = module_beside(__file__, "common")
 
 
-def get_config(variant: str = "grpo") -> ConfigDict:
-    variants = (grpo, dr_grpo, dapo, gspo, cispo, rloo, reinforce_pp, reinforce_pp_baseline)
-    return choose_variant(variant, {function.__name__: function for function in variants})
+def get_config(variant: str = "microfarm") -> ConfigDict:
+    return choose_variant(
+        variant,
+        {
+            "microfarm": microfarm,
+            "dr_grpo": dr_grpo,
+            "dapo": dapo,
+            "gspo": gspo,
+            "cispo": cispo,
+            "rloo": rloo,
+            "reinforce_pp": reinforce_pp,
+            "reinforce_pp_baseline": reinforce_pp_baseline,
+        },
+    )
 
 
-def grpo() -> ConfigDict:
+def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "grpo"
     c.seed = 0  # Of the prompts that are drawn, their order, and what is sampled.
@@ -116,7 +127,7 @@ def grpo() -> ConfigDict:
 
 def dr_grpo() -> ConfigDict:
     """Neither the deviation of a group nor the length of a response weighs (section 3.2); no KL."""
-    c = grpo()
+    c = microfarm()
     c.scale = "none"
     c.aggregation = "constant"
     c.kl_coef = 0.0
@@ -125,7 +136,7 @@ def dr_grpo() -> ConfigDict:
 
 def dapo() -> ConfigDict:
     """Clip-higher, token-level loss, and groups that say nothing are left out; no KL (sections 3.1 to 3.3)."""
-    c = grpo()
+    c = microfarm()
     c.clip_high = 0.28
     c.aggregation = "tokens"
     c.filter_groups = True
@@ -135,7 +146,7 @@ def dapo() -> ConfigDict:
 
 def gspo() -> ConfigDict:
     """The ratio is that of a sequence, per token, and so is what is clipped (section 5.1); no KL."""
-    c = grpo()
+    c = microfarm()
     c.ratio = "sequence"
     c.clip_low = 3e-4
     c.clip_high = 4e-4
@@ -145,7 +156,7 @@ def gspo() -> ConfigDict:
 
 def cispo() -> ConfigDict:
     """Weights are clipped at their upper end only (at 5, as ScaleRL, Khatri et al. 2025, has it); no KL."""
-    c = grpo()
+    c = microfarm()
     c.clipping = "cispo"
     c.clip_low = 1.0
     c.clip_high = 4.0
@@ -156,7 +167,7 @@ def cispo() -> ConfigDict:
 
 def rloo() -> ConfigDict:
     """REINFORCE with the mean of the others as baseline; a response is one action, and each is learnt from once."""
-    c = grpo()
+    c = microfarm()
     c.baseline = "leave_one_out"
     c.scale = "none"
     c.aggregation = "constant"  # The paper's sum over a response, over a constant.
@@ -169,7 +180,7 @@ def rloo() -> ConfigDict:
 
 def reinforce_pp() -> ConfigDict:
     """REINFORCE++: one response of a prompt, KL per token in the reward, advantages whitened over the batch."""
-    c = grpo()
+    c = microfarm()
     c.rollout.batch_size = 64
     c.rollout.samples = 1
     c.baseline = "none"
@@ -182,7 +193,7 @@ def reinforce_pp() -> ConfigDict:
 
 def reinforce_pp_baseline() -> ConfigDict:
     """REINFORCE++ with a baseline: the group's mean is subtracted, the batch's deviation divides; k2 in the loss."""
-    c = grpo()
+    c = microfarm()
     c.scale = "batch"
     c.kl_estimator = "k2"
     c.kl_gradient = "direct"
