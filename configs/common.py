@@ -88,6 +88,13 @@ def rollout(c: ConfigDict, *, batch_size: int, max_new_tokens: int, samples: int
     )
 
 
+def sampler_correction(c: ConfigDict) -> None:
+    """Weights of the policy loss for responses of another policy than the one that learns: older, or in bfloat16."""
+    # none, token or sequence: of each one min(p of the policy that learns / p of the one that sampled, the cap).
+    c.rollout.correction = "none"
+    c.rollout.correction_cap = 2.0  # At least 1, where both are the same policy.
+
+
 def processes(c: ConfigDict) -> None:
     # Whether other processes belong to this run: auto (as the launcher says), on or off.
     c.distributed = "auto"

@@ -51,6 +51,7 @@ def microfarm() -> ConfigDict:
     common.lora(c)
 
     common.rollout(c, batch_size=64, max_new_tokens=28)
+    common.sampler_correction(c)
     common.reward_sources(c)
     common.win_rate(c)
 

@@ -65,6 +65,12 @@ ROWS = (
         lambda c: not c.win_rate.judges,
         "win_rate.judges is not set",
     ),
+    Idle(
+        (),
+        ("rollout.correction_cap",),
+        lambda c: c.rollout.correction == "none",
+        "rollout.correction is none",
+    ),
     Idle((), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
     Idle(
         (),

@@ -167,8 +167,7 @@ RANGES: dict[str, Range] = {
     ),
     "data.kind": one_of("auto", "instruction", "pair", "prompt"),
     "data.template": one_of("alpaca", "brief", "human_assistant", "chat"),
-    "data.rows": ALL_OR_COUNT,
-    "data.train_rows": ALL_OR_COUNT,
+    **_all(ALL_OR_COUNT, "data.rows", "data.train_rows", "max_instructions"),
     "data.eval_rows": COUNT,
     "data.max_length": COUNT,
     "data.max_prompt_length": COUNT,
@@ -272,6 +271,8 @@ RANGES: dict[str, Range] = {
     "rollout.temperature": number(0.01, 100),  # PPO samples, and takes log-probs at this temperature.
     "rollout.dtype": DTYPE,
     "rollout.samples": COUNT,
+    "rollout.correction": one_of("none", "token", "sequence"),
+    "rollout.correction_cap": number(1),
     "rollout.staleness": whole(0, 64, "a whole number of steps, 0 for none; each keeps a policy in memory"),
     "top_p": number(0, 1, above=True),
     "top_k": whole(0, says="a whole number of at least 1: how many tokens, or 0 for all"),
@@ -327,7 +328,6 @@ RANGES: dict[str, Range] = {
         "annotators",
         "gold",
     ),
-    "max_instructions": ALL_OR_COUNT,
     "clear_margin": number(0),
     # Weight differences.
     **_all(TEXT, "base", "target", "diff"),

@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.tokens.special_ids import fill_id
-from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import feedback_needs, reward_sources
 from rlhf_jax.feedback.judged_evaluation import judged_evaluation
 from rlhf_jax.feedback.reward_sources import RewardSources
@@ -30,7 +29,6 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.responses import response_logprobs, response_values
 from rlhf_jax.objectives.policy_gradient import (
-    adaptive_kl_coef,
     explained_variance,
     gae,
     policy_loss,
@@ -47,6 +45,7 @@ from rlhf_jax.rollout.experience import (
     final_scores,
     kl_of,
     rollout_metrics,
+    sampler_correction,
 )
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
@@ -83,6 +82,7 @@ class Experience(NamedTuple):
     old_values_BR: Float[Array, "B R"]
     advantages_BR: Float[Array, "B R"]
     returns_BR: Float[Array, "B R"]
+    weights_BR: Float[Array, "B R"] | None = None  # of the sampler correction
 
 
 class AdvantageSettings(NamedTuple):
@@ -97,7 +97,8 @@ class AdvantageSettings(NamedTuple):
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains `model.policy` against `model.reward`; writes WORKDIR/export, the policy of the best evaluation."""
     session = open_session(NEEDS, config, workdir, folder=config.model.policy, made_by=made_by("sft"))
-    _check(session)
+    online.check_sizes(config, session.mesh)
+    online.check_kl_horizon(config)
     split = encoded_rows.prompts(config.data, session.tokenizer, config.seed, made_by("make_data", "data"))
     prompts, held = online.prompt_rows(split, fill_id(session.tokenizer))
     policy, sources, models = models_of(session, list(split.train_rows), list(split.eval_rows))
@@ -105,7 +106,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     method = online.Online(
         plan=partial(ppo_plan, models, prompts.P, prompts.pad_id),
         open=partial(_learner, session, prompts.pad_id, policy, sources, models),
-        after=partial(_after, config),
+        after=partial(online.next_kl_coef, config),
         extra={"kl_coef": float(config.kl_coef)},
         show=SHOW,
         # A run does not go on with another reward model: its folders are hashed as the policy's are.
@@ -153,7 +154,12 @@ def ppo_loss_fn(
         )
         values_BR = response_values(value_config, params["value"], *where)
         policy = policy_loss(
-            logprobs_BR, batch.old_logprobs_BR, batch.advantages_BR, batch.mask_BR, clip=clip
+            logprobs_BR,
+            batch.old_logprobs_BR,
+            batch.advantages_BR,
+            batch.mask_BR,
+            batch.weights_BR,
+            clip=clip,
         )
         value = value_loss(values_BR, batch.old_values_BR, batch.returns_BR, batch.mask_BR, clip=value_clip)
         # Sums and not means: the train step divides once, by the response tokens of all micro-batches.
@@ -194,6 +200,7 @@ def make_experience(
         # Scaled and not shifted: a shift would turn bad rewards into good ones.
         rewards_BR = whiten(rewards_BR, mask_BR, shift_mean=False)
     advantages_BR, returns_BR = gae(rewards_BR, values_BR, mask_BR, advantage.gamma, advantage.lam)
+    weights_BR, told = sampler_correction(read, sampled, settings)
     experience = Experience(
         tokens_BT=read.tokens_BT,
         prompt_lengths_B=read.prompt_lengths_B,
@@ -203,6 +210,7 @@ def make_experience(
         advantages_BR=whiten(advantages_BR, mask_BR),
         # Of the advantages before whitening: values are learnt in the unit of the rewards.
         returns_BR=returns_BR,
+        weights_BR=weights_BR,
     )
     metrics = rollout_metrics(read, sampled, scored, settings) | {
         "objective/kl_coef": kl_coef,
@@ -213,7 +221,7 @@ def make_experience(
         "val/returns": value(masked_mean(returns_BR, mask_BR)),
         "num_tokens": jnp.sum(read.prompt_lengths_B + sampled.lengths_B).astype(jnp.float32),
     }
-    return experience, metrics
+    return experience, metrics | told
 
 
 def _learner(
@@ -232,39 +240,8 @@ def _learner(
     def experience(readings: Readings, _: dict, sampled: Any, scores: Any, extra: dict) -> tuple:
         return learn_from(readings, sampled, scores, extra["kl_coef"])
 
-    def measure(*asked: Any) -> tuple[jax.Array, dict]:
-        scores_B, metrics = actor.measure(*asked)
-        # At one price for all checkpoints, also where an adaptive kl_coef has moved since: else the
-        # checkpoint at which the coefficient was lowest would be the best one.
-        scores, kl = float(metrics["scores"]), float(metrics["kl"])
-        return scores_B, metrics | {"rlhf_reward": scores - c.kl_coef * kl}
-
+    measure = partial(actor.measure_at_price, c.kl_coef)
     return online.Learner(starts, actor.roll_out, actor.read, experience, measure)
-
-
-def _after(config: ConfigDict, extra: dict, metrics: dict) -> dict:
-    """Returns the KL coefficient of the next rollout, by the KL per response of this one (Ziegler et al. 2019)."""
-    if not config.adaptive_kl:
-        return extra
-    kl_coef = adaptive_kl_coef(
-        extra["kl_coef"],
-        metrics["objective/kl"],
-        target=config.target_kl,
-        responses=online.rows_of_experience(config),
-        horizon=config.kl_horizon,
-    )
-    return {"kl_coef": kl_coef}
-
-
-def _check(session: Session) -> None:
-    config = session.config
-    online.check_sizes(config, session.mesh)
-    rollout = config.rollout.batch_size
-    if config.adaptive_kl and config.kl_horizon < rollout:
-        raise UserError(
-            f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {rollout} of one rollout, so that kl_coef "
-            f"would swing; use ten rollouts ({10 * rollout}) or more"
-        )
 
 
 def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
@@ -281,14 +258,15 @@ def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh
             chunk=page.logprob_chunk,
         )
 
-    row = experience_shapes(P, config.rollout.max_new_tokens)
+    row = experience_shapes(P, config.rollout.max_new_tokens, corrected=config.rollout.correction != "none")
     rates = {"value": config.value_learning_rate}
     return plan_online(models, loss, row, P, pad_id, config, mesh, rates=rates)
 
 
-def experience_shapes(P: int, R: int) -> Experience:
+def experience_shapes(P: int, R: int, *, corrected: bool = False) -> Experience:
     """The shapes of one row of experience; the memory plan puts the minibatch size in place of the 1."""
     integers, numbers, flags = (
         partial(jax.ShapeDtypeStruct, dtype=t) for t in (jnp.int32, jnp.float32, bool)
     )
-    return Experience(integers((1, P + R)), integers((1,)), flags((1, R)), *[numbers((1, R))] * 4)
+    weights = numbers((1, R)) if corrected else None
+    return Experience(integers((1, P + R)), integers((1,)), flags((1, R)), *[numbers((1, R))] * 4, weights)

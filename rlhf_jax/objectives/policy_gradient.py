@@ -109,12 +109,14 @@ def policy_loss(
     old_logprobs_BR: Float[Array, "B R"],
     advantages_BR: Float[Array, "B R"],
     mask_BR: Bool[Array, "B R"],
+    weights_BR: Float[Array, "B R"] | None = None,
     *,
     clip: ScalarLike,
 ) -> dict[str, Mean]:
     """PPO's clipped policy loss (Schulman et al. 2017, eq. 7) and its metrics.
 
-    Per token it is max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(logprobs - old_logprobs).
+    Per token it is max(-A r, -A clip(r, 1 - clip, 1 + clip)) with r = exp(logprobs - old_logprobs), times the weight of
+    the sampler correction where there is one.
 
     Before the first update r is exactly 1 and the loss is -mean(A). Metrics, over real tokens:
     `policy/approxkl` = mean((log r)^2) / 2; `policy/clipfrac` = share of tokens where the clipped term is
@@ -129,8 +131,11 @@ def policy_loss(
     # a gradient where the advantage pulls it back.
     plain_BR = -advantages_BR * ratio_BR
     clipped_BR = -advantages_BR * jnp.clip(ratio_BR, 1.0 - clip, 1.0 + clip)
+    losses_BR = jnp.maximum(plain_BR, clipped_BR)
+    if weights_BR is not None:
+        losses_BR = losses_BR * _constants(mask_BR, weights_BR)[0]
     return {
-        "loss": masked_mean(jnp.maximum(plain_BR, clipped_BR), mask_BR),
+        "loss": masked_mean(losses_BR, mask_BR),
         "policy/approxkl": masked_mean(0.5 * jnp.square(log_ratio_BR), mask_BR),
         "policy/clipfrac": masked_mean(clipped_BR > plain_BR, mask_BR),
         "policy/ratio": masked_mean(ratio_BR, mask_BR),

@@ -18,6 +18,7 @@ from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import join, response_logprobs, response_values
 from rlhf_jax.objectives.policy_gradient import score_with_missing_eos, sequence_kl, token_kl
+from rlhf_jax.objectives.policy_losses import sampler_weights
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
 from rlhf_jax.rollout.generator import Generator
 from rlhf_jax.rollout.rewards import Rewards, Scored
@@ -34,12 +35,15 @@ class RolloutSettings(NamedTuple):
       temperature: of sampling, and of every log-prob that is compared with it.
       kl_estimator, missing_eos_penalty: see `objectives.policy_gradient`.
       logprob_chunk: positions whose logits exist at one time.
+      correction, correction_cap: see `sampler_correction`; "none" for methods that have no such weights.
     """
 
     temperature: float
     kl_estimator: str
     missing_eos_penalty: float
     logprob_chunk: int
+    correction: str = "none"
+    correction_cap: float = 1.0
 
 
 class Readings(NamedTuple):
@@ -119,6 +123,25 @@ def rollout_metrics(
     }
 
 
+def sampler_correction(
+    read: Readings, sampled: Generation, settings: RolloutSettings
+) -> tuple[Float[Array, "B R"] | None, Metrics]:
+    """Weights of the policy loss for what another policy sampled than the one that learns from it, and their metrics.
+
+    The sampler's may be some steps old or in another dtype. No weights and no metrics where the page wants none.
+    """
+    if settings.correction == "none":
+        return None, {}
+    weights_BR, means = sampler_weights(
+        read.logprobs["policy"],
+        sampled.logprobs_BR,
+        read.mask_BR,
+        level=settings.correction,
+        cap=settings.correction_cap,
+    )
+    return weights_BR, {name: value(mean) for name, mean in means.items()}
+
+
 class Actor(NamedTuple):
     """Samples with a policy, has its responses scored, and reads them with the networks.
 
@@ -174,6 +197,14 @@ class Actor(NamedTuple):
         """(final scores, metrics) of the first `count` responses; metrics without their prefix `objective/`."""
         readings = self.read(networks, batch, sampled, values=False)
         return _measuring_program(self.settings, count)(readings, sampled, score())
+
+    def measure_at_price(self, kl_coef: float, *asked: Any) -> tuple[jax.Array, dict]:
+        """`measure`, and `rlhf_reward`: the scores less kl_coef times the KL."""
+        scores_B, metrics = self.measure(*asked)
+        # At one price for all checkpoints, also where an adaptive kl_coef has moved since: else the
+        # checkpoint at which the coefficient was lowest would be the best one.
+        scores, kl = float(metrics["scores"]), float(metrics["kl"])
+        return scores_B, metrics | {"rlhf_reward": scores - kl_coef * kl}
 
 
 # Cached, so that the memory plan (which lowers it from shapes) and the run have one program between them.

@@ -48,7 +48,10 @@ def assert_same_curve(found: list[dict], wanted: list[dict]) -> None:
     """Rows of metrics are the same but for rounding."""
     assert [row["step"] for row in found] == [row["step"] for row in wanted]
     for a, b in zip(found, wanted, strict=True):
-        assert a.pop("sampling/logp_difference", 0) < 1e-5 > b.pop("sampling/logp_difference", 0)
+        # All of it is rounding, which has no relative error to speak of, but where rollouts lag behind.
+        if max(row.get("sampling/logp_difference", 0) for row in (a, b)) < 1e-5:
+            for row in (a, b):
+                row.pop("sampling/logp_difference", None)
         # Where policy and reference are still equal, rounding decides which side is ahead.
         if abs(b.get("rewards/margins", 1.0)) < 1e-5:
             for row in (a, b):

@@ -5,10 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_farm
+import tiny_losses
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import ppo
 from rlhf_jax.objectives.reduce import Mean
+from rlhf_jax.rollout.experience import Readings, RolloutSettings
+from rlhf_jax.rollout.rewards import Scored
+from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.run import online
 
 
@@ -47,7 +51,7 @@ def adaptive(farm, tmp_path_factory):
 def test_the_price_of_kl_moves_where_that_is_asked_for(farm, adaptive_kl, kl, factor):
     moving = {"adaptive_kl": adaptive_kl, "target_kl": 6.0, "kl_horizon": 40.0}
     page = tiny_farm.settings("ppo", farm, **moving, **{"rollout.batch_size": 8, "minibatch_size": 4})
-    after = ppo._after(page, {"kl_coef": 0.3}, {"objective/kl": jnp.float32(kl)})
+    after = online.next_kl_coef(page, {"kl_coef": 0.3}, {"objective/kl": jnp.float32(kl)})
     assert float(after["kl_coef"]) == pytest.approx(0.3 * factor, rel=1e-5)
 
 
@@ -71,6 +75,39 @@ def test_a_sampler_of_another_dtype_is_said_with_how_far_it_is(farm, tmp_path, c
         assert said.count("notice: sampling/logp_difference is ") == times, said
     first = tiny_farm.rows(tmp_path / "bfloat16")[0]["eval/sampling/logp_difference"]
     assert first > 1e-4
+
+
+def test_a_correction_changes_a_rollout_of_an_older_policy_and_no_other():
+    """Weights of the policy's loss alone: the value model learns from what was sampled as it is."""
+    mask = jnp.asarray([[True, True], [True, False]])
+    now, then = jnp.asarray([[-1.0, -2.0], [-0.5, 0.0]]), jnp.asarray([[-1.5, -1.0], [-2.5, 0.0]])
+    read = Readings(
+        jnp.zeros((2, 3), jnp.int32),
+        jnp.ones(2, jnp.int32),
+        mask,
+        {"policy": now, "reference": now},
+        jnp.ones((2, 2)),
+        {"value": jnp.zeros((2, 2))},
+    )
+    lengths, ended = jnp.asarray([2, 1]), jnp.ones(2, bool)
+    scored, advantage = Scored(jnp.asarray([1.0, 2.0]), ended), ppo.AdvantageSettings(1.0, 0.95, False)
+    for correction, wanted in (("none", None), ("token", [[1.6487, 0.3679], [2.0, 0]])):
+        settings = RolloutSettings(1.0, "k1", -3.0, 16, correction, 2.0)
+        for sampler, weights in ((then, wanted), (now, wanted and [[1, 1], [1, 0]])):
+            sampled = Generation(jnp.zeros((2, 2), jnp.int32), sampler, mask, lengths, ended, jnp.int32(2))
+            found, metrics = ppo.make_experience(read, sampled, scored, jnp.float32(0.1), settings, advantage)
+            assert (
+                (found.weights_BR is None) == (weights is None) == ("sampling/correction_mean" not in metrics)
+            )
+            if weights is not None:
+                np.testing.assert_allclose(found.weights_BR, weights, rtol=1e-4)
+    case = tiny_losses.cases()["ppo"]
+    loss = tiny_losses.compiled(case)
+    plain, _ = loss(case.params, case.batch)
+    doubled = np.full(case.batch.mask_BR.shape, 2, np.float32)
+    twice, _ = loss(case.params, case.batch._replace(weights_BR=doubled))
+    assert float(twice["loss/policy"]) == pytest.approx(2 * float(plain["loss/policy"]), rel=1e-5)
+    assert float(twice["loss/value"]) == float(plain["loss/value"])
 
 
 def test_a_horizon_shorter_than_a_rollout_is_refused(farm, tmp_path):

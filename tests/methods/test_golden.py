@@ -12,7 +12,7 @@ import tiny_farm
 import tiny_words
 from tiny_words import EOS, PAD, VOCABULARY
 
-from rlhf_jax.methods import dpo, ppo, reward_model, sft
+from rlhf_jax.methods import dpo, grpo, ppo, reward_model, sft
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
 from rlhf_jax.training.run import load_models, reference_logprobs
@@ -157,6 +157,53 @@ def test_ppo(words, tmp_path, monkeypatch):
     assert found == pytest.approx(PPO, rel=1e-4, abs=2e-5)
 
 
+def test_grpo(words, tmp_path, monkeypatch):
+    """Minibatches are whole rollouts here, too; what samples is another policy than the one that learns."""
+    calls = []
+
+    def scripted(self, tokens, lengths, rows, key, samples):
+        calls.append(samples)
+        found = responses(len(calls), tokens.shape[0] * samples)
+        said = np.random.RandomState(200 + len(calls)).normal(-2.5, 1, found.tokens_BR.shape)
+        return found._replace(logprobs_BR=jnp.asarray(np.where(found.mask_BR, said, 0), jnp.float32))
+
+    monkeypatch.setattr(DecodeGenerator, "generate", scripted)
+    prompts = [{"prompt": x} for x in tiny_words.sentences(10, 5, 18)]
+    page = tiny_words.settings(
+        "grpo",
+        tmp_path,
+        {"data.train": prompts, "data.eval": prompts[:3]},
+        **{
+            "model.policy": str(words / "language"),
+            "model.reward": str(words / "reward"),
+            "steps": 3,
+            "epochs": 2,
+        },
+        **{"rollout.batch_size": 3, "rollout.samples": 4, "minibatch_size": 12, "microbatches": 2},
+        **{"rollout.max_new_tokens": 5, "rollout.temperature": 0.8, "missing_eos_penalty": -1.5},
+        **{"rollout.correction": "token", "rollout.correction_cap": 1.3, "ratio": "sequence"},
+        **{"clip_low": 0.3, "clip_high": 0.4, "dual_clip": 1.6, "aggregation": "sequences"},
+        **{"baseline": "leave_one_out", "scale": "batch", "filter_groups": True, "kl_in": "loss"},
+        **{"kl_coef": 0.4, "kl_estimator": "k3", "kl_gradient": "exact", "adaptive_kl": True},
+        **{"target_kl": 0.5, "kl_horizon": 24.0, "best_metric": "", "optimizer.schedule": "constant"},
+        **{"optimizer.warmup_steps": 0, "optimizer.max_grad_norm": 0.65},
+        **{"seed": 3, "eval_every": 0, "save_every": 0},
+        **ADAM | {"optimizer.learning_rate": 0.02},
+    )
+    grpo.run(page, str(tmp_path / "run"))
+    assert calls == [1, 4, 4, 4, 1]
+    names = (
+        "loss",
+        "loss/kl",
+        "objective/kl",
+        "policy/clipfrac",
+        "sampling/correction_mean",
+        "eval/rlhf_reward",
+    )
+    found = numbers(tmp_path / "run", words / "language", *names)
+    assert found == pytest.approx(GRPO, rel=1e-4, abs=2e-5)
+
+
 def responses(call, count):
     """What a policy is made to say at a call: words of any number, and the end in some rows only."""
     rng, R = np.random.RandomState(100 + call), 5
@@ -191,3 +238,5 @@ SIMPO = {"loss": 1.318427, "grad_norm": 1.491508, "rewards/margins": 0.5749398, 
 SIMPO |= {"eval/loss": 1.792688, "moved": -0.1742754}
 PPO = {"loss": 0.3260543, "objective/kl": 1.187671, "val/explained_variance": 0.04499368}
 PPO |= {"policy/entropy": 2.510932, "eval/rlhf_reward": -2.112381, "moved": 3.05058}
+GRPO = {"loss": -0.01053645, "loss/kl": 0.05975319, "objective/kl": 0.2088517, "policy/clipfrac": 0.0}
+GRPO |= {"sampling/correction_mean": 0.4092710, "eval/rlhf_reward": -0.8026715, "moved": 0.5287320}

@@ -45,6 +45,17 @@ DEFAULT_CURVES: Mapping[str, tuple[Curve, ...]] = {
         "*/approxkl*",
         "loss*",
     ),
+    "grpo": (
+        "objective/score*",
+        "objective/kl",
+        "eval/*win_rate*",
+        "eval/*",
+        "groups/*",
+        "policy/clipfrac*",
+        "policy/approxkl",
+        "sampling/*",
+        "loss*",
+    ),
 }
 FALLBACK_CURVES: tuple[Curve, ...] = ("*loss", "rewards/*", "objective/*", "eval/*", "grad_norm")
 

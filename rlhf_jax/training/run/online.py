@@ -23,6 +23,7 @@ from rlhf_jax.data.tokens.special_ids import without_end
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
+from rlhf_jax.objectives.policy_gradient import adaptive_kl_coef
 from rlhf_jax.objectives.reduce import Mean, add, value
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, to_global
@@ -292,6 +293,30 @@ def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:
             said = f"the {rows or rows_of_experience(config)} rows of {said} with {config.rollout.samples} samples"
         raise UserError(f"minibatch_size: {config.minibatch_size} does not divide {said}")
     tell_warmup(config, config.steps)
+
+
+def next_kl_coef(config: ConfigDict, extra: dict, metrics: dict) -> dict:
+    """Returns the KL coefficient of the next rollout, by the KL per response of this one (Ziegler et al. 2019)."""
+    if not config.adaptive_kl:
+        return extra
+    kl_coef = adaptive_kl_coef(
+        extra["kl_coef"],
+        metrics["objective/kl"],
+        target=config.target_kl,
+        responses=rows_of_experience(config),
+        horizon=config.kl_horizon,
+    )
+    return {"kl_coef": kl_coef}
+
+
+def check_kl_horizon(config: ConfigDict) -> None:
+    """Raises UserError where one rollout could move the KL coefficient by more than a fifth."""
+    responses = rows_of_experience(config)
+    if config.adaptive_kl and config.kl_horizon < responses:
+        raise UserError(
+            f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {responses} of one rollout, so that "
+            f"kl_coef would swing; use ten rollouts ({10 * responses}) or more"
+        )
 
 
 def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:

@@ -74,9 +74,16 @@ LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
 
 def rollout_settings(config: ConfigDict) -> RolloutSettings:
     """Returns the numbers of a page that every rollout needs."""
-    # A method that no score teaches has none to put in the place of another.
-    penalty = config.get("missing_eos_penalty", 0.0)
-    return RolloutSettings(config.rollout.temperature, config.kl_estimator, penalty, config.logprob_chunk)
+    rollout = config.rollout
+    return RolloutSettings(
+        rollout.temperature,
+        config.kl_estimator,
+        # A method that no score teaches has none to put in the place of another.
+        config.get("missing_eos_penalty", 0.0),
+        config.logprob_chunk,
+        rollout.get("correction", "none"),
+        rollout.get("correction_cap", 1.0),
+    )
 
 
 def plan_online(
