@@ -6,12 +6,13 @@ window of R positions that starts at the last prompt token holds all that is nee
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.logprobs import token_kl_full, token_logprobs
 
 Batch = dict[str, Array]
 
@@ -67,15 +68,55 @@ def response_logprobs(
 
     `temperature` must be the one that the tokens were sampled with, in old, new and reference log-probs alike.
     """
-    hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
-    # The window is cut before the head: the product with [D, V] is the largest of the
-    # model, and prompts are often longer than responses.
-    hidden_BRD = decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
+    hidden_BRD = before_head(config, params, tokens_BT, prompt_lengths_B, R)
     targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
     head_DV = decoder.head(config, params)
     return token_logprobs(
         hidden_BRD, head_DV, targets_BR, temperature=temperature, chunk=chunk, softcap=config.logit_softcap
     )
+
+
+def before_head(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BT: Int[Array, "B T"],
+    prompt_lengths_B: Int[Array, " B"],
+    R: int,
+) -> Float[Array, "B R D"]:
+    """What the language model's head reads to predict each response token."""
+    hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
+    # The window is cut before the head: the product with [D, V] is the largest of the
+    # model, and prompts are often longer than responses.
+    return decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
+
+
+def logprobs_beside(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BT: Int[Array, "B T"],
+    prompt_lengths_B: Int[Array, " B"],
+    R: int,
+    other: tuple[ModelConfig, decoder.Params, Int[Array, "B T"], Int[Array, " B"]],
+    *,
+    temperature: float = 1.0,
+    chunk: int = 128,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"], Float[Array, "B R"]]:
+    """(log-probs, entropies, exact KL to another model) at each response token, float32.
+
+    other: (settings, parameters, tokens, prompt lengths) of the other model, which may read the same responses behind
+        other prompts. It is a constant to differentiation.
+    """
+    hidden_BRD, head_DV = before_head(config, params, tokens_BT, prompt_lengths_B, R), decoder.head(config, params)
+    targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
+    how = {"temperature": temperature, "chunk": chunk, "softcap": config.logit_softcap}
+    logprobs_BR, entropy_BR = token_logprobs(hidden_BRD, head_DV, targets_BR, **how)
+    theirs, other_params, *where = other
+    # Stopped here, too: no backward pass through the other model's layers is even traced then.
+    other_params = jax.lax.stop_gradient(other_params)
+    other_BRE = before_head(theirs, other_params, *where, R)
+    other_head_EV = decoder.head(theirs, other_params)
+    how["reference_softcap"] = theirs.logit_softcap
+    return logprobs_BR, entropy_BR, token_kl_full(hidden_BRD, head_DV, other_BRE, other_head_EV, **how)
 
 
 def response_values(

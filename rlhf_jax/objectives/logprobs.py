@@ -1,6 +1,6 @@
-"""Log-probabilities and entropies of tokens, without ever holding the logits of a whole batch; the loss of SFT.
+"""Log-probabilities, entropies and KL of tokens, without ever holding the logits of a whole batch; the loss of SFT.
 
-Every loss and every score in the project goes through `token_logprobs`: the logits exist for one chunk of
+Every loss and every score in the project goes through `token_logprobs` or `token_kl_full`: the logits exist for one chunk of
 positions at a time, and again, recomputed, for one chunk at a time in the backward pass.
 """
 
@@ -91,34 +91,121 @@ def _backward(chunk, softcap, residuals, cotangents) -> tuple:
         hit_BCV = jax.lax.broadcasted_iota(targets_BC.dtype, logp_BCV.shape, 2) == targets_BC[..., None]
         per_p_BCV = dlogprobs_BC[..., None] + dentropy_BC[..., None] * (logp_BCV + entropy_BC[..., None])
         dlogits_BCV = jnp.where(hit_BCV, dlogprobs_BC[..., None], 0.0) - jnp.exp(logp_BCV) * per_p_BCV
-        # The logits at hand are capped and divided by the temperature; the derivative
-        # of cap * tanh(z / cap) is 1 - tanh(z / cap)^2.
-        if softcap:
-            dlogits_BCV = dlogits_BCV * (1.0 - (logits_BCV * temperature / softcap) ** 2)
-        dlogits_BCV = (dlogits_BCV / temperature).astype(dtype)
-        f32 = {"preferred_element_type": jnp.float32}
-        dhidden_BCD = jnp.einsum("bcv,dv->bcd", dlogits_BCV, head_DV, **f32)
-        return jnp.einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV, **f32), dhidden_BCD
+        return _through_head(hidden_BCD, head_DV, logits_BCV, dlogits_BCV, temperature, softcap, dtype)
 
-    T = targets_BT.shape[1]
-    count = _chunk_count(T, chunk)
     xs = (hidden_BTD, targets_BT, peak_BT, logsum_BT, entropy_BT, *cotangents)
-    if count == 1:
-        dhead_DV, dhidden_BTD = one(*xs)
-    else:
-        # The head's gradient is a sum over chunks: as the carry of a scan it is one [D, V] buffer, where
-        # lax.map would return one per chunk.
-        def accumulate(dhead_DV, x) -> tuple[Array, Array]:
-            dhead_part_DV, dhidden_BCD = one(*x)
-            return dhead_DV + dhead_part_DV, dhidden_BCD
-
-        start_DV = jnp.zeros(head_DV.shape, jnp.float32)
-        dhead_DV, parts = jax.lax.scan(accumulate, start_DV, tuple(_split(x, count) for x in xs))
-        dhidden_BTD = _join(parts, T)
+    dhidden_BTD, dhead_DV = _summed_over_chunks(one, xs, head_DV.shape, chunk)
     return dhidden_BTD.astype(hidden_BTD.dtype), dhead_DV.astype(head_DV.dtype), None, None
 
 
 _token_logprobs.defvjp(_forward, _backward)
+
+
+def _through_head(hidden_BCD, head_DV, logits_BCV, dlogits_BCV, temperature, softcap, dtype) -> tuple:
+    """(gradient of the hidden states, of the head), from that of a chunk's logits."""
+    # The logits at hand are capped and divided by the temperature; the derivative
+    # of cap * tanh(z / cap) is 1 - tanh(z / cap)^2.
+    if softcap:
+        dlogits_BCV = dlogits_BCV * (1.0 - (logits_BCV * temperature / softcap) ** 2)
+    dlogits_BCV = (dlogits_BCV / temperature).astype(dtype)
+    f32 = {"preferred_element_type": jnp.float32}
+    dhidden_BCD = jnp.einsum("bcv,dv->bcd", dlogits_BCV, head_DV, **f32)
+    return dhidden_BCD, jnp.einsum("bcd,bcv->dv", hidden_BCD, dlogits_BCV, **f32)
+
+
+def _summed_over_chunks(one, xs, head_shape, chunk) -> tuple[Array, Array]:
+    """(gradient of the hidden states, of the head) of all chunks; one: of a single one."""
+    T = xs[0].shape[1]
+    count = _chunk_count(T, chunk)
+    if count == 1:
+        return one(*xs)
+
+    # The head's gradient is a sum over chunks: as the carry of a scan it is one [D, V] buffer, where
+    # lax.map would return one per chunk.
+    def accumulate(dhead_DV, x) -> tuple[Array, Array]:
+        dhidden_BCD, dhead_part_DV = one(*x)
+        return dhead_DV + dhead_part_DV, dhidden_BCD
+
+    start_DV = jnp.zeros(head_shape, jnp.float32)
+    dhead_DV, parts = jax.lax.scan(accumulate, start_DV, tuple(_split(x, count) for x in xs))
+    return _join(parts, T), dhead_DV
+
+
+# The KL divergence between two models at every position, over all tokens of the vocabulary and not only the sampled one.
+
+
+def token_kl_full(
+    hidden_BTD: Float[Array, "B T D"],
+    head_DV: Float[Array, "D V"],
+    reference_BTE: Float[Array, "B T E"],
+    reference_head_EV: Float[Array, "E V"],
+    *,
+    temperature: ScalarLike = 1.0,
+    chunk: int = 128,
+    softcap: float = 0.0,
+    reference_softcap: float = 0.0,
+) -> Float32[Array, "B T"]:
+    """KL(pi || pi_ref) of the next token, sum over v of p_v (log p_v - log q_v), in nats, float32.
+
+    Exact, where an estimate from the sampled token (`policy_gradient.token_kl`) is right on average, and on the policy's
+    own samples alone. Both distributions are at the temperature. Settings are those of `token_logprobs`, and so is the
+    memory: logits of both models exist for one chunk of positions at a time, forward and backward. Differentiable in
+    `hidden` and `head`; the reference is a constant to differentiation.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    how = (chunk, softcap, reference_softcap)
+    return _token_kl(hidden_BTD, head_DV, reference_BTE, reference_head_EV, temperature, how)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _token_kl(hidden_BTD, head_DV, reference_BTE, reference_head_EV, temperature, how) -> Array:
+    return _kl_forward(hidden_BTD, head_DV, reference_BTE, reference_head_EV, temperature, how)[0]
+
+
+def _log_ratio(hidden_BCD, head_DV, reference_BCE, reference_head_EV, temperature, how) -> tuple[Array, ...]:
+    """(logits, probabilities, log p - log q) of the positions of a chunk."""
+    logits_BCV = _logits(hidden_BCD, head_DV, temperature, how[1])
+    logp_BCV = jax.nn.log_softmax(logits_BCV)
+    logq_BCV = jax.nn.log_softmax(_logits(reference_BCE, reference_head_EV, temperature, how[2]))
+    return logits_BCV, jnp.exp(logp_BCV), logp_BCV - logq_BCV
+
+
+def _kl_forward(hidden_BTD, head_DV, reference_BTE, reference_head_EV, temperature, how) -> tuple:
+    def one(hidden_BCD, reference_BCE) -> Array:
+        _, p_BCV, ratio_BCV = _log_ratio(
+            hidden_BCD, head_DV, reference_BCE, reference_head_EV, temperature, how
+        )
+        return jnp.sum(p_BCV * ratio_BCV, axis=-1)
+
+    T = hidden_BTD.shape[1]
+    count = _chunk_count(T, how[0])
+    if count == 1:
+        kl_BT = one(hidden_BTD, reference_BTE)
+    else:
+        xs = (_split(hidden_BTD, count), _split(reference_BTE, count))
+        kl_BT = _join(jax.lax.map(lambda x: one(*x), xs), T)
+    return kl_BT, (hidden_BTD, head_DV, reference_BTE, reference_head_EV, temperature, kl_BT)
+
+
+def _kl_backward(how, residuals, dkl_BT) -> tuple:
+    hidden_BTD, head_DV, reference_BTE, reference_head_EV, temperature, kl_BT = residuals
+    dtype = jnp.result_type(hidden_BTD, head_DV)
+
+    def one(hidden_BCD, reference_BCE, kl_BC, dkl_BC) -> tuple[Array, Array]:
+        logits_BCV, p_BCV, ratio_BCV = _log_ratio(
+            hidden_BCD, head_DV, reference_BCE, reference_head_EV, temperature, how
+        )
+        # d KL / dz_v = p_v (log p_v - log q_v - KL); the derivative of log p itself sums to 0.
+        dlogits_BCV = dkl_BC[..., None] * p_BCV * (ratio_BCV - kl_BC[..., None])
+        return _through_head(hidden_BCD, head_DV, logits_BCV, dlogits_BCV, temperature, how[1], dtype)
+
+    xs = (hidden_BTD, reference_BTE, kl_BT, dkl_BT)
+    dhidden_BTD, dhead_DV = _summed_over_chunks(one, xs, head_DV.shape, how[0])
+    return dhidden_BTD.astype(hidden_BTD.dtype), dhead_DV.astype(head_DV.dtype), None, None, None
+
+
+_token_kl.defvjp(_kl_forward, _kl_backward)
 
 
 def _logits(hidden_BCD, head_DV, temperature, softcap) -> Array:

@@ -58,6 +58,9 @@ class OnlineModels(NamedTuple):
       scalar: what is trained beside the policy, by name; each has a scalar head.
       of_reward: the names among `scalar` whose trunk is the first reward model's, and not the policy's.
       read: language models that are read beside policy and reference, by name.
+      in_loss: whether the loss reads the reference, too: of its parameters those that the policy trains, which it lays
+        over the policy's.
+      carried: shapes, with shardings, of large arrays that the method carries from one iteration to the next.
     """
 
     policy: ModelConfig
@@ -65,7 +68,12 @@ class OnlineModels(NamedTuple):
     scalar: Mapping[str, ModelConfig] = MappingProxyType({})
     of_reward: tuple[str, ...] = ()
     read: Mapping[str, ModelConfig] = MappingProxyType({})
+    in_loss: bool = False
+    carried: Any = ()
 
+
+# The name of the policy as it starts, among what is read and what the loss reads.
+REFERENCE = "reference"
 
 LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
 
@@ -121,14 +129,16 @@ def plan_online(
     common = bytes_per_device([frozen[name] for name in models.of_reward]) if alone else 0
     others = bytes_per_device([m.params for m in read.values()])
     scoring_models = bytes_per_device([m.params for m in rewards])
-    beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others - common)
+    # Old and new stand side by side until the iteration ends.
+    carried = 2 * bytes_per_device(models.carried)
+    beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others + carried - common)
     R, N, settings = config.rollout.max_new_tokens, config.rollout.samples, rollout_settings(config)
     rollout = RolloutShapes(mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id, N)
 
     def reading() -> jax.stages.Lowered:
         whole, prompts = Model(policy_config, policy.whole), rollout.prompts(N)
         return reading_program(settings, pad_id).lower(
-            language={"policy": whole, "reference": whole, **read},
+            language={"policy": whole, REFERENCE: whole, **read},
             scalar={name: Model(scalar[name], start.whole) for name, start in beside_it.items()},
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
@@ -156,6 +166,9 @@ def plan_online(
     # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     batch = batch_shapes(mesh, config.minibatch_size, row)
+    if models.in_loss:
+        # An argument of the step, so that it is not beside it.
+        frozen, beside = frozen | {REFERENCE: policy.trained}, beside - kept
     return Plan(loss_fn, tx, step, state, batch, frozen, beside, tuple(phases))
 
 
@@ -208,6 +221,6 @@ def open_actor(
         dtype=c.rollout.dtype,
     )
     trained = {"policy": models.policy, **models.scalar}
-    frozen = {"reference": reference, **read}
+    frozen = {REFERENCE: reference, **read}
     settings = rollout_settings(c)
     return Actor(trained, tuple(models.scalar), frozen, generator, rewards, settings, pad_id), starts
