@@ -289,7 +289,7 @@ def updates_per_iteration(config: ConfigDict, rows: int = 0) -> int:
 
 def epochs_of(config: ConfigDict) -> int:
     """The passes over one rollout: the page's `epochs`, or 1 for a method that draws its minibatches otherwise."""
-    return config.get("epochs", 1)
+    return config.epochs if "epochs" in config else 1
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:
