@@ -3,7 +3,7 @@
     python -m rlhf_jax.main --config=configs/quark.py --workdir=runs/farm/quark
 
 One step = one rollout of `rollout.batch_size` prompts, which joins the pool; the pool is ranked, and `updates`
-minibatches are drawn from its best quantile.
+minibatches are drawn from its best quantile; with the variant all_quantiles from all of it.
 
 What all trainers share stands in configs/common.py.
 """
@@ -16,13 +16,15 @@ common = module_beside(__file__, "common")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "alpaca": alpaca})
+    return choose_variant(variant, {"microfarm": microfarm, "all_quantiles": all_quantiles, "alpaca": alpaca})
 
 
 def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "quark"
-    c.seed = 0  # Of the prompts that are drawn, their order, what is sampled, and the rows that are learned from.
+    c.seed = (
+        0  # Of the prompts that are drawn, their order, what is sampled, and the rows that are learned from.
+    )
 
     c.data = ConfigDict()
     c.data.train = "runs/farm/data/unlabeled.parquet"  # Prompts (instruction records or prompt records).
@@ -41,16 +43,21 @@ def microfarm() -> ConfigDict:
     # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
     # the chat template writes). "": as its config.json says, else template for chat and eos for others.
     c.model.score_at = ""
+    common.read_rewards(c.model)
     common.trained_model(c.model)
 
     common.lora(c)
 
     common.rollout(c, batch_size=64, max_new_tokens=28)
+    common.reward_sources(c)
+    common.win_rate(c)
 
     c.steps = 70  # Rollouts, each with its updates.
     c.pool_rollouts = 1  # The last so many rollouts stay in the pool; 1: each is forgotten at the next.
     c.quantiles = 4  # Parts of equal size that the pool is cut into by score, anew after every rollout.
-    c.train_on = "best"  # The best quantile alone; what the others show is left.
+    # best: the best quantile alone. all: every response, behind a token for its quantile, which the tokenizer gets;
+    # prompts are sampled behind that of the best, here and with the exported model, whose tokenizer says so.
+    c.train_on = "best"
     c.minibatch_size = 16  # Rows per optimizer update.
     c.updates = 2  # Minibatches per rollout; drawn beyond the last row, rows come again in a fresh order.
 
@@ -70,6 +77,14 @@ def microfarm() -> ConfigDict:
     common.rhythm(c, log_every=1, eval_every=20, save_every=25)
     c.best_metric = "eval/scores"  # Chooses the checkpoint that is exported; "": the last.
     c.best_mode = "max"
+    return c
+
+
+def all_quantiles() -> ConfigDict:
+    c = microfarm()
+    c.train_on = "all"
+    c.data.max_prompt_length = 37  # With the token of its quantile.
+    c.updates = 4
     return c
 
 

@@ -36,6 +36,15 @@ def join(
     return jnp.where(columns_T < lengths_B1, shifted_BT, pad_id)
 
 
+def without_column(
+    tokens_BT: Int[Array, "B T"], prompt_lengths_B: Int[Array, " B"], column: int
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """Takes a token out of every prompt: (rows as wide as before, prompt lengths)."""
+    # What comes in at the right is behind every row's end.
+    rest = (tokens_BT[:, :column], tokens_BT[:, column + 1 :], tokens_BT[:, -1:])
+    return jnp.concatenate(rest, axis=1), prompt_lengths_B - 1
+
+
 def window(x_BT: Array, prompt_lengths_B: Int[Array, " B"], R: int, *, offset: int) -> Array:
     """Cuts R positions out of each row: x[b, prompt_length + offset + r] for r < R; x is [B, T] or [B, T, D].
 
@@ -106,7 +115,10 @@ def logprobs_beside(
     other: (settings, parameters, tokens, prompt lengths) of the other model, which may read the same responses behind
         other prompts. It is a constant to differentiation.
     """
-    hidden_BRD, head_DV = before_head(config, params, tokens_BT, prompt_lengths_B, R), decoder.head(config, params)
+    hidden_BRD, head_DV = (
+        before_head(config, params, tokens_BT, prompt_lengths_B, R),
+        decoder.head(config, params),
+    )
     targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
     how = {"temperature": temperature, "chunk": chunk, "softcap": config.logit_softcap}
     logprobs_BR, entropy_BR = token_logprobs(hidden_BRD, head_DV, targets_BR, **how)

@@ -1,7 +1,7 @@
 """Log-probabilities, entropies and KL of tokens, without ever holding the logits of a whole batch; the loss of SFT.
 
-Every loss and every score in the project goes through `token_logprobs` or `token_kl_full`: the logits exist for one chunk of
-positions at a time, and again, recomputed, for one chunk at a time in the backward pass.
+Every loss and every score in the project goes through `token_logprobs` or `token_kl_full`: the logits exist for one
+chunk of positions at a time, and again, recomputed, for one chunk at a time in the backward pass.
 """
 
 import functools
@@ -131,7 +131,7 @@ def _summed_over_chunks(one, xs, head_shape, chunk) -> tuple[Array, Array]:
     return _join(parts, T), dhead_DV
 
 
-# The KL divergence between two models at every position, over all tokens of the vocabulary and not only the sampled one.
+# The KL divergence between two models at every position, over all tokens of the vocabulary and not the sampled one.
 
 
 def token_kl_full(
@@ -147,10 +147,10 @@ def token_kl_full(
 ) -> Float32[Array, "B T"]:
     """KL(pi || pi_ref) of the next token, sum over v of p_v (log p_v - log q_v), in nats, float32.
 
-    Exact, where an estimate from the sampled token (`policy_gradient.token_kl`) is right on average, and on the policy's
-    own samples alone. Both distributions are at the temperature. Settings are those of `token_logprobs`, and so is the
-    memory: logits of both models exist for one chunk of positions at a time, forward and backward. Differentiable in
-    `hidden` and `head`; the reference is a constant to differentiation.
+    Exact, where an estimate from the sampled token (`policy_gradient.token_kl`) is right on average, and on the
+    policy's own samples alone. Both distributions are at the temperature. Settings are those of `token_logprobs`, and
+    so is the memory: logits of both models exist for one chunk of positions at a time, forward and backward.
+    Differentiable in `hidden` and `head`; the reference is a constant to differentiation.
     """
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")

@@ -1,5 +1,7 @@
 """Quark as every method is tested; its pool, what is drawn of it, and iterations by hand from what was sampled."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,12 +11,14 @@ import tiny_losses
 from method_suite import MethodSuite
 from tiny_losses import CONFIG, Case
 
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer, prefix_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import quark
 from rlhf_jax.models import decoder
 from rlhf_jax.models.huggingface import import_folder
-from rlhf_jax.rollout.pool import Pool
+from rlhf_jax.rollout.pool import Drawing, Pool, PoolRows, Ranked, draw
 from rlhf_jax.rollout.rewards import TokenRewards
+from rlhf_jax.rollout.text_rewards import TextRewards
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
 from rlhf_jax.training.run import online_models
 
@@ -28,7 +32,7 @@ class TestQuark(MethodSuite):
     def case(self):
         reference, policy = (tiny_farm.random_params(scalar=False, seed=s) for s in (1, 3))
         rows = tiny_losses.cases()["ppo"].batch
-        batch = quark.Experience(rows.tokens_BT, rows.prompt_lengths_B, rows.mask_BR)
+        batch = PoolRows(rows.tokens_BT, rows.prompt_lengths_B, rows.mask_BR)
         how = {"kl_coef": 0.7, "entropy_coef": 0.3, "temperature": 0.7, "chunk": 16}
 
         def make(R):
@@ -39,7 +43,8 @@ class TestQuark(MethodSuite):
         return Case(make, {"policy": policy}, batch)
 
 
-S, B, R, UPDATES, SIZE, K, ITERATIONS = 2, 8, 8, 3, 2, 4, 3
+S, B, UPDATES, SIZE, K, ITERATIONS = 2, 8, 3, 2, 4, 3
+MARKER = tiny_farm.VOCAB  # The id of the first new token.
 SETTINGS = {
     "steps": ITERATIONS,
     "pool_rollouts": S,
@@ -70,11 +75,17 @@ class Recorded:
         self.rollouts, self.scores, self.minibatches = [], [], []
 
 
-@pytest.fixture(scope="module")
-def recorded(farm, tmp_path_factory):
-    """(what was recorded, rows of metrics, the exported policy)."""
+@pytest.fixture(scope="module", params=["best", "all"])
+def recorded(farm, tmp_path_factory, request):
+    """(what was recorded, rows of metrics, the run's folder, train_on)."""
     folder, found = tmp_path_factory.mktemp("quark"), Recorded()
-    generate, score, make_step = DecodeGenerator.generate, TokenRewards.__call__, online_models.make_train_step
+    # With quantiles' tokens the policy has another tokenizer than the reward model, which then reads text.
+    rewards = {"best": TokenRewards, "all": TextRewards}[request.param]
+    generate, score, make_step = (
+        DecodeGenerator.generate,
+        rewards.__call__,
+        online_models.make_train_step,
+    )
 
     def recorded_generate(self, tokens, lengths, rows, key, samples):
         sampled = generate(self, tokens, lengths, rows, key, samples)
@@ -108,18 +119,19 @@ def recorded(farm, tmp_path_factory):
         step.__class__ = Recording
         return step
 
-    page = tiny_farm.settings("quark", farm, **SETTINGS)
+    page = tiny_farm.settings("quark", farm, **SETTINGS, train_on=request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DecodeGenerator, "generate", recorded_generate)
-        patch.setattr(TokenRewards, "__call__", recorded_score)
+        patch.setattr(rewards, "__call__", recorded_score)
         patch.setattr(online_models, "make_train_step", recording_step)
         quark.run(page, str(folder))
-    return found, tiny_farm.rows(folder), import_folder.load(folder / "export")[1]
+    return found, tiny_farm.rows(folder), folder, request.param
 
 
-def pools(found):
-    """After each iteration the responses that are learned from: [(prompt and response, prompt length, their length)]."""
-    ring, best = [None] * S, []
+def pools(found, train_on):
+    """For each iteration (all responses, the best, those that are learned from), each as (score, tokens, prompt length,
+    response length); the learned ones without score."""
+    ring, told = [None] * S, []
     for i, (prompts, lengths, sampled) in enumerate(found.rollouts[1:-1]):
         scored = found.scores[i + 1]
         rows = []
@@ -130,10 +142,16 @@ def pools(found):
             if scored.readable_B[b]:
                 rows.append((float(score), (*prompt, *response), len(prompt), len(response)))
         ring[i % S] = rows
-        everyone = [row for rows in ring for row in rows or ()]
-        kept = sorted(everyone, key=lambda row: -row[0])[: -(-len(everyone) // K)]
-        best.append((everyone, kept))
-    return best
+        everyone = sorted((row for rows in ring for row in rows or ()), key=lambda row: -row[0])
+        best = everyone[: -(-len(everyone) // K)]
+        learned = [row[1:] for row in best]
+        if train_on == "all":
+            learned = [
+                ((x[0], MARKER + r * K // len(everyone), *x[2:]), *lengths)
+                for r, (_, x, *lengths) in enumerate(everyone)
+            ]
+        told.append((everyone, best, learned))
+    return told
 
 
 def minibatch_rows(batch):
@@ -141,45 +159,59 @@ def minibatch_rows(batch):
         yield tuple(tokens[: n + mask.sum()].tolist()), int(n), int(mask.sum())
 
 
-def test_rows_are_drawn_from_the_best_quantile_of_the_whole_pool(recorded):
-    found, metrics, _ = recorded
+def test_rows_are_drawn_from_the_whole_pool_by_quantile(recorded):
+    found, metrics, _, train_on = recorded
     told = [row for row in metrics if "loss" in row]
-    for i, (everyone, kept) in enumerate(pools(found)):
+    for i, (everyone, best, learned) in enumerate(pools(found, train_on)):
         assert told[i]["pool/rows"] == len(everyone) == (8, 15, 15)[i]  # one could not be scored
-        assert told[i]["pool/best_rows"] == len(kept)
-        assert told[i]["pool/best_scores"] == pytest.approx(np.mean([row[0] for row in kept]), rel=1e-5)
-        assert told[i]["pool/scores"] == pytest.approx(np.mean([row[0] for row in everyone]), rel=1e-5)
-        drawn = [
-            row
-            for batch in found.minibatches[UPDATES * i : UPDATES * (i + 1)]
-            for row in minibatch_rows(batch)
-        ]
-        wanted = [row[1:] for row in kept]
-        for k in range(0, len(drawn), len(kept)):  # every pass has each of them once
-            one = drawn[k : k + len(kept)]
-            assert len(set(one)) == len(one) and set(one) <= set(wanted)
+        assert told[i]["pool/best_rows"] == len(best)
+        assert told[i]["pool/best_scores"] == pytest.approx(np.mean([row[0] for row in best]), rel=1e-4)
+        assert told[i]["pool/scores"] == pytest.approx(np.mean([row[0] for row in everyone]), rel=1e-4)
+        batches = found.minibatches[UPDATES * i : UPDATES * (i + 1)]
+        drawn = [row for batch in batches for row in minibatch_rows(batch)]
+        for k in range(0, len(drawn), len(learned)):  # every pass has each of them once
+            one = drawn[k : k + len(learned)]
+            assert len(set(one)) == len(one) and set(one) <= set(learned)
 
 
 def test_the_end_token_is_a_target(recorded):
     """Where a response ended the last token that is trained is the end token: the reference code had lost it."""
     found, *_ = recorded
     ended = {
-        (*p[b, p.shape[1] - n[b] :].tolist(), *x.tokens_BR[b, : x.lengths_B[b]].tolist())
-        for p, n, x in found.rollouts[1:-1]
+        tuple(x.tokens_BR[b, : x.lengths_B[b]].tolist())
+        for _, _, x in found.rollouts[1:-1]
         for b in np.flatnonzero(x.ended_B)
     }
-    rows = [row for batch in found.minibatches for row, *_ in minibatch_rows(batch)]
-    assert sum(row in ended for row in rows) > len(rows) // 2
+    rows = [tokens[n:] for batch in found.minibatches for tokens, n, _ in minibatch_rows(batch)]
+    assert sum(row in ended for row in rows) >= len(rows) // 3
     assert all(row[-1] == 2 for row in rows if row in ended)
 
 
+def test_with_tokens_prompts_are_sampled_behind_the_best_ones(recorded):
+    found, _, folder, train_on = recorded
+    for prompts, lengths, _ in found.rollouts:  # evaluations, too
+        second = prompts[np.arange(len(lengths)), prompts.shape[1] - lengths + 1]
+        assert (second == MARKER).all() if train_on == "all" else (second < MARKER).all()
+    exported = load_tokenizer(folder / "export")
+    assert prefix_text(exported) == ("<|quantile_0|>" if train_on == "all" else "")
+    if train_on == "all":
+        assert [exported.convert_tokens_to_ids(f"<|quantile_{q}|>") for q in range(K)] == [
+            *range(MARKER, MARKER + K)
+        ]
+
+
 @jax.jit
-def dense_loss(params, reference, tokens, trained):
-    """The loss in one piece: [B, T, V] logits of both models, no chunks, no windows. trained: [B, T], of targets."""
+def dense_loss(params, reference, tokens, trained, bare):
+    """The loss in one piece: [B, T, V] logits of both models, no chunks, no windows.
+
+    trained: [B, T], of targets. bare: what the reference is shown, with or without a column less.
+    """
+    config = dataclasses.replace(CONFIG, vocab_size=params["embed"].shape[0])
     logp, logq = (
-        jax.nn.log_softmax(decoder.hidden_states(CONFIG, x, tokens) @ x["head"] / 0.9)
-        for x in (params, reference)
+        jax.nn.log_softmax(decoder.hidden_states(config, x, seen) @ x["head"] / 0.9)
+        for x, seen in ((params, tokens), (reference, bare))
     )
+    logq = jnp.concatenate([logp[:, : tokens.shape[1] - bare.shape[1]], logq], axis=1)
     p = jnp.exp(logp)
     nll = -jnp.take_along_axis(logp[:, :-1], tokens[:, 1:, None], axis=-1)[..., 0]
     kl, entropy = (p * (logp - logq)).sum(-1), -(p * logp).sum(-1)
@@ -188,8 +220,15 @@ def dense_loss(params, reference, tokens, trained):
 
 
 def test_the_numbers_of_all_iterations(recorded, farm):
-    found, metrics, exported = recorded
-    policy = reference = jax.tree.map(jnp.asarray, import_folder.load(farm / "sft/export")[1])
+    found, metrics, folder, train_on = recorded
+    policy, exported = (
+        jax.tree.map(jnp.asarray, import_folder.load(x / "export")[1]) for x in (farm / "sft", folder)
+    )
+    if train_on == "all":  # New tokens start as the mean of the others.
+        mean = {"embed": policy["embed"].mean(0), "head": policy["head"].mean(1)}
+        policy["embed"] = jnp.concatenate([policy["embed"], jnp.tile(mean["embed"], (K, 1))])
+        policy["head"] = jnp.concatenate([policy["head"], jnp.tile(mean["head"][:, None], (1, K))], axis=1)
+    reference = policy
     m = v = jax.tree.map(lambda x: np.zeros(x.shape), policy)
     told, count = [row for row in metrics if "loss" in row], 0
     for i in range(ITERATIONS):
@@ -197,7 +236,8 @@ def test_the_numbers_of_all_iterations(recorded, farm):
         for batch in found.minibatches[UPDATES * i : UPDATES * (i + 1)]:
             column, n = np.arange(batch.tokens_BT.shape[1]), batch.prompt_lengths_B[:, None]
             trained = (column >= n) & (column < n + batch.mask_BR.sum(1)[:, None])
-            loss, g = jax.value_and_grad(dense_loss)(policy, reference, batch.tokens_BT, trained)
+            bare = np.delete(batch.tokens_BT, 1, axis=1) if train_on == "all" else batch.tokens_BT
+            loss, g = gradient(policy, reference, batch.tokens_BT, trained, bare)
             g, count = jax.tree.map(np.float64, g), count + 1
             losses.append(float(loss))
             tokens.append(batch.mask_BR.sum())
@@ -218,20 +258,24 @@ def test_the_numbers_of_all_iterations(recorded, farm):
         np.testing.assert_allclose(got, wanted, rtol=2e-3, atol=3e-4)
 
 
+gradient = jax.jit(jax.value_and_grad(dense_loss))
+
+
 def pool_of(scores, usable):
     scores, usable = np.float32(scores), np.asarray(usable)
     lengths = np.ones(scores.shape, np.int32)
-    return Pool(np.arange(scores.size, dtype=np.int32).reshape(*scores.shape, 1), lengths, lengths, scores, usable, 1)
+    return Pool(
+        np.arange(scores.size, dtype=np.int32).reshape(*scores.shape, 1), lengths, lengths, scores, usable, 1
+    )
 
 
 @pytest.mark.parametrize(("kept", "weights"), [(3, 1), (1, 1), (0, 0)])
 def test_what_is_drawn_comes_once_before_it_comes_twice(kept, weights):
-    pool = pool_of(np.zeros((2, 6)), np.ones((2, 6), bool))
-    order = np.random.default_rng(0).permutation(12)
-    how = {"updates": 4, "size": 3, "quantiles": 3, "R": 1}
-    found = quark.draw(jax.random.key(0), quark.Ranked(pool, jnp.asarray(order), jnp.int32(kept)), **how)
-    rows = np.concatenate([x.tokens_BT[:, 0] for x in found])
-    assert [x.mask_BR.sum() for x in found] == [3 * weights] * 4
+    pool, order = pool_of(np.zeros((2, 6)), np.ones((2, 6), bool)), np.random.default_rng(0).permutation(12)
+    found = Ranked(pool, jnp.asarray(order), jnp.zeros(12, jnp.int32), jnp.int32(kept))
+    batches = draw(jax.random.key(0), found, Drawing(updates=4, size=3, R=1, parts=3))
+    rows = np.concatenate([x.tokens_BT[:, 0] for x in batches])
+    assert [x.mask_BR.sum() for x in batches] == [3 * weights] * 4
     if kept:
         passes = rows.reshape(-1, kept)
         assert all(sorted(x) == sorted(order[:kept]) for x in passes)
@@ -241,9 +285,16 @@ def test_what_is_drawn_comes_once_before_it_comes_twice(kept, weights):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"quantiles": 9}, r"quantiles: 9 of the 8 responses of a rollout; use at most 8, or a larger rollout"),
+        (
+            {"quantiles": 9},
+            r"quantiles: 9 of the 8 responses of a rollout; use at most 8, or a larger rollout",
+        ),
         ({"quantiles": 1}, r"quantiles: 1; use a whole number of at least 2"),
-        ({"train_on": "worst"}, r"train_on: 'worst'; use one of best"),
+        ({"train_on": "worst"}, r"train_on: 'worst'; use one of best, all"),
+        (
+            {"train_on": "all", "lora.rank": 2},
+            r"train_on: all with lora.rank=2, which does not train .*; use train_on=best, or lora.rank=0",
+        ),
         ({"pool_rollouts": 0}, r"pool_rollouts: 0; use a whole number of rollouts"),
         ({"updates": 0}, r"updates: 0; use a whole number"),
         ({"entropy_coef": -0.1}, r"entropy_coef: -0.1; use"),

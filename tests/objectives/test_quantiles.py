@@ -12,7 +12,9 @@ rank = jax.jit(ranked, static_argnums=2)
 
 
 def by_hand(scores, counted, K):
-    order = sorted(np.flatnonzero(counted), key=lambda i: -scores[i])  # Python's sort keeps ties in their order.
+    order = sorted(
+        np.flatnonzero(counted), key=lambda i: -scores[i]
+    )  # Python's sort keeps ties in their order.
     quantile = np.full(len(scores), K)
     for r, i in enumerate(order):
         quantile[i] = r * K // len(order)

@@ -58,6 +58,7 @@ class OnlineModels(NamedTuple):
       scalar: what is trained beside the policy, by name; each has a scalar head.
       of_reward: the names among `scalar` whose trunk is the first reward model's, and not the policy's.
       read: language models that are read beside policy and reference, by name.
+      marker: see `RolloutSettings`.
       in_loss: whether the loss reads the reference, too: of its parameters those that the policy trains, which it lays
         over the policy's.
       carried: shapes, with shardings, of large arrays that the method carries from one iteration to the next.
@@ -68,6 +69,7 @@ class OnlineModels(NamedTuple):
     scalar: Mapping[str, ModelConfig] = MappingProxyType({})
     of_reward: tuple[str, ...] = ()
     read: Mapping[str, ModelConfig] = MappingProxyType({})
+    marker: int = -1
     in_loss: bool = False
     carried: Any = ()
 
@@ -78,11 +80,10 @@ REFERENCE = "reference"
 LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
 
 
-def rollout_settings(config: ConfigDict) -> RolloutSettings:
-    """Returns the numbers of a page that every rollout needs."""
-    return RolloutSettings(
-        config.rollout.temperature, config.kl_estimator, config.missing_eos_penalty, config.logprob_chunk
-    )
+def rollout_settings(config: ConfigDict, marker: int = -1) -> RolloutSettings:
+    """Returns the numbers of a page that every rollout needs, and the column of a marker."""
+    penalty, chunk = config.missing_eos_penalty, config.logprob_chunk
+    return RolloutSettings(config.rollout.temperature, config.kl_estimator, penalty, chunk, marker)
 
 
 def plan_online(
@@ -132,7 +133,11 @@ def plan_online(
     # Old and new stand side by side until the iteration ends.
     carried = 2 * bytes_per_device(models.carried)
     beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others + carried - common)
-    R, N, settings = config.rollout.max_new_tokens, config.rollout.samples, rollout_settings(config)
+    R, N, settings = (
+        config.rollout.max_new_tokens,
+        config.rollout.samples,
+        rollout_settings(config, models.marker),
+    )
     rollout = RolloutShapes(mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id, N)
 
     def reading() -> jax.stages.Lowered:
@@ -222,5 +227,5 @@ def open_actor(
     )
     trained = {"policy": models.policy, **models.scalar}
     frozen = {REFERENCE: reference, **read}
-    settings = rollout_settings(c)
+    settings = rollout_settings(c, models.marker)
     return Actor(trained, tuple(models.scalar), frozen, generator, rewards, settings, pad_id), starts
