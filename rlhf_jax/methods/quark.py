@@ -89,7 +89,7 @@ NEEDS = Needs(
 )
 _EVALUATED = (
     *("eval/scores", "eval/raw_scores", "eval/kl", "eval/entropy", "eval/sampling/logp_difference"),
-    *("eval/completions/mean_length", "eval/completions/ended", "eval/completions/unscored"),
+    *("eval/completions/mean_length", "eval/completions/ended", "eval/completions/unscored", "eval/win_rate"),
 )
 ranges.own_rows(
     "quark",
@@ -135,9 +135,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     export_model(session, policy, trained["policy"], ends=session.ends)
 
 
-def quark_models(
-    policy: ModelConfig, sources: RewardSources, P: int, session: Session
-) -> OnlineModels:
+def quark_models(policy: ModelConfig, sources: RewardSources, P: int, session: Session) -> OnlineModels:
     """The settings of the models and the shapes of the pool, for prompts of P columns."""
     c = session.config
     pool = pool_shapes(
