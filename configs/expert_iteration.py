@@ -7,7 +7,7 @@ rounds, on the farm's models (configs/farm.py), and beside them best-of-n itself
 Every stage has its own folder: finished ones are reused, a killed one continues. `:continued` goes on from the round
 before instead of training the SFT model anew. A page of your own takes any number of rounds:
 
-    c = module_beside("configs/common.py", "expert_iteration").rounds_of(4, continued=True)      # as docs/studies.md tells
+    c = module_beside("configs/common.py", "expert_iteration").rounds_of(4, continued=True)
 """
 
 from ml_collections import ConfigDict

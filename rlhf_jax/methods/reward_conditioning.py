@@ -17,31 +17,29 @@ marker in several pairs, after the first time. A response that was chosen once a
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
 from rlhf_jax.data.tokens.special_ids import fill_id
-from rlhf_jax.data.tokens.tokenizer_files import add_markers, prefix_ids, with_prefix
+from rlhf_jax.data.tokens.tokenizer_files import prefix_ids, with_prefix
 from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.responses import Batch, row_logprobs
 from rlhf_jax.objectives.logprobs import sft_loss
 from rlhf_jax.objectives.reduce import Mean
-from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.rows import labelled_rows
-from rlhf_jax.training.run import encoded_rows, load_models, offline
+from rlhf_jax.training.run import encoded_rows, offline
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Session,
     export_model,
+    marked_tokenizer,
     network_of,
     open_session,
     write_model_folder,
@@ -68,13 +66,14 @@ ranges.own_rows(
 def run(config: ConfigDict, workdir: str) -> None:
     """Trains on both responses of the pairs of `data.train`, from `model.init`; writes WORKDIR/export."""
     _check(config)
+    tokens = (config.positive, config.negative) if config.marker_tokens else ()
     session = open_session(
         NEEDS,
         config,
         workdir,
         folder=config.model.init,
         made_by=made_by("sft"),
-        find_tokenizer=partial(_marked_tokenizer, config, workdir),
+        find_tokenizer=partial(marked_tokenizer, workdir, tokens, config.positive, made_by("sft")),
     )
     network = network_of(session, made_by("sft"))
     if network.scalar:
@@ -129,17 +128,3 @@ def _check_markers(session: Session, positive_F: np.ndarray, negative_F: np.ndar
         raise UserError(
             f"negative: {config.negative!r} and {config.positive!r} are the same tokens; use other texts"
         )
-
-
-def _marked_tokenizer(config: ConfigDict, workdir: str, init: str) -> str:
-    """Writes the model's tokenizer with the markers to WORKDIR/tokenizer, and returns that folder."""
-    source, folder = load_models.tokenizer_folder(init), Path(workdir) / "tokenizer"
-    if startup.is_main():
-        tokens = (config.positive, config.negative) if config.marker_tokens else ()
-        add_markers(source, tokens, config.positive, folder, made_by=made_by("sft"))
-        # An export takes generation_config.json from where the tokenizer is, so it has to come along.
-        settings = Path(source) / "generation_config.json"
-        if settings.is_file():
-            shutil.copyfile(settings, folder / settings.name)
-    startup.barrier("tokenizer")
-    return str(folder)

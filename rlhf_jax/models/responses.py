@@ -35,6 +35,15 @@ def join(
     return jnp.where(columns_T < lengths_B1, shifted_BT, pad_id)
 
 
+def without_column(
+    tokens_BT: Int[Array, "B T"], prompt_lengths_B: Int[Array, " B"], column: int
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """Takes a token out of every prompt: (rows as wide as before, prompt lengths)."""
+    # What comes in at the right is behind every row's end.
+    rest = (tokens_BT[:, :column], tokens_BT[:, column + 1 :], tokens_BT[:, -1:])
+    return jnp.concatenate(rest, axis=1), prompt_lengths_B - 1
+
+
 def window(x_BT: Array, prompt_lengths_B: Int[Array, " B"], R: int, *, offset: int) -> Array:
     """Cuts R positions out of each row: x[b, prompt_length + offset + r] for r < R; x is [B, T] or [B, T, D].
 

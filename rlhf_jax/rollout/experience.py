@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.model import Model
-from rlhf_jax.models.responses import join, response_logprobs, response_values
+from rlhf_jax.models.responses import join, response_logprobs, response_values, without_column
 from rlhf_jax.objectives.policy_gradient import score_with_missing_eos, sequence_kl, token_kl
 from rlhf_jax.objectives.policy_losses import sampler_weights
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
@@ -36,6 +36,7 @@ class RolloutSettings(NamedTuple):
       kl_estimator, missing_eos_penalty: see `objectives.policy_gradient`.
       logprob_chunk: positions whose logits exist at one time.
       correction, correction_cap: see `sampler_correction`; "none" for methods that have no such weights.
+      marker: the column of a control token in every prompt which only networks that are trained are shown; -1 for none.
     """
 
     temperature: float
@@ -44,6 +45,7 @@ class RolloutSettings(NamedTuple):
     logprob_chunk: int
     correction: str = "none"
     correction_cap: float = 1.0
+    marker: int = -1
 
 
 class Readings(NamedTuple):
@@ -80,8 +82,10 @@ def read_rollout(
     # that did not act. Several PPO codes had it wrong, and their KL grew faster.
     how = {"temperature": settings.temperature, "chunk": settings.logprob_chunk}
     logprobs, entropies, values = {}, {}, {}
+    bare = where if settings.marker < 0 else (*without_column(*where[:2], settings.marker), where[2])
     for name, model in language.items():
-        logprobs[name], entropies[name] = response_logprobs(model.config, model.params, *where, **how)
+        seen = where if name == "policy" else bare
+        logprobs[name], entropies[name] = response_logprobs(model.config, model.params, *seen, **how)
     for name, model in scalar.items():
         values[name] = response_values(model.config, model.params, *where)
     return Readings(tokens_BT, prompt_lengths_B, sampled.mask_BR, logprobs, entropies["policy"], values)

@@ -84,8 +84,10 @@ def assert_all_read(job, read):
         ("rrhf", {"epochs": 0.1}),
         ("kto", {"epochs": 0.1}),
         ("ppo", {"steps": 1, "adaptive_kl": True}),
+        ("grpo", {"steps": 1, "adaptive_kl": True}),
         ("online_dpo", {"steps": 1}),
         ("distillation", {"steps": 1}),
+        ("quark", {"steps": 1}),
     ],
 )
 def test_trainers_read_every_field(job, changes, farm, tmp_path):

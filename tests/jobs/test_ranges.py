@@ -97,6 +97,9 @@ EVALUATED = {
         rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("ppo")))
         | {"rlhf_reward": 0.0, "win_rate": 0.5}
     ),
+    "quark": lambda: (
+        rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("quark"))) | {"win_rate": 0.5}
+    ),
 }
 
 

@@ -44,7 +44,8 @@ def create(
     params: already where they belong. They are the state's from here on, and the first train step donates
         them: copy what must live longer, a reference model for example.
     optimizer: its moments are float32 whatever the params are, and live where their parameters live.
-    extra: numbers or arrays; copied to every device, but for arrays that lie on the mesh already.
+    extra: numbers or arrays, copied to every device, but for arrays that lie on the mesh already; or shapes with
+        shardings, which become zeros.
     """
     home = _home(params)
     # Committed to their devices, as the step returns them; else the second step would compile again.
@@ -122,6 +123,9 @@ def _place(x: Any, home: Sharding) -> jax.Array:
 
 
 def _placed_extra(x: Any, home: Sharding) -> jax.Array:
+    # Made where it lies: a process cannot make an array that is cut over the devices of several.
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return jax.jit(lambda: jnp.zeros(x.shape, x.dtype), out_shardings=x.sharding)()
     # Parameters of an earlier policy are cut as the policy's are.
     if isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding):
         return x

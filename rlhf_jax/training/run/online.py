@@ -7,7 +7,7 @@ method brings the networks, the scores and the loss; the order of things, the ra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -94,6 +94,9 @@ class Learner(NamedTuple):
       experience: (readings, batch, sampled, scores, extra) -> (what to learn from, metrics).
       measure: (all networks, batch, sampled, call for its scores, how many rows count) -> (final scores, metrics).
       beside: parameters by name of networks that the loss reads and nobody trains.
+      remember: (readings, sampled, scores, extra) -> extra, before `experience` is given that: for a method that learns
+        from more than its last rollout.
+      draw: (key, what to learn from) -> minibatches; None cuts all of it into minibatches, in an order of its own.
     """
 
     starts: dict[str, Start]
@@ -102,6 +105,8 @@ class Learner(NamedTuple):
     experience: Callable[[Any, dict, Any, Any, dict], tuple[Any, dict]]
     measure: Callable[[Networks, dict, Any, Callable[[], Any], int], tuple[jax.Array, dict]]
     beside: Networks = MappingProxyType({})
+    remember: Callable[[Any, Any, Any, dict], dict] | None = None
+    draw: Callable[[jax.Array, Any], list[Any]] | None = None
 
 
 # (responses of an evaluation on process 0, step) -> metrics, on every process.
@@ -181,16 +186,17 @@ def make_iteration(
     c, mesh = session.config, session.mesh
     # Minibatches are split as the step was compiled for; left to itself XLA may copy them to all devices.
     rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    shuffled = jax.jit(_shuffled, static_argnums=2, out_shardings=rows)
-    samples, staleness = c.rollout.samples, c.rollout.staleness
+    shuffled = jax.jit(partial(_shuffled, size=c.minibatch_size), out_shardings=rows)
+    minibatches = shuffled if learner.draw is None else jax.jit(learner.draw, out_shardings=rows)
+    samples, staleness, epochs = c.rollout.samples, c.rollout.staleness, epochs_of(c)
     overall = jax.jit(overall_metrics)
 
     def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, dict]:
         found = []
-        for epoch in range(c.epochs):
+        for epoch in range(epochs):
             # A fresh order in every pass, by the pass's number, so that a resumed run draws the same.
-            key = key_of(state.key, ORDER, i * c.epochs + epoch)
-            for minibatch in shuffled(key, experience, c.minibatch_size):
+            key = key_of(state.key, ORDER, i * epochs + epoch)
+            for minibatch in minibatches(key, experience):
                 state, metrics = step(state, minibatch, frozen)
                 found.append(metrics)
         # The clock waits for metrics and not for the state, whose buffers the next step overwrites.
@@ -210,7 +216,10 @@ def make_iteration(
         metrics = {"timing_s/rollout": done_at(sampled.lengths_B)}
         # The devices get this work before `score()`, which may keep the host busy with text for a while.
         readings = learner.read(networks, batch, sampled)
-        experience, found = learner.experience(readings, batch, sampled, score(), extra)
+        scores = score()
+        if learner.remember is not None:
+            extra = learner.remember(readings, sampled, scores, extra)
+        experience, found = learner.experience(readings, batch, sampled, scores, extra)
         metrics |= found | {"timing_s/score": done_at(found)}
         if staleness:
             # A copy, since the updates that follow write over the policy's buffers.
@@ -276,7 +285,12 @@ def rows_of_experience(config: ConfigDict) -> int:
 
 def updates_per_iteration(config: ConfigDict, rows: int = 0) -> int:
     """The number of optimizer updates on one rollout. rows: of experience; 0 means one for every response."""
-    return config.epochs * ((rows or rows_of_experience(config)) // config.minibatch_size)
+    return epochs_of(config) * ((rows or rows_of_experience(config)) // config.minibatch_size)
+
+
+def epochs_of(config: ConfigDict) -> int:
+    """The passes over one rollout: the page's `epochs`, or 1 for a method that draws its minibatches otherwise."""
+    return config.epochs if "epochs" in config else 1
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:

@@ -58,7 +58,10 @@ class OnlineModels(NamedTuple):
       scalar: what is trained beside the policy, by name; each has a scalar head.
       of_reward: the names among `scalar` whose trunk is the first reward model's, and not the policy's.
       read: language models that are read beside policy and reference, by name.
-      of_loss: the names among `read` that the loss reads, too; its parameters have them beside what is trained.
+      of_loss: the names among `read` that the loss reads, too; its parameters have them beside what is trained. Of
+        `REFERENCE` only those that the policy trains, to be laid over the policy's.
+      marker: see `RolloutSettings`.
+      carried: shapes, with shardings, of large arrays that the method carries from one iteration to the next.
     """
 
     policy: ModelConfig
@@ -67,13 +70,18 @@ class OnlineModels(NamedTuple):
     of_reward: tuple[str, ...] = ()
     read: Mapping[str, ModelConfig] = MappingProxyType({})
     of_loss: tuple[str, ...] = ()
+    marker: int = -1
+    carried: Any = ()
 
+
+# The name of the policy as it starts, among what is read and what the loss reads.
+REFERENCE = "reference"
 
 LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
 
 
-def rollout_settings(config: ConfigDict) -> RolloutSettings:
-    """Returns the numbers of a page that every rollout needs."""
+def rollout_settings(config: ConfigDict, marker: int = -1) -> RolloutSettings:
+    """Returns the numbers of a page that every rollout needs, and the column of a marker."""
     rollout = config.rollout
     return RolloutSettings(
         rollout.temperature,
@@ -83,6 +91,7 @@ def rollout_settings(config: ConfigDict) -> RolloutSettings:
         config.logprob_chunk,
         rollout.get("correction", "none"),
         rollout.get("correction_cap", 1.0),
+        marker,
     )
 
 
@@ -110,7 +119,7 @@ def plan_online(
     lora = load_models.lora_settings(config.lora)
     policy_config = remat(models.policy)
     scalar = {name: remat(c) for name, c in models.scalar.items()}
-    in_loss = {name: remat(models.read[name]) for name in models.of_loss}
+    in_loss = {name: remat(models.read[name]) for name in models.of_loss if name != REFERENCE}
     loss_fn = loss({"policy": policy_config, **scalar, **in_loss}, config)
     tx = optimizer_by_network(config, {"policy": config.optimizer.learning_rate, **rates}, rows)
     policy = load_models.planned_start(policy_config, lora, mesh)
@@ -131,14 +140,20 @@ def plan_online(
     common = bytes_per_device([frozen[name] for name in models.of_reward]) if alone else 0
     others = bytes_per_device([m.params for m in read.values()])
     scoring_models = bytes_per_device([m.params for m in rewards])
-    beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others - common)
-    R, N, settings = config.rollout.max_new_tokens, config.rollout.samples, rollout_settings(config)
+    # Old and new stand side by side until the iteration ends.
+    carried = 2 * bytes_per_device(models.carried)
+    beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others + carried - common)
+    R, N, settings = (
+        config.rollout.max_new_tokens,
+        config.rollout.samples,
+        rollout_settings(config, models.marker),
+    )
     rollout = RolloutShapes(mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id, N)
 
     def reading() -> jax.stages.Lowered:
         whole, prompts = Model(policy_config, policy.whole), rollout.prompts(N)
         return reading_program(settings, pad_id).lower(
-            language={"policy": whole, "reference": whole, **read},
+            language={"policy": whole, REFERENCE: whole, **read},
             scalar={name: Model(scalar[name], start.whole) for name, start in beside_it.items()},
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
@@ -167,7 +182,7 @@ def plan_online(
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     batch = batch_shapes(mesh, config.minibatch_size, row)
     # What the loss reads is an argument of the step, and so no longer beside it.
-    arguments = {name: read[name].params for name in models.of_loss}
+    arguments = {name: policy.trained if name == REFERENCE else read[name].params for name in models.of_loss}
     beside -= bytes_per_device(arguments)
     return Plan(loss_fn, tx, step, state, batch, frozen | arguments, beside, tuple(phases))
 
@@ -221,6 +236,6 @@ def open_actor(
         dtype=c.rollout.dtype,
     )
     trained = {"policy": models.policy, **models.scalar}
-    frozen = {"reference": reference, **read}
-    settings = rollout_settings(c)
+    frozen = {REFERENCE: reference, **read}
+    settings = rollout_settings(c, models.marker)
     return Actor(trained, tuple(models.scalar), frozen, generator, rewards, settings, pad_id), starts

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +26,7 @@ import rlhf_jax
 from rlhf_jax import ranges
 from rlhf_jax.data.templates import handling_of
 from rlhf_jax.data.tokens.special_ids import end_ids
-from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
+from rlhf_jax.data.tokens.tokenizer_files import add_markers, load_tokenizer
 from rlhf_jax.models import lora, peft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, increasing
@@ -120,6 +121,22 @@ def open_session(
     # Changes the page in place: before anything is encoded, and after config.json was written as asked for.
     encoded_rows.keep_date(config, workdir, tokenizer)
     return Session(config, workdir, mesh, resolved, tokenizer, tokenizer_from, lora_settings)
+
+
+def marked_tokenizer(workdir: str, tokens: Sequence[str], prefix: str, made_by: str, folder: str) -> str:
+    """Writes a model's tokenizer with these control tokens to WORKDIR/tokenizer, and returns that folder.
+
+    prefix: what it puts in front of every prompt from here on. folder: the model's, as it was resolved.
+    """
+    source, found = load_models.tokenizer_folder(folder), Path(workdir) / "tokenizer"
+    if startup.is_main():
+        add_markers(source, tokens, prefix, found, made_by=made_by)
+        # An export takes generation_config.json from where the tokenizer is, so it has to come along.
+        settings = Path(source) / "generation_config.json"
+        if settings.is_file():
+            shutil.copyfile(settings, found / settings.name)
+    startup.barrier("tokenizer")
+    return str(found)
 
 
 def start_up(needs: Needs, config: ConfigDict, workdir: str) -> Mesh:
