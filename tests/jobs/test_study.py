@@ -322,7 +322,7 @@ def test_two_sets_of_outputs_and_two_rankings_are_a_matter_of_the_page(programs,
 def test_the_page_that_the_docs_show(programs, tmp_path):
     """It stands as it is, and is the page of configs/study.py in ten lines."""
     text = Path("docs/studies.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "betas.py").write_text(code)
     page = load_page(str(tmp_path / "betas.py"))
     check_fields(page)
@@ -333,6 +333,13 @@ def test_the_page_that_the_docs_show(programs, tmp_path):
     assert stages["outputs/high"].config.model.path == "runs/betas/high/export"
     assert "high=runs/betas/outputs/high/outputs.parquet" in stages["evaluate"].config.outputs
     assert stages["evaluate"].upstream == ("low", "high", "outputs/low", "outputs/high")
+
+
+def test_a_study_trains_every_method_from_one_model(programs):
+    """All that a study can rank: every method but those that make what the others start from."""
+    stages = [stage.name for stage in plan_stages(load_page("configs/study.py:methods"), "runs/methods")]
+    others = set(tiny_farm.METHODS) - {"sft", "reward_model"}
+    assert others <= set(stages) and {f"outputs/{name}" for name in others} <= set(stages)
 
 
 def test_the_page_of_studies_trains_two_betas_on_what_the_farm_made(programs):
