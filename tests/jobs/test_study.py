@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs.study import study_job, study_stages
 from rlhf_jax.jobs.study.study_stages import plan_stages
-from rlhf_jax.programs import program
+from rlhf_jax.programs import check_values, program
 from rlhf_jax.settings import load_page
 from rlhf_jax.settings.page_fields import check_fields
 from rlhf_jax.training.run.missing_inputs import Needs, train_and_eval
@@ -337,7 +337,9 @@ def test_the_page_that_the_docs_show(programs, tmp_path):
 
 def test_a_study_trains_every_method_from_one_model(programs):
     """All that a study can rank: every method but those that make what the others start from."""
-    stages = [stage.name for stage in plan_stages(load_page("configs/study.py:methods"), "runs/methods")]
+    page = load_page("configs/study.py:methods")
+    check_values(page)  # as the front door does, which imports the methods with settings of their own
+    stages = [stage.name for stage in plan_stages(page, "runs/methods")]
     others = set(tiny_farm.METHODS) - {"sft", "reward_model"}
     assert others <= set(stages) and {f"outputs/{name}" for name in others} <= set(stages)
 
