@@ -7,9 +7,9 @@ SFT model. docs/studies.md tells how to write one of your own.
 
     python -m rlhf_jax.main --config=configs/study.py:methods --workdir=runs/methods
 
-Every method from the farm's SFT model, with its page's defaults, and all of them ranked beside it (AlpacaFarm's table 2,
-Dubois et al. 2023: PPO 46.8, DPO 46.8, best-of-16 45.0, expert iteration 41.9, SFT 36.7, FeedME 36.6, Quark 35.6, reward
-conditioning 32.4). Other seeds are other workdirs, each with a farm of its own.
+Every method from the farm's SFT model, with its page's defaults, and all of them ranked beside it (AlpacaFarm's table
+2, Dubois et al. 2023: PPO 46.8, DPO 46.8, best-of-16 45.0, expert iteration 41.9, SFT 36.7, FeedME 36.6, Quark 35.6,
+reward conditioning 32.4). Other seeds are other workdirs, each with a farm of its own.
 """
 
 from ml_collections import ConfigDict
@@ -56,8 +56,8 @@ def microfarm() -> ConfigDict:
     return c
 
 
-# Every method trains from the farm's files as its page says; RRHF's candidates, and what is kept of several samples, are
-# made by stages of their own.
+# Every method trains from the farm's files as its page says; RRHF's candidates, and what is kept of several samples,
+# are made by stages of their own.
 METHODS = ("dpo", "kto", "rrhf", "feedme", "reward_conditioning", "quark")
 METHODS += ("ppo", "grpo", "online_dpo", "distillation")
 

@@ -28,7 +28,7 @@ from rlhf_jax.data.records.left_out import counts_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.best_of_k import BestOf, best_of_table
 from rlhf_jax.training.checkpoints import lock
-from rlhf_jax.training.checkpoints.workdir import write_json
+from rlhf_jax.training.checkpoints.workdir import one_writer, write_json
 from rlhf_jax.training.run import missing_inputs
 from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by
 
@@ -47,6 +47,7 @@ class Candidate(NamedTuple):
     place: int
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes outputs.parquet (as generate does), rows.parquet (demonstrations), best_of_k.csv and best_of_n.json."""
     ranges.check_ranges(config.to_dict())

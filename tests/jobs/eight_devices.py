@@ -16,7 +16,7 @@ from wide import WIDE
 
 from rlhf_jax.data.batches import Pairs, Sequences, pack, pad_packs
 from rlhf_jax.data.tokens.scored_text import EOS, Closing
-from rlhf_jax.methods import reward_model, sft
+from rlhf_jax.methods import ppo, reward_model, sft
 from rlhf_jax.models import lora
 from rlhf_jax.models.lora import joined
 from rlhf_jax.models.model import Model, RewardModel

@@ -8,6 +8,7 @@ import tiny_farm
 from safetensors.numpy import load_file
 
 from rlhf_jax.training.checkpoints.checkpoint import params_shapes, restore_params
+from rlhf_jax.training.run import offline
 
 WORST = {
     "best_metric": "eval/loss",
@@ -21,7 +22,7 @@ WORST = {
 def test_without_a_finite_evaluation_the_last_is_exported_and_that_is_said(
     farm, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(observed.offline, "make_evaluator", lambda loss_fn: lambda *_: {"loss": float("nan")})
+    monkeypatch.setattr(offline, "make_evaluator", lambda loss_fn: lambda *_: {"loss": float("nan")})
     observed.run("sft", tiny_farm.settings("sft", farm, **WORST), tmp_path)
     assert "best_metric: no kept checkpoint has a finite eval/loss, so there is no best one" in (
         capsys.readouterr().out

@@ -16,7 +16,7 @@ from rlhf_jax.jobs import generate, score
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.models import decoder
 from rlhf_jax.objectives.reduce import value
-from rlhf_jax.training.run import encoded_rows
+from rlhf_jax.training.run import encoded_rows, online_models
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] + eos_token }}\n{% endfor %}"
@@ -168,7 +168,7 @@ def test_a_policy_stops_at_every_token_that_its_makers_list(farm, chat_farm, tmp
     policy = tmp_path / "policy"
     shutil.copytree(chat_farm / "sft/export", policy)
     (policy / "generation_config.json").write_text('{"eos_token_id": [7, 2, 9]}')
-    monkeypatch.setattr(ppo, "DecodeGenerator", stop)
+    monkeypatch.setattr(online_models, "DecodeGenerator", stop)
     monkeypatch.setattr(ppo.online, "train_online", lambda *asked: asked[-1].open())  # nothing is compiled
     changes = {"model.policy": str(policy), "model.reward": str(chat_farm / "reward_model/export")}
     changes |= {"data.train": str(chat_farm / "prompts.parquet"), "data.max_prompt_length": 200}

@@ -169,7 +169,7 @@ def test_what_a_run_is_given_and_what_of_it_is_raised(tmp_path, monkeypatch, cap
 
 def test_what_is_not_there_is_said(farm, sft, tmp_path):
     with pytest.raises(
-        rj.UserError, match=r"^job: generate trains nothing, so call run\(\); methods are dpo, "
+        rj.UserError, match=r"^job: generate trains nothing, so call run\(\); methods are distillation, "
     ):
         rj.load_page(f"{ROOT}/configs/generate.py", tmp_path).train()
     with pytest.raises(rj.UserError, match="no run was started there"):

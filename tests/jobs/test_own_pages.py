@@ -61,7 +61,7 @@ def test_all_variants_and_recipes_of_a_page_have_the_fields_of_the_first(spec):
         ("farm", "del c.dpo.beta", "dpo.beta: missing; a page of the job dpo needs it, see configs/dpo.py"),
         ("farm", "c.kl_coef = 0.1", "kl_coef: the job study has no such field"),
         ("farm", "del c.report", "report: missing; a page of the job study needs it, see configs/study.py"),
-        ("sft", "c.job = 'sftt'", "job: 'sftt'; use one of dpo, "),
+        ("sft", "c.job = 'sftt'", "job: 'sftt'; use one of distillation, "),
         ("sft", "c.job = None", "its get_config should return a ConfigDict with a field `job`"),
         ("sft", "c.epochs = None", "epochs: None; use a finite number above 0"),
         ("sft", "c.data.train = None", "data.train: None; use text"),

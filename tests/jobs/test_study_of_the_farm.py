@@ -5,7 +5,6 @@ import json
 
 import pytest
 import tiny_farm
-from test_processes import start_several
 from wide import wide
 
 pytestmark = pytest.mark.timeout(900)
@@ -82,7 +81,7 @@ def test_the_farm(first):
 
 @wide
 def test_two_processes_run_it_as_well(tmp_path):
-    runs = start_several(2, *command(tmp_path / "farm"), **QUICK)
+    runs = tiny_farm.start_several(2, *command(tmp_path / "farm"), **QUICK)
     outs = [tiny_farm.finish(run) for run in runs]
     assert methods(tmp_path / "farm") == METHODS
     assert "leaderboard" not in outs[1] and "report:" in outs[0]
