@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import shlex
@@ -112,6 +113,19 @@ def test_a_resumed_run_does_not_hold_two_copies(tmp_path):
             )
         assert not any(x.is_deleted() for x in jax.tree.leaves(last))
         assert {x.is_deleted() for x in jax.tree.leaves((first.params, first.opt_state))} == {steps == 2}
+
+
+def test_a_long_run_keeps_no_more_arrays_than_a_short_one(tmp_path):
+    """Neither metrics nor batches nor states stay: at equal places of the rhythm there are equally many arrays."""
+    held = {}
+
+    def count(_, i):
+        if i in (6, 30):
+            gc.collect()
+            held[i] = len(jax.live_arrays())
+
+    toy.train(tmp_path, steps=32, save_every=99, eval_every=4, log_every=3, hook=count)
+    assert held[6] == held[30]
 
 
 def still(folder, iterate, **settings):

@@ -1,5 +1,6 @@
 """The driver of methods that sample: its keys, its prompts, its order, what it carries on; with a policy of paper."""
 
+import gc
 import json
 from typing import NamedTuple
 
@@ -332,6 +333,21 @@ def test_a_whole_run(tmp_path):
     assert first == last and len({first, *inside}) == 3
     other, *_ = whole_run(tmp_path / "1", steps=1, seed=1, **SGD)
     assert not {*other.keys} & {*watched.keys}
+
+
+def test_a_long_run_keeps_no_more_arrays_than_a_short_one(tmp_path, monkeypatch):
+    """Of rollouts, experience and minibatches nothing stays."""
+    held, roll_out = [], Watched.roll_out
+
+    def counted(self, *asked):
+        gc.collect()
+        held.append(len(jax.live_arrays()))
+        return roll_out(self, *asked)
+
+    monkeypatch.setattr(Watched, "roll_out", counted)
+    whole_run(tmp_path, steps=9, **SGD)
+    # The first and the last are evaluations', and the first rollout sees a run that has not trained yet.
+    assert held[3] == held[-2]
 
 
 def test_a_run_goes_on_only_with_the_models_that_it_read(tmp_path):
