@@ -1,12 +1,6 @@
-"""Bugs that others shipped in DPO, KTO, SimPO and ORPO: each a test, here or where it says, or why it cannot happen.
+"""Bugs that others shipped in the losses of DPO, KTO, SimPO and ORPO and that no other test would show.
 
-Truncation of concatenated sides, and of the rejected side: test_tokenization (a pair is dropped, or both sides are cut
-to one budget). KTO's mask and padding side: rows are `data.batches.pad`'s as those of all methods, masks come from
-lengths; test_kto checks three steps in float64. EOS doubled or missing: test_tokenization, one encoder writes it.
-Gradient accumulation that averages means: test_preference_losses adds Means; test_kto runs with two micro-batches.
-Kept reference log-probs that are unused, or of other rows: test_reference (a hash of models, dtypes and tokens), and a
-batch without the columns has no reference, which `run` allows only where the loss has none.
-A reference that is the base and not the adapter: test_lora_training. Log-probs in bfloat16: everything is float32.
+All that are known, with the tests of each, are listed in tests/bugs.
 """
 
 import jax

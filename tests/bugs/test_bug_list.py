@@ -1,4 +1,10 @@
-"""Every bug of bug_list.toml has tests that are there and run by default, or a reason why it cannot happen."""
+"""Bugs that other projects shipped in learning from feedback: each has tests that fail where we have it, or a reason.
+
+The lists are the TOML files beside this one, a table for each bug: `id`, the `bug` in a sentence, `seen` (where: issues
+and commits of trl, openrlhf, verl, oi for open-instruct, nemorl for NeMo RL, aligner for NeMo-Aligner, trlx, dse for
+DeepSpeed-Chat, tune for torchtune, lf for LLaMA-Factory, liger and others), and either `tests` or `why`: what of the
+design rules it out, with its module. Numbers with a letter are one report of several bugs.
+"""
 
 import ast
 import re
@@ -10,9 +16,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ALL = tomllib.loads(Path(__file__).with_name("bug_list.toml").read_text())["bug"]
+FILES = [Path(__file__).with_name(f"{name}.toml") for name in ("tokens", "losses", "runs", "methods")]
+ALL = [one for file in FILES for one in tomllib.loads(file.read_text())["bug"]]
 SUITE = "tests/methods/method_suite.py"
-# Numbered reports, bugs in the released code of RRHF and Quark, and rules of single methods.
+# Reports in the order of the lists, and bugs in the released code of RRHF and Quark; other ids are words.
 NUMBERED, RELEASED = range(1, 85), range(1, 8)
 
 
