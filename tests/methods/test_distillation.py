@@ -1,9 +1,4 @@
-"""Distillation as every method is tested, what it refuses of a teacher, and two iterations by hand.
-
-Bugs that others shipped in distillation, and where they would show: a loss normalised by micro-batch or process, or
-KL "batchmean" over padded tokens (the suite, test_divergences); EOS that is never learnt since pads equal it (masks
-come from the sampler, the end included); a KL whose gradient is not the KL's (test_divergences, by enumeration).
-"""
+"""Distillation as every method is tested, what it refuses of a teacher, and two iterations by hand."""
 
 import dataclasses
 

@@ -1,12 +1,4 @@
-"""Online DPO as every method is tested, which pairs it makes of scores, and two iterations by hand.
-
-Bugs that others shipped in online trainers of pairs, and where they would show: log-probs at another temperature than
-that of the sampling, a reference that moves from round to round or is the acting policy (by hand, over two rollouts); a
-failed judgment that is a bad score, a score of 0 that is none, ties and unscored responses that nobody counts, a
-response without end that is as good as its text (the tests of pairs); checkpoints that online trainers cannot go on
-from (the suite), and judges who are paid again then (below). Position bias is a matter of the judge's file, `order`.
-"Reference" responses of the policy cannot happen: no response is the reference's.
-"""
+"""Online DPO as every method is tested, which pairs it makes of scores, and two iterations by hand."""
 
 import sqlite3
 

@@ -1,17 +1,4 @@
-"""The composed policy loss against float64 NumPy: every combination, its gradient, and what must not matter.
-
-What others shipped wrong, and where it would show here:
-    normalisation by micro-batch or rank (trl#2881, verl#3332, OpenRLHF#923): pads, row order and micro-batches below,
-        and `TestGrpo` for runs; the mesh in jobs/test_devices
-    log-probs at another temperature (trl#3029, verl#3133): methods/test_golden::test_grpo samples at 0.8
-    KL to the wrong gradient (NeMo-RL#2506): the gradient of the KL below; the sequence's KL that RLOO subtracts
-        (trl#2575): test_group_advantages
-    one response to a group (OpenRLHF#1250): refused, methods/test_grpo; a score of 0 taken for none (OpenRLHF#1219):
-        test_group_advantages; the mask of a whitened baseline (verl#1527): there, too
-    sampler and trainer apart (verl#2953): sampler weights below; truncated sampling with full log-probs (trl#6789)
-        cannot be: rollouts have no top-p and no top-k
-    rows or batches without tokens, NaN beyond the mask (verl#2377): rows without tokens below
-"""
+"""The composed policy loss against float64 NumPy: every combination, its gradient, and what must not matter."""
 
 import itertools
 from functools import lru_cache, partial
