@@ -31,10 +31,15 @@ def training_rows(data: ConfigDict) -> None:
     data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
 
 
+def computed_model(model: ConfigDict) -> None:
+    """How any model is computed."""
+    model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
+
+
 def read_model(model: ConfigDict) -> None:
     """What can be said of any model that is read from a folder."""
     model.adapter = ""  # A PEFT folder that is laid over it; with PPO, over the policy.
-    model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
+    computed_model(model)
 
 
 def trained_model(model: ConfigDict) -> None:
