@@ -176,3 +176,12 @@ def win_rate(c: ConfigDict) -> None:
     c.win_rate.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
     c.win_rate.tokens_per_minute = 0.0  # The same for tokens.
     c.win_rate.timeout_s = 120.0  # Of one request.
+
+
+def sampled_win_rate(c: ConfigDict, *, max_prompt_length: int, max_new_tokens: int) -> None:
+    """The same for a method that trains on fixed rows: what its policy samples at evaluations, for nothing else."""
+    win_rate(c)
+    c.win_rate.prompts = "runs/farm/data/val.parquet"  # Sampled at every evaluation, where there are judges.
+    c.win_rate.max_prompt_length = max_prompt_length  # Longer prompts are left out.
+    c.win_rate.max_new_tokens = max_new_tokens  # The longest response.
+    c.win_rate.temperature = 1.0  # 0 is greedy.

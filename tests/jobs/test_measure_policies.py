@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import observed
@@ -29,13 +30,21 @@ def save(farm, folder, params):
     return folder
 
 
+def eos_of(farm):
+    return load_tokenizer(farm / "data/tokenizer").eos_token_id
+
+
+def on_device(params):
+    return jax.tree.map(jnp.asarray, params)
+
+
 def always(token):
     """Parameters of a policy that says one token, whatever stands before it: all tokens look alike to it."""
     params = tiny_farm.random_params(scalar=False, seed=3)
     params["embed"][:] = params["embed"][0]
-    hidden_D = np.asarray(decoder.hidden_states(tiny_farm.model_config(), params, jnp.zeros((1, 4), int)))[
-        0, 3
-    ]
+    hidden_D = np.asarray(
+        decoder.hidden_states(tiny_farm.model_config(), on_device(params), jnp.zeros((1, 4), int))
+    )[0, 3]
     params["head"][:] = 0
     params["head"][:, token] = 100 * hidden_D / np.sum(hidden_D**2)
     return params
@@ -44,7 +53,9 @@ def always(token):
 def logprobs(params, prompt, response):
     """The log-probs of a response's tokens, from all logits of one row without padding, in float64."""
     ids, n = np.concatenate([prompt, response]), len(prompt)
-    logits_TV = np.float64(decoder.logits(tiny_farm.model_config(), params, jnp.asarray(ids)[None]))[0]
+    config = tiny_farm.model_config()
+    hidden_TD = decoder.hidden_states(config, params, jnp.asarray(ids)[None])[0]
+    logits_TV = np.float64(decoder.logits(config, decoder.head(config, params), hidden_TD))
     logits_TV -= logits_TV.max(axis=-1, keepdims=True)
     logps_TV = logits_TV - np.log(np.exp(logits_TV).sum(axis=-1, keepdims=True))
     return logps_TV[np.arange(n - 1, len(ids) - 1), response]
@@ -54,7 +65,7 @@ def logprobs(params, prompt, response):
 def ran(farm, tmp_path_factory):
     """A run of three policies: its page, its folder, what each sampled, and the fields it read."""
     folder, drawn, read = tmp_path_factory.mktemp("measured"), [], set()
-    other = save(farm, folder / "other", tiny_farm.random_params(scalar=False, eos_id=2, seed=5))
+    other = save(farm, folder / "other", tiny_farm.random_params(scalar=False, eos_id=eos_of(farm), seed=5))
     same = save(farm, folder / "same", always(token=70))
     page = tiny_farm.settings(
         "measure_policies",
@@ -75,12 +86,13 @@ def ran(farm, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def params():
-    return {
-        "sft": tiny_farm.random_params(scalar=False),
-        "other": tiny_farm.random_params(scalar=False, seed=5),
+def params(farm):
+    found = {
+        "sft": tiny_farm.random_params(scalar=False, eos_id=eos_of(farm)),
+        "other": tiny_farm.random_params(scalar=False, eos_id=eos_of(farm), seed=5),
         "same": always(token=70),
     }
+    return {name: on_device(one) for name, one in found.items()}
 
 
 @pytest.fixture(scope="module")
