@@ -31,10 +31,15 @@ def training_rows(data: ConfigDict) -> None:
     data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
 
 
+def computed_model(model: ConfigDict) -> None:
+    """How any model is computed."""
+    model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
+
+
 def read_model(model: ConfigDict) -> None:
     """What can be said of any model that is read from a folder."""
     model.adapter = ""  # A PEFT folder that is laid over it; with PPO, over the policy.
-    model.dtype = "float32"  # Of matrix products: float32 or bfloat16.
+    computed_model(model)
 
 
 def trained_model(model: ConfigDict) -> None:
@@ -171,3 +176,12 @@ def win_rate(c: ConfigDict) -> None:
     c.win_rate.requests_per_minute = 0.0  # Of each model; 0 follows the provider's headers.
     c.win_rate.tokens_per_minute = 0.0  # The same for tokens.
     c.win_rate.timeout_s = 120.0  # Of one request.
+
+
+def sampled_win_rate(c: ConfigDict, *, max_prompt_length: int, max_new_tokens: int) -> None:
+    """The same for a method that trains on fixed rows: what its policy samples at evaluations, for nothing else."""
+    win_rate(c)
+    c.win_rate.prompts = "runs/farm/data/val.parquet"  # Sampled at every evaluation, where there are judges.
+    c.win_rate.max_prompt_length = max_prompt_length  # Longer prompts are left out.
+    c.win_rate.max_new_tokens = max_new_tokens  # The longest response.
+    c.win_rate.temperature = 1.0  # 0 is greedy.

@@ -46,6 +46,7 @@ def microfarm() -> ConfigDict:
     c.logprob_chunk = 128  # Positions whose logits exist at one time.
     common.devices(c)
     common.rhythm(c, log_every=10, eval_every=150, save_every=150)
+    common.sampled_win_rate(c, max_prompt_length=36, max_new_tokens=28)
     return c
 
 

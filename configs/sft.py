@@ -60,6 +60,7 @@ def microfarm() -> ConfigDict:
     c.logprob_chunk = 128  # Positions whose logits exist at one time.
     common.devices(c)
     common.rhythm(c, log_every=10, eval_every=200, save_every=200)
+    common.sampled_win_rate(c, max_prompt_length=36, max_new_tokens=28)
     return c
 
 

@@ -26,6 +26,8 @@ class Idle(NamedTuple):
 
 # How a judge is asked while a run trains.
 _LIMITS = ("max_usd", "max_concurrency", "cache", "requests_per_minute", "tokens_per_minute", "timeout_s")
+# What evaluations sample, of a method that trains on fixed rows.
+_SAMPLED = ("prompts", "max_prompt_length", "max_new_tokens", "temperature")
 
 ROWS = (
     Idle(
@@ -61,7 +63,7 @@ ROWS = (
     ),
     Idle(
         (),
-        tuple(f"win_rate.{name}" for name in ("baseline", "max_instructions", *_LIMITS)),
+        tuple(f"win_rate.{name}" for name in ("baseline", "max_instructions", *_LIMITS, *_SAMPLED)),
         lambda c: not c.win_rate.judges,
         "win_rate.judges is not set",
     ),

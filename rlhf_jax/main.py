@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from rlhf_jax import idle, quiet
 from rlhf_jax.allocator import restart_with_huge_pages
 from rlhf_jax.errors import StoppedError, UserError, problem_of_machine
-from rlhf_jax.programs import check_page, program
+from rlhf_jax.programs import check_page, load_program
 from rlhf_jax.settings.overrides import check_overrides, explain, is_own, named_page
 from rlhf_jax.settings.page_help import page_help
 
@@ -78,7 +78,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
     try:
-        program(config.job).run(config, WORKDIR.value)
+        load_program(config).run(config, WORKDIR.value)
     except UserError as error:
         fail(str(error))
     except StoppedError as stopped:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.files.tables import read_table
 from rlhf_jax.errors import UserError, problem_of_machine, read_object
-from rlhf_jax.programs import check_page, is_method, names, program
+from rlhf_jax.programs import check_page, is_method, load_program, names
 from rlhf_jax.ranges import value_at
 from rlhf_jax.settings import load_page
 from rlhf_jax.settings.overrides import check_names, is_own, set_field
@@ -83,7 +83,7 @@ class Page:
         _forget_notices()
         try:
             # A copy: a run writes into its settings what it decides itself, such as the date of its start.
-            program(self.config.job).run(copy.deepcopy(self.config), self.workdir)
+            load_program(self.config).run(copy.deepcopy(self.config), self.workdir)
         except Exception as error:
             problem = problem_of_machine(error)
             if problem is None:

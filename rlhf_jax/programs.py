@@ -75,6 +75,13 @@ def program(name: str) -> ModuleType:
     raise ValueError(f"no method or job is called {name}; there are {', '.join(names())}")
 
 
+def load_program(page: Any) -> ModuleType:
+    """The module of a page's job, with what else the page asks for: judges at the evaluations of a method."""
+    if "win_rate" in page and page.win_rate.judges:
+        importlib.import_module("rlhf_jax.feedback.sampled_win_rate")
+    return program(page.job)
+
+
 def check_values(page: Any) -> None:
     """Raises UserError for a page, a ConfigDict whose jobs there are, with a field or value that cannot be.
 

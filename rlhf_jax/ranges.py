@@ -135,9 +135,9 @@ _ROLLOUTS = (
 )
 # What the evaluations of each trainer measure.
 _EVALUATED = {
-    "sft": ("eval/loss", "eval/entropy"),
+    "sft": ("eval/loss", "eval/entropy", "eval/win_rate"),
     "reward_model": _PAIRS,
-    "dpo": (*_PAIRS, "eval/logps/chosen", "eval/logps/rejected"),
+    "dpo": (*_PAIRS, "eval/logps/chosen", "eval/logps/rejected", "eval/win_rate"),
     "ppo": tuple(f"eval/{name}" for name in _ROLLOUTS),
 }
 # Schedules that fall to nothing at the end of the run, so that its length is part of them.
@@ -160,7 +160,7 @@ RANGES: dict[str, Range] = {
         "data.train",
         "data.eval",
         "data.path",
-        "data.prompts",
+        "prompts",
         "data.responses",
         "data.chat_template",
         "tokenizer",
@@ -170,7 +170,7 @@ RANGES: dict[str, Range] = {
     **_all(ALL_OR_COUNT, "data.rows", "data.train_rows", "max_instructions"),
     "data.eval_rows": COUNT,
     "data.max_length": COUNT,
-    "data.max_prompt_length": COUNT,
+    "max_prompt_length": COUNT,
     "data.packing": FLAG,
     "data.not_ended": one_of("keep", "drop"),
     "data.too_long": one_of("drop", "cut_response", "cut_prompt"),

@@ -14,14 +14,16 @@ from rlhf_jax.feedback.judging import LOCAL
 from rlhf_jax.feedback.running_judge import cache_path, judges_of
 from rlhf_jax.rollout.function_rewards import function_at
 from rlhf_jax.settings.source_texts import FIELD, FUNCTION, JUDGE, folders_in, names_model_reward, sources_of
-from rlhf_jax.training.run.missing_inputs import FILE, TABLE, WITHIN, Read, made_by, model_reads
+from rlhf_jax.training.run.missing_inputs import (
+    TABLE,
+    WIN_RATE_READS,
+    WITHIN,
+    Read,
+    made_by,
+    model_reads,
+)
 
 _BASELINE = made_by("generate", "outputs/sft")
-# Of a method that is scored by no source, but may be judged at its evaluations.
-WIN_RATE_READS = (
-    Read("win_rate.judges", FILE),
-    Read("win_rate.baseline", TABLE, _BASELINE, when=lambda page: bool(page["win_rate"]["judges"])),
-)
 READS = (
     *(
         row._replace(when=names_model_reward)
@@ -51,17 +53,17 @@ def judges_read(page: Mapping[str, Any]) -> Any:
 def _check(page: Mapping[str, Any], workdir: str) -> None:
     for text in sources_of(page):
         if text.kind == JUDGE:
-            _check_judge(text.what, page["reward"], workdir, FIELD, "reward")
+            check_judge(text.what, page["reward"], workdir, FIELD, "reward")
         elif text.kind == FUNCTION:
             function_at(text.what, FIELD)
     group = page["win_rate"]
     if group["judges"]:
-        _check_judge(group["judges"], group, workdir, "win_rate.judges", "win_rate")
+        check_judge(group["judges"], group, workdir, "win_rate.judges", "win_rate")
     elif page["best_metric"] == "eval/win_rate":
         raise UserError("best_metric: eval/win_rate, but win_rate.judges names no judge; give its file")
 
 
-def _check_judge(file: str, asking: Mapping[str, Any], workdir: str, field: str, group: str) -> None:
+def check_judge(file: str, asking: Mapping[str, Any], workdir: str, field: str, group: str) -> None:
     """Raises UserError for a judge's file that is none, and for a key that will be wanted and is not there."""
     try:
         pool = load_pool(file)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from rlhf_jax.data.tokenization import decode, encode_prompts
 from rlhf_jax.data.tokens.special_ids import end_ids, fill_id, without_end
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import check_batch, gather, host_rows, to_global
 from rlhf_jax.sampling.beam_search import Beams, check_beams
@@ -123,21 +124,29 @@ def _sample(config: ConfigDict, path: str, mesh: Mesh, prompts: Prompts, tokeniz
         raise UserError(
             f"model.path: {config.model.path} is a reward model; give a language model to sample from"
         )
-    generator = DecodeGenerator(
-        checkpoint.config,
+    sampling = Sampling(config.temperature, config.top_p, config.top_k)
+    generator = open_generator(config, path, mesh, checkpoint.config, tokenizer, sampling)
+    generator.load(params)
+    samples = (_searched if config.beams else _drawn)(config, generator, path, mesh, prompts, tokenizer)
+    generator.close()
+    return samples
+
+
+def open_generator(
+    config: ConfigDict, path: str, mesh: Mesh, model: ModelConfig, tokenizer: Any, sampling: Sampling
+) -> DecodeGenerator:
+    """The sampling engine of a model folder, which stops where its training text ends and where its makers say."""
+    return DecodeGenerator(
+        model,
         mesh,
         max_new_tokens=config.max_new_tokens,
-        sampling=Sampling(config.temperature, config.top_p, config.top_k),
+        sampling=sampling,
         end_ids=end_ids(
             tokenizer, load_models.tokenizer_folder(path), config.data.template, handling_of(config.data)
         ),
         pad_id=fill_id(tokenizer),
         dtype=config.model.dtype,
     )
-    generator.load(params)
-    samples = (_searched if config.beams else _drawn)(config, generator, path, mesh, prompts, tokenizer)
-    generator.close()
-    return samples
 
 
 def _check_beams(config: ConfigDict, mesh: Mesh) -> None:
@@ -187,13 +196,31 @@ def _drawn(
     config: ConfigDict, generator: DecodeGenerator, path: str, mesh: Mesh, prompts: Prompts, tokenizer
 ) -> list[list[Sample]]:
     """`config.samples` samples of every prompt."""
+    samples: list[list[Sample]] = [[] for _ in range(len(prompts))]
+    drawn = drawn_tokens(config, generator, path, mesh, prompts, fill_id(tokenizer), samples=config.samples)
+    for response, (tokens_R, ended) in enumerate(drawn):
+        text = decode(tokenizer, without_end(tokens_R, ended))
+        samples[response // config.samples].append(Sample(text, ended))
+    return samples
+
+
+def drawn_tokens(
+    config: ConfigDict,
+    generator: DecodeGenerator,
+    path: str,
+    mesh: Mesh,
+    prompts: Prompts,
+    pad_id: int,
+    *,
+    samples: int = 1,
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """Yields (tokens, whether they end) of every response; response r answers prompt r // samples."""
     # One key for all batches: each response draws from its own number in `rows`, so that neither the batch
     # size nor the number of devices changes a sample.
     key = jax.random.key(config.seed)
-    samples: list[list[Sample]] = [[] for _ in range(len(prompts))]
-    total = len(prompts) * config.samples
+    total = len(prompts) * samples
     progress = Progress(total, unit="responses")
-    for index_B, batch in _batches(prompts, config, mesh, fill_id(tokenizer)):
+    for index_B, batch in _batches(prompts, samples, config.batch_size, mesh, pad_id):
         sampled = generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         *found, logprobs_BR = gather(
             (sampled.tokens_BR, sampled.lengths_B, sampled.ended_B, sampled.logprobs_BR)
@@ -201,24 +228,21 @@ def _drawn(
         # A policy with NaN in its logits still samples tokens; here that becomes an error.
         check_finite(logprobs_BR, path)
         # Not strict: in the last batch copies of the last response follow, which `index_B` does not number.
-        for row, tokens_R, length, ended in zip(index_B, *found, strict=False):
-            text = decode(tokenizer, without_end(tokens_R[:length], ended))
-            samples[row // config.samples].append(Sample(text, bool(ended)))
+        for _, tokens_R, length, ended in zip(index_B, *found, strict=False):
+            yield tokens_R[:length], bool(ended)
         progress.update(min(len(index_B) + progress.done, total))
     progress.close()
-    return samples
 
 
 def _batches(
-    prompts: Prompts, config: ConfigDict, mesh: Mesh, pad_id: int
+    prompts: Prompts, samples: int, B: int, mesh: Mesh, pad_id: int
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Yields (numbers of the batch's responses, its arrays on the mesh); response r answers prompt r // samples."""
     # One prompt length for all batches, so that the decode loop compiles once.
     P = bucket(int(prompts.lengths.max()))
-    total = len(prompts) * config.samples
-    mine = host_rows(config.batch_size, mesh)
-    for index_B, _ in eval_batches(total, config.batch_size):
-        arrays = pad_prompts(prompts, index_B // config.samples, P, pad_id, rows=mine)
+    mine = host_rows(B, mesh)
+    for index_B, _ in eval_batches(len(prompts) * samples, B):
+        arrays = pad_prompts(prompts, index_B // samples, P, pad_id, rows=mine)
         arrays["rows"] = index_B[mine].astype(np.int32)
         yield np.unique(index_B), to_global(arrays, mesh)
 

@@ -30,6 +30,7 @@ from rlhf_jax.data.tokens.scored_text import sequences_up_to_score
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.reward_accuracy import accuracy_by_label
+from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.model import check_embedded, model_scores
 from rlhf_jax.models.responses import Batch, plain_row_logprobs
@@ -58,18 +59,19 @@ def run(config: ConfigDict, workdir: str) -> None:
     # Before gigabytes of weights are read.
     check_batch(config.batch_size, mesh)
     data = config.data
-    scorer = (_likelihood if config.model.score_by == "logprob" else _reward)(config, mesh)
+    by_logprob, m = config.model.score_by == "logprob", config.model
+    read = logprob_scorer if by_logprob else reward_scorer
+    scorer = read(config, mesh, m.path, field="model.path", adapter=m.adapter)
     rows, left_out = read_responses(
         data.responses, made_by=made_by("generate:pairs", "pairs"), chat=data.template == CHAT
     )
     encoded_rows.say(f"data.responses: {len(rows)} rows read from {data.responses}", left_out)
     rows = rows[: data.rows or None]
     flat = [record for row in rows for record in row.records]
-    found, reasons = _encoded(flat, scorer.tokenizer, data, all_turns=scorer.all_turns)
-    known = iter(scorer.scores(found).tolist())
-    # Scores exist only for responses without a reason against them; here None is put in between.
-    scores = iter([None if reason else next(known) for reason in reasons])
-    why = iter(reasons)
+    known, reasons = scored_responses(scorer, flat, data)
+    if by_logprob:
+        known = [None if found is None else found[0] / max(found[1], 1) for found in known]
+    scores, why = iter(known), iter(reasons)
     records = [
         row.columns
         | {
@@ -110,63 +112,96 @@ def _tell_accuracy(workdir: str, rows: list[Answered], records: list[dict]) -> N
     write_text(Path(workdir) / "accuracy.json", json.dumps(found.as_dict(), indent=2) + "\n")
 
 
-class _Scorer(NamedTuple):
-    """What scores: its tokenizer, whether it is indifferent to where a response begins, and sequences -> scores [n]."""
+class ResponseScorer(NamedTuple):
+    """What scores: its tokenizer, whether it is indifferent to where a response begins, and sequences -> scores.
+
+    Scores are [n], or [n, k] where a response has k numbers.
+    """
 
     tokenizer: Any
     all_turns: bool
     scores: Callable[[Sequences], np.ndarray]
 
 
-def _reward(config: ConfigDict, mesh: Mesh) -> _Scorer:
-    """A reward model, described; its weights are read when something is to be scored."""
+def reward_scorer(
+    config: ConfigDict, mesh: Mesh, folder: str, *, field: str, adapter: str = ""
+) -> ResponseScorer:
+    """A reward model, described; its weights are read when something is to be scored.
+
+    field: of the page, that names the folder. adapter: a PEFT folder that is laid over it.
+    """
     reward = reward_models.described(
-        config.model.path,
+        folder,
         config.model,
-        field="model.path",
+        field=field,
         template=config.data.template,
         how=handling_of(config.data),
-        adapter=config.model.adapter,
+        adapter=adapter,
     )
 
     def scores(found: Sequences) -> np.ndarray:
         found = sequences_up_to_score(found, reward.score_at, reward.behind)
         check_embedded(reward, int(found.tokens.max()))
-        whole = reward_models.loaded(reward, config.model, mesh, adapter=config.model.adapter)
+        whole = reward_models.loaded(reward, config.model, mesh, adapter=adapter)
         score = jax.jit(model_scores)
         return _scores(
             config, mesh, found, lambda x: score(whole.model, x["tokens"], x["lengths"], whole.mean)
         )
 
-    return _Scorer(reward.tokenizer, True, scores)
+    return ResponseScorer(reward.tokenizer, True, scores)
 
 
-def _likelihood(config: ConfigDict, mesh: Mesh) -> _Scorer:
-    """A language model, described, by the mean log-prob of the tokens of a response."""
-    about = {"tokens": 0, "adapter": config.model.adapter}
-    path = load_models.resolve_folder(config.model.path)
+def logprob_scorer(
+    config: ConfigDict, mesh: Mesh, folder: str, *, field: str, adapter: str = ""
+) -> ResponseScorer:
+    """A language model, described, by (the log-prob of a response, its tokens): scores [n, 2]."""
+    about = {"tokens": 0, "adapter": adapter}
+    path = load_models.resolve_folder(folder)
     tokenizer = load_tokenizer(load_models.tokenizer_folder(path), made_by=made_by("sft"))
     if load_models.describe_model(path, config.model, made_by("sft"), **about).is_scalar:
-        raise UserError(f"model.path: {config.model.path} is a reward model; use model.score_by=reward")
+        raise UserError(
+            f"{field}: {folder} is a reward model; "
+            + ("use model.score_by=reward" if field == "model.path" else "give a language model")
+        )
 
     def scores(found: Sequences) -> np.ndarray:
         about["tokens"] = len(tokenizer)
         checkpoint, params = load_models.load_model(path, config.model, mesh, made_by("sft"), **about)
-        params = load_models.merged_params(checkpoint.config, params)
-        R = int((found.lengths - found.prompt_lengths).max())
+        return logprob_sums(config, mesh, checkpoint.config, params, found)
 
-        @jax.jit
-        def score(params: Params, batch: Batch) -> jax.Array:
-            logprobs_BR, _, mask_BR = plain_row_logprobs(checkpoint.config, params, batch, R, chunk=128)
-            return sequence_logprob(logprobs_BR, mask_BR) / jnp.maximum(mask_BR.sum(axis=1), 1)
+    return ResponseScorer(tokenizer, False, scores)
 
-        return _scores(config, mesh, found, lambda batch: score(params, batch))
 
-    return _Scorer(tokenizer, False, scores)
+def logprob_sums(
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, found: Sequences
+) -> np.ndarray:
+    """(The log-prob of every response, how many tokens it has) by a language model that has been read: [n, 2]."""
+    params = load_models.merged_params(model, params)
+    R = max(int((found.lengths - found.prompt_lengths).max()), 1)
+
+    @jax.jit
+    def score(params: Params, batch: Batch) -> jax.Array:
+        logprobs_BR, _, mask_BR = plain_row_logprobs(model, params, batch, R, chunk=128)
+        return jnp.stack([sequence_logprob(logprobs_BR, mask_BR), mask_BR.sum(axis=1)], axis=1)
+
+    return _scores(config, mesh, found, lambda batch: score(params, batch))
+
+
+def scored_responses(
+    scorer: ResponseScorer, flat: list[dict | str], data: ConfigDict, name: str = "data.responses"
+) -> tuple[list[Any], list[str | None]]:
+    """Scores records with `output`: (for each its score or None, None or the reason why it has none).
+
+    flat: a text in place of a record is such a reason. name: what is said to be scored.
+    """
+    found, reasons = _encoded(flat, scorer.tokenizer, data, name, all_turns=scorer.all_turns)
+    # Scores exist only for responses without a reason against them; here None is put in between.
+    known = iter(scorer.scores(found).tolist())
+    return [None if reason else next(known) for reason in reasons], reasons
 
 
 def _encoded(
-    flat: list[dict | str], tokenizer: Any, data: ConfigDict, *, all_turns: bool
+    flat: list[dict | str], tokenizer: Any, data: ConfigDict, name: str, *, all_turns: bool
 ) -> tuple[Sequences, list[str | None]]:
     """Encodes the responses that can be scored, and returns for each of all None or the reason why it cannot be."""
     reasons = [x if isinstance(x, str) else None for x in flat]
@@ -198,9 +233,9 @@ def _encoded(
     # Responses that could not be read were counted when the file was read.
     told = Counter(reason for x, reason in zip(flat, reasons, strict=True) if isinstance(x, dict) and reason)
     told.update({reason: n for reason, n in counts.items() if is_kept(reason)})
-    encoded_rows.say(f"data.responses: {len(keep)} of {len(flat)} responses are scored", told)
+    encoded_rows.say(f"{name}: {len(keep)} of {len(flat)} responses are scored", told)
     if not keep:
-        field = "data.max_length" if able else "data.responses"
+        field = "data.max_length" if able else name
         raise UserError(
             f"{field}: none of {len(flat)} responses can be scored ({counts_text(Counter(filter(None, reasons)))})"
         )

@@ -33,7 +33,7 @@ from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
 from rlhf_jax.training.run.load_models import Start
-from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Network,
     Session,
@@ -57,7 +57,11 @@ def refuse(page: ConfigDict, workdir: str, prefix: str) -> None:
 
 
 NEEDS = Needs(
-    reads=(*train_and_eval(made_by("annotate", "labels")), *model_reads("model.init", made_by("sft"))),
+    reads=(
+        *train_and_eval(made_by("annotate", "labels")),
+        *model_reads("model.init", made_by("sft")),
+        *SAMPLED_READS,
+    ),
     writes=("reference_cache",),
     remote=True,
     also=refuse,

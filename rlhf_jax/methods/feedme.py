@@ -27,17 +27,23 @@ from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, offline
-from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import export_model, network_of, open_session, write_model_folder
 
 SHOW = ("loss", "eval/loss")
 
 
 NEEDS = Needs(
-    reads=(*train_and_eval(made_by("annotate", "labels")), *model_reads("model.init", made_by("sft"))),
+    reads=(
+        *train_and_eval(made_by("annotate", "labels")),
+        *model_reads("model.init", made_by("sft")),
+        *SAMPLED_READS,
+    ),
     remote=True,
 )
-ranges.own_rows("feedme", best_metric=ranges.one_of("eval/loss", "eval/entropy", or_none=True))
+ranges.own_rows(
+    "feedme", best_metric=ranges.one_of("eval/loss", "eval/entropy", "eval/win_rate", or_none=True)
+)
 
 
 @one_writer

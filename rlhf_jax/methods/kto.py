@@ -39,7 +39,7 @@ from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
 from rlhf_jax.training.run.load_models import Start
-from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Network,
     Session,
@@ -55,7 +55,11 @@ _MEASURED = ("loss", "kl", "rewards/chosen", "rewards/rejected", "rewards/accura
 _KL = "kl_"
 
 NEEDS = Needs(
-    reads=(*train_and_eval(made_by("annotate", "labels")), *model_reads("model.init", made_by("sft"))),
+    reads=(
+        *train_and_eval(made_by("annotate", "labels")),
+        *model_reads("model.init", made_by("sft")),
+        *SAMPLED_READS,
+    ),
     writes=("reference_cache",),
     remote=True,
 )
@@ -64,7 +68,7 @@ ranges.own_rows(
     desirable_weight=ranges.number(0),
     undesirable_weight=ranges.number(0),
     best_metric=ranges.one_of(
-        *(f"eval/{name}" for name in (*_MEASURED, "logps/chosen", "logps/rejected")), or_none=True
+        *(f"eval/{name}" for name in (*_MEASURED, "logps/chosen", "logps/rejected", "win_rate")), or_none=True
     ),
     **{"data.desirable_from": ranges.number()},
 )

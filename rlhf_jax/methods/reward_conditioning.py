@@ -35,7 +35,7 @@ from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, offline
-from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Session,
     export_model,
@@ -50,7 +50,11 @@ SHOW = ("loss", "eval/loss")
 
 # Its tokenizer is written into the workdir, which has to lie on a disk for that.
 NEEDS = Needs(
-    reads=(*train_and_eval(made_by("annotate", "labels")), *model_reads("model.init", made_by("sft")))
+    reads=(
+        *train_and_eval(made_by("annotate", "labels")),
+        *model_reads("model.init", made_by("sft")),
+        *SAMPLED_READS,
+    )
 )
 _MARKER = ranges.Range(lambda value: ranges.is_text(value) and bool(value.strip()), "text that is not blank")
 ranges.own_rows(
@@ -58,7 +62,7 @@ ranges.own_rows(
     positive=_MARKER,
     negative=_MARKER,
     marker_tokens=ranges.FLAG,
-    best_metric=ranges.one_of("eval/loss", "eval/entropy", or_none=True),
+    best_metric=ranges.one_of("eval/loss", "eval/entropy", "eval/win_rate", or_none=True),
 )
 
 

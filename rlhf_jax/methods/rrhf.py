@@ -29,7 +29,7 @@ from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import offline
-from rlhf_jax.training.run.missing_inputs import TABLES, Needs, Read, made_by, model_reads
+from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, TABLES, Needs, Read, made_by, model_reads
 from rlhf_jax.training.run.session import export_model, network_of, open_session, write_model_folder
 
 SHOW = ("loss", "rank/accuracy", "eval/rank/accuracy")
@@ -40,6 +40,7 @@ NEEDS = Needs(
         Read("data.train", TABLES, SCORES),
         Read("data.eval", TABLES, SCORES),
         *model_reads("model.init", made_by("sft")),
+        *SAMPLED_READS,
     ),
     remote=True,
 )

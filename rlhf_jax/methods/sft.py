@@ -31,7 +31,15 @@ from rlhf_jax.training.checkpoints.object_stores import is_remote
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import encoded_rows, load_models, offline
-from rlhf_jax.training.run.missing_inputs import TOKENIZER, Needs, Read, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import (
+    SAMPLED_READS,
+    TOKENIZER,
+    Needs,
+    Read,
+    made_by,
+    model_reads,
+    train_and_eval,
+)
 from rlhf_jax.training.run.session import (
     Network,
     Session,
@@ -48,6 +56,7 @@ NEEDS = Needs(
     reads=(
         *train_and_eval(made_by("make_data", "data")),
         *model_reads("model.init", made_by("sft")),
+        *SAMPLED_READS,
         Read(
             "model.tokenizer",
             TOKENIZER,

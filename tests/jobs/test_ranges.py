@@ -90,9 +90,9 @@ BOTH = {"policy": TOKENS, "reference": TOKENS}
 READ = Readings(TOKENS.astype(jnp.int32), TOKENS[:, 0].astype(jnp.int32), TOKENS > 0, BOTH, TOKENS, {})
 SCORED = Scored(SIDES, SIDES == 0)
 EVALUATED = {
-    "sft": lambda: sft_loss(TOKENS, TOKENS, TOKENS > 0),
+    "sft": lambda: sft_loss(TOKENS, TOKENS, TOKENS > 0) | {"win_rate": 0.5},
     "reward_model": lambda: bradley_terry(SIDES, SIDES, SIDES),
-    "dpo": lambda: pair_loss(PairLogprobs(*[SIDES] * 6), SIDES, beta=1.0),
+    "dpo": lambda: pair_loss(PairLogprobs(*[SIDES] * 6), SIDES, beta=1.0) | {"win_rate": 0.5},
     "ppo": lambda: (
         rollout_metrics(READ, SAMPLED, SCORED, rollout_settings(page_of("ppo")))
         | {"rlhf_reward": 0.0, "win_rate": 0.5}

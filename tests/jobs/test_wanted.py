@@ -106,7 +106,9 @@ def fields_by_name(job):
         more = dict(needs.get(job, {x.field: "" for x in NEEDS[job].reads if x.field not in kept}))
         more |= {"evaluate": {"utility": True}}.get(job, {})
         more |= (
-            {"win_rate.judges": "configs/judges/micro_pool.yaml"} if row.field == "win_rate.baseline" else {}
+            {"win_rate.judges": "configs/judges/micro_pool.yaml"}
+            if row.field in ("win_rate.baseline", "win_rate.prompts")
+            else {}
         )
         more |= {"outputs_2": __file__} if row.field == "outputs_1" else {}
         more |= {"ratings": f"a={__file__}"} if (job, row.field) == ("measure", "baseline") else {}

@@ -65,6 +65,8 @@ SMALL = {
     "ppo": _ONLINE,
     "generate": {"data.rows": 12, "data.max_prompt_length": 56, "batch_size": 8, "max_new_tokens": 8},
     "score": {"data.max_length": 112, "batch_size": 8},
+    "measure_policies": {"data.rows": 12, "data.max_prompt_length": 80, "data.max_length": 112}
+    | {"data.pair_rows": 20, "batch_size": 8, "max_new_tokens": 8},
     "best_of_n": {},
     "annotate": {},
     "evaluate": {},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.evaluation.policy_measures import PolicyMeasures
 from rlhf_jax.evaluation.report.curves import Series, metric_names, read_series, smooth, thin
 
 # Four rows of three; with more the figure cannot be read without zooming.
@@ -71,6 +72,34 @@ def _figure(path: Path, charts: Sequence[tuple[Series, ...]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.print_png(str(path))
     return path
+
+
+def plot_reward_against_kl(policies: Sequence[PolicyMeasures], path: str | os.PathLike[str]) -> Path | None:
+    """Draw the reward of policies against their KL from the reference, with standard errors, as Gao et al. (2023).
+
+    Those without both are left out. Returns the path written; None where no policy has both.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = [one for one in policies if one.reward is not None and one.kl is not None]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(5.2, 3.6))
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.13, 0.14, 0.84, 0.82))
+    for one in drawn:
+        x, y = one.kl, one.reward
+        axes.errorbar(x.value, y.value, xerr=x.se, yerr=y.se, fmt="o", color=_BLUE, markersize=4, linewidth=1)
+        axes.annotate(one.name, (x.value, y.value), (5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xlabel("KL from the reference (nats a response)", fontsize=8)
+    axes.set_ylabel("reward", fontsize=8)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    canvas.print_png(str(path))
+    return Path(path)
 
 
 def _draw(axes: object, s: Series, colour: str) -> None:

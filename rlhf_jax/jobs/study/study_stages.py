@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs.study.study_settings import overridden, texts, with_folders
-from rlhf_jax.programs import program
+from rlhf_jax.programs import load_program
 from rlhf_jax.settings.page_fields import inner_pages
 from rlhf_jax.settings.pages import closest
 
@@ -76,7 +76,7 @@ def plan_stages(config: ConfigDict, workdir: str) -> list[Stage]:
         for field, text in texts(written):
             folder = with_folders(text, folders, f"{_prefix(name, group)}{field}")
             settings.update_from_flattened_dict({field: folder})
-        stage = Stage(name, group, program(written.job), settings, written, ())
+        stage = Stage(name, group, load_program(written), settings, written, ())
         before = [earlier.name for earlier in stages]
         stages.append(stage._replace(upstream=_upstream(stage, before, folders)))
     return stages

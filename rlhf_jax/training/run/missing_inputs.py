@@ -99,6 +99,18 @@ def model_reads(field: str, made_by: str, adapter: str = "model.adapter") -> tup
     return Read(field, MODEL, made_by), Read(adapter, ADAPTER, made_by, over=field)
 
 
+def _judged(page: Page) -> bool:
+    return bool(page["win_rate"]["judges"])
+
+
+# Of a method that may be judged at its evaluations; the second of one whose evaluations sample nothing otherwise.
+WIN_RATE_READS = (
+    Read("win_rate.judges", FILE),
+    Read("win_rate.baseline", TABLE, made_by("generate", "outputs/sft"), when=_judged),
+)
+SAMPLED_READS = (Read("win_rate.prompts", TABLE, made_by("make_data", "data"), when=_judged), *WIN_RATE_READS)
+
+
 def named_paths(text: str, field: str) -> dict[str, str]:
     """Parses "NAME=FILE,NAME=FILE" into {NAME: FILE}. UserError names the entry that is not of this form."""
     found: dict[str, str] = {}

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
 from rlhf_jax.data.batches import eval_batches, row_indices
+from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
@@ -38,7 +39,7 @@ from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import load_models, memory_check
 from rlhf_jax.training.run.encoded_rows import Rows
 from rlhf_jax.training.run.load_models import Start
-from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
+from rlhf_jax.training.run.memory_check import Phase, Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.session import Network, Session
 
 
@@ -77,6 +78,25 @@ class Members(NamedTuple):
     evaluate: Callable[[LossFn], Callable[[Any, Any], dict[str, Mean]]]
 
 
+class SampledEvaluation(NamedTuple):
+    """What an evaluation measures beside the loss on held-out rows, by sampling from the policy.
+
+    Attributes:
+      files: what it reads, which must be the same when a run goes on.
+      phase: (page, mesh, bytes per device of what is there beside it) -> its program for the memory plan.
+      measure: (parameters of the policy, step) -> metrics, on every process.
+    """
+
+    files: tuple[str, ...]
+    phase: Callable[[ConfigDict, Mesh, int], Phase]
+    measure: Callable[[Params, int], dict[str, float]]
+
+
+# What opens the evaluation that win_rate asks for. `feedback.sampled_win_rate` puts itself here where it is loaded: a
+# judge needs rooms that training does not know, and a run that asks nobody should not load them.
+open_win_rate: list[Callable[[Session, Network], SampledEvaluation]] = []
+
+
 class Offline(NamedTuple):
     """What a method on fixed rows is, beside the model that it trains.
 
@@ -87,6 +107,7 @@ class Offline(NamedTuple):
       complete: what the rows still lack and only the weights can tell, such as the log-probs of a reference model.
       keeps_start: whether `complete` keeps a copy of the trained arrays as they start, which takes memory.
       members: several models that are trained side by side; None for one.
+      judged: what evaluations measure of samples; the driver opens it where the page asks for a win rate.
     """
 
     loss: Callable[[ModelConfig, ConfigDict], LossFn]
@@ -96,6 +117,7 @@ class Offline(NamedTuple):
     complete: Callable[[Start], Completed] | None = None
     keeps_start: bool = False
     members: Members | None = None
+    judged: SampledEvaluation | None = None
 
 
 def train_offline(session: Session, network: Network, method: Offline) -> Params:
@@ -120,6 +142,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
     check_batch(config.batch_size, mesh)
     check_microbatches(config.batch_size, config.microbatches, mesh)
     steps = steps_of(config, method.train.count)
+    method = method._replace(judged=_win_rate(session, network) or method.judged)
     # Compiled from shapes before any weight is read: a run that does not fit into memory should end here.
     plan = memory_check.prepare_step(partial(offline_plan, network, method, steps), config, mesh)
     start = _start(session, network, method.members)
@@ -140,12 +163,13 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         # The host knows all lengths, so the tokens of the global batch are counted without the devices.
         return state, {**metrics, "num_tokens": float(rows.tokens[index_B].sum()), "epoch": epoch}, batch
 
-    def evaluate(state: TrainState, _: int) -> dict[str, float]:
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
         # Evaluated is what would be exported: the average where the optimizer keeps one.
         params = ema_params(state.params, state.opt_state)
         params = (frozen, params) if members else joined(frozen, params)
         batches = _eval_batches(held, config.batch_size, mesh)
-        return evaluator(params, (enrich(batch, params) for batch in batches))
+        found = evaluator(params, (enrich(batch, params) for batch in batches))
+        return found | (method.judged.measure(params, step) if method.judged else {})
 
     state = fit(
         config,
@@ -158,8 +182,10 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         iterate,
         evaluate,
         steps=steps,
-        inputs=session.inputs(),
+        inputs=session.inputs(*(method.judged.files if method.judged else ())),
         show=method.show,
+        # A win rate may be against what the policy answered before its first step.
+        eval_first=method.judged is not None,
         flops=plan.flops,
     )
     return frozen, ema_params(state.params, state.opt_state)
@@ -184,6 +210,8 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, around=around)
     # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
     one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
+    beside = bytes_per_device(state.params) if method.keeps_start else 0
+    alive = bytes_per_device((state.params, state.opt_state, start.frozen)) + beside
     return Plan(
         loss_fn,
         tx,
@@ -191,8 +219,25 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         state,
         batch_shapes(mesh, rows_of_a_step(config, several), one_row),
         start.frozen,
-        beside=bytes_per_device(state.params) if method.keeps_start else 0,
+        beside=beside,
+        others=(method.judged.phase(config, mesh, alive),) if method.judged else (),
     )
+
+
+def _win_rate(session: Session, network: Network) -> SampledEvaluation | None:
+    """Opens what the page's win_rate asks for; None where it has none, or names no judge."""
+    config = session.config
+    if "win_rate" not in config:
+        return None
+    if not config.win_rate.to_dict()["judges"]:
+        if config.best_metric == "eval/win_rate":
+            raise UserError("best_metric: eval/win_rate, but win_rate.judges names no judge; give its file")
+        return None
+    if not open_win_rate:
+        raise UserError(
+            "win_rate.judges: nothing here asks judges; import rlhf_jax.feedback.sampled_win_rate before run()"
+        )
+    return open_win_rate[0](session, network)
 
 
 def _start(session: Session, network: Network, members: Members | None) -> Start:
