@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
 from rlhf_jax.data.tokens.special_ids import fill_id
-from rlhf_jax.data.tokens.tokenizer_files import heads, load_tokenizer, prefix_text
+from rlhf_jax.data.tokens.tokenizer_files import heads, load_tokenizer, prefix_ids, prefix_text
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import feedback_needs, reward_sources
 from rlhf_jax.feedback.judged_evaluation import judged_evaluation
@@ -143,8 +143,8 @@ def quark_models(policy: ModelConfig, sources: RewardSources, P: int, session: S
     pool = pool_shapes(
         c.pool_rollouts, online.rows_of_experience(c), P + c.rollout.max_new_tokens, session.mesh
     )
-    # A prefix of one token stands behind the BOS token, where there is one.
-    marker = len(heads(session.tokenizer)) - 1 if markers_of(c) else -1
+    # A prefix of one token; what stands beside it is the BOS token, where there is one.
+    marker = heads(session.tokenizer).index(*prefix_ids(session.tokenizer)) if markers_of(c) else -1
     return OnlineModels(policy, sources.scorers, of_loss=(REFERENCE,), marker=marker, carried=pool)
 
 

@@ -7,7 +7,7 @@ response of a labelled pair is trained with SFT's loss, behind the marker of its
 
 and the trained model is asked behind the positive marker. Nobody has to remember that: the exported tokenizer says so
 in tokenizer_config.json (`prompt_prefix`), and all that encodes prompts here reads it there: sampling, PPO, further
-training (see `data.tokens.tokenizer_files`). Other programs have to put the marker behind the BOS token themselves.
+training (see `data.tokens.tokenizer_files`). Other programs have to put the marker in front themselves.
 
 A row is one response. A marker is a token that is added to the tokenizer (its embedding starts as the mean of the
 others', AlpacaFarm's rule for new tokens, where the model has no row to spare) or, where the vocabulary must stay as it

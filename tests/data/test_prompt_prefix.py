@@ -99,6 +99,26 @@ def test_chat_templates_get_it_behind_the_bos():
     assert in_front(prompts[1], marked) == prompts[0].tolist()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_it_comes_before_a_bos_that_opens_turns(named):
+    tokenizer = chat_tokenizers.build(
+        chat_tokenizers.CHATML,
+        ["<|im_end|>", "<|im_start|>"],
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+    )
+    if named:
+        tokenizer.chat_template = {"default": tokenizer.chat_template}
+    marked = with_prefix(tokenizer, "good: ")
+    row = [{"instruction": "the cat", "input": "", "output": "sat on"}]
+    (plain, _), (found, _) = (encode_sft(row, x, "chat", 200) for x in (tokenizer, marked))
+    prefix = prefix_ids(marked).tolist()
+    assert found[0].tolist() == [*prefix, *plain[0]] and heads(marked) == (*prefix, tokenizer.bos_token_id)
+    assert tokenizer.decode(found[0]).startswith("good: <|im_start|>user")
+    cut = encode_prompts(row, marked, "chat", 12, Handling(too_long="cut_prompt"))[0][0]
+    assert len(cut) == 12 and tuple(cut[: len(prefix) + 1]) == heads(marked)
+
+
 def test_another_prefix_makes_other_tokens():
     good, bad = with_prefix(BOS_FIRST, "good: "), with_prefix(BOS_FIRST, "bad: ")
     assert same_tokens(good, with_prefix(BOS_FIRST, "good: "))

@@ -1,7 +1,9 @@
 """Quark as every method is tested; its pool, what is drawn of it, and iterations by hand from what was sampled."""
 
 import dataclasses
+from types import SimpleNamespace
 
+import chat_tokenizers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ import tiny_losses
 from method_suite import MethodSuite
 from tiny_losses import CONFIG, Case
 
-from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer, prefix_text
+from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer, prefix_text, with_prefix
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import quark
 from rlhf_jax.models import decoder
@@ -20,6 +22,7 @@ from rlhf_jax.rollout.pool import Drawing, Pool, PoolRows, Ranked, draw
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.rollout.text_rewards import TextRewards
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.settings import load_page
 from rlhf_jax.training.run import online_models
 
 
@@ -198,6 +201,23 @@ def test_with_tokens_prompts_are_sampled_behind_the_best_ones(recorded):
         assert [exported.convert_tokens_to_ids(f"<|quantile_{q}|>") for q in range(K)] == [
             *range(MARKER, MARKER + K)
         ]
+
+
+def test_the_marker_is_found_before_a_bos_that_opens_turns(monkeypatch):
+    tokenizer = chat_tokenizers.build(
+        chat_tokenizers.CHATML,
+        ["<|im_end|>", "<|im_start|>", "<|quantile_0|>"],
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+    )
+    monkeypatch.setattr(quark, "pool_shapes", lambda *_: ())
+    config = load_page("configs/quark.py:all_quantiles")
+    for template, column in ((tokenizer.chat_template, 0), (None, 1)):
+        tokenizer.chat_template = template
+        session = SimpleNamespace(
+            config=config, tokenizer=with_prefix(tokenizer, "<|quantile_0|>"), mesh=None
+        )
+        assert quark.quark_models(CONFIG, SimpleNamespace(scorers=()), 8, session).marker == column
 
 
 @jax.jit

@@ -5,8 +5,6 @@ embeddings, weights that know something.
 """
 
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("gguf", reason="the package gguf is not installed")
 
-import package  # noqa: E402
 import texts  # noqa: E402
+from real_runs import ADAPTER, MARKS, NEW, OFFLINE, run, series, train  # noqa: E402
 from transformers import (  # noqa: E402
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -24,69 +22,9 @@ from transformers import (  # noqa: E402
 
 from rlhf_jax.data.records.records import read_table, write_jsonl  # noqa: E402
 from rlhf_jax.models.gguf import gguf_files  # noqa: E402
-from rlhf_jax.programs import program  # noqa: E402
-from rlhf_jax.settings import load_page  # noqa: E402
 
 torch.set_num_threads(1)  # The cores are busy; threads that wait for each other crawl.
-pytestmark = [
-    pytest.mark.timeout(900),  # A stage compiles thirty layers, and the cores are shared.
-    pytest.mark.skipif(
-        not os.environ.get("RLHF_JAX_WIDE"), reason="takes minutes of two cores; RLHF_JAX_WIDE=1 runs it, too"
-    ),
-]
-CONFIGS = Path(__file__).parents[2] / "configs"
-NEW = 10  # Tokens that are sampled.
-STEPS = 4
-ADAPTER = {"lora.rank": 8, "lora.alpha": 32.0, "data.template": "chat", "log_every": 1}
-ADAPTER |= {"optimizer.schedule": "constant", "optimizer.warmup_steps": 0, "optimizer.learning_rate": 1e-3}
-OFFLINE = ADAPTER | {"data.max_length": 64, "data.eval_rows": 4, "batch_size": 4, "epochs": STEPS * 4 / 8}
-OFFLINE |= {"eval_every": STEPS, "save_every": STEPS}
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The GGUF file, whose PAD is its EOS."""
-    return str(package.model_file())
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A folder with demonstrations and pairs."""
-    folder = tmp_path_factory.mktemp("real")
-    rows = list(zip(texts.INSTRUCTIONS, texts.ANSWERS, texts.BAD, strict=True))
-    write_jsonl(folder / "sft.jsonl", [{"instruction": i, "input": "", "output": a} for i, a, _ in rows])
-    pairs = [{"prompt": i, "chosen": a, "rejected": b} for i, a, b in rows]
-    write_jsonl(folder / "pairs.jsonl", pairs)
-    return folder
-
-
-def run(page, workdir, changes):
-    """One job in this process; the rows of its metrics.jsonl, if any."""
-    config = load_page(f"{CONFIGS}/{page}.py")
-    config.update_from_flattened_dict({k: str(v) if isinstance(v, Path) else v for k, v in changes.items()})
-    program(page).run(config, str(workdir))
-    found = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in found.read_text().splitlines()] if found.is_file() else []
-
-
-def series(rows, name):
-    """The values of one metric, all finite."""
-    found = np.array([row[name] for row in rows if name in row])
-    assert len(found) and np.isfinite(found).all(), (name, found)
-    return found
-
-
-@pytest.fixture(scope="module")
-def sft(model, work):
-    data = {"data.train": work / "sft.jsonl", "data.eval": work / "sft.jsonl", "model.init": model}
-    return run("sft", work / "sft", OFFLINE | data)
-
-
-@pytest.fixture(scope="module")
-def reward_model(model, work):
-    data = {"data.train": work / "pairs.jsonl", "data.eval": work / "pairs.jsonl", "model.init": model}
-    data |= {"center_on": work / "sft.jsonl", "center_rows": 8}
-    return run("reward_model", work / "reward_model", OFFLINE | data)
+pytestmark = MARKS
 
 
 def chat(tokenizer, instruction, answer=None):
@@ -100,7 +38,6 @@ def chat(tokenizer, instruction, answer=None):
 
 
 def test_greedy_samples_are_those_of_transformers(model, work):
-    write_jsonl(work / "prompts.jsonl", [{"prompt": text} for text in texts.INSTRUCTIONS])
     changes = {"model.path": model, "data.prompts": work / "prompts.jsonl", "data.template": "chat"}
     changes |= {"data.max_prompt_length": 64, "temperature": 0.0, "max_new_tokens": NEW, "batch_size": 8}
     run("generate", work / "outputs", changes)
@@ -171,7 +108,7 @@ def test_scores_are_those_of_transformers(work, reward_model):
 
 def test_dpo_widens_the_margin(model, work):
     data = {"data.train": work / "pairs.jsonl", "data.eval": work / "pairs.jsonl", "model.init": model}
-    rows = run("dpo", work / "dpo", OFFLINE | data | {"beta": 0.1, "reference_cache": work / "reference"})
+    rows = train("dpo", work / "dpo", OFFLINE | data | {"beta": 0.1, "reference_cache": work / "reference"})
     assert series(rows, "loss")[0] == pytest.approx(np.log(2), abs=1e-3)
     assert series(rows, "loss")[-1] < 0.6
     assert series(rows, "rewards/margins")[-1] > 0.2
@@ -179,13 +116,12 @@ def test_dpo_widens_the_margin(model, work):
 
 
 def test_ppo_raises_the_score(model, work, reward_model):
-    write_jsonl(work / "prompts.jsonl", [{"prompt": text} for text in texts.INSTRUCTIONS])
     changes = ADAPTER | {"data.train": work / "prompts.jsonl", "data.eval": work / "prompts.jsonl"}
     changes |= {"model.policy": model, "model.reward": work / "reward_model" / "export"}
     changes |= {"data.max_prompt_length": 64, "data.eval_rows": 8, "rollout.batch_size": 8}
     changes |= {"rollout.max_new_tokens": NEW, "minibatch_size": 8, "epochs": 2, "steps": 2}
     changes |= {"eval_every": 2, "save_every": 2, "missing_eos_penalty": 0.0}
-    rows = run("ppo", work / "ppo", changes)
+    rows = train("ppo", work / "ppo", changes)
     assert series(rows, "eval/raw_scores")[-1] > series(rows, "eval/raw_scores")[0]
     for name in ("loss", "objective/scores", "objective/kl", "val/mean", "grad_norm"):
         series(rows, name)

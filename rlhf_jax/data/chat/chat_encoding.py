@@ -200,7 +200,7 @@ def _overlapping(offsets: np.ndarray, spans: list[Span]) -> Bool[np.ndarray, "T"
 def _one_bos(
     ids: np.ndarray, tokenizer: Any, trained: np.ndarray | None = None
 ) -> tuple[Int32[np.ndarray, "T"], Bool[np.ndarray, "T"]]:
-    """The same tokens with exactly one BOS in front, and behind it the prefix, if the tokenizer has them."""
+    """The same tokens with exactly one BOS in front, and beside it the prefix, if the tokenizer has them."""
     trained = np.zeros(len(ids), bool) if trained is None else trained
     front = np.array(heads(tokenizer), np.int32)
     if not len(front):

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +217,7 @@ def _save(tokenizer_json: str, directory: Path) -> Path:
 #     "prompt_prefix": {"text": "<|chosen|>", "ids": [4096]}          in tokenizer_config.json
 #
 # A model that was trained behind such a text answers otherwise without it, so nobody should have to remember it: all
-# that encodes prompts puts it behind the BOS token, for sampling and for further training alike. Other programs than
+# that encodes prompts puts it in front (see `heads`), for sampling and for further training alike. Other programs than
 # ours have to be told.
 
 PREFIX = "prompt_prefix"
@@ -233,9 +235,32 @@ def prefix_ids(tokenizer: Any) -> Int32[np.ndarray, " F"]:
 
 
 def heads(tokenizer: Any) -> tuple[int, ...]:
-    """The ids that every prompt begins with: BOS, where the tokenizer has one, and the prefix."""
+    """The ids that every prompt begins with: BOS, where the tokenizer has one, and the prefix.
+
+    Where BOS is what opens every turn of a chat (SmolLM 2: <|im_start|>), the prefix comes before it.
+    """
     bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
-    return (*bos, *_prefix(tokenizer).get("ids", ()))
+    prefix = tuple(_prefix(tokenizer).get("ids", ()))
+    # Between such a BOS and what follows it the prefix would be part of the first speaker's name.
+    if prefix and bos and _opens_turns(tokenizer, str(tokenizer.chat_template)):
+        return (*prefix, *bos)
+    return (*bos, *prefix)
+
+
+@lru_cache(maxsize=16)
+def _opens_turns(tokenizer: Any, templates: str) -> bool:
+    """Whether a chat template of the tokenizer has the assistant speak with BOS; templates: the key of the cache."""
+    named = tokenizer.chat_template
+    for template in named.values() if isinstance(named, dict) else filter(None, [named]):
+        asked = [{"role": "user", "content": "x"}]
+        options = {"tokenize": False, "chat_template": template}
+        # Templates raise what they like; one that takes no plain conversation is refused where chats are read.
+        with suppress(Exception):
+            before = tokenizer.apply_chat_template(asked, **options)
+            prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, **options)
+            if prompt.count(tokenizer.bos_token) > before.count(tokenizer.bos_token):
+                return True
+    return False
 
 
 def with_prefix(tokenizer: Any, text: str) -> Any:
