@@ -23,7 +23,7 @@ def microfarm() -> ConfigDict:
     c.job = "measure_policies"
     c.seed = 0  # Of what is sampled.
 
-    # NAME=FOLDER with commas between them; folders as model.path of configs/generate.py.
+    # NAME=FOLDER with commas between them: Hugging Face folders, or trainers' workdirs.
     c.policies = "sft=runs/farm/sft/export,dpo=runs/farm/dpo/export,ppo=runs/farm/ppo/export"
     c.reference = "runs/farm/sft/export"  # KL and implicit rewards are measured from it; "": neither is.
     c.reward_model = "runs/farm/reward_model/export"  # Scores the responses; "": nothing does.

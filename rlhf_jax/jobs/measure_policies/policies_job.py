@@ -41,23 +41,19 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import check_batch
 from rlhf_jax.training.checkpoints.workdir import one_writer, prepare_workdir, write_json
 from rlhf_jax.training.run import session
-from rlhf_jax.training.run.missing_inputs import TABLE, WITHIN, Needs, Read, made_by, named_paths
+from rlhf_jax.training.run.missing_inputs import MODEL, TABLE, WITHIN, Needs, Read, made_by, named_paths
 
 
 def _folders(text: str) -> tuple[str, ...]:
     return tuple(named_paths(text, "policies").values())
 
 
-def _one(folder: str) -> tuple[str, ...]:
-    return (folder,) if folder else ()
-
-
 NEEDS = Needs(
     reads=(
         Read("policies", WITHIN, made_by("sft"), paths=_folders),
-        Read("reference", WITHIN, made_by("sft"), paths=_one),
-        Read("reward_model", WITHIN, made_by("reward_model"), paths=_one),
-        Read("perplexity_model", WITHIN, made_by("sft"), paths=_one),
+        Read("reference", MODEL, made_by("sft")),
+        Read("reward_model", MODEL, made_by("reward_model")),
+        Read("perplexity_model", MODEL, made_by("sft")),
         Read("data.prompts", TABLE, made_by("make_data", "data")),
         Read("data.pairs", TABLE, made_by("annotate", "labels")),
     )

@@ -187,10 +187,10 @@ def check_models(needs: Needs, config: ConfigDict, prefix: str = "", made: tuple
         ):
             continue
         # An adapter's folder given as the model is an easy mistake, and gets an error of its own.
-        laid = next(x.field for x in needs.reads if x.over == row.field)
+        laid = next((x.field for x in needs.reads if x.over == row.field), "")
         try:
-            import_folder.check_no_adapter(path, laid)
-            over = value_at(page, laid)
+            import_folder.check_no_adapter(path, laid or "model.adapter on a page that has it")
+            over = value_at(page, laid) if laid else ""
             load_models.describe_model(path, config.model, "", tokens=0, adapter=over)
         except UserError as error:
             raise UserError(f"{prefix}{row.field}: {error}") from error
