@@ -12,7 +12,7 @@ from rlhf_jax.settings import load_page
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MARKS = [
-    pytest.mark.timeout(900),  # A stage compiles thirty layers, and the cores are shared.
+    pytest.mark.timeout(1800),  # Two stages before it compile thirty layers, too, and the cores are shared.
     pytest.mark.skipif(
         not os.environ.get("RLHF_JAX_WIDE"), reason="takes minutes of two cores; RLHF_JAX_WIDE=1 runs it, too"
     ),

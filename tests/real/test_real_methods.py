@@ -91,9 +91,8 @@ def test_reward_conditioning_answers_by_its_marker(model, tmp_path, tokens):
     workdir = tmp_path / "reward_conditioning"
     found = (run if tokens else train)("reward_conditioning", workdir, changes | rate)
     assert series(found, "loss")[-1] < 0.7 * series(found, "loss")[0]
-    for _, answer in zip(range(2), texts.BAD, strict=False):
-        absurd, plain = likelihoods(workdir / "export", markers, texts.INSTRUCTIONS[5], answer)
-        assert absurd > plain
+    absurd, plain = likelihoods(workdir / "export", markers, texts.INSTRUCTIONS[5], texts.BAD[5])
+    assert absurd > plain
     tokenizer = AutoTokenizer.from_pretrained(workdir / "export")
     assert tokenizer.init_kwargs["prompt_prefix"]["text"] == markers[0]
     assert not tokens or {"<|chosen|>", "<|rejected|>"} <= set(tokenizer.get_added_vocab())
