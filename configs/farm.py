@@ -77,6 +77,8 @@ def microfarm() -> ConfigDict:
     c.dpo = sibling(__file__, "dpo")
     c.dpo.data.train = "{labels}/labels.parquet"
     c.dpo.model.init = "{sft}/export"
+    for name in ("sft", "dpo"):  # Asked only where win_rate.judges names somebody.
+        c[name].win_rate.prompts = "{data}/val.parquet"
     c.ppo = sibling(__file__, "ppo")
     c.ppo.data.train = "{data}/unlabeled.parquet"
     c.ppo.data.eval = "{data}/val.parquet"

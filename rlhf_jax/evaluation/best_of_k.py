@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from rlhf_jax.errors import UserError
 
@@ -40,7 +39,7 @@ class BestOf(NamedTuple):
     prompts: int
 
 
-def expected_best(scores: Sequence[float]) -> Float[np.ndarray, " N"]:
+def expected_best(scores: Sequence[float]) -> np.ndarray:
     """The expected highest of k of these scores, for k = 1 ... N; UserError for one that is no finite number."""
     found = np.sort(np.asarray(scores, np.float64))
     if not np.isfinite(found).all():
@@ -50,7 +49,7 @@ def expected_best(scores: Sequence[float]) -> Float[np.ndarray, " N"]:
     return order_weights(len(found)) @ found
 
 
-def order_weights(n: int) -> Float[np.ndarray, "N N"]:
+def order_weights(n: int) -> np.ndarray:
     """C(i-1, k-1) / C(n, k) in row k - 1 and column i - 1; each row sums to 1."""
     weights = np.zeros((n, n))
     k = np.arange(1, n + 1)

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from rlhf_jax.evaluation.measures.reward_accuracy import GroupAccuracy, reward_accuracy
 
@@ -28,14 +27,14 @@ class ResponseNumbers(NamedTuple):
         not read a response.
     """
 
-    tokens: Int[np.ndarray, " n"]
-    characters: Int[np.ndarray, " n"]
-    ended: Bool[np.ndarray, " n"]
-    rewards: Float[np.ndarray, " n"] | None = None
-    policy: Float[np.ndarray, " n"] | None = None
-    reference: Float[np.ndarray, " n"] | None = None
-    other: Float[np.ndarray, " n"] | None = None
-    other_tokens: Int[np.ndarray, " n"] | None = None
+    tokens: np.ndarray
+    characters: np.ndarray
+    ended: np.ndarray
+    rewards: np.ndarray | None = None
+    policy: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    other: np.ndarray | None = None
+    other_tokens: np.ndarray | None = None
 
 
 class PairNumbers(NamedTuple):
@@ -44,9 +43,9 @@ class PairNumbers(NamedTuple):
     tokens: of each response as the policy reads it. reference: None where there is none.
     """
 
-    policy: Float[np.ndarray, "n 2"]
-    tokens: Int[np.ndarray, "n 2"]
-    reference: Float[np.ndarray, "n 2"] | None = None
+    policy: np.ndarray
+    tokens: np.ndarray
+    reference: np.ndarray | None = None
 
 
 class Estimate(NamedTuple):
@@ -114,7 +113,7 @@ def measure_policy(name: str, said: ResponseNumbers, pairs: PairNumbers | None =
     )
 
 
-def mean_estimate(values: Float[np.ndarray, " n"]) -> Estimate | None:
+def mean_estimate(values: np.ndarray) -> Estimate | None:
     """The mean of independent values and its standard error; None without a value."""
     n = len(values)
     if not n:
@@ -123,11 +122,11 @@ def mean_estimate(values: Float[np.ndarray, " n"]) -> Estimate | None:
     return Estimate(float(np.mean(values, dtype=np.float64)), se, n)
 
 
-def _lengths(values: Int[np.ndarray, " n"]) -> tuple[float, float, int]:
+def _lengths(values: np.ndarray) -> tuple[float, float, int]:
     return float(values.mean()), float(np.median(values)), int(values.max())
 
 
-def _accuracy(scores_N2: Float[np.ndarray, "n 2"]) -> GroupAccuracy:
+def _accuracy(scores_N2: np.ndarray) -> GroupAccuracy:
     return reward_accuracy(scores_N2[:, 0], scores_N2[:, 1]).overall
 
 

@@ -19,5 +19,6 @@ def suites() -> dict[str, str]:
 
 def cases() -> dict:
     """The case of each, or None where the method has no loss of its own."""
-    sys.path.append(str(METHODS))
+    # As pytest has them: modules that tests share lie beside the tests of their room.
+    sys.path += [str(METHODS), str(METHODS.parent / "data")]
     return {name: getattr(importlib.import_module(file), name)().case() for name, file in suites().items()}

@@ -157,7 +157,7 @@ def test_what_a_run_is_given_and_what_of_it_is_raised(tmp_path, monkeypatch, cap
         if (error := next(raised)) is not None:
             raise error
 
-    monkeypatch.setattr(notebook, "program", lambda name: SimpleNamespace(run=run))
+    monkeypatch.setattr(notebook, "load_program", lambda page: SimpleNamespace(run=run))
     loaded = rj.load_page(f"{ROOT}/configs/dpo.py", tmp_path)
     assert loaded.train() == notebook.Run(str(tmp_path)) and loaded.config.seed == 0
     with pytest.raises(rj.UserError, match=r"^here: No space left on device; free space there"):

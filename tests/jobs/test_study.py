@@ -66,7 +66,7 @@ class Programs:
 @pytest.fixture
 def programs(monkeypatch):
     found = Programs()
-    monkeypatch.setattr(study_stages, "program", found)
+    monkeypatch.setattr(study_stages, "load_program", lambda page: found(page.job))
     monkeypatch.chdir(tiny_farm.ROOT)
     return found
 
@@ -95,7 +95,7 @@ def base(tmp_path_factory):
     """A farm that has run once: its folder, and the stand-ins that ran it."""
     found, folder = Programs(), tmp_path_factory.mktemp("study") / "farm"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_stages, "program", found)
+        patch.setattr(study_stages, "load_program", lambda page: found(page.job))
         patch.chdir(tiny_farm.ROOT)
         assert found.run(farm(), folder) == FARM
     return folder, found
@@ -356,7 +356,7 @@ def test_the_page_of_studies_trains_two_betas_on_what_the_farm_made(programs):
 def test_a_method_that_is_not_written_yet_takes_no_word_in_the_code(monkeypatch):
     """Its own file says what it reads; a group and a stage are all that a study has to say of it."""
     needs = {"make_data": Needs(), "grpo": Needs(reads=train_and_eval(""))}
-    monkeypatch.setattr(study_stages, "program", lambda name: SimpleNamespace(NEEDS=needs[name]))
+    monkeypatch.setattr(study_stages, "load_program", lambda page: SimpleNamespace(NEEDS=needs[page.job]))
     page = small(("data", "data"), ("grpo", "grpo", "seed=2"), data=("make_data", {}))
     page.grpo = ConfigDict({"job": "grpo", "seed": 0, "data": {"train": "{data}/unlabeled.parquet"}})
     data, grpo = plan_stages(page, "x")

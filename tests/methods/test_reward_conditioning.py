@@ -84,7 +84,7 @@ def test_new_tokens_start_as_the_mean_of_the_others(words, trained):
 
 def test_each_response_stands_behind_the_marker_of_its_side(words, tmp_path, monkeypatch):
     seen, encode = [], labelled_rows.single_responses
-    monkeypatch.setattr(encoded_rows, "single_responses", lambda *a: seen.append(encode(*a)) or seen[-1])
+    monkeypatch.setattr(labelled_rows, "single_responses", lambda *a: seen.append(encode(*a)) or seen[-1])
     reward_conditioning.run(settings(words, tmp_path, LABELS, epochs=0.1), str(tmp_path / "run"))
     texts = [x.tolist() for x in (seen[0].train[i] for i in range(len(seen[0].train)))]
 
