@@ -48,6 +48,7 @@ def microfarm() -> ConfigDict:
     # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
     # the chat template writes). "": as its config.json says, else template for chat and eos for others.
     c.model.score_at = ""
+    common.read_rewards(c.model)
     common.trained_model(c.model)
 
     common.lora(c)

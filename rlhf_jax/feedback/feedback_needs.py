@@ -18,9 +18,11 @@ from rlhf_jax.training.run.missing_inputs import (
     TABLE,
     WIN_RATE_READS,
     WITHIN,
+    Needs,
     Read,
     made_by,
     model_reads,
+    train_and_eval,
 )
 
 _BASELINE = made_by("generate", "outputs/sft")
@@ -74,3 +76,16 @@ def check_judge(file: str, asking: Mapping[str, Any], workdir: str, field: str, 
         for judge in pool.judges:
             if judge.base_url != LOCAL:
                 resolve_address(judge, {}).key()
+
+
+# What a method asks for that trains `model.policy` on its own responses, scored by the page's reward sources.
+SCORED_POLICY = Needs(
+    reads=(
+        *train_and_eval(made_by("make_data", "data")),
+        *model_reads("model.policy", made_by("sft")),
+        *READS,
+    ),
+    remote=True,
+    also=check_feedback,
+    reads_too=judges_read,
+)

@@ -44,23 +44,14 @@ from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, online
 from rlhf_jax.training.run.memory_check import Plan
-from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import made_by
 from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("loss", "objective/scores", "objective/kl", "eval/scores")
 
 
-NEEDS = Needs(
-    reads=(
-        *train_and_eval(made_by("make_data", "data")),
-        *model_reads("model.policy", made_by("sft")),
-        *feedback_needs.READS,
-    ),
-    remote=True,
-    also=feedback_needs.check_feedback,
-    reads_too=feedback_needs.judges_read,
-)
+NEEDS = feedback_needs.SCORED_POLICY
 ranges.own_rows(
     "online_dpo",
     # The reference is part of what is learnt here: without it nothing holds the policy where scores mean something.

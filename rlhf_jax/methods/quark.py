@@ -66,7 +66,7 @@ from rlhf_jax.training.loop.state import shardings_of
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, load_models, online
 from rlhf_jax.training.run.memory_check import Plan
-from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
+from rlhf_jax.training.run.missing_inputs import made_by
 from rlhf_jax.training.run.online_models import REFERENCE, OnlineModels, open_actor, plan_online
 from rlhf_jax.training.run.session import (
     Network,
@@ -79,16 +79,7 @@ from rlhf_jax.training.run.session import (
 
 SHOW = ("objective/scores", "pool/best_scores", "loss/kl", "eval/scores")
 
-NEEDS = Needs(
-    reads=(
-        *train_and_eval(made_by("make_data", "data")),
-        *model_reads("model.policy", made_by("sft")),
-        *feedback_needs.READS,
-    ),
-    remote=True,
-    also=feedback_needs.check_feedback,
-    reads_too=feedback_needs.judges_read,
-)
+NEEDS = feedback_needs.SCORED_POLICY
 _EVALUATED = (
     *("eval/scores", "eval/raw_scores", "eval/kl", "eval/entropy", "eval/sampling/logp_difference"),
     *("eval/completions/mean_length", "eval/completions/ended", "eval/completions/unscored", "eval/win_rate"),

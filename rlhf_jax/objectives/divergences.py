@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from rlhf_jax.objectives.logprobs import Head, chunk_count
+from rlhf_jax.objectives.logprobs import Head, chunk_count, chunk_logits, join_chunks, split_chunks
 from rlhf_jax.objectives.reduce import Mean, masked_mean
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
@@ -45,15 +45,8 @@ def token_divergence(
         return _of_distributions(logp_BCV, logq_BCV, divergence)
 
     count = chunk_count(T, chunk)
-    size = -(-T // count)
-    xs = [
-        jnp.pad(x, ((0, 0), (0, count * size - T), (0, 0)))
-        .reshape(x.shape[0], count, size, -1)
-        .swapaxes(0, 1)
-        for x in (student.hidden_BTD, teacher_BTD)
-    ]
-    parts = jax.lax.map(lambda x: one(head_DV, *x), tuple(xs))
-    return parts.swapaxes(0, 1).reshape(-1, count * size)[:, :T]
+    xs = (split_chunks(student.hidden_BTD, count), split_chunks(teacher_BTD, count))
+    return join_chunks(jax.lax.map(lambda x: one(head_DV, *x), xs), T)
 
 
 def distillation_loss(
@@ -95,10 +88,7 @@ def distillation_loss(
 
 
 def _logprobs(hidden_BCD: Array, head_DV: Array, softcap: float, temperature: float) -> Array:
-    logits_BCV = jnp.einsum("bcd,dv->bcv", hidden_BCD, head_DV, preferred_element_type=jnp.float32)
-    if softcap:
-        logits_BCV = softcap * jnp.tanh(logits_BCV / softcap)
-    return jax.nn.log_softmax(logits_BCV / temperature)
+    return jax.nn.log_softmax(chunk_logits(hidden_BCD, head_DV, temperature, softcap))
 
 
 def _of_distributions(logp_BCV: Array, logq_BCV: Array, divergence: str) -> Array:

@@ -69,7 +69,7 @@ def _token_logprobs(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap
 
 def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap) -> tuple[tuple, tuple]:
     def one(hidden_BCD, targets_BC) -> tuple[Array, ...]:
-        logits_BCV = _logits(hidden_BCD, head_DV, temperature, softcap)
+        logits_BCV = chunk_logits(hidden_BCD, head_DV, temperature, softcap)
         # The softmax by hand rather than jax.nn.log_softmax: of each position only the peak and the log of
         # the sum are kept, and the backward pass makes the probabilities again from those two numbers.
         peak_BC = jnp.max(logits_BCV, axis=-1)
@@ -85,8 +85,8 @@ def _forward(hidden_BTD, head_DV, targets_BT, temperature, chunk, softcap) -> tu
     if count == 1:
         outputs = one(hidden_BTD, targets_BT)
     else:
-        xs = (_split(hidden_BTD, count), _split(targets_BT, count))
-        outputs = tuple(_join(y, T) for y in jax.lax.map(lambda x: one(*x), xs))
+        xs = (split_chunks(hidden_BTD, count), split_chunks(targets_BT, count))
+        outputs = tuple(join_chunks(y, T) for y in jax.lax.map(lambda x: one(*x), xs))
     logprobs_BT, entropy_BT, peak_BT, logsum_BT = outputs
     residuals = (hidden_BTD, head_DV, targets_BT, temperature, peak_BT, logsum_BT, entropy_BT)
     return (logprobs_BT, entropy_BT), residuals
@@ -97,7 +97,7 @@ def _backward(chunk, softcap, residuals, cotangents) -> tuple:
     dtype = jnp.result_type(hidden_BTD, head_DV)
 
     def one(hidden_BCD, targets_BC, peak_BC, logsum_BC, entropy_BC, dlogprobs_BC, dentropy_BC) -> tuple:
-        logits_BCV = _logits(hidden_BCD, head_DV, temperature, softcap)
+        logits_BCV = chunk_logits(hidden_BCD, head_DV, temperature, softcap)
         logp_BCV = (logits_BCV - peak_BC[..., None]) - logsum_BC[..., None]
         # d logp_y / dz_v = [v = y] - p_v and d entropy / dz_v = -p_v (log p_v + entropy), in float32 to the
         # end: rounded once, after the difference, or 1 - p would be lost in bfloat16 where p is near 1.
@@ -126,15 +126,15 @@ def _backward(chunk, softcap, residuals, cotangents) -> tuple:
             return dhead_DV + dhead_part_DV, dhidden_BCD
 
         start_DV = jnp.zeros(head_DV.shape, jnp.float32)
-        dhead_DV, parts = jax.lax.scan(accumulate, start_DV, tuple(_split(x, count) for x in xs))
-        dhidden_BTD = _join(parts, T)
+        dhead_DV, parts = jax.lax.scan(accumulate, start_DV, tuple(split_chunks(x, count) for x in xs))
+        dhidden_BTD = join_chunks(parts, T)
     return dhidden_BTD.astype(hidden_BTD.dtype), dhead_DV.astype(head_DV.dtype), None, None
 
 
 _token_logprobs.defvjp(_forward, _backward)
 
 
-def _logits(hidden_BCD, head_DV, temperature, softcap) -> Array:
+def chunk_logits(hidden_BCD, head_DV, temperature, softcap) -> Array:
     logits_BCV = jnp.einsum("bcd,dv->bcv", hidden_BCD, head_DV, preferred_element_type=jnp.float32)
     if softcap:
         logits_BCV = softcap * jnp.tanh(logits_BCV / softcap)
@@ -145,7 +145,7 @@ def chunk_count(T: int, chunk: int) -> int:
     return max(1, -(-T // chunk))
 
 
-def _split(x: Array, count: int) -> Array:
+def split_chunks(x: Array, count: int) -> Array:
     """[B, T, ...] -> [count, B, ceil(T / count), ...], padded with zeros (whose cotangents are 0 too)."""
     B, T = x.shape[:2]
     size = -(-T // count)
@@ -153,8 +153,8 @@ def _split(x: Array, count: int) -> Array:
     return x.reshape(B, count, size, *x.shape[2:]).swapaxes(0, 1)
 
 
-def _join(x: Array, T: int) -> Array:
-    """The inverse of `_split`."""
+def join_chunks(x: Array, T: int) -> Array:
+    """The inverse of `split_chunks`."""
     x = x.swapaxes(0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
 

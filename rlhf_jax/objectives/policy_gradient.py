@@ -122,8 +122,8 @@ def policy_loss(
     `policy/approxkl` = mean((log r)^2) / 2; `policy/clipfrac` = share of tokens where the clipped term is
     the larger one, so that they have no gradient; `policy/ratio` = mean r. (A largest ratio is no mean.)
     """
-    (logprobs_BR,) = _at_tokens(mask_BR, logprobs_BR)
-    old_logprobs_BR, advantages_BR = _constants(mask_BR, old_logprobs_BR, advantages_BR)
+    (logprobs_BR,) = at_tokens(mask_BR, logprobs_BR)
+    old_logprobs_BR, advantages_BR = constants_at_tokens(mask_BR, old_logprobs_BR, advantages_BR)
     log_ratio_BR = logprobs_BR - old_logprobs_BR
     ratio_BR = jnp.exp(log_ratio_BR)
     # Eq. 7 maximises the smaller of two objectives; as losses that is the larger one. The
@@ -133,7 +133,7 @@ def policy_loss(
     clipped_BR = -advantages_BR * jnp.clip(ratio_BR, 1.0 - clip, 1.0 + clip)
     losses_BR = jnp.maximum(plain_BR, clipped_BR)
     if weights_BR is not None:
-        losses_BR = losses_BR * _constants(mask_BR, weights_BR)[0]
+        losses_BR = losses_BR * constants_at_tokens(mask_BR, weights_BR)[0]
     return {
         "loss": masked_mean(losses_BR, mask_BR),
         "policy/approxkl": masked_mean(0.5 * jnp.square(log_ratio_BR), mask_BR),
@@ -158,8 +158,8 @@ def value_loss(
     `val/clipfrac` is the share of tokens where the clipped term is the larger one, so that they have no
     gradient.
     """
-    (values_BR,) = _at_tokens(mask_BR, values_BR)
-    old_values_BR, returns_BR = _constants(mask_BR, old_values_BR, returns_BR)
+    (values_BR,) = at_tokens(mask_BR, values_BR)
+    old_values_BR, returns_BR = constants_at_tokens(mask_BR, old_values_BR, returns_BR)
     # The larger of the two errors: clipping may slow a value down, but never makes its error look smaller.
     near_BR = jnp.clip(values_BR, old_values_BR - clip, old_values_BR + clip)
     plain_BR, clipped_BR = jnp.square(values_BR - returns_BR), jnp.square(near_BR - returns_BR)
@@ -177,7 +177,7 @@ def explained_variance(
     A ratio of variances is no mean, so it is taken over a whole rollout and not summed over micro-batches.
     0 where the returns do not vary (or there are none): there is nothing to explain.
     """
-    values_BR, returns_BR = _constants(mask_BR, values_BR, returns_BR)
+    values_BR, returns_BR = constants_at_tokens(mask_BR, values_BR, returns_BR)
     count = jnp.maximum(jnp.sum(mask_BR, dtype=jnp.float32), 1.0)
 
     def variance(x_BR: Array) -> Array:
@@ -189,13 +189,14 @@ def explained_variance(
     return jnp.where(varies, 1.0 - residual / jnp.where(varies, total, 1.0), 0.0)
 
 
-def _at_tokens(mask_BR: Array, *xs_BR: Array) -> tuple[Array, ...]:
+def at_tokens(mask_BR: Array, *xs_BR: Array) -> tuple[Array, ...]:
     """The arrays in float32, with 0 at pads."""
     return tuple(jnp.where(mask_BR, x_BR.astype(jnp.float32), 0.0) for x_BR in xs_BR)
 
 
-def _constants(mask_BR: Array, *xs_BR: Array) -> tuple[Array, ...]:
-    return jax.lax.stop_gradient(_at_tokens(mask_BR, *xs_BR))
+def constants_at_tokens(mask_BR: Array, *xs_BR: Array) -> tuple[Array, ...]:
+    """The same as constants to differentiation."""
+    return jax.lax.stop_gradient(at_tokens(mask_BR, *xs_BR))
 
 
 # KL divergence between policy and reference: estimators from samples, and the controller of its coefficient.

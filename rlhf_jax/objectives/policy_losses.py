@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32, ScalarLike
 
-from rlhf_jax.objectives.policy_gradient import token_kl
+from rlhf_jax.objectives.policy_gradient import at_tokens, constants_at_tokens, token_kl
 from rlhf_jax.objectives.reduce import Mean, masked_mean
 
 RATIOS = ("token", "sequence", "sequence_token")
@@ -64,10 +64,8 @@ def composed_policy_loss(
     Metrics beside those of `policy_loss`: `policy/clipfrac_low`, `policy/clipfrac_high` and `policy/clipfrac_dual`, the
     shares of tokens that are held at either end of the range or by the dual clip.
     """
-    logprobs_BR = _at_tokens(mask_BR, logprobs_BR)
-    old_logprobs_BR, advantages_BR = (
-        jax.lax.stop_gradient(_at_tokens(mask_BR, x_BR)) for x_BR in (old_logprobs_BR, advantages_BR)
-    )
+    (logprobs_BR,) = at_tokens(mask_BR, logprobs_BR)
+    old_logprobs_BR, advantages_BR = constants_at_tokens(mask_BR, old_logprobs_BR, advantages_BR)
     log_ratio_BR = log_ratio(logprobs_BR, old_logprobs_BR, mask_BR, level=how.ratio)
     losses_BR, held = clipped_losses(
         log_ratio_BR,
@@ -79,7 +77,7 @@ def composed_policy_loss(
         dual=how.dual_clip,
     )
     if weights_BR is not None:
-        losses_BR = losses_BR * jax.lax.stop_gradient(_at_tokens(mask_BR, weights_BR))
+        losses_BR = losses_BR * constants_at_tokens(mask_BR, weights_BR)[0]
     sizes = {"over": how.aggregation, "max_tokens": how.max_tokens}
     loss, parts = aggregate(losses_BR, mask_BR, **sizes), {}
     if ref_logprobs_BR is not None:
@@ -112,11 +110,11 @@ def log_ratio(
     eq. 7). sequence_token: GSPO-token's (eq. 14), of the same value, but each token's gradient is its own; so the two
     differ only where the advantages of a response's tokens do.
     """
-    log_ratio_BR = _at_tokens(mask_BR, logprobs_BR - old_logprobs_BR)
+    (log_ratio_BR,) = at_tokens(mask_BR, logprobs_BR - old_logprobs_BR)
     if level == "token":
         return log_ratio_BR
     lengths_B1 = jnp.maximum(jnp.sum(mask_BR, axis=1, keepdims=True, dtype=jnp.float32), 1.0)
-    mean_BR = _at_tokens(mask_BR, jnp.broadcast_to(_row_sum(log_ratio_BR) / lengths_B1, mask_BR.shape))
+    (mean_BR,) = at_tokens(mask_BR, jnp.broadcast_to(_row_sum(log_ratio_BR) / lengths_B1, mask_BR.shape))
     if level == "sequence":
         return mean_BR
     # The sum of a constant and of a 0 that has the token's gradient.
@@ -167,7 +165,7 @@ def aggregate(
     the mean over a response's tokens, then over responses (GRPO, eq. 3), in which the tokens of a long one weigh less.
     constant: the sum over the number of responses times `max_tokens` (Dr. GRPO, section 3.2), in which neither happens.
     """
-    losses_BR = _at_tokens(mask_BR, losses_BR)
+    (losses_BR,) = at_tokens(mask_BR, losses_BR)
     if over == "tokens":
         return masked_mean(losses_BR, mask_BR)
     lengths_B1 = jnp.sum(mask_BR, axis=1, keepdims=True, dtype=jnp.float32)
@@ -193,10 +191,8 @@ def kl_losses(
     right, too; k2's is that of mean(d^2) / 2. direct: the estimate alone, as GRPO was published (eq. 4). Then k2 has
     the gradient of KL(policy || reference) on fresh samples, k3 that of KL(reference || policy), and k1 none.
     """
-    old_logprobs_BR, ref_logprobs_BR = (
-        jax.lax.stop_gradient(_at_tokens(mask_BR, x_BR)) for x_BR in (old_logprobs_BR, ref_logprobs_BR)
-    )
-    logprobs_BR = _at_tokens(mask_BR, logprobs_BR)
+    old_logprobs_BR, ref_logprobs_BR = constants_at_tokens(mask_BR, old_logprobs_BR, ref_logprobs_BR)
+    (logprobs_BR,) = at_tokens(mask_BR, logprobs_BR)
     kl_BR = token_kl(logprobs_BR, ref_logprobs_BR, mask_BR, estimator=estimator)
     return kl_BR if gradient == "direct" else jnp.exp(logprobs_BR - old_logprobs_BR) * kl_BR
 
@@ -216,12 +212,12 @@ def sampler_weights(
     at the cap: token by token up to the distribution of what stands before a token, as a sequence exactly.
     `sampling/correction_mean` is their mean over tokens, `sampling/correction_capped` the share at the cap.
     """
-    log_weights_BR = _at_tokens(mask_BR, logprobs_BR - sampler_logprobs_BR)
+    (log_weights_BR,) = at_tokens(mask_BR, logprobs_BR - sampler_logprobs_BR)
     if level == "sequence":
         log_weights_BR = jnp.broadcast_to(_row_sum(log_weights_BR), mask_BR.shape)
     limit = jnp.log(jnp.asarray(cap, jnp.float32))
     # Capped as logarithms: those of a long sequence may be beyond what exp can hold.
-    weights_BR = _at_tokens(mask_BR, jnp.exp(jnp.minimum(log_weights_BR, limit)))
+    (weights_BR,) = at_tokens(mask_BR, jnp.exp(jnp.minimum(log_weights_BR, limit)))
     return jax.lax.stop_gradient(weights_BR), {
         "sampling/correction_mean": masked_mean(weights_BR, mask_BR),
         "sampling/correction_capped": masked_mean(log_weights_BR > limit, mask_BR),
@@ -234,7 +230,3 @@ def _ends(low_BR: Array, high_BR: Array, dual_BR: Array) -> dict[str, Array]:
 
 def _row_sum(x_BR: Array) -> Array:
     return jnp.sum(x_BR, axis=1, keepdims=True)
-
-
-def _at_tokens(mask_BR: Array, x_BR: Array) -> Array:
-    return jnp.where(mask_BR, x_BR.astype(jnp.float32), 0.0)

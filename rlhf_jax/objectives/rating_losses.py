@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from rlhf_jax.objectives.preference import Weights
+from rlhf_jax.objectives.preference import Weights, counted
 from rlhf_jax.objectives.reduce import Mean, masked_mean
 
 
@@ -20,7 +20,7 @@ def rating_regression(
 
     Their code trains on (rating - 1) / 6 of ratings from 1 to 7. `ratings/predicted` is the mean of the sigmoid.
     """
-    score_B, target_B = (_counted(x_B, weight_B) for x_B in (score_B, target_B))
+    score_B, target_B = counted(weight_B, score_B, target_B)
     predicted_B = jax.nn.sigmoid(score_B)
     return {
         "loss": masked_mean(jnp.square(target_B - predicted_B), weight_B),
@@ -39,7 +39,7 @@ def rating_ordinal(
     level_B: 0 to K, the place of the rating on a scale of K + 1 levels. thresholds_K: increasing. `ratings/predicted`
     is the expected place on the scale, in [0, 1], which is the mean of these K probabilities.
     """
-    score_B = _counted(score_B, weight_B)
+    (score_B,) = counted(weight_B, score_B)
     K = thresholds_K.shape[0]
     above_BK = score_B[:, None] - thresholds_K
     # Of the lowest level P(level > -1) = 1 and of the highest P(level > K) = 0, which have no threshold.
@@ -72,8 +72,3 @@ def _metrics(predicted_B: Array, target_B: Array, weight_B: Array) -> dict[str, 
         "ratings/given": masked_mean(target_B, weight_B),
         "ratings/error": masked_mean(jnp.abs(predicted_B - target_B), weight_B),
     }
-
-
-def _counted(x_B: Array, weight_B: Array) -> Array:
-    # Set before any arithmetic, or 0 * NaN of a row that fills up a batch reaches the gradient.
-    return jnp.where(weight_B != 0, x_B.astype(jnp.float32), 0.0)
