@@ -100,6 +100,12 @@ def sampler_correction(c: ConfigDict) -> None:
     c.rollout.correction_cap = 2.0  # At least 1, where both are the same policy.
 
 
+def seeds(c: ConfigDict) -> None:
+    """How often a study runs its stages."""
+    c.seeds = ()  # (0,1,2): every stage once for each of these, in folders seed_N/NAME; (): for the page's seed alone.
+    c.once = ()  # The stages that are run once for all seeds.
+
+
 def processes(c: ConfigDict) -> None:
     # Whether other processes belong to this run: auto (as the launcher says), on or off.
     c.distributed = "auto"

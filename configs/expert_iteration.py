@@ -31,6 +31,7 @@ def rounds_of(rounds: int, *, continued: bool) -> ConfigDict:
     c = ConfigDict()
     c.job = "study"
     c.seed = 0  # Of every stage; samples of round r have seed + r - 1.
+    common.seeds(c)
     common.processes(c)
     c.report = "evaluate"  # The stage whose table is shown at the end and whose report is copied.
 

@@ -24,6 +24,7 @@ def microfarm() -> ConfigDict:
     c = ConfigDict()
     c.job = "study"
     c.seed = 0  # Of the world and of every stage.
+    common.seeds(c)
     common.processes(c)
     c.report = "evaluate"  # The stage whose table is shown at the end and whose report is copied.
 

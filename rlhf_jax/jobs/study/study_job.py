@@ -1,17 +1,22 @@
 """Runs a study: the stages of its page that are not finished yet, in its order, each in its own folder.
 
-Which methods and jobs these are is the page's affair. Nothing here knows one by name.
+Which methods and jobs these are is the page's affair. Nothing here knows one by name. A stage that fails is named, and
+leaves alone all stages but those that read what it should have made.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from rlhf_jax.errors import UserError
+from rlhf_jax import ranges
+from rlhf_jax.errors import UserError, problem_of_machine
 from rlhf_jax.jobs.study.study_fingerprints import fingerprint
 from rlhf_jax.jobs.study.study_stages import Stage, plan_stages
 from rlhf_jax.parallel import startup
@@ -22,6 +27,17 @@ from rlhf_jax.training.run import missing_inputs
 from rlhf_jax.training.run.missing_inputs import Needs
 
 NEEDS = Needs()  # Its own workdir; all else is asked for by its stages.
+ranges.own_rows(
+    "study",
+    seeds=ranges.Range(
+        lambda value: isinstance(value, tuple | list) and all(map(ranges.whole(0, 2**32 - 1).fits, value)),
+        "a tuple of whole numbers, such as (0,1,2), or () for the page's seed alone",
+    ),
+    once=ranges.Range(
+        lambda value: isinstance(value, tuple | list) and all(map(ranges.is_text, value)),
+        "a tuple of names of stages",
+    ),
+)
 _LONGEST_S = 24 * 3600.0  # That the other processes wait for a stage which one of them runs.
 
 
@@ -41,14 +57,64 @@ def run(config: ConfigDict, workdir: str) -> None:
     root = Path(workdir)
     folders.prepare_workdir(workdir, config.to_dict())
     started = time.monotonic()
-    ran = {}
-    for number, stage in enumerate(stages):
-        ran[stage.name] = _run_stage(number, stage, stages, root)
-        _check_readers(stage, stages, root)
+    ran, failed = _run_stages(stages, root)
     if startup.is_main():
-        if config.report:
+        if config.report in ran:
             _show_report(root / config.report, root, told=ran[config.report])
         print(f"done in {time.monotonic() - started:.0f} s", flush=True)
+    if failed:
+        raise UserError(_what_failed(failed, stages))
+
+
+def _run_stages(stages: list[Stage], root: Path) -> tuple[dict[str, bool], dict[str, str]]:
+    """Runs what can be run: (stage -> whether it was run or finished before, stage -> why it is not there)."""
+    ran: dict[str, bool] = {}
+    failed: dict[str, str] = {}
+    for number, stage in enumerate(stages):
+        lacking = [name for name in stage.upstream if name in failed]
+        if stage.name in failed or lacking:
+            failed.setdefault(stage.name, f"it reads {', '.join(lacking)}")
+            if startup.is_main():
+                why = f"as {failed[stage.name]}" if lacking else "see above"
+                print(f"[{number}] {stage.name}: not run, {why}", flush=True)
+            continue
+        try:
+            ran[stage.name] = _run_stage(number, stage, stages, root)
+        except Exception as error:
+            failed[stage.name] = _told(error, stage.name)
+        for reader in stages if stage.name in ran else ():
+            if stage.name in reader.upstream and reader.name not in failed:
+                try:
+                    _check_reader(reader, root / stage.name)
+                except UserError as error:
+                    failed[reader.name] = _told(error, reader.name)
+    return ran, failed
+
+
+def _told(error: Exception, stage: str) -> str:
+    """Prints why a stage failed, as the front door would, and returns it in a line.
+
+    Raises again what is no failure of one stage: a full disk, and anything where other processes take part.
+    """
+    if startup.process_count() > 1 or problem_of_machine(error) is not None:
+        raise error
+    line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    if not isinstance(error, UserError):
+        traceback.print_exception(error)
+    line = line if line.startswith((f"{stage}.", f"{stage}:")) else f"{stage}: {line}"
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return line
+
+
+def _what_failed(failed: Mapping[str, str], stages: list[Stage]) -> str:
+    """The line with which a study ends that is not whole."""
+    upstream = {stage.name: stage.upstream for stage in stages}
+    first = [name for name in failed if not any(other in failed for other in upstream[name])]
+    rest = [name for name in failed if name not in first]
+    line = "; ".join(failed[name] for name in first)
+    waits = f"; not run for want of {'it' if len(first) == 1 else 'them'}: {', '.join(rest)}" if rest else ""
+    done = f"{len(stages) - len(failed)} of {len(stages)} stages"
+    return f"{line}{waits}; the same command runs what is missing, and keeps what is done, {done}"
 
 
 def _check_report(report: str, stages: list[Stage]) -> None:
@@ -90,13 +156,10 @@ def _run_stage(number: int, stage: Stage, stages: list[Stage], root: Path) -> bo
     return True
 
 
-def _check_readers(stage: Stage, stages: list[Stage], root: Path) -> None:
-    """A file that a stage should have made and has not is missed before the next stage runs, not when one reads it."""
-    for reader in stages if startup.is_main() else ():
-        if stage.name in reader.upstream:
-            missing_inputs.check_made(
-                reader.program.NEEDS, reader.config, reader.prefix, str(root / stage.name)
-            )
+def _check_reader(reader: Stage, made: Path) -> None:
+    """A file that a stage should have made and has not is missed as soon as it ends, not when another reads it."""
+    if startup.is_main():
+        missing_inputs.check_made(reader.program.NEEDS, reader.config, reader.prefix, str(made))
 
 
 def _show_report(stage: Path, root: Path, *, told: bool) -> None:

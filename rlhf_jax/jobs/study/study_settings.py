@@ -53,6 +53,35 @@ def texts(settings: ConfigDict) -> Iterator[tuple[str, str]]:
             yield field, value
 
 
+def for_every_seed(text: str, repeated: Mapping[str, str], seeds: tuple[int, ...], field: str) -> str:
+    """A text of named paths in which each that is there for every seed stands once for each: NAME@SEED=PATH.
+
+    repeated: the names of the stages that are there for every seed. Raises UserError for such a path without a name,
+    since a field for one path cannot hold several.
+    """
+    items = []
+    for item in text.split(","):
+        names = [name for name in _REFERENCE.findall(item) if name in repeated]
+        label, equals, path = item.partition("=")
+        if not names:
+            items.append(item)
+        elif not equals or _REFERENCE.search(label):
+            raise UserError(
+                f"{field}: {item}: {names[0]} is run for every seed, and this stage once for all; name one of them, as "
+                f"in {{{f'seed_{seeds[0]}/{names[0]}'}}}, or list this stage no longer in once"
+            )
+        else:
+            items += [f"{label}@{seed}={_of_seed(path, repeated, seed)}" for seed in seeds]
+    return ",".join(items)
+
+
+def _of_seed(path: str, repeated: Mapping[str, str], seed: int) -> str:
+    def named(found: re.Match[str]) -> str:
+        return f"{{seed_{seed}/{found[1]}}}" if found[1] in repeated else found[0]
+
+    return _REFERENCE.sub(named, path)
+
+
 def with_folders(text: str, folders: Mapping[str, str], field: str) -> str:
     """A text with every {NAME} replaced by the folder of that stage."""
 

@@ -6,13 +6,18 @@
 
 A stage is (its name, the group of the page that holds its settings, overrides as on a command line). What it reads of
 other stages is seen in its settings, and nowhere else: order, reuse and checks all follow from there.
+
+With seeds = (0, 1) every stage is two, in folders seed_0/NAME and seed_1/NAME, which read those of their own seed. The
+stages that `once` names stay one. One of them that reads what there is of every seed gets its named paths for each:
+"ppo={ppo}/x" becomes "ppo@0=seed_0/ppo/x,ppo@1=seed_1/ppo/x".
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -21,7 +26,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs.study.study_settings import overridden, texts, with_folders
+from rlhf_jax.jobs.study.study_settings import for_every_seed, overridden, texts, with_folders
 from rlhf_jax.programs import load_program
 from rlhf_jax.settings.page_fields import inner_pages
 from rlhf_jax.settings.pages import closest
@@ -59,27 +64,80 @@ class Stage(NamedTuple):
         return "distributed" in self.config
 
 
+class _Entry(NamedTuple):
+    """A stage as the page lists it, for one seed; seed None: for all of them, in a folder of the bare name."""
+
+    bare: str
+    group: str
+    overrides: tuple[str, ...]
+    seed: int | None
+
+    @property
+    def name(self) -> str:
+        return self.bare if self.seed is None else f"seed_{self.seed}/{self.bare}"
+
+
 def plan_stages(config: ConfigDict, workdir: str) -> list[Stage]:
     """The stages in the page's order. Raises UserError for a page that cannot be run in this order."""
     pages = dict(inner_pages(config))
-    given = [tuple(entry) for entry in config.stages]
-    _check_names([name for name, *_ in given])
-    folders = {name: f"{workdir.rstrip('/')}/{name}" for name, *_ in given}
+    entries = list(_entries(config))
+    _check_names([entry.name for entry in entries])
+    folders = {entry.name: f"{workdir.rstrip('/')}/{entry.name}" for entry in entries}
     stages: list[Stage] = []
-    for name, group, *overrides in given:
+    for entry in entries:
+        name, group = entry.name, entry.group
         if group not in pages:
             known = closest(group, pages) or f"; there are {', '.join(pages) or 'none'}"
-            raise UserError(f"stages: {name}: the page has no group {group!r} with a job{known}")
-        written = overridden(pages[group], overrides, f"stages: {name}")
+            raise UserError(f"stages: {entry.bare}: the page has no group {group!r} with a job{known}")
+        written = overridden(pages[group], list(entry.overrides), f"stages: {entry.bare}")
+        _take_seed(written, entry, config.seed)
         ranges.check_ranges(written.to_dict(), _prefix(name, group))
         settings = ConfigDict(written.to_dict())
+        seen = _seen_from(entry, entries, folders)
+        repeated = {e.bare: e.name for e in entries if e.seed is not None} if entry.seed is None else {}
         for field, text in texts(written):
-            folder = with_folders(text, folders, f"{_prefix(name, group)}{field}")
-            settings.update_from_flattened_dict({field: folder})
+            where = f"{_prefix(name, group)}{field}"
+            if repeated:
+                text = for_every_seed(text, repeated, tuple(config.seeds), where)
+            settings.update_from_flattened_dict({field: with_folders(text, seen, where)})
         stage = Stage(name, group, load_program(written), settings, written, ())
         before = [earlier.name for earlier in stages]
         stages.append(stage._replace(upstream=_upstream(stage, before, folders)))
     return stages
+
+
+def _entries(config: ConfigDict) -> Iterator[_Entry]:
+    """The page's stages, each as often as it is run: all of the first seed, then all of the next."""
+    given = [tuple(entry) for entry in config.stages]
+    seeds, once = tuple(config.seeds), tuple(config.once)
+    known = [name for name, *_ in given]
+    for name in once:
+        if name not in known:
+            raise UserError(f"once: no stage is named {name!r}{closest(name, known)}; leave it out")
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            raise UserError(f"seeds: {seed} is listed twice; list different ones")
+    # Between two stages that are run once, those of one seed stay together: the first results come early.
+    for alone, block in groupby(given, key=lambda entry: not seeds or entry[0] in once):
+        listed = list(block)
+        for seed in (None,) if alone else seeds:
+            yield from (_Entry(name, group, tuple(more), seed) for name, group, *more in listed)
+
+
+def _take_seed(settings: ConfigDict, entry: _Entry, base: int) -> None:
+    """Gives a stage the seed that it is run for, unless it is told another one.
+
+    A group may be some seeds ahead of the page's, as later rounds of sampling are; it stays ahead by as many.
+    """
+    told = any(text.startswith("seed=") for text in entry.overrides)
+    if entry.seed is not None and "seed" in settings and not told:
+        settings.seed = entry.seed + settings.seed - base
+
+
+def _seen_from(entry: _Entry, entries: Iterable[_Entry], folders: Mapping[str, str]) -> dict[str, str]:
+    """The folders by the names that a stage may write: those run once, those of its own seed, and all in full."""
+    seen = {e.bare: folders[e.name] for e in entries if e.seed in (None, entry.seed)}
+    return dict(folders) | seen
 
 
 def stages_below(paths: Iterable[str], folders: Mapping[str, str]) -> set[str]:
