@@ -171,6 +171,25 @@ def test_utilities_are_true_and_compared_on_the_same_instructions(done, farm):
     assert summary["methods"]["reference"]["utility"]["n_total"] == N
 
 
+def test_what_was_found_of_every_instruction_is_kept(done, farm):
+    _, folder, summary = done
+    rows = read_table(folder / "per_instruction.parquet")
+    assert len(rows) == (len(METHODS) + 1) * N
+    for method in (*METHODS, "reference"):
+        mine = [row for row in rows if row["method"] == method]
+        found, judged = summary["methods"][method], [row["win"] for row in mine]
+        if method == "reference":
+            assert judged == [None] * N
+        else:
+            assert np.mean(judged) * 100 == pytest.approx(found["judge"]["win_rate"])
+            texts = outputs_of(farm, method)
+            assert [len(texts[row["instruction"], row["input"]]) for row in mine] == [
+                row["characters"] for row in mine
+            ]
+        assert np.mean([row["true_win"] for row in mine]) * 100 == pytest.approx(found["utility"]["win_rate"])
+        assert np.mean([row["utility"] for row in mine]) == pytest.approx(found["utility"]["mean_utility"])
+
+
 def test_agreement_with_the_human_is_that_of_the_labels(done, farm):
     found = done[2]["judge_human_agreement"]
     rows = read_table(farm / "labels/labels.parquet")

@@ -157,6 +157,12 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray:
     return array
 
 
+def utility_wins(model_N: np.ndarray, base_N: np.ndarray) -> np.ndarray:
+    """1 where a utility is above that of the base, 0 below, 0.5 where they are the same but for rounding [N]."""
+    difference = model_N - base_N
+    return np.where(np.abs(difference) <= _UTILITY_TIE, 0.5, (difference > 0).astype(float))
+
+
 def utility_win_rate(
     utilities_model: Sequence[float],
     utilities_base: Sequence[float],
@@ -176,8 +182,8 @@ def utility_win_rate(
             f"utilities_model: {len(model)} rows but utilities_base has {len(base)}; "
             "score both on the same instructions, in the same order"
         )
-    difference, n = model - base, len(model)
-    n_wins, n_losses = int((difference > _UTILITY_TIE).sum()), int((difference < -_UTILITY_TIE).sum())
+    wins, n = utility_wins(model, base), len(model)
+    n_wins, n_losses = int((wins == 1).sum()), int((wins == 0).sum())
     n_ties = n - n_wins - n_losses
     # Resampling N rows of three values is a multinomial draw of their counts: same law, no [B, N] array.
     counts_B3 = np.random.default_rng(seed).multinomial(

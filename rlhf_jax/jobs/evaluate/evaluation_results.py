@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__
+from rlhf_jax.data.files.tables import write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.leaderboards.alpaca_eval_files import NO_WEIGHTS, weights_csv
 from rlhf_jax.evaluation.leaderboards.leaderboard import (
@@ -24,6 +25,7 @@ from rlhf_jax.evaluation.leaderboards.leaderboard import (
     leaderboard_markdown,
     leaderboard_text,
 )
+from rlhf_jax.evaluation.measures.win_rate import utility_wins
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.evaluation.report.report_data import JudgeResult, Report, ReportSample, ReportStage, Response
 from rlhf_jax.jobs.evaluate.evaluation_inputs import Outputs
@@ -160,8 +162,31 @@ def report(found: Results, config: ConfigDict, judge: Judged) -> Report:
     )
 
 
+def per_instruction(found: Results, reference: str) -> list[dict]:
+    """What was found of every method on every instruction, for comparisons over several evaluations.
+
+    win: 1 where the judge prefers the method's output to the baseline's, 0 the baseline's, 0.5 neither, null without a
+    label. utility: the true one, in [0, 1]; true_win: it against that of `reference`, as win. Null where not known.
+    """
+    rows, base = [], found.utilities.get(reference)
+    for method, texts in found.outputs.texts.items():
+        labels, utilities = found.preferences.get(method), found.utilities.get(method)
+        wins = None if utilities is None or base is None else utility_wins(utilities, base)
+        for i, ((instruction, extra), text) in enumerate(zip(found.outputs.prompts, texts, strict=True)):
+            label = math.nan if labels is None else float(labels[i])
+            row = {"method": method, "instruction": instruction, "input": extra, "characters": len(text)}
+            row["win"] = None if math.isnan(label) else label - 1
+            row["utility"] = row["true_win"] = None
+            if wins is not None:
+                row["utility"] = float(utilities[i])
+                row["true_win"] = float(wins[i])
+            rows.append(row)
+    return rows
+
+
 def write_results(found: Results, config: ConfigDict, judge: Judged, folder: Path) -> None:
-    """Writes the leaderboard (.csv, .md, .txt), length_weights.csv, summary.json and report.html, and prints it."""
+    """Writes the leaderboard (.csv, .md, .txt), summary.json, report.html and the rest, and prints it."""
+    write_parquet(folder / "per_instruction.parquet", per_instruction(found, config.reference_method))
     # With the baseline's weights, which are zero, the file
     # compares any two models of several such evaluations.
     weights = {name: one.weights for name, one in found.measured.controlled.items()}

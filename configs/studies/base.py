@@ -1,0 +1,67 @@
+"""What the studies of configs/studies share: the farm's stages, and groups that read them. No page itself.
+
+    base = module_beside(__file__, "base")          # in a page of this folder
+
+A study's first stages are the farm's (configs/farm.py) with the farm's settings, so that all studies of one workdir share
+them.
+"""
+
+import re
+
+from ml_collections import ConfigDict
+
+from rlhf_jax.ranges import value_at
+from rlhf_jax.settings import module_beside, sibling
+from rlhf_jax.settings.page_fields import leaves
+
+common = module_beside(__file__, "../common")
+
+# The farm's stages that all methods start from, and the two among them of which one serves every seed.
+START = ("data", "sft", "pairs", "val_pairs", "labels", "reward_model", "scores")
+ONCE = ("data", "sft")
+
+
+def farm(*, seeds: tuple[int, ...]) -> ConfigDict:
+    """A study with the farm's groups and its stages up to the reward model, these but the first two for every seed."""
+    c = sibling(__file__, "../farm")
+    c.seeds = seeds
+    c.once = ONCE
+    c.stages = tuple(stage for stage in c.stages if stage[0] in START)
+    c.report = ""
+    return c
+
+
+def add(c: ConfigDict, name: str, page: str = "", variant: str = "") -> ConfigDict:
+    """Puts a group into a study, made of a page: what it reads of the farm are the study's own stages."""
+    c[name] = sibling(__file__, f"../{page or name}", variant)
+    for field in leaves(c[name]):
+        value = value_at(c[name], field)
+        if isinstance(value, str) and "runs/farm/" in value:
+            c[name].update_from_flattened_dict({field: _read_here(value)})
+    for field in ("seed", "distributed"):
+        if field in c[name]:
+            c[name][field] = c.get_ref(field)
+    return c[name]
+
+
+def keep_groups(c: ConfigDict) -> None:
+    """Takes out the farm's groups that no stage of the study is of, so that none of their settings do nothing."""
+    used = {group for _, group, *_ in c.stages}
+    for name in [name for name, value in c.items() if isinstance(value, ConfigDict) and "job" in value]:
+        if name not in used:
+            del c[name]
+
+
+def outputs_of(*names: str) -> tuple[tuple[str, ...], ...]:
+    """A stage for each of some trained models: what it answers to the prompts of the evaluation."""
+    return tuple((f"outputs/{n}", "outputs", f"model.path={{{n}}}/export", f"model.name={n}") for n in names)
+
+
+def ranked(*names: str) -> str:
+    """Their outputs, for a stage that ranks them."""
+    return ",".join(f"{name}={{outputs/{name}}}/outputs.parquet" for name in names)
+
+
+def _read_here(paths: str) -> str:
+    """runs/farm/labels/x -> {labels}/x; the outputs of a model are the stage outputs/MODEL."""
+    return re.sub(r"runs/farm/((?:outputs/)?[\w.-]+)", r"{\1}", paths)
