@@ -3,8 +3,8 @@
     python -m rlhf_jax.main --config=configs/evaluate.py --workdir=runs/farm/evaluate
 
 Writes leaderboard.csv, .md and .txt, summary.json, report.html, annotations.parquet and per_instruction.parquet, and
-plots/*.png in the folder of every run. Needs no jax. Judging 3 x 805 outputs with the embedded judges takes under a minute;
-answers are kept. A real judge ranks outputs to any instructions:
+plots/*.png in the folder of every run. Needs no jax. Judging 3 x 805 outputs with the embedded judges takes under a
+minute; answers are kept. A real judge ranks outputs to any instructions:
 
     python -m rlhf_jax.main --config=configs/evaluate.py:outputs --workdir=runs/rank --config.outputs=a=a.json
 

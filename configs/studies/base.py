@@ -2,8 +2,8 @@
 
     base = module_beside(__file__, "base")          # in a page of this folder
 
-A study's first stages are the farm's (configs/farm.py) with the farm's settings, so that all studies of one workdir share
-them.
+A study's first stages are the farm's (configs/farm.py) with the farm's settings, so that all studies of one workdir
+share them.
 """
 
 import re
@@ -42,6 +42,18 @@ def add(c: ConfigDict, name: str, page: str = "", variant: str = "") -> ConfigDi
         if field in c[name]:
             c[name][field] = c.get_ref(field)
     return c[name]
+
+
+def compare(c: ConfigDict, study: str, results: str, runs: tuple[str, ...]) -> None:
+    """Puts the last stage into a study: its results beside what configs/studies/STUDY.yaml says was published."""
+    add(c, "compare")
+    c.compare.claims = f"configs/studies/{study}.yaml"
+    c.compare.results = results
+    c.compare.runs = ",".join(f"{name}={{{name}}}" for name in runs)
+    c.stages = (*c.stages, (study, "compare"))
+    c.once = (*c.once, study)
+    c.report = study
+    keep_groups(c)
 
 
 def keep_groups(c: ConfigDict) -> None:

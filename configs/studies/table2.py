@@ -63,7 +63,6 @@ def smoke() -> ConfigDict:
 
 def _study(methods: tuple[str, ...], *, seeds: tuple[int, ...]) -> ConfigDict:
     c = base.farm(seeds=seeds)
-    c.report = "table2"
     for name in methods:
         if name not in c:
             base.add(c, name)
@@ -109,5 +108,5 @@ def _study(methods: tuple[str, ...], *, seeds: tuple[int, ...]) -> ConfigDict:
         *base.outputs_of("sft", *trained),
         ("evaluate", "evaluate"),
     )
-    base.keep_groups(c)
+    base.compare(c, "table2", "ranked={evaluate}/per_instruction.parquet", ("sft", "reward_model", *trained))
     return c

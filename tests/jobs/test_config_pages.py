@@ -11,6 +11,7 @@ import pytest
 import tiny_farm
 
 from rlhf_jax.data.records.records import read_instructions, read_table, write_parquet
+from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import annotate, best_of_n, generate, inspect_data, make_data, score, weight_diff
 from rlhf_jax.jobs.evaluate import leaderboard_job
 from rlhf_jax.jobs.measure import measure_job
@@ -25,11 +26,10 @@ RECIPES = sorted(str(path.relative_to(CONFIGS).with_suffix("")) for path in CONF
 
 
 def variants(page):
-    """The names that a page gives its variants."""
-    text = (tiny_farm.ROOT / f"configs/{page}.py").read_text()
-    return re.findall(
-        r'"(\w+)": \w+', re.search(r"choose_variant\(\s*variant,\s*\{(.*?)\}", text, re.DOTALL)[1]
-    )
+    """The names that a page gives its variants, as it lists them to somebody who asks for another."""
+    with pytest.raises(UserError) as error:
+        load_page(f"{CONFIGS}/{page}.py:no such variant")
+    return re.search("variants: ([^;]+)", str(error.value))[1].split(", ")
 
 
 def recipes(job):

@@ -439,13 +439,24 @@ def test_the_page_that_the_docs_show(programs, tmp_path):
     assert stages["evaluate"].upstream == ("low", "high", "outputs/low", "outputs/high")
 
 
-def test_a_study_trains_every_method_from_one_model(programs):
+def test_table_2_trains_every_method_from_one_model_for_every_seed(programs):
     """All that a study can rank: every method but those that make what the others start from."""
-    page = load_page("configs/study.py:methods")
+    page = load_page("configs/study.py:table2")
     check_values(page)  # as the front door does, which imports the methods with settings of their own
-    stages = [stage.name for stage in plan_stages(page, "runs/methods")]
+    stages = {stage.name: stage for stage in plan_stages(page, "runs/studies")}
     others = set(tiny_farm.METHODS) - {"sft", "reward_model"}
-    assert others <= set(stages) and {f"outputs/{name}" for name in others} <= set(stages)
+    for seed in (0, 1, 2):
+        assert {f"seed_{seed}/{name}" for name in others} <= stages.keys()
+        assert {f"seed_{seed}/outputs/{name}" for name in others} <= stages.keys()
+    # All start from the one SFT model and read nothing of another workdir.
+    for name, stage in stages.items():
+        values = tiny_farm.flat(stage.config).values()
+        assert not any("runs/farm" in str(value) for value in values), name
+    assert stages["seed_1/kto"].config.model.init == "runs/studies/sft/export"
+    ranked = stages["table2"].config.results
+    assert ranked == ",".join(
+        f"ranked@{seed}=runs/studies/seed_{seed}/evaluate/per_instruction.parquet" for seed in (0, 1, 2)
+    )
 
 
 def test_the_page_of_studies_trains_two_betas_on_what_the_farm_made(programs):

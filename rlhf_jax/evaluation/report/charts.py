@@ -74,21 +74,31 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
 class Axes:
     """Maps data to the viewBox and draws grid, tick labels and the name of the x axis."""
 
-    def __init__(self, x: Sequence[float], y: Sequence[float], x_name: str) -> None:
-        self.x_name = x_name
+    def __init__(
+        self,
+        x: Sequence[float],
+        y: Sequence[float],
+        x_name: str,
+        *,
+        size: tuple[int, int] = (WIDTH, HEIGHT),
+        right: int = RIGHT,
+        x_pad: float = 0.0,
+    ) -> None:
+        self.x_name, self.size, self.right = x_name, size, right
         # Curves run to the edge on the left and right; above and below they get some room.
-        self.x_low, self.x_high = _range(x, pad=0.0)
+        self.x_low, self.x_high = _range(x, pad=x_pad)
         self.y_low, self.y_high = _range(y, pad=0.06)
 
     def px(self, x: float) -> float:
-        return LEFT + (x - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (x - self.x_low) / (self.x_high - self.x_low) * (self.size[0] - LEFT - self.right)
 
     def py(self, y: float) -> float:
         # SVG counts y downwards from the top.
-        return HEIGHT - BOTTOM - (y - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
+        low, high = self.size[1] - BOTTOM, TOP
+        return low - (y - self.y_low) / (self.y_high - self.y_low) * (low - high)
 
     def svg(self) -> str:
-        out, right, below = [], WIDTH - RIGHT, HEIGHT - BOTTOM + 16
+        out, right, below = [], self.size[0] - self.right, self.size[1] - BOTTOM + 16
         for y in ticks(self.y_low, self.y_high):
             p = f"{self.py(y):.1f}"
             out.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{p}" y2="{p}"/>')
@@ -113,14 +123,14 @@ def line_chart(chart: Chart) -> str:
         line, i = s, k % _COLOURS + 1
         if len(s.steps) >= _SMOOTH_FROM:
             # The raw line stays visible: the mean alone would hide spikes and the size of the noise.
-            body.append(f'<path class="raw s{i}" d="{_path(axes, s.steps, s.values)}"/>')
+            body.append(f'<path class="raw s{i}" d="{path_data(axes, s.steps, s.values)}"/>')
             # The window is a twelfth of the points, so it is as wide on the page for a long run as for a
             # short one.
             line = Series(s.name, s.steps, smooth(s.values, max(3, len(s.steps) // 12)), s.n_nonfinite)
         kind = " dashed" if s.name.startswith("eval/") else ""
-        body.append(f'<path class="line s{i}{kind}" d="{_path(axes, line.steps, line.values)}"/>')
+        body.append(f'<path class="line s{i}{kind}" d="{path_data(axes, line.steps, line.values)}"/>')
         body.append(_points(axes, line, i))
-    return _svg("".join(body), chart.title)
+    return svg_chart("".join(body), chart.title)
 
 
 def legend(chart: Chart) -> str:
@@ -152,8 +162,8 @@ def frontier_chart(kl: Series, score: Series) -> str:
         dots.append(
             f'<circle class="dot" style="{share}" {place}><title>{escape_html(title)}</title></circle>'
         )
-    trail = f'<path class="trail" d="{_path(axes, kl.values, score.values)}"/>'
-    return _svg(f"{axes.svg()}{trail}{''.join(dots)}", f"{score.name} against {kl.name}")
+    trail = f'<path class="trail" d="{path_data(axes, kl.values, score.values)}"/>'
+    return svg_chart(f"{axes.svg()}{trail}{''.join(dots)}", f"{score.name} against {kl.name}")
 
 
 def calibration_chart(bins: Sequence[CalibrationBin]) -> str:
@@ -161,7 +171,7 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> str:
     # Confidence is that in the preferred output and cannot be below 50. Accuracy can: the axis then reaches
     # down to the lowest interval.
     axes = Axes([50, 100], [min(50.0, *(b.interval[0] for b in bins)), 100], "confidence")
-    diagonal = _path(axes, np.array([50, 100]), np.array([50, 100]))
+    diagonal = path_data(axes, np.array([50, 100]), np.array([50, 100]))
     body = [axes.svg(), f'<path class="reference" d="{diagonal}"/>']
     for b in bins:
         x, low, high = f"{axes.px(b.confidence):.1f}", *b.interval
@@ -171,7 +181,7 @@ def calibration_chart(bins: Sequence[CalibrationBin]) -> str:
             f'[{low:.1f}, {high:.1f}], n {b.n}</title><line class="error s1" x1="{x}" x2="{x}" {ends}/>'
             f'<circle class="mark s1" cx="{x}" cy="{axes.py(b.accuracy):.1f}" r="4"/></g>'
         )
-    return _svg("".join(body), "accuracy against confidence")
+    return svg_chart("".join(body), "accuracy against confidence")
 
 
 def track(
@@ -215,7 +225,7 @@ def _tick(value: float) -> str:
     return f"{value:.6g}" if abs(value) < 1e4 else f"{value / 1000:.4g}k"
 
 
-def _path(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
+def path_data(axes: Axes, x: np.ndarray, y: np.ndarray) -> str:
     return "M" + "L".join(f"{axes.px(a):.1f} {axes.py(b):.1f}" for a, b in zip(x, y, strict=True))
 
 
@@ -233,6 +243,7 @@ def _points(axes: Axes, s: Series, colour: int) -> str:
     )
 
 
-def _svg(body: str, label: str) -> str:
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
+def svg_chart(body: str, label: str, size: tuple[int, int] = (WIDTH, HEIGHT)) -> str:
+    """Wraps what was drawn into one SVG with a name for those who cannot see it."""
+    box = f'viewBox="0 0 {size[0]} {size[1]}"'
     return f'<svg class="chart" {box} role="img" aria-label="{escape_html(label)}">{body}</svg>'

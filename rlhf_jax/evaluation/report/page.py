@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rlhf_jax.evaluation.report import claim_sections as claims
 from rlhf_jax.evaluation.report import report_measures as measures
 from rlhf_jax.evaluation.report import report_sections as sections
 from rlhf_jax.evaluation.report import report_tables as tables
@@ -51,6 +52,9 @@ def render_page(report: Report) -> str:
     """Return the whole page as a string."""
     parts = {
         # The order of the page: results first, then how training got there, then what the results rest on.
+        "verdicts": ("Published and found", claims.verdicts_section(report.verdicts)),
+        "figures": ("Figures", claims.figures_section(report.measured)),
+        "comparison": ("Table", claims.comparison_section(report.measured)),
         "leaderboard": ("Leaderboard", tables.leaderboard(report.leaderboard)),
         "ratings": ("Ratings of models", measures.ratings_section(report.ratings)),
         "methods": ("Method against method", measures.comparisons(report.differences, report.against)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rlhf_jax.evaluation.claims.verdicts import Measured, Verdict
 from rlhf_jax.evaluation.leaderboards.leaderboard import LeaderboardRow
 from rlhf_jax.evaluation.measures.agreement import Agreement, Biases, Calibration
 from rlhf_jax.evaluation.measures.bootstrap import Difference
@@ -62,6 +63,7 @@ class Report:
     stage. calibration: the reward model's accuracy by margin. differences: methods two by two, paired;
     against: method -> other method -> length-controlled win rate. evaluators: annotators against a gold
     crowd. ratings: models on one scale. samples: a handful, as each is shown whole, methods side by side.
+    verdicts, measured: a study's, on published claims and their rows.
     """
 
     title: str
@@ -77,3 +79,5 @@ class Report:
     evaluators: Sequence[Evaluator] = ()
     ratings: Sequence[Rating] = ()
     samples: Sequence[ReportSample] = ()
+    verdicts: Sequence[Verdict] = ()
+    measured: Measured | None = None

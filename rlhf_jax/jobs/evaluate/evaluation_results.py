@@ -174,7 +174,8 @@ def per_instruction(found: Results, reference: str) -> list[dict]:
         wins = None if utilities is None or base is None else utility_wins(utilities, base)
         for i, ((instruction, extra), text) in enumerate(zip(found.outputs.prompts, texts, strict=True)):
             label = math.nan if labels is None else float(labels[i])
-            row = {"method": method, "instruction": instruction, "input": extra, "characters": len(text)}
+            row = {"method": method, "instruction": instruction, "input": extra, "output": text}
+            row["characters"] = len(text)
             row["win"] = None if math.isnan(label) else label - 1
             row["utility"] = row["true_win"] = None
             if wins is not None:

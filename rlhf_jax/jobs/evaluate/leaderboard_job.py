@@ -106,8 +106,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     """Writes the leaderboard (.csv, .md, .txt), summary.json, report.html and the rest to WORKDIR.
 
     The rest: annotations.parquet and length_weights.csv, by which any two models compare that were measured
-    against one baseline, and per_instruction.parquet, what was found of every method on every one. Also draws RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in
-    WORKDIR/answers.sqlite as they come, so that the same command continues. Raises UserError for inputs that
+    against one baseline, and per_instruction.parquet, what was found of every method on every one. Also draws
+    RUN/plots/*.png of every run folder in config.runs. Answers of judges are kept in WORKDIR/answers.sqlite as they
+    come, so that the same command continues. Raises UserError for inputs that
     are missing or do not fit together, a judge that cannot be reached, and one that fails on too many rows.
     """
     ranges.check_ranges(config.to_dict())

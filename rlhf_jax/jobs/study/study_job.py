@@ -167,7 +167,7 @@ def _show_report(stage: Path, root: Path, *, told: bool) -> None:
     for name in ("report.html", "leaderboard.csv"):
         if (stage / name).is_file():
             shutil.copyfile(stage / name, root / name)
-    for name in () if told else ("leaderboard.txt", "measures.txt"):
+    for name in () if told else ("leaderboard.txt", "measures.txt", "verdicts.txt"):
         if (stage / name).is_file():
             print(f"\n{(stage / name).read_text()}")
     if (root / "report.html").is_file():

@@ -1,0 +1,1 @@
+"""Whether what others have published shows in a study: values over seeds, ranks, and verdicts on claims."""

@@ -1,0 +1,266 @@
+"""Reads what others have published of an experiment, from a YAML file: their numbers, and what they concluded.
+
+    title: Every method from one SFT model
+    source: AlpacaFarm (Dubois et al. 2023), table 2
+    tables:                                     # files that a study has measured, one of each seed
+      ranked: {row: method, item: [instruction, input]}
+    columns:                                    # what is shown of every row
+      simulated: {label: "win rate, simulated judges, %", table: ranked, column: win, scale: 100}
+    published: {simulated: "paper, simulated judges"}
+    rows:
+      ppo: {label: PPO, published: {simulated: 46.8}}
+    charts:
+      - {kind: scatter, x: simulated, y: true}
+    claims:
+      - {says: "PPO ends above SFT", greater: [ppo, sft], column: simulated, published: "46.8 against 36.7"}
+
+No method is known to the code: rows, columns and claims are what the file says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlhf_jax.errors import UserError
+
+# What a claim can say, and how many rows or columns it says it of; 0: any number from one on.
+KINDS = {"greater": 2, "close": 0, "spearman": 2, "rises": 1, "falls": 1, "stays": 1, "near": 1}
+CHARTS = {"scatter": ("x", "y"), "curves": ("y", "x_label"), "bars": ("column",)}
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """How a table is read. row: the column that names a row. item: columns that together name an item, () for a table
+    with one value of each row. at: the column of the places on a curve, "" for none."""
+
+    row: str
+    item: tuple[str, ...] = ()
+    at: str = ""
+
+
+@dataclass(frozen=True)
+class ColumnSpec:
+    """What is measured: the values of `column` of a table, times `scale`; label: with its unit."""
+
+    label: str
+    table: str
+    column: str
+    scale: float = 1.0
+    digits: int = 1
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """A row's name for readers, and its published numbers by the keys of `published`."""
+
+    label: str
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChartSpec:
+    """A figure. options: the keys of its kind, such as x and y; rows: those that are drawn, () for all."""
+
+    kind: str
+    title: str
+    options: Mapping[str, str]
+    rows: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that was published, and what would have to be measured for it to show.
+
+    of: rows; with spearman, columns. value, within: what `near` compares with, and how near is near.
+    why: what is known of why it does not show here, if it does not.
+    """
+
+    says: str
+    kind: str
+    of: tuple[str, ...]
+    column: str = ""
+    published: str = ""
+    value: float = math.nan
+    within: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class SampleSpec:
+    """Responses that a report shows: the table that has them, their column, and that of a score in [0, 1], or ""."""
+
+    table: str
+    text: str
+    score: str = ""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """All that a file says."""
+
+    title: str
+    source: str
+    text: str
+    tables: Mapping[str, TableSpec]
+    columns: Mapping[str, ColumnSpec]
+    published: Mapping[str, str]
+    rows: Mapping[str, RowSpec]
+    charts: tuple[ChartSpec, ...]
+    claims: tuple[Claim, ...]
+    samples: SampleSpec | None = None
+
+
+def read_publication(path: str | Path) -> Publication:
+    """Reads and checks a file; UserError in one line that names the entry, what is wrong and what would do."""
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"claims: {path}: no such file; configs/studies has those of the papers") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"claims: {path}: no YAML that can be read ({' '.join(str(error).split())})"
+        ) from None
+    read = _Reader(str(path))
+    top = read.mapping(found, "", ("title", "source", "tables", "columns"), (*_OPTIONAL,))
+    tables = {name: read.table(name, value) for name, value in read.mapping(top["tables"], "tables").items()}
+    columns = {
+        name: read.column(name, x, tables) for name, x in read.mapping(top["columns"], "columns").items()
+    }
+    published = {str(k): str(v) for k, v in read.mapping(top.get("published", {}), "published").items()}
+    rows = {
+        str(n): read.row(str(n), x, published) for n, x in read.mapping(top.get("rows", {}), "rows").items()
+    }
+    charts = tuple(read.chart(i, x, columns) for i, x in enumerate(read.listed(top, "charts")))
+    claims = tuple(read.claim(i, x, rows, columns) for i, x in enumerate(read.listed(top, "claims")))
+    shown = read.samples(top["samples"], tables) if "samples" in top else None
+    text = {name: str(top.get(name, "")).strip() for name in ("title", "source", "text")}
+    return Publication(
+        **text,
+        tables=tables,
+        columns=columns,
+        published=published,
+        rows=rows,
+        charts=charts,
+        claims=claims,
+        samples=shown,
+    )
+
+
+_OPTIONAL = ("text", "published", "rows", "charts", "claims", "samples")
+
+
+class _Reader:
+    """Turns the entries of one file into specs. Each method raises UserError for an entry that cannot be."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def wrong(self, where: str, what: str) -> UserError:
+        return UserError(f"claims: {self.path}: {where}: {what}" if where else f"claims: {self.path}: {what}")
+
+    def mapping(
+        self, value: Any, where: str, needed: tuple[str, ...] = (), optional: tuple[str, ...] | None = None
+    ) -> Mapping[str, Any]:
+        """A mapping with the keys that it needs; optional: the others that it may have, None for any."""
+        if not isinstance(value, Mapping):
+            raise self.wrong(where, f"{value!r} is no mapping of names to values")
+        for name in needed:
+            if name not in value:
+                raise self.wrong(where, f"{name} is missing")
+        for name in value if optional is not None or needed else ():
+            if optional is not None and name not in (*needed, *optional):
+                raise self.wrong(where, f"{name!r} is no key here; use {', '.join((*needed, *optional))}")
+        return value
+
+    def listed(self, top: Mapping[str, Any], name: str) -> list[Any]:
+        value = top.get(name, [])
+        if not isinstance(value, list):
+            raise self.wrong(name, f"{value!r} is no list")
+        return value
+
+    def one_of(self, value: Any, known: Any, where: str) -> str:
+        if value not in known:
+            raise self.wrong(where, f"{value!r}; there are {', '.join(map(str, known)) or 'none'}")
+        return str(value)
+
+    def number(self, value: Any, where: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self.wrong(where, f"{value!r} is no number")
+        return float(value)
+
+    def names(self, value: Any, where: str) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise self.wrong(where, f"{value!r} is no list of names")
+        return tuple(map(str, value))
+
+    def table(self, name: str, value: Any) -> TableSpec:
+        entry = self.mapping(value, f"tables.{name}", ("row",), ("item", "at"))
+        item = self.names(entry["item"], f"tables.{name}.item") if "item" in entry else ()
+        return TableSpec(str(entry["row"]), item, str(entry.get("at", "")))
+
+    def column(self, name: str, value: Any, tables: Mapping[str, TableSpec]) -> ColumnSpec:
+        where = f"columns.{name}"
+        entry = self.mapping(value, where, ("label", "table", "column"), ("scale", "digits"))
+        table = self.one_of(entry["table"], tables, f"{where}.table")
+        scale, digits = (
+            self.number(entry.get(k, d), f"{where}.{k}") for k, d in (("scale", 1), ("digits", 1))
+        )
+        return ColumnSpec(str(entry["label"]), table, str(entry["column"]), scale, int(digits))
+
+    def samples(self, value: Any, tables: Mapping[str, TableSpec]) -> SampleSpec:
+        entry = self.mapping(value, "samples", ("table", "text"), ("score",))
+        table = self.one_of(entry["table"], [name for name, x in tables.items() if x.item], "samples.table")
+        return SampleSpec(table, str(entry["text"]), str(entry.get("score", "")))
+
+    def row(self, name: str, value: Any, published: Mapping[str, str]) -> RowSpec:
+        entry = self.mapping(value, f"rows.{name}", ("label",), ("published",))
+        where = f"rows.{name}.published"
+        numbers = self.mapping(entry.get("published", {}), where, (), tuple(published))
+        return RowSpec(str(entry["label"]), {k: self.number(v, f"{where}.{k}") for k, v in numbers.items()})
+
+    def chart(self, i: int, value: Any, columns: Mapping[str, ColumnSpec]) -> ChartSpec:
+        where = f"charts[{i}]"
+        kind = self.one_of(self.mapping(value, where, ("kind",)).get("kind"), CHARTS, f"{where}.kind")
+        entry = self.mapping(value, where, ("kind", "title", *CHARTS[kind]), ("rows",))
+        for name in CHARTS[kind]:
+            if name != "x_label":
+                self.one_of(entry[name], columns, f"{where}.{name}")
+        rows = self.names(entry["rows"], f"{where}.rows") if "rows" in entry else ()
+        return ChartSpec(kind, str(entry["title"]), {n: str(entry[n]) for n in CHARTS[kind]}, rows)
+
+    def claim(
+        self, i: int, value: Any, rows: Mapping[str, RowSpec], columns: Mapping[str, ColumnSpec]
+    ) -> Claim:
+        where = f"claims[{i}]"
+        kinds = [kind for kind in KINDS if kind in self.mapping(value, where, ("says",))]
+        if len(kinds) != 1:
+            raise self.wrong(
+                where, f"has {', '.join(kinds) or 'none'} of {', '.join(KINDS)}; it takes one of them"
+            )
+        kind = kinds[0]
+        more = ("value",) if kind == "near" else ("column",) if kind != "spearman" else ()
+        more = (*more, "column") if kind == "near" else more
+        entry = self.mapping(value, where, ("says", kind, *more), ("published", "within", "why"))
+        of = self.names(entry[kind], f"{where}.{kind}")
+        if KINDS[kind] and len(of) != KINDS[kind]:
+            raise self.wrong(f"{where}.{kind}", f"{len(of)} names; it takes {KINDS[kind]}")
+        for name in of:
+            self.one_of(name, columns if kind == "spearman" else rows, f"{where}.{kind}")
+        if kind != "spearman":
+            self.one_of(entry["column"], columns, f"{where}.column")
+        return Claim(
+            str(entry["says"]),
+            kind,
+            of,
+            str(entry.get("column", "")),
+            str(entry.get("published", "")),
+            self.number(entry["value"], f"{where}.value") if kind == "near" else math.nan,
+            self.number(entry.get("within", 0), f"{where}.within"),
+            str(entry.get("why", "")).strip(),
+        )
