@@ -1,13 +1,18 @@
 """The shipped micro judges end to end: real SDKs, the embedded judge server, every form of answer."""
 
+import itertools
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from annotation_helpers import QUICK, judge_spec, make_rows, pool_of
 
 from rlhf_jax.annotation import annotate_pairs, load_pool
 from rlhf_jax.annotation.parsing.parsers import ParserSpec
 from rlhf_jax.errors import UserError
+from rlhf_jax.microfarm import human, world
+from rlhf_jax.microfarm.judges.judge_answers import HUMAN, answer_question
 from rlhf_jax.microfarm.judges.judge_server import JudgeServer
 
 JUDGES = Path(__file__).parents[2] / "configs" / "judges"
@@ -54,6 +59,37 @@ def test_the_clean_judge_sees_what_is_better_in_either_order(server: JudgeServer
     assert right >= 54
     for order in ("12", "21"):
         assert {row["preference"] for row in labelled if row["order"] == order} == {1.0, 2.0}
+
+
+def test_the_human_prefers_by_the_true_utility_in_either_order(server: JudgeServer) -> None:
+    rng = random.Random(3)
+    tasks = list(itertools.islice(world.rows(seed=11), 400))
+    pairs = [row | {f"output_{k}": world.sample_demonstration(row, rng) for k in (1, 2)} for row in tasks]
+    pairs = [row for row in pairs if row["output_1"] != row["output_2"]]
+    labelled, summary = annotate_pairs(pairs, JUDGES / "micro_human.yaml", base_urls={"local": server.url})
+    assert summary["status"] == {"ok": len(pairs)}
+    texts = [[row[name] for name in ("instruction", "input", "output_1", "output_2")] for row in labelled]
+    sure = np.array([human.probability(*text) for text in texts])
+    first = np.array([row["preference"] == 1 for row in labelled])
+    # Labels are drawn with these probabilities: the number of first outputs lies within 4 standard deviations.
+    assert abs(first.sum() - sure.sum()) < 4 * np.sqrt((sure * (1 - sure)).sum())
+    clear = np.abs(sure - 0.5) > 0.35
+    assert clear.sum() > 40 and (first == (sure > 0.5))[clear].mean() > 0.85
+    assert (
+        first == (sure > 0.5)
+    ).mean() < 0.9  # With a human's noise, which no judge of the pool has so small.
+    # And it is not the human whom reports hold labels against, or these would be right by construction.
+    other = np.array([human.prefer(*text, seed=0) == 1 for text in texts])
+    assert 0.5 < (first == other).mean() < 0.85
+
+
+def test_the_human_does_not_rate() -> None:
+    answer = answer_question(
+        HUMAN,
+        "<instruction>\nList 2 fruits.\n</instruction>\n<output>\nfig, plum\n</output>\n"
+        "Answer with one integer from 1 to 7.",
+    )
+    assert not answer.verdicts and "better" in answer.text
 
 
 def test_labels_repeat_without_a_cache(server: JudgeServer) -> None:

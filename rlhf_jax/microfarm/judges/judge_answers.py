@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from rlhf_jax.microfarm import human
 from rlhf_jax.microfarm.families import parse
 from rlhf_jax.microfarm.judges import judge_eyes, judge_text
 from rlhf_jax.microfarm.judges.judge_eyes import WorldJudge
@@ -52,6 +53,12 @@ _REASONS = {
     "polite": "is more polite",
     "other": "reads better",
 }
+
+
+# The one that is no judge but one of the world's humans: it goes by the true utility, with a human's noise.
+HUMAN = WorldJudge("micro-human", *10 * (0.0,), stray=0.0)
+_HUMAN_SEED = 1_000_003
+_ONLY_COMPARES = "I can say which of two outputs I like better, and no more."
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,8 @@ def answer_question(
     task = judge_text.read_question(text)
     if isinstance(task, str):
         return JudgeAnswer(_CONFUSED.format(missing=task))
+    if judge is HUMAN and task.form in ("rating", "order"):
+        return JudgeAnswer(_ONLY_COMPARES)
     parts = []
     for k, example in enumerate(task.examples):
         if task.form == "order":
@@ -147,9 +156,13 @@ def refuse() -> JudgeAnswer:
 
 
 def _choice(judge: WorldJudge, example: judge_text.Example, stamp: tuple[str, ...]) -> Distribution:
-    p_b = judge_eyes.perceived_probability_b(
-        judge, example.instruction, *example.outputs, judge_eyes.uniform(*stamp, "read")
-    )
+    if judge is HUMAN:
+        # Another seed than that of the reports' human, whose labels these would otherwise be to the last one.
+        p_b = float(human.prefer(example.instruction, "", *example.outputs, seed=_HUMAN_SEED) == 2)
+    else:
+        p_b = judge_eyes.perceived_probability_b(
+            judge, example.instruction, *example.outputs, judge_eyes.uniform(*stamp, "read")
+        )
     rest = judge.stray
     # A real model puts some mass on tokens that name no output. Clients have to renormalise over a and b.
     mass = {"a": (1 - p_b) * (1 - rest), "b": p_b * (1 - rest), "Both": 0.5 * rest, "Output": 0.3 * rest}

@@ -34,6 +34,7 @@ RETRY_AFTER_SECONDS = 1.0
 BAD_KEY = "bad-key"
 # The one model that is no judge: it follows instructions.
 WRITER = "micro-writer"
+HUMAN = judge_answers.HUMAN.name
 
 # Per minute; shown in headers so that a client's limiter has something to read, never enforced.
 REQUESTS_PER_MINUTE = 100_000
@@ -89,7 +90,7 @@ class Service:
             return ServedReply(200, dict(self.counts))
         _check_key(headers)
         if path == "/v1/models" and method == "GET":
-            names = [*JUDGES, WRITER]
+            names = [*JUDGES, HUMAN, WRITER]
             page = {"object": "list", "data": [_model(name) for name in names], "has_more": False}
             return ServedReply(200, page | {"first_id": names[0], "last_id": names[-1]})
         if path.startswith("/v1/models/") and method == "GET":
@@ -124,7 +125,8 @@ class Service:
             answer = judge_answers.write_answer(request.text, request.key, str(request.seed))
         else:
             options = {"key": request.key, "temperature": request.temperature, "seed": request.seed}
-            answer = judge_answers.answer_question(JUDGES[name], request.text, **options)
+            judge = JUDGES.get(name, judge_answers.HUMAN)
+            answer = judge_answers.answer_question(judge, request.text, **options)
         if request.max_tokens is not None:
             answer = answer.cut(request.max_tokens)
         self._count_tokens(request.prompt_tokens + answer.n_tokens)
@@ -189,7 +191,7 @@ def _check_key(headers: dict[str, str]) -> None:
 def _split(model: str) -> tuple[str, str]:
     """("micro-judge-clean", "slow") of "micro-judge-clean:slow"; raises a 404 for an unknown name."""
     name, _, fault = model.partition(":")
-    if name not in (*JUDGES, WRITER) or (":" in model and fault not in FAULTS):
+    if name not in (*JUDGES, HUMAN, WRITER) or (":" in model and fault not in FAULTS):
         raise judge_protocols.unknown_model(model)
     return name, fault
 
