@@ -11,6 +11,7 @@ that says of every published finding whether it shows:
     python -m rlhf_jax.main --config=configs/study.py:table2 --workdir=runs/studies
 
     table2              every method from one SFT model, by simulated judges and by the true utility
+    overoptimization    true win rate along PPO and best-of-n, by labels of people, a noisy pool and one careful judge
 
 In one workdir what two of them list alike is run once. `:NAME,quick` takes minutes, and `:NAME,smoke` only shows that
 the machinery works; each wants a workdir of its own.
@@ -24,7 +25,7 @@ from rlhf_jax.settings import choose_variant, module_beside, sibling
 
 common = module_beside(__file__, "common")
 
-STUDIES = ("table2",)
+STUDIES = ("table2", "overoptimization")
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:

@@ -7,6 +7,7 @@ share them.
 """
 
 import re
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -44,12 +45,15 @@ def add(c: ConfigDict, name: str, page: str = "", variant: str = "") -> ConfigDi
     return c[name]
 
 
-def compare(c: ConfigDict, study: str, results: str, runs: tuple[str, ...]) -> None:
-    """Puts the last stage into a study: its results beside what configs/studies/STUDY.yaml says was published."""
+def compare(c: ConfigDict, study: str, results: str, runs: Mapping[str, str]) -> None:
+    """Puts the last stage into a study: its results beside what configs/studies/STUDY.yaml says was published.
+
+    runs: name -> stage, of those whose curves are shown.
+    """
     add(c, "compare")
     c.compare.claims = f"configs/studies/{study}.yaml"
     c.compare.results = results
-    c.compare.runs = ",".join(f"{name}={{{name}}}" for name in runs)
+    c.compare.runs = ",".join(f"{name}={{{stage}}}" for name, stage in runs.items())
     c.stages = (*c.stages, (study, "compare"))
     c.once = (*c.once, study)
     c.report = study
@@ -62,6 +66,22 @@ def keep_groups(c: ConfigDict) -> None:
     for name in [name for name, value in c.items() if isinstance(value, ConfigDict) and "job" in value]:
         if name not in used:
             del c[name]
+
+
+def small(c: ConfigDict) -> ConfigDict:
+    """The farm's groups of a study with a few steps each: to see that the machinery works, not what it reaches."""
+    c.world.scale = 0.05
+    c.sft.epochs = 1.0
+    c.sft.model.width = 32
+    c.sft.model.layers = 2
+    c.sft.model.ff = 64
+    c.pairs.data.rows = 96
+    c.val_pairs.data.rows = 48
+    c.reward_model.data.eval_rows = 16
+    c.reward_model.epochs = 1.0
+    for name in ("sft", "reward_model"):
+        c[name].optimizer.warmup_steps = 1  # None may be longer than its run.
+    return c
 
 
 def outputs_of(*names: str) -> tuple[tuple[str, ...], ...]:

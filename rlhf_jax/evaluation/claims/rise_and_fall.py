@@ -41,8 +41,12 @@ def rise_and_fall(values_SXN: np.ndarray, at_X: np.ndarray) -> RiseAndFall:
     even = np.arange(items) % 2 == 0
     peak_SN, places = np.full((len(values_SXN), items), np.nan), []
     for s, curve_XN in enumerate(values_SXN):
-        for half in (even, ~even):
-            found = int(np.nanargmax(np.nanmean(curve_XN[:, half], 1)))
+        # Places that a half has no value at cannot be its peak; nor can they measure that of the other.
+        both = [
+            i for i, at in enumerate(curve_XN) if not (np.isnan(at[even]).all() or np.isnan(at[~even]).all())
+        ]
+        for half in (even, ~even) if both else ():
+            found = both[int(np.argmax(np.nanmean(curve_XN[both][:, half], 1)))]
             peak_SN[s, ~half] = curve_XN[found, ~half]
             places.append(float(at_X[found]))
     start_SN, end_SN = values_SXN[:, 0], values_SXN[:, -1]
