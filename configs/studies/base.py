@@ -7,7 +7,7 @@ share them.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ml_collections import ConfigDict
 
@@ -76,11 +76,26 @@ def small(c: ConfigDict) -> ConfigDict:
     c.sft.model.layers = 2
     c.sft.model.ff = 64
     c.pairs.data.rows = 96
-    c.val_pairs.data.rows = 48
+    if "val_pairs" in c:
+        c.val_pairs.data.rows = 48
     c.reward_model.data.eval_rows = 16
     c.reward_model.epochs = 1.0
     for name in ("sft", "reward_model"):
         c[name].optimizer.warmup_steps = 1  # None may be longer than its run.
+    return c
+
+
+def small_methods(c: ConfigDict, methods: Iterable[str]) -> ConfigDict:
+    """The same for the groups of some methods."""
+    for name in methods:
+        c[name].data.eval_rows = 16
+        c[name].optimizer.warmup_steps = 1
+        if "rollout" in c[name]:
+            c[name].steps = 2
+            c[name].rollout.batch_size = 32
+            c[name].minibatch_size = 16
+        else:
+            c[name].epochs = 1.0
     return c
 
 

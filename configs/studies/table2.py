@@ -34,22 +34,10 @@ def quick() -> ConfigDict:
 
 def smoke() -> ConfigDict:
     """Every stage, a few steps each: to see that the machinery works, not what it reaches."""
-    c = base.small(_study(PAPER, seeds=(0, 1)))
+    c = base.small_methods(base.small(_study(PAPER, seeds=(0, 1))), (*PAPER, "expert_iteration"))
     c.unlabeled.data.rows = 32
     c.unlabeled.samples = 4
     c.sixteen.samples = 2
-    for name in ("dpo", "feedme", "reward_conditioning"):
-        c[name].data.eval_rows = 16
-        c[name].epochs = 1.0
-    c.expert_iteration.epochs = 1.0
-    c.expert_iteration.data.eval_rows = 16
-    for name in ("ppo", "quark"):
-        c[name].steps = 2
-        c[name].rollout.batch_size = 32
-        c[name].data.eval_rows = 16
-    c.ppo.minibatch_size = 16
-    for name in ("expert_iteration", *PAPER):
-        c[name].optimizer.warmup_steps = 1  # None may be longer than its run.
     c.evaluate.max_instructions = 32
     return c
 

@@ -10,7 +10,7 @@ import pytest
 from rlhf_jax.microfarm.judges.judge_answers import answer_question
 from rlhf_jax.microfarm.judges.judge_eyes import JUDGES
 from rlhf_jax.microfarm.judges.judge_server import JudgeServer
-from rlhf_jax.microfarm.judges.judge_service import WRITER
+from rlhf_jax.microfarm.judges.judge_service import HUMAN, WRITERS
 
 CLEAN = "micro-judge-clean"
 DATA = """<instruction>
@@ -108,7 +108,7 @@ def test_http_and_in_process_answers_are_the_same(oai):
 
 
 def test_openai_models_and_rate_limit_headers(oai):
-    assert [model.id for model in oai.models.list()] == [*JUDGES, WRITER]
+    assert [model.id for model in oai.models.list()] == [*JUDGES, HUMAN, *WRITERS]
     assert oai.models.retrieve(CLEAN).id == CLEAN
     raw = oai.chat.completions.with_raw_response.create(model=CLEAN, messages=user(CHOICE))
     for kind in ("requests", "tokens"):
@@ -194,7 +194,7 @@ def test_anthropic_refusal_models_and_headers(claude):
     assert (
         said.stop_reason == "refusal" and said.content == [] and said.stop_details.category == "frontier_llm"
     )
-    assert [model.id for model in claude.models.list()] == [*JUDGES, WRITER]
+    assert [model.id for model in claude.models.list()] == [*JUDGES, HUMAN, *WRITERS]
     raw = claude.messages.with_raw_response.create(model=CLEAN, messages=user("Hi"), max_tokens=90)
     assert int(raw.headers["anthropic-ratelimit-requests-remaining"]) > 0
     assert raw.headers["request-id"].startswith("req_")

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from rlhf_jax.evaluation.measures.bradley_terry import Rating
 from rlhf_jax.evaluation.measures.evaluators import Evaluator, Share
+from rlhf_jax.evaluation.measures.rating_win_rates import Consistency
 
 # Fields of `Evaluator` that are a `Share`, a value and the n it rests on. Each becomes two columns.
 _SHARES = ("human_agreement", "bias", "variance", "spearman", "pearson", "prefers_1", "usd", "seconds")
@@ -98,6 +99,19 @@ def ratings_csv(rows: Sequence[Rating], elo: Mapping[str, tuple[float, float]]) 
         for rank, row in enumerate(rows, 1)
     ]
     return _csv(RATING_COLUMNS, records)
+
+
+def consistency_csv(found: Consistency) -> str:
+    """A line: how often ratings and rankings of the same pairs agree, in percent, with its interval and counts."""
+    low, high = found.interval
+    record = {
+        "measure": "ratings against rankings",
+        "consistency": found.consistency,
+        "low": low,
+        "high": high,
+    }
+    record |= {"n_total": found.n_total, "n_unrated": found.n_unrated, "n_unranked": found.n_unranked}
+    return _csv(list(record), [record])
 
 
 def _known(value: float) -> float | str:

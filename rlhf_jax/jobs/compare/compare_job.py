@@ -18,7 +18,6 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__, ranges
-from rlhf_jax.data.records.records import read_table
 from rlhf_jax.evaluation.claims.published_claims import Publication, read_publication
 from rlhf_jax.evaluation.claims.seeded_tables import SeededTable, seeded_table
 from rlhf_jax.evaluation.claims.verdicts import VERDICTS, Measured, Verdict, verdicts
@@ -26,7 +25,7 @@ from rlhf_jax.evaluation.report.claim_charts import standalone
 from rlhf_jax.evaluation.report.claim_sections import draw
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.evaluation.report.report_data import Report, ReportSample, ReportStage, Response
-from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds
+from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds, read_results
 from rlhf_jax.jobs.evaluate.evaluation_inputs import read_stages
 from rlhf_jax.jobs.evaluate.evaluation_results import as_json, plain_numbers, write_files
 from rlhf_jax.training.checkpoints import lock
@@ -71,7 +70,7 @@ def run(config: ConfigDict, workdir: str) -> None:
 def read_seeds(name: str, publication: Publication, files: Mapping[str, str]) -> SeededTable:
     """One table of every seed, with the columns that the publication asks of it."""
     columns = [column.column for column in publication.columns.values() if column.table == name]
-    rows = {seed: read_table(path) for seed, path in files.items()}
+    rows = {seed: read_results(path) for seed, path in files.items()}
     return seeded_table(name, publication.tables[name], list(dict.fromkeys(columns)), rows)
 
 
@@ -108,7 +107,7 @@ def samples(
     spec = publication.samples
     if not (spec and count and named.get(spec.table)):
         return []
-    rows = read_table(next(iter(named[spec.table].values())))
+    rows = read_results(next(iter(named[spec.table].values())))
     found: dict[tuple[str, ...], dict[str, Response]] = {}
     table = publication.tables[spec.table]
     for row in rows:

@@ -92,6 +92,8 @@ def _run(config: ConfigDict, folder: Path) -> None:
         files["evaluators.csv"] = tables.evaluators_csv(found.evaluators)
     if found.board:
         files["leaderboard.csv"] = leaderboard_csv(found.board)
+    if found.consistency:
+        files["consistency.csv"] = tables.consistency_csv(found.consistency)
     write_files(folder, files)
     if found.difficulty:
         write_parquet(folder / DIFFICULTY, found.difficulty)

@@ -16,7 +16,7 @@ from rlhf_jax.microfarm import human
 from rlhf_jax.microfarm.families import parse
 from rlhf_jax.microfarm.judges import judge_eyes, judge_text
 from rlhf_jax.microfarm.judges.judge_eyes import WorldJudge
-from rlhf_jax.microfarm.writer import demonstration
+from rlhf_jax.microfarm.writer import demonstration, write_response
 
 Distribution = tuple[tuple[str, float], ...]  # (token, probability), most likely first
 
@@ -137,12 +137,13 @@ def answer_question(
     return _join(parts, task.form, judge.is_verbose)
 
 
-def write_answer(text: str, *stamp: str) -> JudgeAnswer:
-    """Answer an instruction of the embedded world with a demonstration of random quality."""
+def write_answer(text: str, *stamp: str, excellent: bool = False) -> JudgeAnswer:
+    """Answer an instruction of the embedded world with a demonstration: of random quality, unless `excellent`."""
     task = parse(text)
     if task is None:
         return JudgeAnswer(_OUTSIDE)
-    return JudgeAnswer(demonstration(task, random.Random("\x1d".join((text, *stamp)))))
+    rng = random.Random("\x1d".join((text, *stamp)))
+    return JudgeAnswer(write_response(task, rng) if excellent else demonstration(task, rng))
 
 
 def nonsense(*stamp: str) -> JudgeAnswer:

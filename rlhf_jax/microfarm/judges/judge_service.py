@@ -32,8 +32,8 @@ FAULTS = ("nonsense", "refuse", "slow", "ratelimit", "flaky", "error500", "drop"
 SLOW_SECONDS = 2.0
 RETRY_AFTER_SECONDS = 1.0
 BAD_KEY = "bad-key"
-# The one model that is no judge: it follows instructions.
-WRITER = "micro-writer"
+# The models that are no judges but follow instructions, each with whether it always does so as well as it can.
+WRITERS = {"micro-writer": False, "micro-writer-strong": True}
 HUMAN = judge_answers.HUMAN.name
 
 # Per minute; shown in headers so that a client's limiter has something to read, never enforced.
@@ -90,7 +90,7 @@ class Service:
             return ServedReply(200, dict(self.counts))
         _check_key(headers)
         if path == "/v1/models" and method == "GET":
-            names = [*JUDGES, HUMAN, WRITER]
+            names = [*JUDGES, HUMAN, *WRITERS]
             page = {"object": "list", "data": [_model(name) for name in names], "has_more": False}
             return ServedReply(200, page | {"first_id": names[0], "last_id": names[-1]})
         if path.startswith("/v1/models/") and method == "GET":
@@ -121,8 +121,9 @@ class Service:
             answer = judge_answers.refuse()
         elif fault == "nonsense":
             answer = judge_answers.nonsense(name, request.key)
-        elif name == WRITER:
-            answer = judge_answers.write_answer(request.text, request.key, str(request.seed))
+        elif name in WRITERS:
+            stamp = (request.key, str(request.seed))
+            answer = judge_answers.write_answer(request.text, *stamp, excellent=WRITERS[name])
         else:
             options = {"key": request.key, "temperature": request.temperature, "seed": request.seed}
             judge = JUDGES.get(name, judge_answers.HUMAN)
@@ -191,7 +192,7 @@ def _check_key(headers: dict[str, str]) -> None:
 def _split(model: str) -> tuple[str, str]:
     """("micro-judge-clean", "slow") of "micro-judge-clean:slow"; raises a 404 for an unknown name."""
     name, _, fault = model.partition(":")
-    if name not in (*JUDGES, HUMAN, WRITER) or (":" in model and fault not in FAULTS):
+    if name not in (*JUDGES, HUMAN, *WRITERS) or (":" in model and fault not in FAULTS):
         raise judge_protocols.unknown_model(model)
     return name, fault
 
