@@ -75,13 +75,14 @@ def small(c: ConfigDict) -> ConfigDict:
     c.sft.model.width = 32
     c.sft.model.layers = 2
     c.sft.model.ff = 64
-    c.pairs.data.rows = 96
-    if "val_pairs" in c:
-        c.val_pairs.data.rows = 48
-    c.reward_model.data.eval_rows = 16
-    c.reward_model.epochs = 1.0
-    for name in ("sft", "reward_model"):
-        c[name].optimizer.warmup_steps = 1  # None may be longer than its run.
+    for name, rows in (("pairs", 96), ("val_pairs", 48)):
+        if name in c:
+            c[name].data.rows = rows
+    if "reward_model" in c:
+        c.reward_model.data.eval_rows = 16
+        c.reward_model.epochs = 1.0
+        c.reward_model.optimizer.warmup_steps = 1  # None may be longer than its run.
+    c.sft.optimizer.warmup_steps = 1
     return c
 
 

@@ -85,9 +85,9 @@ def _study(*, seeds: tuple[int, ...]) -> ConfigDict:
         *((f"rated/{name}", "rated", f"ratings={{outputs/{name}}}/outputs.parquet") for name in names),
         ("rated/reference", "rated", "ratings={data}/eval.parquet"),
         ("by_ratings", "by_ratings"),
-        ("evaluate", "evaluate"),
+        ("by_rankings", "evaluate"),
     )
-    results = "ranked={evaluate}/per_instruction.parquet,rated={by_ratings}/leaderboard.csv"
+    results = "ranked={by_rankings}/per_instruction.parquet,rated={by_ratings}/leaderboard.csv"
     results += ",consistency={consistency}/consistency.csv"
     models = {f"reward model ({name})": model for name, model in TRAINED_ON.items()}
     base.compare(c, "ratings_vs_rankings", results, models)
