@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rlhf_jax.data.files.splits import local_path
-from rlhf_jax.jobs.study.study_stages import Stage, stages_below
+from rlhf_jax.jobs.study.study_stages import Stage, real_folders, stages_below
 from rlhf_jax.training.checkpoints import workdir as folders
 from rlhf_jax.training.run import missing_inputs
 
@@ -37,7 +37,7 @@ def fingerprint(stage: Stage, root: Path, stages: Iterable[str]) -> str:
 
 def _files(stage: Stage, root: Path, stages: Iterable[str]) -> Iterator[tuple[str, Path]]:
     """(field and path, the path on this disk) of all that a stage reads from outside of the study."""
-    below = {name: str(root / name) for name in stages}
+    below = real_folders({name: str(root / name) for name in stages})
     for row, _, source in missing_inputs.inputs_of(stage.program.NEEDS, stage.config.to_dict()):
         path = local_path(source)
         if path.exists() and not stages_below([str(path)], below):

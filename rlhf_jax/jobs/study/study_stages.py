@@ -83,7 +83,7 @@ def plan_stages(config: ConfigDict, workdir: str) -> list[Stage]:
     entries = list(_entries(config))
     _check_names([entry.name for entry in entries])
     folders = {entry.name: f"{workdir.rstrip('/')}/{entry.name}" for entry in entries}
-    stages: list[Stage] = []
+    real, stages = real_folders(folders), []
     for entry in entries:
         name, group = entry.name, entry.group
         if group not in pages:
@@ -102,7 +102,7 @@ def plan_stages(config: ConfigDict, workdir: str) -> list[Stage]:
             settings.update_from_flattened_dict({field: with_folders(text, seen, where)})
         stage = Stage(name, group, load_program(written), settings, written, ())
         before = [earlier.name for earlier in stages]
-        stages.append(stage._replace(upstream=_upstream(stage, before, folders)))
+        stages.append(stage._replace(upstream=_upstream(stage, before, real)))
     return stages
 
 
@@ -140,16 +140,21 @@ def _seen_from(entry: _Entry, entries: Iterable[_Entry], folders: Mapping[str, s
     return dict(folders) | seen
 
 
-def stages_below(paths: Iterable[str], folders: Mapping[str, str]) -> set[str]:
-    """The stages in whose folders some of these paths lie; folders: of the stages, by name."""
+def real_folders(folders: Mapping[str, str]) -> dict[str, str]:
+    """Real path -> name of the stages whose folders, by name, these are."""
+    return {os.path.realpath(folder): name for name, folder in folders.items()}
+
+
+def stages_below(paths: Iterable[str], real: Mapping[str, str]) -> set[str]:
+    """The stages in whose folders some of these paths lie; real: as `real_folders` gives it."""
     found = set()
     for path in paths:
-        real = Path(os.path.realpath(path))
-        found |= {name for name, folder in folders.items() if real.is_relative_to(os.path.realpath(folder))}
+        here = Path(os.path.realpath(path))
+        found |= {real[str(folder)] for folder in (here, *here.parents) if str(folder) in real}
     return found
 
 
-def _upstream(stage: Stage, before: list[str], folders: Mapping[str, str]) -> tuple[str, ...]:
+def _upstream(stage: Stage, before: list[str], real: Mapping[str, str]) -> tuple[str, ...]:
     """The stages that a stage reads, in their order; UserError for one that is not before it.
 
     A path that is written out counts as well: a page may name the folder of a stage as it would from outside.
@@ -162,7 +167,7 @@ def _upstream(stage: Stage, before: list[str], folders: Mapping[str, str]) -> tu
         # A text may hold several paths: NAME=PATH,NAME=PATH, or FOLDER:SPLIT. Bare words are paths only where one is
         # expected: in a workdir "." the job `dpo` would else be the folder of the stage `dpo`.
         parts = {part.strip() for part in (text, *re.split("[,=:]", text))} - {""}
-        read = stages_below([part for part in parts if "/" in part or field in named], folders)
+        read = stages_below([part for part in parts if "/" in part or field in named], real)
         for other in sorted(read - set(before)):
             raise UserError(
                 f"{stage.prefix}{field}: a stage cannot read what it makes itself; name one before {stage.name}"
