@@ -76,7 +76,8 @@ def response_logprobs(
 
     `temperature` must be the one that the tokens were sampled with, in old, new and reference log-probs alike.
     """
-    head = response_head(config, params, tokens_BT, prompt_lengths_B, R)
+    hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
+    head = _window_head(config, params, hidden_BTD, prompt_lengths_B, R)
     targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
     return token_logprobs(
         head.hidden_BTD, head.head_DV, targets_BR, temperature=temperature, chunk=chunk, softcap=head.softcap
@@ -92,6 +93,16 @@ def response_head(
 ) -> Head:
     """What gives the logits of the R response positions of each row: hidden states before each token, and the head."""
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
+    return _window_head(config, params, hidden_BTD, prompt_lengths_B, R)
+
+
+def _window_head(
+    config: ModelConfig,
+    params: decoder.Params,
+    hidden_BTD: Float[Array, "B T D"],
+    prompt_lengths_B: Int[Array, " B"],
+    R: int,
+) -> Head:
     # The window is cut before the head: the product with [D, V] is the largest of the
     # model, and prompts are often longer than responses.
     hidden_BRD = decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
