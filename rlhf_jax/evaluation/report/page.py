@@ -66,21 +66,26 @@ def render_page(report: Report) -> str:
         "samples": ("Sample responses", sections.samples_section(report.samples)),
         "timings": ("Timings", sections.timings(report.stages)),
     }
+    return whole_page(report.title, sections.header(report), parts)
+
+
+def whole_page(title: str, top: str, parts: Mapping[str, tuple[str, str]]) -> str:
+    """Arranges HTML that is escaped already: `top`, then a section (heading, inner) for each id, in the order given."""
     # An empty section loses its heading and its link too.
     parts = {key: part for key, part in parts.items() if part[1]}
-    links = "".join(f'<a href="#{key}">{title}</a>' for key, (title, _) in parts.items())
+    links = "".join(f'<a href="#{key}">{heading}</a>' for key, (heading, _) in parts.items())
     body = "".join(
-        f'<section id="{key}"><h2>{title}</h2>{inner}</section>' for key, (title, inner) in parts.items()
+        f'<section id="{key}"><h2>{heading}</h2>{inner}</section>' for key, (heading, inner) in parts.items()
     )
     # The style sheet is copied into the page: a link would be a second file and, by the policy, be refused.
     style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape_html(report.title)}</title>'
+        f'<meta name="color-scheme" content="light dark"><title>{escape_html(title)}</title>'
         f"<style>\n{style}</style>"
     )
-    page = f"{sections.header(report)}<nav>{links}</nav><main>{body}</main>"
+    page = f"{top}<nav>{links}</nav><main>{body}</main>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{page}</body></html>\n'
 
 
