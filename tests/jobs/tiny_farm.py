@@ -69,6 +69,8 @@ SMALL = {
     | {"data.pair_rows": 20, "batch_size": 8, "max_new_tokens": 8},
     "best_of_n": {},
     "annotate": {},
+    "bandit": {"n_seeds": 2, "arms": 12, "spread": 9.0, "teacher.peak": 9.0, "student.peak": 4.0}
+    | {"teacher.samples": 50, "student.pairs": 60, "reward_model.steps": 40, "sft.steps": 60},
     "evaluate": {},
     "inspect_data": {"data.max_length": 60},
     "weight_diff": {},

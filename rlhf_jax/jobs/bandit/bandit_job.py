@@ -53,11 +53,11 @@ ranges.own_rows(
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes bandit.json, bandit.csv (the first seed's curves), plots/bandit.png and report.html; prints the table."""
     ranges.check_ranges(config.to_dict())
-    for role in ("teacher", "student"):
-        if config[role].peak > config.arms - 1:
+    for role, peak in (("teacher", config.teacher.peak), ("student", config.student.peak)):
+        if peak > config.arms - 1:
             raise UserError(
-                f"{role}.peak: {config[role].peak}; the last of {config.arms} arms is {config.arms - 1}; "
-                "use at most that, or more arms"
+                f"{role}.peak: {peak}; the last of {config.arms} arms is {config.arms - 1}; use at most that, "
+                "or more arms"
             )
     missing_inputs.check_needs(NEEDS, config, workdir)
     with lock.holding(workdir):

@@ -13,15 +13,19 @@ gradient. Seeds are fitted side by side in one program (vmap).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, ScalarLike
 
 from rlhf_jax.objectives.preference import bradley_terry
 from rlhf_jax.objectives.reduce import masked_mean, value
+
+# The loss of a table on the counts of one seed.
+LossOf = Callable[[Array, Array], Array]
 
 
 class Samples(NamedTuple):
@@ -96,11 +100,17 @@ def imitation_loss(logits_K: Float[Array, " K"], taught_K: Float[Array, " K"]) -
     return value(masked_mean(-jax.nn.log_softmax(logits_K), taught_K))
 
 
-def descend(
-    loss_fn: Callable[[Array, Array], Array], counts: np.ndarray, arms: int, steps: int, learning_rate: float
-) -> Fit:
+def descend(loss_fn: LossOf, counts: np.ndarray, arms: int, steps: int, learning_rate: float) -> Fit:
     """Fits a table [K] of zeros to each seed's counts [S, ...] by SGD on the whole batch, float32."""
+    counts = jnp.asarray(counts, jnp.float32)
+    return Fit(*map(np.asarray, _descend(loss_fn, counts, arms, steps, learning_rate)))
 
+
+# By itself, so that what has the same shapes is compiled once.
+@partial(jax.jit, static_argnums=(0, 2, 3))
+def _descend(
+    loss_fn: LossOf, counts: Array, arms: int, steps: int, learning_rate: ScalarLike
+) -> tuple[Array, Array, Array]:
     def fitted(counts: Array) -> tuple[Array, Array, Array]:
         def step(table_K: Array, _: None) -> tuple[Array, Array]:
             loss, slope_K = jax.value_and_grad(loss_fn)(table_K, counts)
@@ -109,4 +119,4 @@ def descend(
         table_K, losses_T = jax.lax.scan(step, jnp.zeros(arms, jnp.float32), length=steps)
         return table_K, losses_T, loss_fn(table_K, counts)
 
-    return Fit(*map(np.asarray, jax.jit(jax.vmap(fitted))(jnp.asarray(counts, jnp.float32))))
+    return jax.vmap(fitted)(counts)
