@@ -124,8 +124,8 @@ def _figure(found: Bandit) -> str:
     )
     note = (
         f"Seed {found.seeds[0]}. Left axis: probability of each arm. Right axis: the learned reward above its lowest "
-        "value; the true reward is scaled to the same range. Of arms that the student hardly ever chose nothing is "
-        "learned: their reward stays where it began, and RLAIF does not go there."
+        "value; the true reward is scaled to the same range. The reward of an arm "
+        "moves only as far as the student chooses it, so RLAIF does not come to the teacher's arms."
     )
     return (
         f'<figure class="card large"><figcaption><p class="legend">{keys}</p></figcaption>{_drawn(curves)}</figure>'
