@@ -17,7 +17,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import bandit
 from rlhf_jax.jobs.bandit import bandit_policies as policies
 from rlhf_jax.jobs.bandit.bandit_job import run_bandit
-from rlhf_jax.jobs.bandit.bandit_results import finding, over_seeds, verdict
+from rlhf_jax.jobs.bandit.bandit_results import finding_text, over_seeds
 
 K, PAIRS, TAUGHT, RATE, BETA = 6, 40, 30, 0.3, 0.7
 STUDENT, TEACHER = policies.bell_curve(K, 2.0, 3.0), policies.bell_curve(K, 4.0, 3.0)
@@ -204,7 +204,7 @@ def test_files_say_what_the_run_came_to(made):
     last = float(found.rewards.losses_ST[0, -1])
     assert said["reward_model"]["loss_of_last_step"]["first"] == pytest.approx(last)
     assert f"final loss: {last:.4f}" in text and f"max - min = {np.ptp(table_K):.4f}" in text
-    assert verdict(finding(found)) in text and said["finding"]["says"] in text
+    assert finding_text(found) in text and said["finding"]["says"] in text
     assert (folder / "plots/bandit.png").stat().st_size > 10_000
 
 
@@ -237,9 +237,9 @@ def test_a_run_that_learns_nothing_is_drawn_too(tmp_path):
 
 def test_intervals_are_students():
     # Of 1, 2, 3, 4: mean 2.5, standard error sqrt(5 / 12), t of 3 degrees of freedom 3.182446.
-    one = over_seeds(np.array([4.0, 1.0, 3.0, 2.0]))
-    assert one.first == 4 and one.mean == 2.5
-    assert one.high - 2.5 == pytest.approx(3.182446 * math.sqrt(5 / 12), rel=1e-6) == 2.5 - one.low
+    first, over = over_seeds(np.array([4.0, 1.0, 3.0, 2.0]))
+    assert first == 4 and over.mean == 2.5
+    assert over.interval[1] - 2.5 == pytest.approx(3.182446 * math.sqrt(5 / 12), rel=1e-6)
 
 
 WRONG = {

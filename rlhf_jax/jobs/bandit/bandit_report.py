@@ -13,7 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlhf_jax.evaluation.report.charts import escape_html, legend, line_chart, number_text, ticks
+from rlhf_jax.evaluation.report.charts import (
+    Axes,
+    escape_html,
+    legend,
+    line_chart,
+    number_text,
+    path_data,
+    svg_chart,
+    ticks,
+)
 from rlhf_jax.evaluation.report.curves import Chart, Series
 from rlhf_jax.evaluation.report.page import whole_page
 from rlhf_jax.evaluation.report.report_data import Report
@@ -21,17 +30,17 @@ from rlhf_jax.evaluation.report.report_sections import duration, header
 from rlhf_jax.jobs.bandit.bandit_results import (
     POLICIES,
     Bandit,
-    Over,
-    finding,
+    Number,
+    claims_held,
+    finding_text,
+    gap,
+    mean_text,
     over_seeds,
     policy_numbers,
     reward_range,
-    shown,
-    verdict,
 )
 
-_WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 40, 22, 34
+_SIZE, _RIGHT = (420, 250), 40
 _HOVERED = 26  # Places with a tooltip on each curve.
 
 
@@ -94,7 +103,7 @@ def report_page(found: Bandit, config: ConfigDict, seconds: float) -> str:
     top = Report(
         title=f"Bandit of {config.arms} arms",
         leaderboard=(),
-        subtitle=verdict(finding(found)),
+        subtitle=finding_text(found),
         facts={
             "seeds": f"{found.seeds[0]} to {found.seeds[-1]}"
             if len(found.seeds) > 1
@@ -134,40 +143,32 @@ def _figure(found: Bandit) -> str:
 
 
 def _drawn(curves: Sequence[Curve]) -> str:
-    """The SVG: axes, then a path for each curve, with tooltips at some places of it."""
-    K = len(curves[0].values_K)
-    tops = {side: max(float(c.values_K.max()) for c in curves if c.right == side) for side in (False, True)}
-
-    def at(arm: float, y: float, right: bool) -> tuple[str, str]:
-        across = _LEFT + arm / (K - 1) * (_WIDTH - _LEFT - _RIGHT)
-        # A reward that learned nothing is 0 everywhere.
-        up = y / (1.06 * tops[right] or 1.0) * (_HEIGHT - _TOP - _BOTTOM)
-        return f"{across:.1f}", f"{_HEIGHT - _BOTTOM - up:.1f}"
-
-    out, below = [], _HEIGHT - _BOTTOM + 15
-    for y in ticks(0.0, 1.06 * tops[False]):
-        place = at(0, y, False)[1]
-        out.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{place}" y2="{place}"/>')
-        out.append(f'<text x="{_LEFT - 6}" y="{place}" dy=".32em" text-anchor="end">{y:.4g}</text>')
-    for y in ticks(0.0, 1.06 * tops[True]):
-        out.append(f'<text x="{_WIDTH - _RIGHT + 6}" y="{at(0, y, True)[1]}" dy=".32em">{y:.4g}</text>')
-    for x in ticks(0, K - 1, 5):
-        out.append(f'<text x="{at(x, 0, False)[0]}" y="{below}" text-anchor="middle">{x:g}</text>')
-    out.append('<text class="name" x="2" y="10">probability</text>')
-    out.append(f'<text class="name" x="{_WIDTH - 2}" y="10" text-anchor="end">reward</text>')
-    out.append(f'<text class="name" x="{_WIDTH / 2}" y="{_HEIGHT - 4}" text-anchor="middle">arm</text>')
-    picked = np.unique(np.linspace(0, K - 1, min(K, _HOVERED)).round().astype(int))
+    """The SVG: both axes, then a path for each curve, with tooltips at some places of it."""
+    arms_K = np.arange(len(curves[0].values_K))
+    left, right = (
+        Axes(
+            arms_K,
+            [0.0, *(float(c.values_K.max()) for c in curves if c.right == side)],
+            "arm",
+            size=_SIZE,
+            right=_RIGHT,
+        )
+        for side in (False, True)
+    )
+    out, edge = [left.svg()], _SIZE[0] - _RIGHT + 6
+    for y in ticks(right.y_low, right.y_high):
+        out.append(f'<text x="{edge}" y="{right.py(y):.1f}" dy=".32em">{y:.4g}</text>')
+    out.append('<text class="name" x="4" y="8">probability</text>')
+    out.append(f'<text class="name" x="{_SIZE[0] - 4}" y="8" text-anchor="end">reward</text>')
+    picked = np.unique(np.linspace(0, arms_K[-1], min(len(arms_K), _HOVERED)).round().astype(int))
     for c in curves:
-        path = "M" + "L".join(" ".join(at(k, y, c.right)) for k, y in enumerate(c.values_K.tolist()))
-        out.append(f'<path class="line s{c.colour} {c.kind}" d="{path}"/>')
+        axes = right if c.right else left
+        out.append(f'<path class="line s{c.colour} {c.kind}" d="{path_data(axes, arms_K, c.values_K)}"/>')
         for k in picked:
-            x, y = at(k, c.values_K[k], c.right)
+            place = f'cx="{axes.px(k):.1f}" cy="{axes.py(c.values_K[k]):.1f}"'
             title = f"{c.name}: {number_text(c.values_K[k])} at arm {k}"
-            out.append(
-                f'<circle class="hit s{c.colour}" r="3" cx="{x}" cy="{y}"><title>{title}</title></circle>'
-            )
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="policies and rewards over arms"'
-    return f'<svg class="chart" {box}>{"".join(out)}</svg>'
+            out.append(f'<circle class="hit s{c.colour}" r="3" {place}><title>{title}</title></circle>')
+    return svg_chart("".join(out), "policies and rewards over arms", _SIZE)
 
 
 def _policies(found: Bandit) -> str:
@@ -183,12 +184,21 @@ def _policies(found: Bandit) -> str:
 
 
 def _finding(found: Bandit) -> str:
-    one = finding(found)
-    gaps = (("SFT − RLAIF", one.sft_above_rlaif), ("RLAIF − student", one.rlaif_above_student))
-    rows = [(name, "above 0", f"{gap.first:+.4f}", _mean(gap)) for name, gap in gaps]
-    names = ("published", "ours", "mean over seeds")
+    rows = []
+    for one in claims_held(found):
+        ahead = gap(found, one.claim)
+        rows.append(
+            (
+                one.claim.says,
+                one.claim.published,
+                f"{ahead.first:+.4f}",
+                _mean(ahead, signed=True),
+                one.verdict,
+            )
+        )
+    names = ("published", "ours, by", "mean over seeds", "verdict")
     return _table("mean true reward", names, rows) + _note(
-        f"{verdict(one)} The figure is published without numbers."
+        f"{finding_text(found)} It shows where the whole interval is above 0."
     )
 
 
@@ -220,12 +230,12 @@ def _losses(found: Bandit) -> str:
     return f'<div class="cards two">{"".join(cards)}</div>' if cards else ""
 
 
-def _first(over: Over) -> str:
-    return f"{over.first:.4f}"
+def _first(number: Number) -> str:
+    return f"{number.first:.4f}"
 
 
-def _mean(over: Over) -> str:
-    return shown(over, 4)
+def _mean(number: Number, *, signed: bool = False) -> str:
+    return mean_text(number, 4, signed=signed)
 
 
 def _table(corner: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

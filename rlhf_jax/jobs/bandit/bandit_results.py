@@ -7,13 +7,21 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
+from rlhf_jax.evaluation.claims.published_claims import Claim
+from rlhf_jax.evaluation.claims.seeded_values import Estimate, estimate
+from rlhf_jax.evaluation.claims.verdicts import NOT, OPEN, SHOWS, Verdict, text_of
 from rlhf_jax.jobs.bandit.bandit_policies import Fit
 
 # In the order of the figure's legend.
 POLICIES = {"teacher": "teacher", "sft": "SFT", "rlaif": "RLAIF", "student": "student"}
 FINDING = "SFT on the teacher's samples above RLAIF above the student"
+_PUBLISHED = "figure 6, without numbers"
+# What the finding says of two policies at a time.
+CLAIMS = (
+    Claim("SFT on the teacher's samples is above RLAIF", "greater", ("sft", "rlaif"), published=_PUBLISHED),
+    Claim("RLAIF is above the student", "greater", ("rlaif", "student"), published=_PUBLISHED),
+)
 
 
 class Bandit(NamedTuple):
@@ -34,40 +42,25 @@ class Bandit(NamedTuple):
     ties_S: np.ndarray
 
 
-class Over(NamedTuple):
-    """The first seed's number, and the mean over seeds with its 95 % interval by Student's t; NaN with one seed."""
+class Number(NamedTuple):
+    """A number of every seed: the first one's, and the mean over seeds with its interval."""
 
     first: float
-    mean: float
-    low: float
-    high: float
+    over: Estimate
 
 
 class PolicyNumbers(NamedTuple):
     """A policy: its mean true reward, and of the first seed the arm it chooses most, and how often."""
 
-    reward: Over
+    reward: Number
     arm: int
     peak: float
 
 
-class Finding(NamedTuple):
-    """In how many of the seeds mean true rewards are in the published order, and their two gaps."""
-
-    shows: int
-    seeds: int
-    sft_above_rlaif: Over
-    rlaif_above_student: Over
-
-
-def over_seeds(values_S: np.ndarray) -> Over:
+def over_seeds(values_S: np.ndarray) -> Number:
     """Sums up one number of every seed [S]."""
     values_S = np.asarray(values_S, np.float64)
-    mean, S = float(values_S.mean()), len(values_S)
-    if S == 1:
-        return Over(mean, mean, math.nan, math.nan)
-    reach = float(stats.t.ppf(0.975, S - 1) * values_S.std(ddof=1) / math.sqrt(S))
-    return Over(float(values_S[0]), mean, mean - reach, mean + reach)
+    return Number(float(values_S[0]), estimate(values_S[:, None]))
 
 
 def true_rewards(policy_SK: np.ndarray) -> np.ndarray:
@@ -87,22 +80,30 @@ def policy_numbers(found: Bandit) -> dict[str, PolicyNumbers]:
     }
 
 
-def finding(found: Bandit) -> Finding:
-    """Holds the mean true rewards against the published order, seed by seed."""
-    student_S, rlaif_S, sft_S = (true_rewards(found.policies[name]) for name in ("student", "rlaif", "sft"))
-    shows_S = (sft_S > rlaif_S) & (rlaif_S > student_S)
-    gaps = over_seeds(sft_S - rlaif_S), over_seeds(rlaif_S - student_S)
-    return Finding(int(shows_S.sum()), len(shows_S), *gaps)
+def gap(found: Bandit, claim: Claim) -> Number:
+    """By how much the first policy of a claim is above the second, pairwise over seeds."""
+    a_S, b_S = (true_rewards(found.policies[name]) for name in claim.of)
+    return over_seeds(a_S - b_S)
 
 
-def verdict(one: Finding) -> str:
+def claims_held(found: Bandit) -> list[Verdict]:
+    """Whether each of `CLAIMS` shows; a single seed has no interval, and decides by its own numbers."""
+    out = []
+    for claim in CLAIMS:
+        ahead = gap(found, claim)
+        sign = ahead.over.sign if len(found.seeds) > 1 else 1 if ahead.first > 0 else -1
+        told = f"{' - '.join(POLICIES[name] for name in claim.of)} {mean_text(ahead, 4, signed=True)}"
+        out.append(Verdict(claim, {1: SHOWS, -1: NOT, 0: OPEN}[sign], told))
+    return out
+
+
+def finding_text(found: Bandit) -> str:
     """Says in a sentence whether the published finding shows."""
-    gaps = f"{one.sft_above_rlaif.first:+.2f} and {one.rlaif_above_student.first:+.2f}"
-    how = "shows" if one.shows == one.seeds else "does not show" if not one.shows else "does not always show"
-    return (
-        f"The published finding, {FINDING}, {how}: in {one.shows} of {one.seeds} seeds; in the first, "
-        f"mean true rewards are {gaps} apart."
-    )
+    student_S, rlaif_S, sft_S = (true_rewards(found.policies[name]) for name in ("student", "rlaif", "sft"))
+    holds = int(((sft_S > rlaif_S) & (rlaif_S > student_S)).sum())
+    words = {one.verdict for one in claims_held(found)}
+    how = SHOWS if words == {SHOWS} else NOT if NOT in words else OPEN
+    return f"The published finding, {FINDING}, {how}: in {holds} of {len(found.seeds)} seeds."
 
 
 def reward_range(found: Bandit) -> np.ndarray:
@@ -110,12 +111,12 @@ def reward_range(found: Bandit) -> np.ndarray:
     return np.ptp(found.rewards.table_SK.astype(np.float64), axis=1)
 
 
-def shown(over: Over, digits: int) -> str:
+def mean_text(number: Number, digits: int, *, signed: bool = False) -> str:
     """A mean over seeds with its interval, as text."""
-    # Teacher and student are known: they have no interval either.
-    if math.isnan(over.low) or over.low == over.high:
-        return f"{over.mean:.{digits}f}"
-    return f"{over.mean:.{digits}f} [{over.low:.{digits}f}, {over.high:.{digits}f}]"
+    low, high = number.over.interval
+    # Teacher and student are known, so that seeds do not differ.
+    known = Estimate(number.over.mean, math.nan, (math.nan, math.nan), 1, 1)
+    return text_of(known if low == high else number.over, digits, signed=signed)
 
 
 def results_text(found: Bandit) -> str:
@@ -125,22 +126,22 @@ def results_text(found: Bandit) -> str:
     lines = [head + (f"   mean true reward over {len(found.seeds)} seeds [95 %]" if several else "")]
     for name, one in policy_numbers(found).items():
         row = f"{POLICIES[name]:8}   {one.reward.first:16.4f}   {one.arm:11d}   {one.peak:16.4f}"
-        lines.append(row + (f"   {shown(one.reward, 4)}" if several else ""))
+        lines.append(row + (f"   {mean_text(one.reward, 4)}" if several else ""))
     table_K, seeds = found.rewards.table_SK[0], ", over seeds {}" if several else ""
     size, last = over_seeds(reward_range(found)), over_seeds(found.rewards.losses_ST[:, -1])
     lines += [
         f"learned reward: max - min = {size.first:.4f} (highest at arm {table_K.argmax()}, lowest at arm "
-        f"{table_K.argmin()}){seeds.format(shown(size, 4))}",
-        f"reward model's final loss: {last.first:.4f}{seeds.format(shown(last, 4))}; that of the last step, before "
+        f"{table_K.argmin()}){seeds.format(mean_text(size, 4))}",
+        f"reward model's final loss: {last.first:.4f}{seeds.format(mean_text(last, 4))}; that of the last step, before "
         f"its update ({last.first:.6f}); after it {found.rewards.after_S[0]:.6f}",
-        verdict(finding(found)),
+        *(f"{one.claim.says}: {one.verdict}; {one.evidence}" for one in claims_held(found)),
+        finding_text(found),
     ]
     return "\n".join(lines)
 
 
 def results_json(found: Bandit) -> dict[str, Any]:
     """All numbers, of every seed too; null where there is no interval."""
-    gaps = finding(found)
     return {
         "seeds": list(found.seeds),
         "policies": {
@@ -166,13 +167,16 @@ def results_json(found: Bandit) -> dict[str, Any]:
         },
         "finding": {
             "published": FINDING,
-            "shows_in_seeds": gaps.shows,
-            "sft_above_rlaif": _plain(gaps.sft_above_rlaif),
-            "rlaif_above_student": _plain(gaps.rlaif_above_student),
-            "says": verdict(gaps),
+            "says": finding_text(found),
+            "claims": [
+                {"claim": one.claim.says, "verdict": one.verdict, "gap": _plain(gap(found, one.claim))}
+                for one in claims_held(found)
+            ],
         },
     }
 
 
-def _plain(over: Over) -> dict[str, float | None]:
-    return {name: None if math.isnan(x) else x for name, x in over._asdict().items()}
+def _plain(number: Number) -> dict[str, float | None]:
+    low, high = number.over.interval
+    found = {"first": number.first, "mean": number.over.mean, "low": low, "high": high}
+    return {name: None if math.isnan(x) else x for name, x in found.items()}
