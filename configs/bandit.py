@@ -4,8 +4,8 @@
 
 Arm k is worth k. A weak student learns from feedback on its own samples (RLAIF: a reward model of its pairs, then the
 best policy for it in closed form), or imitates a strong teacher's samples (SFT). The published finding, that SFT on the
-teacher's samples is above RLAIF, which is above the student, shows in 5 of 5 seeds. 20 s on two CPU cores that others
-used too; seed 0, and over 5 seeds the mean with its 95 % interval:
+teacher's samples is above RLAIF, which is above the student, shows in 5 of 5 seeds. 20 s, 6 s of them computing, on two
+CPU cores that others used too; seed 0, and over 5 seeds the mean with its 95 % interval:
 
               mean true reward   arg-max arm   peak probability   over seeds
     teacher            78.5440            80             0.0345   (known exactly)
