@@ -5,14 +5,14 @@ import signal
 import sys
 import tempfile
 
+from quick import QUICK
+
 # Compiled programs are shared by all tests and the processes they start.
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "rlhf_jax_test_compiled")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Of programs this small nearly all time goes to compiling them; this takes a quarter off. Tests of what XLA makes of a
-# program, and those of several devices, set their own.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}".strip()
 # What the jobs keep for other runs, apart from the user's own.
 os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp(prefix="rlhf_jax_test_cache"))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -22,3 +22,9 @@ def cases() -> dict:
     # As pytest has them: modules that tests share lie beside the tests of their room.
     sys.path += [str(METHODS), str(METHODS.parent / "data")]
     return {name: getattr(importlib.import_module(file), name)().case() for name, file in suites().items()}
+
+
+def jobs() -> set[str]:
+    """The methods that they try."""
+    files = {(METHODS / f"{file}.py").read_text() for file in suites().values()}
+    return {job for text in files for job in re.findall(r"^    job = \"(\w+)\"$", text, re.MULTILINE)}

@@ -1,5 +1,7 @@
 """Jobs run in this process under observation: which settings they read, and when they compile what."""
 
+import contextlib
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import tiny_farm
 from ml_collections import ConfigDict
 
 from rlhf_jax.programs import program
+from rlhf_jax.settings import load_page
 from rlhf_jax.training.loop import loop, step
 
 COMPILE = "/jax/core/compile/backend_compile_duration"
@@ -59,6 +62,21 @@ class Settings:
 
     def to_json_best_effort(self, **options: Any) -> str:
         return self._config.to_json_best_effort(**options)
+
+
+def reads(run: Callable, config: ConfigDict, *args: Any) -> set[str]:
+    """The fields that run(config, ...) reads."""
+    read: set[str] = set()
+    with contextlib.redirect_stdout(io.StringIO()):
+        run(Settings(config, read), *args)
+    return read
+
+
+def assert_all_read(job: str, read: set[str]) -> None:
+    """No field of the job's page is decoration."""
+    page = set(tiny_farm.flat(load_page(str(tiny_farm.ROOT / f"configs/{job}.py"))))
+    assert page - read == {"job"}  # which the front door reads
+    assert read <= page
 
 
 class Compiles:

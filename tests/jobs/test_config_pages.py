@@ -1,21 +1,19 @@
 """Every page and variant builds, and no field of a page is decoration: its job reads it."""
 
-import contextlib
 import inspect
-import io
 import re
 from pathlib import Path
 
-import observed
+import found_suites
 import pytest
 import tiny_farm
+from observed import assert_all_read, reads
 
 from rlhf_jax.data.records.records import read_instructions, read_table, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs import annotate, best_of_n, generate, inspect_data, make_data, score, weight_diff
 from rlhf_jax.jobs.evaluate import leaderboard_job
 from rlhf_jax.jobs.measure import measure_job
-from rlhf_jax.methods import sft
 from rlhf_jax.programs import names, program
 from rlhf_jax.settings import load_page
 
@@ -62,47 +60,9 @@ def test_every_job_has_a_page_and_a_run_function():
         assert list(inspect.signature(module.run).parameters) == ["config", "workdir"]
 
 
-def reads(run, config, *args):
-    """The fields that run(config, ...) reads."""
-    read = set()
-    with contextlib.redirect_stdout(io.StringIO()):
-        run(observed.Settings(config, read), *args)
-    return read
-
-
-def assert_all_read(job, read):
-    page = load_page(str(tiny_farm.ROOT / f"configs/{job}.py"))
-    assert set(tiny_farm.flat(page)) - read == {"job"}  # which the front door reads
-    assert read <= set(tiny_farm.flat(page))
-
-
-@pytest.mark.parametrize(
-    ("job", "changes"),
-    [
-        ("sft", {"epochs": 0.04}),
-        ("reward_model", {"epochs": 0.1}),
-        ("dpo", {"epochs": 0.1}),
-        ("feedme", {"epochs": 0.1}),
-        ("reward_conditioning", {"epochs": 0.05}),
-        ("rrhf", {"epochs": 0.1}),
-        ("kto", {"epochs": 0.1}),
-        ("ppo", {"steps": 1, "adaptive_kl": True}),
-        ("grpo", {"steps": 1, "adaptive_kl": True}),
-        ("online_dpo", {"steps": 1}),
-        ("distillation", {"steps": 1}),
-        ("quark", {"steps": 1}),
-    ],
-)
-def test_trainers_read_every_field(job, changes, farm, tmp_path):
-    if job == "distillation":  # by a model that the farm has not trained
-        changes = changes | {"model.teacher": str(farm / "sft/export")}
-    read, _ = observed.run(job, tiny_farm.settings(job, farm, **changes), tmp_path)
-    if job == "sft":  # read when there is no tokenizer yet
-        untokenized = tiny_farm.settings("sft", farm, **{"model.tokenizer": "", "model.vocab_size": 300})
-        read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path), "")
-        # read when a model brings its own tokenizer
-        read |= reads(sft._tokenizer_folder, untokenized, str(tmp_path), str(farm / "sft/export"))
-    assert_all_read(job, read)
+def test_every_method_has_a_suite():
+    """`MethodSuite` sees that a run of it reads every field of its page."""
+    assert found_suites.jobs() == set(tiny_farm.METHODS)
 
 
 def test_generate_and_score_read_every_field(farm, tmp_path):

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import tiny_farm
 from found_suites import suites
+from quick import EIGHT
 
 pytestmark = pytest.mark.timeout(900)
 
 
 def test_eight_devices_agree_with_one():
     script = str(Path(__file__).with_name("eight_devices.py"))
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    lines = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=flags)).splitlines()
+    lines = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=EIGHT)).splitlines()
     for mesh in ("(1, 8, 1)", "(2, 2, 2)"):
         for name in ("experience", "lora", "packed"):
             assert f"{mesh} {name} agrees" in lines, lines

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import quick
 import run_jobs
 import tiny_farm
 from safetensors.numpy import load_file
@@ -21,10 +22,9 @@ from rlhf_jax.data.records.records import read_table
 pytestmark = pytest.mark.timeout(900)
 HERE = Path(__file__).parent
 SCRIPT = HERE / "run_jobs.py"
-QUICK = "--xla_backend_optimization_level=0"  # halves the time of compiling
 # Eight devices on a few cores reach a collective seconds apart; XLA gives up on those that take 40.
 EIGHT = (
-    f"{QUICK} --xla_force_host_platform_device_count=8 "
+    f"{quick.EIGHT} "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600"
 )
 ELSEWHERE = ["two processes"] + [
@@ -36,7 +36,7 @@ ELSEWHERE = ["two processes"] + [
 def alone(farm, tmp_path_factory):
     """The folder of the jobs on one process and device."""
     folder = tmp_path_factory.mktemp("alone")
-    out = tiny_farm.finish(tiny_farm.start([str(SCRIPT), str(farm), str(folder)], XLA_FLAGS=QUICK))
+    out = tiny_farm.finish(tiny_farm.start([str(SCRIPT), str(farm), str(folder)], XLA_FLAGS=quick.QUICK))
     assert "data.train" in out
     return folder
 
@@ -46,7 +46,7 @@ def start_jobs(where, farm, folder, *jobs):
     if "," in where:
         return [tiny_farm.start([*map(str, (SCRIPT, farm, folder, where, *jobs))], XLA_FLAGS=EIGHT)]
     count = {"two": 2, "four": 4}[where.split()[0]]
-    return tiny_farm.start_several(count, SCRIPT, farm, folder, f"1,{count},1", *jobs, XLA_FLAGS=QUICK)
+    return tiny_farm.start_several(count, SCRIPT, farm, folder, f"1,{count},1", *jobs, XLA_FLAGS=quick.QUICK)
 
 
 @pytest.fixture(scope="module", params=ELSEWHERE)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import recipes_on_eight
 import tiny_farm
+from quick import EIGHT
 
 pytestmark = pytest.mark.timeout(900)
 CARD = 80e9 / 2**30  # GiB
@@ -19,8 +20,7 @@ CARD = 80e9 / 2**30  # GiB
 @pytest.fixture(scope="module")
 def compiled():
     script = str(Path(__file__).with_name("recipes_on_eight.py"))
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    out = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=flags))
+    out = tiny_farm.finish(tiny_farm.start([script], XLA_FLAGS=EIGHT))
     found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     for row in found:
         print("{name}: {gib:.1f} GiB per device, {flops:.3g} FLOPs per step".format(**row))

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import tiny_farm
+from quick import QUICK
 from wide import wide
 
 pytestmark = pytest.mark.timeout(900)
 METHODS = {"reference", "sft", "dpo", "ppo"}
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # halves the time of compiling
 
 
 def command(workdir, *overrides):
@@ -25,7 +25,7 @@ def methods(workdir):
 def first(tmp_path):
     """(workdir, what was printed)."""
     folder = tmp_path / "farm"
-    return folder, tiny_farm.finish(tiny_farm.start(command(folder), **QUICK))
+    return folder, tiny_farm.finish(tiny_farm.start(command(folder), XLA_FLAGS=QUICK))
 
 
 def one_command_ends_with_the_leaderboard_and_the_report(first):
@@ -81,7 +81,7 @@ def test_the_farm(first):
 
 @wide
 def test_two_processes_run_it_as_well(tmp_path):
-    runs = tiny_farm.start_several(2, *command(tmp_path / "farm"), **QUICK)
+    runs = tiny_farm.start_several(2, *command(tmp_path / "farm"), XLA_FLAGS=QUICK)
     outs = [tiny_farm.finish(run) for run in runs]
     assert methods(tmp_path / "farm") == METHODS
     assert "leaderboard" not in outs[1] and "report:" in outs[0]

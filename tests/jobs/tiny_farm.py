@@ -128,7 +128,8 @@ def start(
     command: list[str], *, cwd: Path = ROOT, stdout: Any = subprocess.PIPE, **environment: str
 ) -> subprocess.Popen:
     """Starts `python COMMAND`, by default in the repository's root; output and errors are one text."""
-    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), **environment}
+    paths = os.pathsep.join((str(ROOT), str(Path(__file__).with_name("without_torch"))))
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": paths, **environment}
     process = subprocess.Popen(
         [sys.executable, *command], cwd=cwd, env=env, stdout=stdout, stderr=subprocess.STDOUT, text=True
     )

@@ -59,9 +59,10 @@ def outcome(step: TrainStep, case: Case, batch: Any) -> Outcome:
 
 
 class Observed(NamedTuple):
-    """A run that was not stopped, and what was printed before its first iteration."""
+    """A run that was not stopped, what it read of its page, and what it printed before its first iteration."""
 
     folder: Path
+    read: set[str]
     compiles: observed.Compiles
     said: str
 
@@ -137,10 +138,10 @@ class MethodSuite:
 
         with contextlib.redirect_stdout(printed):
             config = tiny_farm.settings(cls.job, farm, **changes)
-            _, compiles = observed.run(cls.job, config, folder, before=before)
+            read, compiles = observed.run(cls.job, config, folder, before=before)
         last = tiny_farm.rows(folder)[-1]["step"]
         assert STOP + 2 < last <= 16, f"steps: make it run 13 to 16 iterations, not {last}"
-        return Observed(folder, compiles, said[0])
+        return Observed(folder, read, compiles, said[0])
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -151,6 +152,13 @@ class MethodSuite:
         _, compiles = observed.run(cls.job, config, folder)
         assert min(compiles.at) == SAVED, "it did not go on from the checkpoint"
         return folder, compiles
+
+    def read_elsewhere(self, farm: Path, folder: Path) -> set[str]:
+        """Fields that this run has no need of, and what reads them."""
+        return set()
+
+    def test_no_field_of_the_page_is_decoration(self, whole, farm, tmp_path):
+        observed.assert_all_read(self.job, whole.read | self.read_elsewhere(farm, tmp_path))
 
     def test_memory_is_said_before_the_first_step(self, whole):
         assert re.search(r"memory per device: \d+\.\d\d GiB needed \(.*\), \d+\.\d\d GiB there", whole.said)

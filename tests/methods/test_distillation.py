@@ -107,17 +107,16 @@ def test_two_iterations_by_hand(farm, tmp_path, divergence, credit):
             if credit == "token":
                 return apart.sum() / mask.sum(), apart.sum() / mask.sum()
             said = recorded_rollouts.logprobs(config, params, rollout, 0.8)
-            later = np.cumsum(np.asarray(jax.lax.stop_gradient(apart))[:, ::-1], axis=1)[:, ::-1]
-            blame = (said * np.pad(later[:, 1:], ((0, 0), (0, 1)))).sum()
+            later = jnp.cumsum(jax.lax.stop_gradient(apart)[:, ::-1], axis=1)[:, ::-1]
+            blame = (said * jnp.pad(later[:, 1:], ((0, 0), (0, 1)))).sum()
             return (apart.sum() + blame) / len(mask), apart.sum() / len(mask)
 
         said, would = (recorded_rollouts.logprobs(config, x, rollout, 0.8) for x in (params, taught))
         apart = np.float64(said - would).sum(1)
-        losses, norms = [], []
+        losses, norms, descent = [], [], jax.jit(jax.grad(loss, has_aux=True))
         for _ in range(2):
-            # Not compiled: `later` is a constant of the numbers at hand.
-            gradient = jax.grad(lambda params, loss=loss: loss(params)[0])(params)
-            losses.append(float(loss(params)[1])), norms.append(recorded_rollouts.norm(gradient))
+            gradient, mean = descent(params)
+            losses.append(float(mean)), norms.append(recorded_rollouts.norm(gradient))
             params = recorded_rollouts.descended(params, gradient, 1e-3)
         wanted = {
             "loss": np.mean(losses),

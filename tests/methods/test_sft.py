@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import observed
 import tiny_farm
 import tiny_losses
 import tiny_words
@@ -20,6 +21,12 @@ class TestSft(MethodSuite):
 
     def case(self):
         return tiny_losses.cases()["sft"]
+
+    def read_elsewhere(self, farm, folder):
+        page = tiny_farm.settings("sft", farm, **{"model.tokenizer": "", "model.vocab_size": 300})
+        trained = observed.reads(sft._tokenizer_folder, page, str(folder), "")
+        brought = observed.reads(sft._tokenizer_folder, page, str(folder), str(farm / "sft/export"))
+        return trained | brought
 
 
 def fresh(folder, seed):

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from quick import EIGHT
+
 HERE = Path(__file__).parent
 
 
@@ -23,17 +25,15 @@ def run(check, folder, **environment):
 
 
 def test_parameters_are_cut_as_they_are_read_on_eight_devices(tmp_path):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    run("families", tmp_path, XLA_FLAGS=flags)
+    run("families", tmp_path, XLA_FLAGS=EIGHT)
 
 
 def test_an_export_from_eight_devices_is_that_of_the_host(tmp_path):
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    run("export", tmp_path, XLA_FLAGS=flags)
+    run("export", tmp_path, XLA_FLAGS=EIGHT)
 
 
 def test_an_attention_kernel_on_eight_devices(tmp_path):
-    run("attention", tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    run("attention", tmp_path, XLA_FLAGS=EIGHT)
 
 
 def test_an_import_takes_the_parameters_own_memory_and_little_more(tmp_path):

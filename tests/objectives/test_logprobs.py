@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from objectives_oracles import central_difference
+from quick import EIGHT
 
 from rlhf_jax.objectives.logprobs import token_logprobs
 
@@ -254,7 +255,7 @@ print("devices", jax.device_count())
 
 def test_eight_devices_agree_with_one():
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": EIGHT,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
     }

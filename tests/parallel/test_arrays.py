@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from quick import QUICK
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import mesh as meshes
@@ -22,7 +23,7 @@ def start_python(code, devices, **variables):
     """Runs code in a fresh Python with so many virtual CPU devices."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RLHF_JAX_", "SLURM_"))}
     environment |= {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(REPOSITORY),
         **variables,
