@@ -7,6 +7,7 @@ from method_suite import MethodSuite
 class TestDpo(MethodSuite):
     job = "dpo"
     steps = {"epochs": 1.3}
+    shows_its_driver = True
 
     def case(self):
         return tiny_losses.cases()["dpo"]

@@ -7,6 +7,7 @@ from method_suite import MethodSuite
 class TestPpo(MethodSuite):
     job = "ppo"
     steps = {"steps": 13, "adaptive_kl": True}
+    shows_its_driver = True
 
     def case(self):
         return tiny_losses.cases()["ppo"]
