@@ -26,3 +26,17 @@ def test_rows_of_weight_zero_fill_up_the_last_batch():
 
 def test_no_batches():
     assert make_evaluator(toy.loss_fn)(toy.params(), []) == {}
+
+
+def test_the_model_is_compiled_once():
+    traced = []
+
+    def loss_fn(params, batch):
+        traced.append(batch)
+        return toy.loss_fn(params, batch)
+
+    measure = make_evaluator(loss_fn)
+    assert measure(toy.params(), [toy.batch(i, rows=8) for i in range(3)]) == measure(
+        toy.params(), [toy.batch(i, rows=8) for i in range(3)]
+    )
+    assert len(traced) == 1

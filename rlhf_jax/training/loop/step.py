@@ -229,16 +229,19 @@ def make_evaluator(
     weight 0 counts as what it holds. All batches have the same shapes. No batches: an empty dict.
     """
 
+    means_of = jax.jit(loss_fn)
+
     @jax.jit
-    def totals_after(totals: dict[str, Mean] | None, params: PyTree, batch: PyTree) -> dict[str, Mean]:
-        means = loss_fn(params, batch)
-        return means if totals is None else {name: add(totals[name], mean) for name, mean in means.items()}
+    def added(totals: dict[str, Mean], means: dict[str, Mean]) -> dict[str, Mean]:
+        return {name: add(totals[name], mean) for name, mean in means.items()}
 
     def evaluate(params: PyTree, batches: Iterable[PyTree]) -> dict[str, float]:
-        # Added on the device: fetching each batch's numbers would make the host wait for every one.
+        # Added on the device: fetching each batch's numbers would make the host wait for every one. And in a program
+        # of its own: the first batch, which nothing is added to, would need another program of the whole model.
         totals = None
         for batch in batches:
-            totals = totals_after(totals, params, batch)
+            means = means_of(params, batch)
+            totals = means if totals is None else added(totals, means)
         return {name: float(value(mean)) for name, mean in (totals or {}).items()}
 
     return evaluate
