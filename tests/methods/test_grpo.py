@@ -1,14 +1,21 @@
-"""GRPO as every method is tested; one rollout by hand, and its settings; its golden numbers are in test_golden."""
+"""GRPO as every method is tested; a rollout and two iterations by hand, and its settings; its golden numbers are in
+test_golden.
+"""
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import recorded_rollouts
 import tiny_farm
 from method_suite import MethodSuite
 from tiny_losses import CONFIG, B, Case, P, R
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import grpo
+from rlhf_jax.models.huggingface import import_folder
 from rlhf_jax.objectives.policy_losses import PolicyLoss
 from rlhf_jax.rollout.experience import Readings, RolloutSettings
 from rlhf_jax.rollout.rewards import Scored
@@ -102,6 +109,106 @@ def test_one_rollout_by_hand(kl_in):
     }
     for name, number in wanted.items():
         assert float(metrics[name]) == pytest.approx(number, rel=1e-5), name
+
+
+SETTINGS = recorded_rollouts.PLAIN | {
+    "steps": 2,
+    "epochs": 2,
+    "minibatch_size": 24,
+    "rollout.samples": 3,
+    "rollout.temperature": 0.8,
+    "missing_eos_penalty": -0.5,
+}
+IN_LOSS = {"kl_coef": 0.3, "clip_low": 0.1, "clip_high": 0.15, "adaptive_kl": True, "target_kl": 0.02}
+IN_LOSS |= {"kl_horizon": 40.0, "optimizer.learning_rate": 0.15}
+# The second rollout is sampled by the policy as it starts.
+BEHIND = {
+    "baseline": "leave_one_out",
+    "scale": "none",
+    "kl_in": "reward",
+    "kl_coef": 0.5,
+    "kl_estimator": "k1",
+}
+BEHIND |= {"ratio": "sequence", "clip_low": 0.02, "clip_high": 0.03, "aggregation": "tokens"}
+BEHIND |= {
+    "optimizer.learning_rate": 0.6,
+    "rollout.staleness": 1,
+    "rollout.correction": "token",
+    "rollout.correction_cap": 1.1,
+}
+
+
+@pytest.mark.parametrize("changes", [IN_LOSS, BEHIND], ids=["KL in the loss", "a rollout behind"])
+def test_two_iterations_by_hand(farm, tmp_path, changes):
+    """Advantages from the recorded scores, the papers' losses by their formulas, and descent."""
+    page = tiny_farm.settings("grpo", farm, **SETTINGS | changes)
+    rollouts, rows, *_, exported = recorded_rollouts.run(grpo, page, tmp_path)
+    assert len(rollouts) == len(rows) == 2
+    config = import_folder.describe_folder(farm / "sft/export").config
+    start = params = jax.tree.map(np.float32, import_folder.load(farm / "sft/export")[1])
+    kl_coef, shares = page.kl_coef, []
+    said = jax.jit(lambda params, rollout: recorded_rollouts.logprobs(config, params, rollout, 0.8))
+    low, high = 1 - page.clip_low, 1 + page.clip_high
+
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
+    def loss(params, rollout, old, ref, A, weights, kl_coef):
+        now, mask, counts = said(params, rollout), rollout.mask_BT, rollout.lengths_B
+        ratio = jnp.exp(now - old)
+        if changes is BEHIND:
+            ratio = jnp.exp((now - old).sum(1, keepdims=True) / counts[:, None]) * jnp.ones(mask.shape)
+        losses = weights * jnp.maximum(-A * ratio, -A * jnp.clip(ratio, low, high))
+        if changes is IN_LOSS:
+            losses += kl_coef * ratio * (jnp.exp(ref - now) - 1 + now - ref)
+        held = mask & (((ratio > high) & (A > 0)) | ((ratio < low) & (A < 0)))
+        sums = jnp.where(mask, losses, 0).sum(1)
+        found = (sums / counts).mean() if changes is IN_LOSS else sums.sum() / counts.sum()
+        return found, held.sum() / counts.sum()
+
+    for rollout, row in zip(rollouts, rows, strict=True):
+        mask, counts, old, ref = (
+            rollout.mask_BT,
+            rollout.lengths_B,
+            said(params, rollout),
+            said(start, rollout),
+        )
+        scores, gap, weights = np.where(rollout.ended_B, rollout.scores_B, -0.5), np.float64(old - ref), mask
+        if changes is IN_LOSS:
+            kl, groups = np.where(mask, np.exp(-gap) - 1 + gap, 0).sum(1), scores.reshape(-1, 3)
+            centred = groups - groups.mean(1, keepdims=True)
+            A = centred / (np.sqrt((centred**2).sum(1, keepdims=True) / 2) + 1e-6)
+        else:
+            kl = gap.sum(1)
+            groups = (scores - kl_coef * kl).reshape(-1, 3)
+            A = groups - np.stack([groups[:, x].mean(1) for x in ([1, 2], [0, 2], [0, 1])], axis=1)
+            # What samples is the policy as it starts, which is the reference, too.
+            weights = np.where(mask, np.minimum(np.exp(gap), 1.1), 0)
+        losses, held, norms = [], [], []
+        for _ in range(2):
+            given = (rollout, old, ref, np.float32(A.reshape(-1, 1)), np.float32(weights), kl_coef)
+            (found, share), gradient = loss(params, *given)
+            losses.append(found), held.append(share), norms.append(recorded_rollouts.norm(gradient))
+            params = recorded_rollouts.descended(params, gradient, page.optimizer.learning_rate)
+        wanted = {
+            "loss": np.mean(losses),
+            "policy/clipfrac": np.mean(held),
+            "grad_norm": np.mean(norms),
+            "objective/kl": kl.mean(),
+            "objective/scores": scores.mean(),
+            "objective/kl_coef": kl_coef,
+        }
+        if changes is IN_LOSS:
+            kl_coef *= 1 + 24 / 40 * np.clip(kl.mean() / 0.02 - 1, -0.2, 0.2)
+        else:
+            wanted |= {
+                "sampling/correction_mean": weights.sum() / counts.sum(),
+                "sampling/correction_capped": (np.exp(gap) > 1.1).sum() / counts.sum(),
+            }
+        assert {name: row[name] for name in wanted} == pytest.approx(wanted, rel=2e-3, abs=2e-4)
+        shares.append(np.mean(held))
+    assert min(shares) > 0.02 and abs(row["objective/kl"]) > 0.01
+    assert changes is IN_LOSS or 0.02 < row["sampling/correction_capped"] < 0.9
+    recorded_rollouts.assert_params(exported, params, start)
 
 
 @pytest.mark.parametrize(
