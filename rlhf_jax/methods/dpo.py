@@ -15,6 +15,10 @@ SimPO and ORPO have no reference, nor has any loss with `reference` none; then n
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
+from jax.sharding import Mesh
 from jaxtyping import ScalarLike
 from ml_collections import ConfigDict
 
@@ -33,6 +37,7 @@ from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
 from rlhf_jax.training.run.load_models import Start
+from rlhf_jax.training.run.memory_check import Phase
 from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Network,
@@ -145,8 +150,18 @@ def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> of
         names = ("loss", "beta", "label_smoothing", "simpo_gamma", "sft_coef", "sft_nll", "importance")
         return dpo_loss_fn(model, R, page.logprob_chunk, **{name: page[name] for name in names})
 
+    def before(page: ConfigDict, mesh: Mesh, params: Any, batch: Any, beside: int) -> tuple[Phase, ...]:
+        score = reference_logprobs.every_step_program(page, mesh, network.config, train.pairs, R)
+        return (Phase("reference", partial(score.lower, params, batch), beside),)
+
     if not has_reference(config):
         return offline.Offline(loss_of, train, held, SHOW)
     return offline.Offline(
-        loss_of, room(train), room(held), SHOW, complete=complete, keeps_start=with_every_step
+        loss_of,
+        room(train),
+        room(held),
+        SHOW,
+        complete=complete,
+        keeps_start=with_every_step,
+        before=before if with_every_step else None,
     )

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, ScalarLike
 from ml_collections import ConfigDict
 
@@ -39,6 +41,7 @@ from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.rows import labelled_rows
 from rlhf_jax.training.run import encoded_rows, offline, reference_logprobs
 from rlhf_jax.training.run.load_models import Start
+from rlhf_jax.training.run.memory_check import Phase
 from rlhf_jax.training.run.missing_inputs import SAMPLED_READS, Needs, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import (
     Network,
@@ -206,8 +209,20 @@ def _method(session: Session, network: Network, found: encoded_rows.Split) -> of
         names = ("beta", "desirable_weight", "undesirable_weight")
         return kto_loss_fn(model, R, page.logprob_chunk, **{name: page[name] for name in names})
 
+    def before(page: ConfigDict, mesh: Mesh, params: Any, batch: Any, beside: int) -> tuple[Phase, ...]:
+        found = {"z0": _z0_program(mesh, row_sums(model, R, page.logprob_chunk))}
+        if with_every_step:
+            found["reference"] = reference_logprobs.every_step_program(page, mesh, model, 0, R, REFERENCE)
+        return tuple(Phase(name, partial(x.lower, params, batch), beside) for name, x in found.items())
+
     return offline.Offline(
-        loss_of, room(train), room(held), SHOW, complete=complete, keeps_start=with_every_step
+        loss_of,
+        room(train),
+        room(held),
+        SHOW,
+        complete=complete,
+        keeps_start=with_every_step,
+        before=before,
     )
 
 
@@ -226,20 +241,23 @@ def _others(batch: Batch) -> Batch:
 
 
 def _measured_before(
-    mesh: jax.sharding.Mesh, logprobs_of: Callable[[decoder.Params, Batch], Array]
+    mesh: Mesh, logprobs_of: Callable[[decoder.Params, Batch], Array]
 ) -> Callable[[Batch, decoder.Params], Batch]:
     """Returns a function that adds z0, of the parameters as they are before the step, to every row of a batch."""
+    z0_of = _z0_program(mesh, logprobs_of)
+    return lambda batch, params: batch | {"z0": z0_of(params, batch)}
 
-    @partial(
-        jax.jit,
-        out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(BATCH_AXES)),
-    )
+
+def _z0_program(mesh: Mesh, logprobs_of: Callable[[decoder.Params, Batch], Array]) -> Any:
+    """Compiles `(params, batch) -> [B]`: z0 in every row."""
+
+    @partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
     def z0_of(params: decoder.Params, batch: Batch) -> Array:
         policy_B = logprobs_of(params, _others(batch))
         weight_B = row_weight(batch)
         return jnp.broadcast_to(preference_losses.kto_z0(policy_B, batch["ref_kl"], weight_B), weight_B.shape)
 
-    return lambda batch, params: batch | {"z0": z0_of(params, batch)}
+    return z0_of
 
 
 def _tell_balance(desirable: np.ndarray, good: float, bad: float) -> None:

@@ -163,7 +163,7 @@ def test_the_plan_counts_the_copy_that_a_reference_in_every_step_needs(farm, tmp
 
     def only_plan(session, network, method):
         plan = offline.offline_plan(network, method, 10, session.config, session.mesh)
-        beside[session.config.reference] = plan.beside
+        beside[session.config.reference] = plan.beside, [phase.name for phase in plan.others]
         raise UserError("enough")
 
     with pytest.MonkeyPatch.context() as patch:
@@ -172,7 +172,7 @@ def test_the_plan_counts_the_copy_that_a_reference_in_every_step_needs(farm, tmp
             with pytest.raises(UserError, match=r"^enough$"):
                 run(farm, tmp_path / reference, tmp_path / "cache", reference=reference)
     weights = load_file(farm / "sft/export/model.safetensors").values()
-    assert beside == {"cached": 0, "step": 4 * sum(x.size for x in weights)}
+    assert beside == {"cached": (0, []), "step": (4 * sum(x.size for x in weights), ["reference"])}
 
 
 def test_an_unknown_way_is_named(farm, tmp_path):

@@ -12,6 +12,8 @@ from rlhf_jax.data.files.tables import write_jsonl
 from rlhf_jax.data.records.unpaired import read_unpaired
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import kto
+from rlhf_jax.training.loop.step import bytes_per_device, needs
+from rlhf_jax.training.run import offline
 
 
 class TestKto(MethodSuite):
@@ -131,6 +133,30 @@ def test_three_steps_of_twenty_rows(words, tmp_path, reference, microbatches):
     after = tiny_words.load(tmp_path / "run/export")
     found["moved"] = tiny_words.moved(tiny_words.load(words / "language"), after)
     assert {name: found[name] for name in THIRD_STEP} == pytest.approx(THIRD_STEP, rel=1e-4, abs=2e-5)
+
+
+@pytest.mark.parametrize("reference", ["cached", "step"])
+def test_what_is_measured_before_a_step_is_part_of_the_memory_plan(words, tmp_path, monkeypatch, reference):
+    """It takes a whole batch, and the optimizer's state is there beside it; so it can need more than the step."""
+    plans = []
+
+    def only_plan(session, network, method):
+        plans.append(offline.offline_plan(network, method, 10, session.config, session.mesh))
+        raise UserError("enough")
+
+    monkeypatch.setattr(offline, "train_offline", only_plan)
+    rows = {"data.train": tiny_words.pairs(10, 14), "data.eval": tiny_words.pairs(6, 24)}
+    page = {"model.init": str(words / "language"), "batch_size": 8, "reference": reference}
+    with pytest.raises(UserError, match=r"^enough$"):
+        kto.run(tiny_words.settings("kto", tmp_path, rows, **page), str(tmp_path / "run"))
+    (plan,) = plans
+    assert [x.name for x in plan.others] == ["z0"] + ["reference"] * (reference == "step")
+    idle = bytes_per_device(plan.state.opt_state) + (plan.beside if reference == "step" else 0)
+    batch = plan.batch["kl_tokens"]
+    for phase in plan.others:
+        found = needs(phase.lower().compile())
+        assert phase.beside == idle > bytes_per_device(plan.state.params)
+        assert found.arguments > bytes_per_device((plan.state.params, batch)) and found.temporaries > 0
 
 
 def test_what_it_refuses(words, tmp_path):

@@ -106,6 +106,8 @@ class Offline(NamedTuple):
       show: the metrics on the progress line.
       complete: what the rows still lack and only the weights can tell, such as the log-probs of a reference model.
       keeps_start: whether `complete` keeps a copy of the trained arrays as they start, which takes memory.
+      before: (page, mesh, shapes of all parameters, of a batch, bytes per device of what is there beside them) -> the
+        programs, for the memory plan, by which `enrich` adds to a batch before its step.
       members: several models that are trained side by side; None for one.
       judged: what evaluations measure of samples; the driver opens it where the page asks for a win rate.
     """
@@ -116,6 +118,7 @@ class Offline(NamedTuple):
     show: tuple[str, ...]
     complete: Callable[[Start], Completed] | None = None
     keeps_start: bool = False
+    before: Callable[[ConfigDict, Mesh, Any, Any, int], tuple[Phase, ...]] | None = None
     members: Members | None = None
     judged: SampledEvaluation | None = None
 
@@ -210,18 +213,16 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, around=around)
     # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
     one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
+    batch = batch_shapes(mesh, rows_of_a_step(config, several), one_row)
     beside = bytes_per_device(state.params) if method.keeps_start else 0
-    alive = bytes_per_device((state.params, state.opt_state, start.frozen)) + beside
-    return Plan(
-        loss_fn,
-        tx,
-        step,
-        state,
-        batch_shapes(mesh, rows_of_a_step(config, several), one_row),
-        start.frozen,
-        beside=beside,
-        others=(method.judged.phase(config, mesh, alive),) if method.judged else (),
-    )
+    alive, others = bytes_per_device((state.params, state.opt_state, start.frozen)) + beside, ()
+    if method.before:
+        # They take whole batches, where the step may take micro-batches: one of them can need more than it.
+        idle = bytes_per_device(state.opt_state) + beside
+        others += method.before(config, mesh, joined(start.frozen, state.params), batch, idle)
+    if method.judged:
+        others += (method.judged.phase(config, mesh, alive),)
+    return Plan(loss_fn, tx, step, state, batch, start.frozen, beside=beside, others=others)
 
 
 def _win_rate(session: Session, network: Network) -> SampledEvaluation | None:

@@ -8,7 +8,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -98,14 +98,21 @@ def with_every_step(
     """
     # The reference is the model as training found it, and the train step donates the trained arrays.
     as_it_was = jax.tree.map(lambda x: x.copy(), start.trained)
-    cut = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    score = every_step_program(config, mesh, model, pairs, R, columns)
+    reference = joined(start.frozen, as_it_was)
+    return lambda batch, _: batch | dict(zip(columns.names, score(reference, batch), strict=True))
+
+
+def every_step_program(
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, pairs: int, R: int, columns: Columns = PAIRS
+) -> Any:
+    """The compiled function of `with_every_step`: (parameters of the reference, batch) -> each name's log-probs."""
     logprobs_of = columns.logprobs_of(model, R, config.logprob_chunk)
 
     def by_row(params: Params, batch: dict) -> list[jax.Array]:
         return [x.reshape(-1, *_of_a_row(pairs)) for x in logprobs_of(params, batch)]
 
-    score, reference = jax.jit(by_row, out_shardings=cut), joined(start.frozen, as_it_was)
-    return lambda batch, _: batch | dict(zip(columns.names, score(reference, batch), strict=True))
+    return jax.jit(by_row, out_shardings=NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
 
 
 def _computed(
