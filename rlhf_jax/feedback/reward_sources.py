@@ -50,12 +50,14 @@ class RewardSources(NamedTuple):
       models: the reward models among them, by the source's name, without their parameters.
       judgments: the judges and functions among them, by the source's name.
       files: what the run reads for them; it does not go on with others.
+      unsaid: the metrics that evaluations, which sample one response of a prompt, cannot have of these sources.
     """
 
     texts: tuple[SourceText, ...]
     models: dict[str, RewardSource]
     judgments: dict[str, Judgment]
     files: tuple[str, ...]
+    unsaid: tuple[str, ...] = ()
 
     @property
     def scorers(self) -> tuple[Scorer, ...]:
@@ -88,7 +90,8 @@ def describe_sources(session: Session, rows: list[dict], held: list[dict]) -> Re
         else:
             judgments[text.name] = _judge(session, text, asking, rows, held)
             files += [text.what, baseline]
-    return RewardSources(texts, models, judgments, tuple(filter(None, files)))
+    compared = [x for x in texts if getattr(judgments.get(x.name), "compares", False)]
+    return RewardSources(texts, models, judgments, tuple(filter(None, files)), _unsaid(c, compared))
 
 
 def open_rewards(session: Session, sources: RewardSources, pad_id: int) -> tuple[Rewards, Params]:
@@ -120,11 +123,30 @@ class JudgeScores:
 
     def __init__(self, judge: RunningJudge, baseline: Mapping[tuple[str, str], str] | None) -> None:
         self._judge, self._baseline = judge, baseline
+        # The responses to one prompt with each other: then one alone has no score.
+        self.compares = judge.kind != RATING and baseline is None
 
     def __call__(self, records: list[dict], responses: list[str]) -> Verdicts:
         asked = questions(self._judge.kind, records, responses, self._baseline)
         found = self._judge.ask(asked, len(responses))
         return Verdicts(found.scores, found.readable, {"usd": found.usd} if self._judge.priced else {})
+
+
+def _unsaid(c: ConfigDict, compared: list[SourceText]) -> tuple[str, ...]:
+    """What evaluations leave out, and a notice of it, where sources compare the responses to one prompt."""
+    if not compared:
+        return ()
+    names = ("scores", "raw_scores", "rlhf_reward")
+    why = f"{compared[0].what} compares responses to one prompt, of which an evaluation samples one"
+    if c.best_metric in [f"eval/{name}" for name in names]:
+        raise UserError(
+            f"best_metric: {c.best_metric}, but {why}; use eval/win_rate with win_rate.judges, or '' for the last"
+        )
+    startup.notice_once(
+        f"{FIELD}: {why}, so there is no eval/scores; win_rate.judges measures evaluations, and reward.baseline=FILE "
+        "gives each response something to be compared with"
+    )
+    return (*names, "completions/unscored", *(f"rewards/{source.name}" for source in compared))
 
 
 def _judge(

@@ -124,6 +124,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         show=SHOW,
         reads=sources.files,
         judged=judged_evaluation(config, workdir, split.eval_rows),
+        unsaid=sources.unsaid,
     )
     trained = online.train_online(session, prompts, held, method)
     export_model(session, policy, trained["policy"], ends=session.ends)

@@ -80,6 +80,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         show=SHOW,
         reads=sources.files,
         judged=judged_evaluation(config, workdir, split.eval_rows),
+        unsaid=sources.unsaid,
         rows=config.rollout.batch_size,
     )
     trained = online.train_online(session, prompts, held, method)

@@ -103,6 +103,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         # A run does not go on with another reward model: its folders are hashed as the policy's are.
         reads=sources.files,
         judged=judged_evaluation(config, workdir, split.eval_rows),
+        unsaid=sources.unsaid,
     )
     trained = online.train_online(session, prompts, held, method)
     export_model(session, policy, trained["policy"], ends=session.ends)

@@ -123,6 +123,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         reads=sources.files,
         rows=learned_rows(config),
         judged=judged_evaluation(config, workdir, split.eval_rows),
+        unsaid=sources.unsaid,
     )
     trained = online.train_online(session, prompts, held, method)
     export_model(session, policy, trained["policy"], ends=session.ends)

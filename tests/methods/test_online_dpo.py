@@ -1,5 +1,6 @@
 """Online DPO as every method is tested, which pairs it makes of scores, and two iterations by hand."""
 
+import json
 import sqlite3
 
 import jax
@@ -14,6 +15,7 @@ from method_suite import MethodSuite
 from same_runs import assert_same_state
 from tiny_losses import CONFIG, B, Case
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.methods import online_dpo
 from rlhf_jax.models.huggingface import import_folder
 from rlhf_jax.rollout.experience import Readings, RolloutSettings
@@ -99,8 +101,10 @@ def test_a_minibatch_without_pairs_has_no_loss_and_no_gradient():
 CLEAN = str(tiny_farm.ROOT / "configs/judges/micro_clean.yaml")
 
 
-def test_a_judge_that_compares_is_asked_again_for_nothing_after_a_stop(farm, tmp_path):
-    """Its answers are kept: a run that goes on has the same pairs, and pays for none twice."""
+def test_a_judge_that_compares_is_asked_again_for_nothing_after_a_stop(farm, tmp_path, capsys):
+    """Its answers are kept: a run that goes on has the same pairs, and pays for none twice. A response alone, as
+    evaluations have it, has no score, and none is reported.
+    """
     judged = {"reward.sources": f"judge={CLEAN}", "rollout.samples": 2, "best_metric": ""}
     page = tiny_farm.settings("online_dpo", farm, **judged | {"steps": 4, "save_every": 2, "eval_every": 0})
     whole, continued = tmp_path / "whole", tmp_path / "continued"
@@ -116,6 +120,17 @@ def test_a_judge_that_compares_is_asked_again_for_nothing_after_a_stop(farm, tmp
         for x in (whole, continued)
     ]
     assert answers[0] == answers[1]
+    evaluations = [row for row in tiny_farm.rows(whole) if "eval/kl" in row]
+    unsaid = {"eval/scores", "eval/raw_scores", "eval/rewards/judge", "eval/completions/unscored"}
+    assert len(evaluations) == 2 and not any(unsaid & set(row) for row in evaluations)
+    assert json.loads((whole / "samples/000004.jsonl").read_text().splitlines()[0])["score"] is None
+    said = f"notice: reward.sources: {CLEAN} compares responses to one prompt, of which an evaluation samples one, so "
+    assert said + "there is no eval/scores; win_rate.judges measures evaluations" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match=r"^best_metric: eval/scores, but .* samples one; use eval/win_rate with"
+    ):
+        page.best_metric = "eval/scores"
+        online_dpo.run(page, str(tmp_path / "best"))
 
 
 SETTINGS = recorded_rollouts.PLAIN | {

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rlhf_jax.data.tokenization import Prompts
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import masked_mean
+from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop.state import TrainState, planned_state
 from rlhf_jax.training.loop.step import TrainStep, make_train_step
@@ -259,6 +261,41 @@ def test_a_sampler_that_is_far_from_the_trainer_is_said_once(tmp_path, capsys, n
     evaluated(tmp_path, Far())
     said = f"notice: sampling/logp_difference is {nats} nats a token (rounding)"
     assert capsys.readouterr().out.count(said) == times
+
+
+def test_what_one_response_cannot_have_is_left_out_of_an_evaluation(tmp_path):
+    opened, unsaid = session(tmp_path), ("scores", "rewards/judge")
+    evaluate = online.make_evaluation(opened, prompts(3), Watched().learner({}), unsaid=unsaid)
+    found = evaluate({"policy": {"weight": jnp.zeros(())}}, 0)
+    assert "scores" not in found and "sampling/logp_difference" in found
+    rows = [json.loads(x) for x in (tmp_path / "samples/000000.jsonl").read_text().splitlines()]
+    assert [row["score"] for row in rows] == [None] * 3 and [row["output"] for row in rows] == ["0", "", "2"]
+
+
+@pytest.mark.parametrize(("ended", "times"), [(0.0, 1), (0.125, 0)])
+def test_that_no_response_comes_to_an_end_is_said_once(tmp_path, capsys, monkeypatch, ended, times):
+    """In rollouts, and in evaluations alone; where responses need no end, as those that a teacher scores, not."""
+    measure, experience = Watched.measure, Watched.experience
+
+    def experienced(self, *asked):
+        rows, found = experience(self, *asked)
+        return rows, found | {"completions/ended": jnp.float32(ended)}
+
+    def measured(self, *asked):
+        scores, found = measure(self, *asked)
+        return scores, found | {"completions/ended": jnp.float32(ended)}
+
+    said = "notice: no response came to an end, .* raise rollout.max_new_tokens \\(8\\), or start from"
+    monkeypatch.setattr(Watched, "experience", experienced)
+    startup.forget_notices()
+    iterations(tmp_path, 3)
+    assert len(re.findall(said, capsys.readouterr().out)) == times
+    monkeypatch.setattr(Watched, "measure", measured)
+    evaluated(tmp_path, Watched())
+    assert capsys.readouterr().out.count("no response") == 0  # has been said
+    startup.forget_notices()
+    evaluated(tmp_path, Watched())
+    assert len(re.findall(said, capsys.readouterr().out)) == times
 
 
 def test_batches_are_as_wide_as_the_longest_prompt_of_both_files():

@@ -124,6 +124,7 @@ class Online(NamedTuple):
       show: the metrics on the progress line.
       reads: folders that the run reads, beside the policy's.
       judged: (responses of the evaluation on process 0, step) -> further metrics of it.
+      unsaid: metrics of an evaluation that are left out, since one response of a prompt has no such number.
       rows: what one rollout gives to learn from, in rows of experience; 0 means one for every response.
     """
 
@@ -134,6 +135,7 @@ class Online(NamedTuple):
     show: tuple[str, ...]
     reads: tuple[str, ...] = ()
     judged: Judged | None = None
+    unsaid: tuple[str, ...] = ()
     rows: int = 0
 
 
@@ -157,7 +159,7 @@ def train_online(
     extra = method.extra | ({PAST: past} if past else {})
     state = create(trained, plan.optimizer, config.seed, extra=extra)
 
-    evaluate = make_evaluation(session, held, learner, method.judged)
+    evaluate = make_evaluation(session, held, learner, method.judged, method.unsaid)
     best = fit(
         config,
         session.workdir,
@@ -190,6 +192,7 @@ def make_iteration(
     minibatches = shuffled if learner.draw is None else jax.jit(learner.draw, out_shardings=rows)
     samples, staleness, epochs = c.rollout.samples, c.rollout.staleness, epochs_of(c)
     overall = jax.jit(overall_metrics)
+    last: dict[str, Any] = {}  # Metrics of the iteration before, which the devices are done with.
 
     def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, dict]:
         found = []
@@ -228,13 +231,19 @@ def make_iteration(
         metrics |= found
         # What a method carries (PPO's KL coefficient) changes between rollouts, not between updates on one.
         carried = after(extra, metrics) | ({PAST: past} if staleness else {})
+        _tell_unended(c, last)
+        last.update(metrics)
         return state.replace(extra=carried), metrics, experience
 
     return iterate
 
 
 def make_evaluation(
-    session: Session, prompts: PromptRows, learner: Learner, judged: Judged | None = None
+    session: Session,
+    prompts: PromptRows,
+    learner: Learner,
+    judged: Judged | None = None,
+    unsaid: tuple[str, ...] = (),
 ) -> Callable[[Networks, int], dict[str, float]]:
     """Returns `evaluate(networks, step)`: it samples the same prompts with the same noise each time, measures the
     responses, and writes them to samples/<step>.jsonl."""
@@ -258,12 +267,14 @@ def make_evaluation(
             decode(tokenizer, without_end(tokens_BR[b, : lengths_B[b]], ended_B[b]))
             for b in range(count if startup.is_main() else 0)
         ]
+        scores = scores_B.tolist() if "scores" not in unsaid else [None] * count
         table = (
-            {**row, "output": output, "ended": bool(ended_B[b]), "score": float(scores_B[b])}
+            {**row, "output": output, "ended": bool(ended_B[b]), "score": scores[b]}
             for b, (row, output) in enumerate(zip(prompts.records, said, strict=True))
         )
         write_samples(session.workdir, step, table)
-        found = {name: float(x) for name, x in metrics.items()}
+        found = {name: float(x) for name, x in metrics.items() if name not in unsaid}
+        _tell_unended(config, found)
         if judged is not None:
             found |= judged(said, step)
         nonlocal told
@@ -357,6 +368,15 @@ def _shuffled(key: jax.Array, experience: Any, size: int) -> list[Any]:
     rows = jax.tree.leaves(experience)[0].shape[0]
     order = jax.random.permutation(key, rows).reshape(-1, size)
     return [jax.tree.map(lambda x, chosen=chosen: x[chosen], experience) for chosen in order]
+
+
+def _tell_unended(config: ConfigDict, metrics: Mapping[str, Any]) -> None:
+    """Says, once in a run, where no response came to an end: then all have one score, and nothing is learnt."""
+    if "missing_eos_penalty" in config and float(metrics.get("completions/ended", 1.0)) == 0:
+        startup.notice_once(
+            "no response came to an end, so missing_eos_penalty is the score of all, and nothing tells them apart; "
+            f"raise rollout.max_new_tokens ({config.rollout.max_new_tokens}), or start from a model that sft has tuned"
+        )
 
 
 def _tell_difference(config: ConfigDict, difference: float) -> bool:
