@@ -211,6 +211,25 @@ def test_files_from_outside_and_judges_are_known_by_what_they_hold(programs, tmp
     assert programs.run(page, run) == ["start", "labels", "tune"]
 
 
+def test_judges_of_evaluations_are_known_by_what_they_ask(programs, tmp_path):
+    """Of a method that knows of none, and whose page names a file that names them."""
+    rows, judge, pool = tmp_path / "rows.json", tmp_path / "judge.yaml", tmp_path / "pool.yaml"
+    rows.write_text("[]")
+    shutil.copy("configs/judges/micro_clean.yaml", judge)
+    pool.write_text("name: mine\njudges:\n  - judge: judge.yaml\n")
+    tune = {"data.train": str(rows), "data.eval": "", "model.tokenizer": "", "win_rate.prompts": str(rows)}
+    judged = small(("tune", "tune"), tune=("sft", tune | {"win_rate.judges": str(pool)}))
+    alone = small(("tune", "tune"), tune=("sft", tune))
+    assert [programs.run(page, tmp_path / "run") for page in (judged, judged)] == [["tune"], []]
+    assert [programs.run(page, tmp_path / "alone") for page in (alone, alone)] == [["tune"], []]
+    text = judge.read_text()
+    judge.write_text(f"{text}# The same judge.\n")
+    assert programs.run(judged, tmp_path / "run") == []
+    judge.write_text(re.sub(r"(?m)^model: .*", "model: another", text))
+    assert programs.run(judged, tmp_path / "run") == ["tune"]
+    assert programs.run(alone, tmp_path / "alone") == []
+
+
 def test_a_folder_of_the_study_that_is_written_out_is_its_stage_too(programs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_farm.ROOT / "configs", tmp_path / "configs")

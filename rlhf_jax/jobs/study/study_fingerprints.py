@@ -11,8 +11,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from rlhf_jax.data.files.splits import local_path
+from rlhf_jax.feedback.running_judge import judges_of
 from rlhf_jax.jobs.study.study_stages import Stage, real_folders, stages_below
 from rlhf_jax.training.checkpoints import workdir as folders
 from rlhf_jax.training.run import missing_inputs
@@ -24,15 +26,23 @@ def fingerprint(stage: Stage, root: Path, stages: Iterable[str]) -> str:
     root: the study's workdir, which is not part of the hash: a study that is moved or copied is still finished.
     stages: the names of all stages.
     """
-    page = stage.config.to_dict()
-    reads_too = stage.program.NEEDS.reads_too
     about = {
         "settings": stage.written.to_dict(),
         "runs": {name: folders.finished_run(root / name) for name in stage.upstream},
         "files": {field: folders.digest(path) for field, path in _files(stage, root, stages)},
-        "other": reads_too(page) if reads_too is not None else None,
+        "other": _others(stage),
     }
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _others(stage: Stage) -> Any:
+    """What else decides a stage's result, as its program says it; of evaluations that are judged their judges."""
+    page, reads_too = stage.config.to_dict(), stage.program.NEEDS.reads_too
+    if reads_too is not None:
+        return reads_too(page)
+    # Methods on fixed rows know of no judge (see `offline.open_win_rate`), and a file of judges may name others.
+    judges = page.get("win_rate", {}).get("judges")
+    return judges_of(judges) if judges else None
 
 
 def _files(stage: Stage, root: Path, stages: Iterable[str]) -> Iterator[tuple[str, Path]]:
