@@ -80,7 +80,11 @@ def work(folder: Path, todo: queue.Queue, wrong: list[str], processor: int) -> N
         except queue.Empty:
             return
         began = time.monotonic()
-        word, said = unnoticed_by(folder, one, processor)
+        try:
+            word, said = unnoticed_by(folder, one, processor)
+        except ValueError as error:
+            # Else the thread would end here, and what is left in its queue would pass for noticed.
+            word, said = "NOT RUN", str(error)
         print(f"{word}  {one['name']}  ({time.monotonic() - began:.0f} s: {said})", flush=True)
         if word != "noticed":
             wrong.append(one["name"])
