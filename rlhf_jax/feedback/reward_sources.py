@@ -72,8 +72,13 @@ class RewardSources(NamedTuple):
         return next(iter(self.models.values()), None)
 
 
-def describe_sources(session: Session, rows: list[dict], held: list[dict]) -> RewardSources:
-    """Describes the page's sources. rows, held: the records of the prompts for training and for evaluation."""
+def describe_sources(
+    session: Session, rows: list[dict], held: list[dict], *, beside: int = 0
+) -> RewardSources:
+    """Describes the page's sources. rows, held: the records of the prompts for training and for evaluation.
+
+    beside: the most responses to a training prompt that are scored beside those that are sampled.
+    """
     c, prompts = session.config, [*rows, *held]
     # Its evaluations choose the checkpoint, so a run does not go on with another baseline either.
     texts, files = sources_of(c), [c.win_rate.judges, c.win_rate.baseline]
@@ -88,7 +93,7 @@ def describe_sources(session: Session, rows: list[dict], held: list[dict]) -> Re
             judgments[text.name] = FunctionScores(text.what, FIELD)
             files.append(source_file(text.what, FIELD))
         else:
-            judgments[text.name] = _judge(session, text, asking, rows, held)
+            judgments[text.name] = _judge(session, text, asking, rows, held, beside)
             files += [text.what, baseline]
     compared = [x for x in texts if getattr(judgments.get(x.name), "compares", False)]
     return RewardSources(texts, models, judgments, tuple(filter(None, files)), _unsaid(c, compared))
@@ -150,7 +155,12 @@ def _unsaid(c: ConfigDict, compared: list[SourceText]) -> tuple[str, ...]:
 
 
 def _judge(
-    session: Session, text: SourceText, asking: Mapping[str, Any], rows: list[dict], held: list[dict]
+    session: Session,
+    text: SourceText,
+    asking: Mapping[str, Any],
+    rows: list[dict],
+    held: list[dict],
+    beside: int,
 ) -> JudgeScores:
     c = session.config
     path = c.reward.baseline
@@ -159,7 +169,7 @@ def _judge(
     baseline = None
     if path and kind == PAIRWISE:
         baseline = read_baseline(path, "reward.baseline", [*rows, *held])
-    samples = c.rollout.get("samples", 1)
+    samples = c.rollout.get("samples", 1) + beside
     if kind != RATING and baseline is None and samples < 2:
         fix = " or reward.baseline=FILE, which each response is compared with" if kind == PAIRWISE else ""
         raise UserError(

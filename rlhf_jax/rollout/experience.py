@@ -172,13 +172,23 @@ class Actor(NamedTuple):
 
         records: the prompts' records, for a reward model that reads text.
         """
+        sampled = self.sample(networks, batch, key, samples)
+        return sampled, self.score(records, batch, sampled)
+
+    def sample(self, networks: Networks, batch: dict, key: jax.Array, samples: int) -> Generation:
+        """The first half of `roll_out`."""
         self.generator.load(networks["policy"])
         sampled = self.generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key, samples)
         # The sampling copy goes before the other networks run; there may be no room for it beside them.
         self.generator.close()
+        return sampled
+
+    def score(self, records: list[dict], batch: dict, responses: Generation) -> Callable[[], Scored]:
+        """The second half, for any responses, as many of one prompt as of another. One of no token is none."""
+        samples = _responses_of_each(batch, responses)
         # A copy for each prompt: by the object a source sees which responses belong to one that was drawn once.
         asked = [record for given in records for record in [dict(given)] * samples]
-        return sampled, self.rewards(asked, sampled=sampled, **_prompts(batch, sampled))
+        return self.rewards(asked, sampled=responses, **_prompts(batch, responses))
 
     def read(self, networks: Networks, batch: dict, sampled: Generation, *, values: bool = True) -> Readings:
         """Log-probs, entropies and values of the responses, in one compiled program.
@@ -235,10 +245,14 @@ def _measuring_program(settings: RolloutSettings, count: int) -> Any:
 
 def _prompts(batch: dict, sampled: Generation) -> dict[str, jax.Array]:
     """The prompts of a batch, each as often as it has responses."""
-    samples = sampled.lengths_B.shape[0] // batch["lengths"].shape[0]
+    samples = _responses_of_each(batch, sampled)
     arrays = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
     if samples == 1:
         return arrays
     # Placed as the responses are; left to itself XLA may copy them to all devices, and reading would compile again.
     where = sampled.lengths_B.sharding
     return {name: jax.device_put(jnp.repeat(x, samples, axis=0), where) for name, x in arrays.items()}
+
+
+def _responses_of_each(batch: dict, sampled: Generation) -> int:
+    return sampled.lengths_B.shape[0] // batch["lengths"].shape[0]

@@ -63,14 +63,22 @@ class HostRewards:
     ) -> Scored:
         found: Any = None
         if startup.is_main():
-            said = zip(tokens_BR, lengths_B, ended_B, strict=True)
-            texts = [decode(self._decoder, without_end(ids[:n], ended)) for ids, n, ended in said]
-            scores, readable, parts = self._judgment(rows, texts)
+            # Where no token is there is no response, and nobody is asked, or paid, for one.
+            there = np.flatnonzero(lengths_B)
+            said = [without_end(tokens_BR[b, : lengths_B[b]], ended_B[b]) for b in there]
+            texts = [decode(self._decoder, ids) for ids in said]
+            scores, readable, parts = self._judgment([rows[b] for b in there], texts)
+
+            def spread(values: Sequence) -> list[float]:
+                every = np.zeros(len(rows))
+                every[there] = values
+                return every.tolist()
+
             # JSON writes a float's shortest exact form, so every process has the same bits.
             found = [
-                [float(x) for x in scores],
-                [bool(x) for x in readable],
-                {name: [float(x) for x in values] for name, values in parts.items()},
+                spread(scores),
+                spread(readable),
+                {name: spread(values) for name, values in parts.items()},
             ]
         # A judge may be slow, and the others have nothing else to do.
         scores, readable, parts = startup.from_main(

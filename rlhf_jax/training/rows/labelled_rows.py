@@ -1,27 +1,32 @@
-"""The rows of methods that read more than demonstrations and pairs: ratings, scored candidates, single responses.
+"""The rows of methods that read more than demonstrations and pairs: ratings, scored candidates, single responses,
+and responses that stand beside what a policy samples.
 
 What all rows share, and how files are read and divided, is in `training.run.encoded_rows`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import bucket, end_to_end
+from rlhf_jax.data.batches import Sequences, bucket, end_to_end, flattened, pad
 from rlhf_jax.data.candidate_arrays import Candidates, check_ranked, encode_candidates, pad_candidates
+from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
 from rlhf_jax.data.records.candidates import read_candidates
 from rlhf_jax.data.records.label_columns import read_rated
 from rlhf_jax.data.records.records import read_pairs
+from rlhf_jax.data.records.scored_responses import read_responses
 from rlhf_jax.data.records.single_responses import responses_of_side
 from rlhf_jax.data.records.unpaired import read_unpaired
-from rlhf_jax.data.templates import handling_of
-from rlhf_jax.data.tokenization import encode_answers, encode_sft
+from rlhf_jax.data.templates import handling_of, render
+from rlhf_jax.data.tokenization import NO_LIMIT, encode_answers, encode_sft
+from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.run.encoded_rows import (
     Rows,
@@ -126,3 +131,101 @@ def candidate_rows(split: Split, pad_id: int) -> tuple[Rows, Rows, int]:
         return Rows(len(found), found.tokens, lambda index_B, rows: make(index_B, N, T, pad_id, rows))
 
     return rows(split.train), rows(split.eval), R
+
+
+class Provided(NamedTuple):
+    """Responses to n prompts that stand in a file, of up to R tokens, at most M to one prompt.
+
+    Attributes:
+      responses: their tokens, the end token included; they stand behind no prompt.
+      places_nM: the number in `responses` of each; -1 where a prompt has fewer.
+      ends: the tokens that end a response.
+    """
+
+    responses: Sequences
+    places_nM: Int64[np.ndarray, "n M"]
+    ends: tuple[int, ...]
+
+    def arrays(
+        self, index_B: np.ndarray, rows: slice | np.ndarray, *, R: int, pad_id: int
+    ) -> dict[str, np.ndarray]:
+        """provided_tokens [B, M, R], provided_lengths and provided_ended [B, M]; the length of none is 0."""
+        places_BM = self.places_nM[index_B[rows]]
+        there_BM = places_BM >= 0
+        found = pad(self.responses, np.where(there_BM, places_BM, 0).ravel(), R, pad_id)
+        tokens_BMR = found["tokens"].reshape(*places_BM.shape, R)
+        lengths_BM = np.where(there_BM, found["lengths"].reshape(places_BM.shape), 0)
+        last_BM = np.take_along_axis(tokens_BMR, np.maximum(lengths_BM - 1, 0)[..., None], axis=2)[..., 0]
+        return {
+            "provided_tokens": np.where(there_BM[..., None], tokens_BMR, pad_id).astype(np.int32),
+            "provided_lengths": lengths_BM.astype(np.int32),
+            "provided_ended": there_BM & np.isin(last_BM, self.ends),
+        }
+
+
+def provided(
+    data: ConfigDict, tokenizer: Any, records: Sequence[dict], ends: tuple[int, ...], R: int, made_by: str
+) -> Provided:
+    """Reads the responses of `data.provided` to prompts whose records these are, as a policy would have sampled them.
+
+    A prompt is found by its text. Counted and left out: responses to other prompts, those of more than R tokens, and
+    what one prompt has twice. Raises UserError where none is left.
+    """
+    rows, counts = read_responses(data.provided, made_by=made_by, chat=data.template == CHAT)
+    # As `hold_out` tells prompts apart: the same one may stand in different columns of different files.
+    number = {render(record, "alpaca"): i for i, record in enumerate(records)}
+    flat, owners = [], []
+    for record in (record for row in rows for record in row.records if isinstance(record, dict)):
+        owner = number.get(render(record, "alpaca"))
+        if owner is None:
+            counts["response to a prompt that is not trained on"] += 1
+            continue
+        flat.append(record)
+        owners.append(owner)
+    groups: dict[int, list[int]] = {}
+    responses: list[np.ndarray] = []
+    if flat:
+        found, left_out, kept = encode_answers(
+            flat, tokenizer, data.template, NO_LIMIT, handling_of(data), all_turns=False
+        )
+        counts.update(left_out)
+        for i, row in enumerate(kept):
+            # Behind the end a chat template may write more, which no policy samples.
+            ids = _up_to_end(found[i][found.prompt_lengths[i] :], ends)
+            mine = groups.setdefault(owners[row], [])
+            if reason := _left_out(ids, [responses[place] for place in mine], R):
+                counts[reason] += 1
+                continue
+            mine.append(len(responses))
+            responses.append(ids)
+    say(
+        f"data.provided: {len(responses)} responses to {sum(map(bool, groups.values()))} of {len(records)} prompts "
+        f"read from {data.provided}",
+        counts,
+    )
+    if not responses:
+        raise UserError(
+            f"data.provided: {data.provided} has no response that can be used to any of the {len(records)} prompts of "
+            "data.train; give a file with responses to them, or nothing"
+        )
+    places_nM = np.full((len(records), max(map(len, groups.values()))), -1, np.int64)
+    for owner, places in groups.items():
+        places_nM[owner, : len(places)] = places
+    behind_nothing = np.zeros(len(responses), np.int32)
+    return Provided(Sequences(*flattened(responses), behind_nothing), places_nM, ends)
+
+
+def _up_to_end(ids: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
+    """The tokens of a response up to its first end token, or all where there is none."""
+    found = np.flatnonzero(np.isin(ids, ends))
+    return ids[: found[0] + 1] if len(found) else ids
+
+
+def _left_out(ids: np.ndarray, others: list[np.ndarray], R: int) -> str:
+    """Why a response to a prompt does not stand beside these others; "" where it does."""
+    if len(ids) > R:
+        return "response of more than rollout.max_new_tokens tokens"
+    if not len(ids):
+        return "response without a token"
+    again = any(np.array_equal(ids, other) for other in others)
+    return "same response to the same prompt again" if again else ""

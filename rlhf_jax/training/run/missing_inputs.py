@@ -89,6 +89,31 @@ def made_by_generate(name: str, path: str) -> str:
     return made_by("make_data", "data") if file.name == "eval.parquet" else ""
 
 
+def either(chosen: Callable[[Page], bool], one: Needs, other: Needs) -> Needs:
+    """What a method with two kinds of pages asks for: `one` where a page is chosen, else `other`."""
+
+    def of_page(page: Page) -> Needs:
+        return one if chosen(page) else other
+
+    def also(config: ConfigDict, workdir: str, prefix: str) -> None:
+        if (check := of_page(config).also) is not None:
+            check(config, workdir, prefix)
+
+    def reads_too(page: Page) -> Any:
+        more = of_page(page).reads_too
+        return None if more is None else more(page)
+
+    def rows(needs: Needs) -> tuple[Read, ...]:
+        return tuple(
+            row._replace(when=lambda page, row=row: of_page(page) is needs and row.when(page))
+            for row in needs.reads
+        )
+
+    return Needs(
+        (*rows(one), *rows(other)), remote=one.remote and other.remote, also=also, reads_too=reads_too
+    )
+
+
 def train_and_eval(made_by: str) -> tuple[Read, ...]:
     """The fields of a trainer's two files, data.train and data.eval."""
     return Read("data.train", TABLE, made_by), Read("data.eval", TABLE, made_by)
@@ -177,14 +202,8 @@ def check_models(needs: Needs, config: ConfigDict, prefix: str = "", made: tuple
 
     page = config.to_dict()
     for row in needs.reads:
-        path = value_at(page, row.field)
-        if (
-            row.kind != MODEL
-            or not row.when(page)
-            or not path
-            or _below(path, made)
-            or not load_models.is_plain(path)
-        ):
+        path = value_at(page, row.field) if row.kind == MODEL and row.when(page) else ""
+        if not path or _below(path, made) or not load_models.is_plain(path):
             continue
         # An adapter's folder given as the model is an easy mistake, and gets an error of its own.
         laid = next((x.field for x in needs.reads if x.over == row.field), "")

@@ -106,6 +106,7 @@ def plan_online(
     *,
     rates: Mapping[str, float] = MappingProxyType({}),
     rows: int = 0,
+    provided: int = 0,
 ) -> Plan:
     """Plans an online method from shapes: the update, and the programs of sampling, reading and scoring.
 
@@ -114,6 +115,7 @@ def plan_online(
     P: columns of a batch of prompts.
     rates: learning rates of networks beside the policy.
     rows: of experience that a rollout gives; 0 means one for every response.
+    provided: responses of each prompt that are read and scored beside those that are sampled.
     """
     remat = partial(dataclasses.replace, remat=config.model.remat)
     lora = load_models.lora_settings(config.lora)
@@ -148,16 +150,17 @@ def plan_online(
         config.rollout.samples,
         rollout_settings(config, models.marker),
     )
-    rollout = RolloutShapes(mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id, N)
+    sizes = (mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id)
+    rollout, whole_groups = RolloutShapes(*sizes, N), RolloutShapes(*sizes, N + provided)
 
     def reading() -> jax.stages.Lowered:
-        whole, prompts = Model(policy_config, policy.whole), rollout.prompts(N)
+        whole, prompts = Model(policy_config, policy.whole), whole_groups.prompts(N + provided)
         return reading_program(settings, pad_id).lower(
             language={"policy": whole, REFERENCE: whole, **read},
             scalar={name: Model(scalar[name], start.whole) for name, start in beside_it.items()},
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
-            sampled=rollout.sampled(policy_config),
+            sampled=whole_groups.sampled(policy_config),
         )
 
     own = bytes_per_device((state.params, state.opt_state))
@@ -176,7 +179,7 @@ def plan_online(
     ]
     for i, (scorer, reward) in enumerate(zip(models.scorers, rewards, strict=True)):
         name = f"scoring {i + 1}" if len(rewards) > 1 else "scoring"
-        lower = partial(rollout.lower_scoring, reward, policy_config, scorer.closing, scorer.text_length)
+        lower = partial(whole_groups.lower_scoring, reward, policy_config, scorer.closing, scorer.text_length)
         phases.append(Phase(name, lower, max(0, alive - bytes_per_device(reward.params))))
     # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
