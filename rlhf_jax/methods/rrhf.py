@@ -77,7 +77,7 @@ SHOW_ONLINE = ("loss", "objective/scores", "objective/kl", "eval/scores")
 SCORES, DATA = made_by("score", "candidates/scores"), made_by("make_data", "data")
 
 
-def is_online(page: Mapping[str, Any]) -> bool:
+def is_online(page: Mapping[str, Any] | ConfigDict) -> bool:
     """Whether a page's responses are sampled while it trains."""
     return "rollout" in page
 

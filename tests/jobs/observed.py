@@ -99,6 +99,7 @@ def run(
 ) -> tuple[set[str], Compiles]:
     """Runs a trainer in this process.
 
+    job: the name of its page, for whoever reads the call.
     stop_before: the iteration that ends it with `InterruptedRunError`. before: called with each iteration's number.
     """
     read: set[str] = set()
@@ -120,7 +121,7 @@ def run(
         compiles.steps.append(make_step(*args, **options))
         return compiles.steps[-1]
 
-    module = program(job)
+    module = program(config.job)
     jax.monitoring.register_event_duration_secs_listener(compiles.on_event)
     try:
         with pytest.MonkeyPatch.context() as patch:

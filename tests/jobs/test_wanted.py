@@ -87,10 +87,19 @@ def of_a_page(job, **changes):
 
 @pytest.mark.parametrize("job", names())
 def test_every_field_that_is_read_or_written_is_one_of_the_page(job):
-    fields = tiny_farm.flat(of_a_page(job))
+    fields = [name for page in tiny_farm.pages_of(job) for name in tiny_farm.flat(of_a_page(page))]
     found = [row.field for row in NEEDS[job].reads] + [row.over for row in NEEDS[job].reads if row.over]
     assert set(found) | set(NEEDS[job].writes) <= set(fields)
-    assert all(isinstance(row.when(of_a_page(job).to_dict()), bool) for row in NEEDS[job].reads)
+    for page in tiny_farm.pages_of(job):
+        assert all(isinstance(row.when(of_a_page(page).to_dict()), bool) for row in NEEDS[job].reads)
+
+
+def page_of_row(job, row):
+    """The page of a job on which a field is read; most jobs have one."""
+    pages = tiny_farm.pages_of(job)
+    found = [page for page in pages if row.field in tiny_farm.flat(of_a_page(page))]
+    judged = {"win_rate.judges": "x"} if "win_rate" in of_a_page(found[0]) else {}
+    return next((x for x in found if row.when(of_a_page(x, **judged).to_dict())), found[0])
 
 
 def fields_by_name(job):
@@ -104,6 +113,8 @@ def fields_by_name(job):
     for row in NEEDS[job].reads:
         kept = ("tokenizer", "reward.sources")
         more = dict(needs.get(job, {x.field: "" for x in NEEDS[job].reads if x.field not in kept}))
+        there = tiny_farm.flat(of_a_page(page_of_row(job, row)))
+        more = {name: x for name, x in more.items() if name in there}
         more |= {"evaluate": {"utility": True}}.get(job, {})
         more |= (
             {"win_rate.judges": "configs/judges/micro_pool.yaml"}
@@ -122,9 +133,8 @@ def test_what_is_not_there_is_said_with_its_field(row, more, job, tmp_path, monk
     forms = {missing_inputs.NAMED_TABLES: f"a={gone}", missing_inputs.WITHIN: f"reward_model={gone}"}
     value = forms.get(row.kind, gone)
     with pytest.raises(UserError) as error:
-        missing_inputs.check_needs(
-            NEEDS[job], of_a_page(job, **more | {row.field: value}), str(tmp_path / "run")
-        )
+        page = of_a_page(page_of_row(job, row), **more | {row.field: value})
+        missing_inputs.check_needs(NEEDS[job], page, str(tmp_path / "run"))
     said = str(error.value)
     assert said.startswith((f"{row.field}: {gone}: no such f", f"{row.field}: {gone}: no such judge")), said
     assert any(
@@ -191,20 +201,22 @@ def adapter_folder(folder, base):
 
 
 MODELS = [
-    (job, row.field, next(x.field for x in NEEDS[job].reads if x.over == row.field))
+    (page_of_row(job, row), row.field, next(x.field for x in NEEDS[job].reads if x.over == row.field))
     for job in (*tiny_farm.METHODS, "generate", "score")
     for row in NEEDS[job].reads
     if row.kind == missing_inputs.MODEL
 ]
 
 
-@pytest.mark.parametrize(("job", "field", "laid"), MODELS)
-def test_models_are_looked_at_before_data_is_read(job, field, laid, tmp_path, alone):
+@pytest.mark.parametrize(("page", "field", "laid"), MODELS)
+def test_models_are_looked_at_before_data_is_read(page, field, laid, tmp_path, alone):
     """An adapter in the place of a model says where it belongs."""
-    more = {row.field: "" for row in NEEDS[job].reads if row.kind != missing_inputs.WITHIN}
+    needs, there = NEEDS[of_a_page(page).job], tiny_farm.flat(of_a_page(page))
+    reads = [row for row in needs.reads if row.kind != missing_inputs.WITHIN and row.field in there]
+    more = {row.field: "" for row in reads}
     adapter = adapter_folder(tmp_path / "adapter", "org/base")
     with pytest.raises(UserError) as error:
-        session.start_up(NEEDS[job], of_a_page(job, **more | {field: adapter}), str(tmp_path / "run"))
+        session.start_up(needs, of_a_page(page, **more | {field: adapter}), str(tmp_path / "run"))
     said = str(error.value)
     assert said.startswith(f"{field}: {adapter}: no config.json; this is an adapter: name it as {laid}, "), (
         said
@@ -214,7 +226,7 @@ def test_models_are_looked_at_before_data_is_read(job, field, laid, tmp_path, al
     model.mkdir()
     (model / "config.json").write_text("{")
     with pytest.raises(UserError, match=rf"^{field}: {model}/config\.json: not readable as JSON"):
-        session.start_up(NEEDS[job], of_a_page(job, **more | {field: str(model)}), str(tmp_path / "run"))
+        session.start_up(needs, of_a_page(page, **more | {field: str(model)}), str(tmp_path / "run"))
 
 
 def test_the_farm_looks_at_the_models_of_its_stages(tmp_path, alone):

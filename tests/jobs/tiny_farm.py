@@ -114,6 +114,13 @@ def _small(job: str, page: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in kind.items() if name in flat(page)}
 
 
+def pages_of(job: str) -> tuple[str, ...]:
+    """The names of the pages that are this job's, that of its own name first; of studies that one alone."""
+    text = f'c.job = "{job}"'
+    others = [x.stem for x in sorted((ROOT / "configs").glob("*.py")) if text in x.read_text()]
+    return (job, *(x for x in others if x != job and job != "study"))
+
+
 def arguments(job: str, farm: Path, workdir: Path, **changes) -> list[str]:
     """The same as a command line for `python -m rlhf_jax.main`."""
     page = load_page(str(ROOT / f"configs/{job}.py"))

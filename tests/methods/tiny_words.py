@@ -95,7 +95,8 @@ def settings(job: str, folder: Path, rows: dict[str, list[dict]], **changes) -> 
     for field, records in rows.items():
         files[field] = str(folder / f"{field.replace('.', '_')}.jsonl")
         write_jsonl(files[field], records)
-    short = {"data.max_prompt_length" if job in ("ppo", "grpo", "generate") else "data.max_length": 12}
+    prompts_alone = job in ("ppo", "grpo", "rrhf_online", "generate")
+    short = {"data.max_prompt_length" if prompts_alone else "data.max_length": 12}
     return tiny_farm.settings(job, folder, **short, **files, **changes)
 
 

@@ -53,6 +53,23 @@ def test_the_host_reads_the_responses_as_text_without_their_end():
     np.testing.assert_array_equal(found.components["usd"], np.float32([0, 0.5, 0.25]))
 
 
+def test_where_no_token_is_nobody_is_asked():
+    """A place of a prompt that has fewer responses than others: a judge would be paid for it."""
+    asked = []
+
+    def judgment(records, texts):
+        asked.append((records, texts))
+        return Verdicts([1.5, 2.5], [True, True], {"usd": [0.25, 0.5]})
+
+    given = sampled()
+    given = given._replace(lengths_B=given.lengths_B.at[1].set(0), ended_B=jnp.zeros(3, bool))
+    found = HostRewards("judge", judgment, Tokenizer(), make_mesh(1, 1, 1))(ROWS, *PROMPTS, given)()
+    assert asked == [([ROWS[0], ROWS[2]], ["5 6 7", "9"])] and asked[0][0][1] is ROWS[2]
+    np.testing.assert_array_equal(found.scores_B, np.float32([1.5, 0, 2.5]))
+    np.testing.assert_array_equal(found.readable_B, [True, False, True])
+    np.testing.assert_array_equal(found.components["usd"], np.float32([0.25, 0, 0.5]))
+
+
 class Fixed:
     """A source whose scores are known; `order` says what was called when."""
 

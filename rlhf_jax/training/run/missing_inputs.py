@@ -96,7 +96,7 @@ def either(chosen: Callable[[Page], bool], one: Needs, other: Needs) -> Needs:
         return one if chosen(page) else other
 
     def also(config: ConfigDict, workdir: str, prefix: str) -> None:
-        if (check := of_page(config).also) is not None:
+        if (check := of_page(config.to_dict()).also) is not None:
             check(config, workdir, prefix)
 
     def reads_too(page: Page) -> Any:
