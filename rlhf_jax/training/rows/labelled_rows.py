@@ -20,6 +20,7 @@ from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
 from rlhf_jax.data.records.candidates import read_candidates
 from rlhf_jax.data.records.label_columns import read_rated
+from rlhf_jax.data.records.left_out import counts_text
 from rlhf_jax.data.records.records import read_pairs
 from rlhf_jax.data.records.scored_responses import read_responses
 from rlhf_jax.data.records.single_responses import responses_of_side
@@ -206,7 +207,7 @@ def provided(
     if not responses:
         raise UserError(
             f"data.provided: {data.provided} has no response that can be used to any of the {len(records)} prompts of "
-            "data.train; give a file with responses to them, or nothing"
+            f"data.train ({counts_text(counts)}); give a file with responses to them, or nothing"
         )
     places_nM = np.full((len(records), max(map(len, groups.values()))), -1, np.int64)
     for owner, places in groups.items():
