@@ -11,7 +11,7 @@ The first makes the candidates; --config.beams=4 --config.beam_groups=4 --config
 diverse beam search, as the paper does. The second scores them with the reward model, the third the demonstrations that
 the prompts came with. --config.data.train= of the last names what is ranked: scores (as here), provided, or both with a
 comma. Ratings that `annotate` writes, and RRHF's own files, are read as they are. configs/rrhf_iterated.py does all of
-it, and again from the model that it has made.
+it, and again from the model that it has made; configs/rrhf_online.py samples while it trains.
 
 What all trainers share stands in configs/common.py; the papers' recipes in configs/papers/.
 """

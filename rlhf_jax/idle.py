@@ -73,6 +73,12 @@ ROWS = (
         lambda c: c.rollout.correction == "none",
         "rollout.correction is none",
     ),
+    Idle(
+        ("rrhf",),
+        ("data.not_ended",),
+        lambda c: "provided" in c.data and not c.data.provided,
+        "data.provided is not set",
+    ),
     Idle((), ("target_kl", "kl_horizon"), lambda c: not c.adaptive_kl, "adaptive_kl is false"),
     Idle(
         (),
