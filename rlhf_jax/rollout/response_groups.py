@@ -67,15 +67,17 @@ def make_candidates(
     scores_BN = grouped(final_scores(responses, scored, settings) - penalty_B)
     # What did not end is known to be bad, whether or not somebody could score it. No token is no response.
     usable_BN = grouped((responses.lengths_B > 0) & (scored.readable_B | ~responses.ended_B))
-    tokens_BNT = grouped(read.tokens_BT)
-    same_BNN = jnp.all(tokens_BNT[:, :, None] == tokens_BNT[:, None], axis=-1) & usable_BN[:, None]
+    tokens_BNT, lengths_BN = grouped(read.tokens_BT), grouped(read.prompt_lengths_B + responses.lengths_B)
+    # By the lengths, too: where the pad is the end token, a response that was cut off looks like one that ended.
+    same_BNN = jnp.all(tokens_BNT[:, :, None] == tokens_BNT[:, None], axis=-1)
+    same_BNN &= (lengths_BN[:, :, None] == lengths_BN[:, None]) & usable_BN[:, None]
     again_BN = usable_BN & jnp.any(jnp.tril(same_BNN, -1), axis=-1)
     there_BN = usable_BN & ~again_BN
     good_BN = there_BN & grouped(responses.ended_B & scored.readable_B)
     weight_B = jnp.any(good_BN, axis=1).astype(jnp.float32)
     rows = {
         "tokens": tokens_BNT,
-        "lengths": grouped(read.prompt_lengths_B + responses.lengths_B),
+        "lengths": lengths_BN,
         "prompt_lengths": grouped(read.prompt_lengths_B),
         "scores": jnp.where(there_BN, scores_BN, 0.0),
         "candidates": there_BN,

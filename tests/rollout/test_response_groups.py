@@ -57,6 +57,9 @@ def test_a_text_is_one_candidate_whatever_its_scores():
     assert rows["candidates"].tolist() == [[True, False, True], [True, True, False]]
     assert metrics["candidates/repeated"] == pytest.approx(2 / 6)
     assert metrics["candidates/ranked"] == 0.5  # equal scores rank nothing
+    # Cut off before an end that looks like a pad, it is another text.
+    rows, _ = candidates([1, 2, 3, 1, 2, 3], tokens=[7] * 6, lengths=[1, 0, 1, 2, 1, 2])
+    assert rows["candidates"].tolist() == [[True, False, False], [True, True, False]]
     # One that nobody could score does not stand in the way of the same text with a score.
     rows, _ = candidates([1, 2, 3, 1, 1, 1], tokens=[7, 7, 5, 6, 7, 6], readable=np.arange(6) > 0)
     assert rows["candidates"][0].tolist() == [False, True, True]
