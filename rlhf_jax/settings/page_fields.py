@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,13 +28,13 @@ def check_fields(page: ConfigDict, prefix: str = "") -> None:
     prefix: of a page within a study's page, which is held against the page of its own job.
     """
     # Held against the job's own page: nowhere else is it written which fields a job reads.
-    known, found = stock(page.job), set(own_fields(page))
+    known, found = stock(page), set(own_fields(page))
     for name in sorted(found - known.keys() if known else ()):
         meant = closest(f"{prefix}{name}", [f"{prefix}{field}" for field in known])
         raise UserError(f"{prefix}{name}: the job {page.job} has no such field{meant}")
     for name in sorted(known.keys() - found):
         raise UserError(
-            f"{prefix}{name}: missing; a page of the job {page.job} needs it, see configs/{page.job}.py"
+            f"{prefix}{name}: missing; a page of the job {page.job} needs it, see configs/{page_of_job(page).name}"
         )
     for name, inner in inner_pages(page):
         check_fields(inner, f"{name}.")
@@ -41,7 +42,7 @@ def check_fields(page: ConfigDict, prefix: str = "") -> None:
 
 def changed(page: ConfigDict) -> set[str]:
     """The fields of a user's own page that have other values than the job's own page gives them."""
-    known, here = stock(page.job), own_fields(page)
+    known, here = stock(page), own_fields(page)
     found = {name for name, value in here.items() if name in known and value != known[name]}
     for name, inner in inner_pages(page):
         # Paths such as "{sft}/export", with which a study joins its stages, are no choice of its user.
@@ -50,9 +51,20 @@ def changed(page: ConfigDict) -> set[str]:
     return found
 
 
-def stock(job: str) -> dict[str, Any]:
-    """The fields of a job's own page and their values; none where the pages do not lie beside the program."""
-    path = PAGES / f"{job}.py"
+def page_of_job(page: ConfigDict) -> Path:
+    """The file of the job's own page that a page is like: JOB.py, or JOB_online.py of a method that learns from files
+    and can also sample while it trains, for pages with a group `rollout`.
+    """
+    own, online = (PAGES / f"{page.job}{end}.py" for end in ("", "_online"))
+    # Not for methods that always sample: there a file of this name is a page of its user's.
+    if "rollout" in page and online.is_file() and "rollout" not in load_page(str(own)):
+        return online
+    return own
+
+
+def stock(page: ConfigDict) -> dict[str, Any]:
+    """The fields of the job's own page and their values; none where the pages do not lie beside the program."""
+    path = page_of_job(page)
     return own_fields(load_page(str(path))) if path.is_file() else {}
 
 

@@ -17,33 +17,34 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlhf_jax.ranges import value_at
+from rlhf_jax.settings.page_fields import page_of_job
 from rlhf_jax.settings.pages import PAGES, load_page
 
 
 def page_help(spec: str) -> str:
     """Returns the help text of the page that `--config=` names."""
     page, path = load_page(spec), Path(spec.partition(":")[0])
-    said = comments_for(page.job, path)
+    said = comments_for(page, path)
     about = ast.get_docstring(ast.parse(path.read_text(encoding="utf8"))) or ""
     lines = [about, "", f"Fields of {spec}:", ""]
     for name in _in_order(page):
         value = value_at(page, name)
         # A stage of a study has a page of its own, which says what its fields mean.
         if isinstance(value, ConfigDict):
-            lines.append(f"  --config.{name}.FIELD: see configs/{value.job}.py")
+            lines.append(f"  --config.{name}.FIELD: see configs/{page_of_job(value).name}")
             continue
         lines.append(f"  --config.{name}={value!r}")
         lines += textwrap.wrap(said.get(name, ""), 110, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
 
 
-def comments_for(job: str, path: Path) -> dict[str, str]:
+def comments_for(page: ConfigDict, path: Path) -> dict[str, str]:
     """Collects the comment on each field of a page, by dotted name: that of the job's page, else of the shared file.
 
     What a recipe or a user's own page says of a field comes after "Here:", since it is about the value there.
     """
     # Later files win: what a job says of a field is nearer to it than what all pages share.
-    ours = PAGES / f"{job}.py"
+    ours = page_of_job(page)
     sources = [source for source in (PAGES / "common.py", ours) if source.is_file()]
     said: dict[str, str] = {}
     for source in sources:

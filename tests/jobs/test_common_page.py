@@ -10,7 +10,7 @@ from test_config_pages import CONFIGS, PAGES, RECIPES
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.settings import load_page
-from rlhf_jax.settings.page_fields import inner_pages, own_fields
+from rlhf_jax.settings.page_fields import inner_pages, own_fields, page_of_job
 from rlhf_jax.settings.page_help import comments_for, comments_of, page_help
 
 COMMON = CONFIGS / "common.py"
@@ -33,7 +33,7 @@ def test_no_page_says_again_what_all_share(page):
     """A variant may set a value that its page has otherwise."""
     shared = {name: value for name, value, _ in assigned(COMMON)}
     built = load_page(f"{FILES[page]}")
-    stock = tiny_farm.flat(load_page(f"{CONFIGS}/{built.job}.py"))
+    stock = tiny_farm.flat(load_page(str(page_of_job(built))))
     again = [
         f"{FILES[page]}:{line}: {name} = {value!r} stands in configs/common.py"
         for name, value, line in assigned(FILES[page])
@@ -51,7 +51,7 @@ def test_every_shared_field_is_on_two_pages_or_more():
 @pytest.mark.parametrize("page", FILES)
 def test_every_field_has_a_comment(page):
     built = load_page(f"{FILES[page]}")
-    said = comments_for(built.job, FILES[page])
+    said = comments_for(built, FILES[page])
     assert not own_fields(built).keys() - said.keys() - {"job"}
 
 

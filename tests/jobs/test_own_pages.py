@@ -55,6 +55,8 @@ def test_all_variants_and_recipes_of_a_page_have_the_fields_of_the_first(spec):
     [
         ("sft", "c.temperature = 0.5", "temperature: the job sft has no such field"),  # generate has it
         ("sft", "c.kl_coef = 0.1", "kl_coef: the job sft has no such field"),
+        ("rrhf_online", "c.batch_size = 4", "batch_size: the job rrhf has no such field"),  # its other page has
+        ("rrhf_online", "del c.rollout['samples']", "the job rrhf needs it, see configs/rrhf_online.py"),
         ("sft", "c.optimizer.learning_rat = 1.0", "did you mean optimizer.learning_rate?"),
         ("sft", "c.model = {'init': 'x'}", "model.adapter: missing; a page of the job sft needs it, see"),
         ("farm", "c.ppo.kl_cof = 0.1", "ppo.kl_cof: the job ppo has no such field; did you mean ppo.kl_coef?"),
