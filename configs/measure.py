@@ -1,4 +1,4 @@
-"""Measures labels that exist: models on one scale, annotators against a gold crowd, ratings and rankings.
+"""Measures labels that exist: models on one scale, annotators against a gold crowd, ratings, published benchmarks.
 
     python -m rlhf_jax.main --config=configs/measure.py --workdir=runs/farm/measure
 
@@ -11,6 +11,30 @@ measures.txt, summary.json, report.html and a CSV file per table. The variants m
 Without gold labels two or more annotators are compared with each other: agreement, Cohen's and Fleiss' kappa,
 Krippendorff's alpha. Win rates of label files, plain and length-controlled: configs/evaluate.py:labels. Here are also
 win rates by ratings, with their consistency with rankings (sparse_feedback): configs/measure.py:ratings.
+
+Published benchmarks are read as they are published. RewardBench 2 is of reward models and judges, whose scores or
+labels of its rows `score` and `annotate` make; ratings and scores give all its subsets, pairs and rankings all but
+Ties, which asks for margins:
+
+    python -m rlhf_jax.main --config=configs/score.py --workdir=runs/rb2/scores \\
+        --config.data.responses=reward_bench_2.parquet --config.data.max_length=2048
+    python -m rlhf_jax.main --config=configs/annotate.py:ratings --workdir=runs/rb2/rated \\
+        --config.ratings=reward_bench_2.parquet --config.judges=configs/judges/mt_bench.yaml
+    python -m rlhf_jax.main --config=configs/measure.py:reward_bench --workdir=runs/rb2/measured \\
+        --config.benchmark_labels=rm=runs/rb2/scores/scores.parquet,mt=runs/rb2/rated/labels.parquet
+
+JudgeBench is of judges that are shown both orders of a pair:
+
+    python -m rlhf_jax.main --config=configs/annotate.py --workdir=runs/jb/labels --config.samples= \\
+        --config.pairs=judge_bench.jsonl --config.judges=configs/judges/arena_hard.yaml --config.p_label_flip=0
+    python -m rlhf_jax.main --config=configs/measure.py:judge_bench --workdir=runs/jb/measured
+
+Arena-Hard's five verdicts, its own judgments or labels of configs/judges/arena_hard.yaml, give scores of models against
+a baseline, with control of style, how many pairs of models they tell apart, and their agreement with a ranking:
+
+    python -m rlhf_jax.main --config=configs/measure.py:arena_hard --workdir=runs/arena \\
+        --config.arena=data/arena-hard-v2.0/model_judgment/gpt-4.1 --config.reference=humans.csv \\
+        --config.arena_answers=data/arena-hard-v2.0/model_answer
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +43,17 @@ from rlhf_jax.settings import choose_variant
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "annotators": annotators, "ratings": ratings})
+    return choose_variant(
+        variant,
+        {
+            "microfarm": microfarm,
+            "annotators": annotators,
+            "ratings": ratings,
+            "reward_bench": reward_bench,
+            "judge_bench": judge_bench,
+            "arena_hard": arena_hard,
+        },
+    )
 
 
 def microfarm() -> ConfigDict:
@@ -49,6 +83,23 @@ def microfarm() -> ConfigDict:
     # Ranked pairs, by preference or by ranking "(a)", "(b)", "equal": their win rate, and its consistency with the
     # ratings. A .csv is sparse_feedback's.
     c.rankings = ""
+
+    c.benchmark = ""  # RewardBench 2's or JudgeBench's file, and
+    # comma-separated NAME=FILE of scores, ratings, rankings or pairs of its rows, or of what JudgeBench's code wrote.
+    c.benchmark_labels = ""
+
+    # Comma-separated files or folders of Arena-Hard's judgments, or of labels by a judge shown both orders.
+    c.arena = ""
+    c.strong_weight = 3.0  # As how many games a verdict such as A>>B counts.
+    c.style = ()  # What of length, headers, lists and bold is held equal; () compares responses as they are.
+    c.style_centred = (
+        False  # True scores at the mean difference of style, as arena-hard-auto, and not at none.
+    )
+    c.arena_answers = (
+        ""  # Arena-Hard's files of answers, for `style`; label files hold their outputs themselves.
+    )
+    # A ranking to agree with: a .csv or table of model and score (or rating), with score_low and score_high.
+    c.reference = ""
     return c
 
 
@@ -67,4 +118,32 @@ def ratings() -> ConfigDict:
     c.ratings = "mine=ratings.parquet"
     c.baseline = "baseline_ratings.parquet"
     c.title = "ratings"
+    return c
+
+
+def reward_bench() -> ConfigDict:
+    c = microfarm()
+    c.games = ""
+    c.benchmark = "reward_bench_2.parquet"
+    c.benchmark_labels = "my_rm=runs/rb2/scores/scores.parquet"
+    c.title = "RewardBench 2"
+    return c
+
+
+def judge_bench() -> ConfigDict:
+    c = microfarm()
+    c.games = ""
+    c.benchmark = "judge_bench.jsonl"
+    c.benchmark_labels = "arena_hard=runs/jb/labels/labels.parquet"
+    c.title = "JudgeBench"
+    return c
+
+
+def arena_hard() -> ConfigDict:
+    c = microfarm()
+    c.games = ""
+    c.arena = "model_judgment"
+    c.arena_answers = "model_answer"
+    c.style = ("length", "headers", "lists", "bold")
+    c.title = "Arena-Hard"
     return c

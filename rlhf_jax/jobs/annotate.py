@@ -21,6 +21,7 @@ from rlhf_jax.annotation.labels.judgment_rows import NothingToWriteError
 from rlhf_jax.annotation.labels.labels_file import write_labels
 from rlhf_jax.annotation.parsing.contracts import COMPLETION, PAIRWISE
 from rlhf_jax.data.files.tables import require_columns
+from rlhf_jax.data.records.benchmark_rows import rows_to_compare, rows_to_rate
 from rlhf_jax.data.records.records import read_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import judging
@@ -122,9 +123,11 @@ def _annotate(
     }
     noise = {"p_label_flip": config.p_label_flip}
     if source == "pairs":
-        return annotate_pairs(
-            read_table(config.pairs, made_by=made_by("generate:pairs", "pairs")), pool, **noise, **options
-        )
+        rows = read_table(config.pairs, made_by=made_by("generate:pairs", "pairs"))
+        rows, n_ties = rows_to_compare(rows, config.pairs)
+        if n_ties:
+            print(f"pairs: {n_ties} rows of Ties are not compared; their score is one of ratings", flush=True)
+        return annotate_pairs(rows, pool, **noise, **options)
     if source == "samples":
         rows = read_table(config.samples, made_by=made_by("generate:pairs", "pairs"))
         # Further columns of the samples would go on into the labels.
@@ -155,6 +158,7 @@ def _annotate(
     if source == "instructions":
         most = {name: config[name] for name in ("n_samples", "max_prompt_words", "max_prompt_chars")}
         return annotate_completions(rows, pool, **most, **options)
+    rows = rows_to_rate(rows, config[source])
     if source == "ratings":
         return annotate_ratings(rows, pool, **options)
     # Only pairwise judges give labels that can be flipped.

@@ -26,6 +26,7 @@ VERDICTS = {
     "cot_json": ('{"ordered": ["b", "a"]}', 2.0),
     "ranking": ("[{'model': 'b', 'rank': 1}, {'model': 'a', 'rank': 2}]", 2.0),
     "two_scores": ("3 7", 2.0),
+    "five_verdicts": ("[[B>A]]", 2.0),
     "rating": ("Rating: 7", 7.0),
     "ratings": ('{"relevance": 7, "safety": 7}', 14.0),
     "order": ("3 > 1 > 2", (2, 3, 1)),

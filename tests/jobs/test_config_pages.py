@@ -172,7 +172,23 @@ def test_measure_reads_every_field(tmp_path):
     changes |= {"ratings": f"m={rated}", "baseline": rated}
     config = load_page(str(tiny_farm.ROOT / "configs/measure.py"))
     config.update(changes)
-    assert_all_read("measure", reads(measure_job.run, config, str(tmp_path / "out")))
+    read = reads(measure_job.run, config, str(tmp_path / "out"))
+    pair = {"question": "i", "response_A": "a", "response_B": "b", "label": "A>B"}
+    write_parquet(tmp_path / "pairs.parquet", [pair])
+    both = said | {
+        "order": "both",
+        "preference": 1.5,
+        "preference_first_order": 1.0,
+        "preference_swapped": 2.0,
+    }
+    write_parquet(tmp_path / "both.parquet", [both, both | {"instruction": "j", "output_2": "long " * 9}])
+    (tmp_path / "humans.csv").write_text("model,score\nx,1\ny,2\n")
+    both = str(tmp_path / "both.parquet")
+    changes = {"games": "", "benchmark": str(tmp_path / "pairs.parquet"), "benchmark_labels": f"m={both}"}
+    changes |= {"arena": both, "style": ("length",), "reference": str(tmp_path / "humans.csv")}
+    config = load_page(str(tiny_farm.ROOT / "configs/measure.py"))
+    config.update(changes)
+    assert_all_read("measure", read | reads(measure_job.run, config, str(tmp_path / "benchmarks")))
 
 
 def test_make_data_reads_every_field(farm, tmp_path):

@@ -44,6 +44,7 @@ def pair_row(row: dict, parsed: Parsed, replies: Sequence[Reply], columns: dict)
         "preference": preference,
         "p_2": None if preference is None else preference - 1.0,
         "tie": preference == 1.5,
+        "strong": parsed.strong,
         "is_noisy": parsed.status == NOISE,
         # Noise replaces the judge before it is asked, so there is no clean label under it.
         "preference_clean": None if parsed.status == NOISE else preference,

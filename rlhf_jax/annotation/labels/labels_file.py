@@ -40,7 +40,7 @@ _IDENTITY = """
     output generator sample_index completions
 """
 _LABEL = """
-    preference p_2 tie rating aspects status status_detail coverage_mass preference_clean is_noisy p_label_flip
+    preference p_2 tie strong rating aspects status status_detail coverage_mass preference_clean is_noisy p_label_flip
     seed order preference_first_order preference_swapped position_consistent explanation
 """
 _PROVENANCE = """
@@ -65,11 +65,11 @@ class Labels(NamedTuple):
 def schema() -> "pa.Schema":
     """Return the columns of every labels.parquet, in order: identity, label, provenance, cost, raw answer.
 
-    preference is in [1, 2] (1: output_1 is better) or null; rating is on the judge's scale; completions holds
-    the outputs of a ranking, rank 1 the best. price_usd is in dollars, null when unknown; latency_ms in
-    milliseconds; created_at in UTC. order is "12" or "21", as the judge saw the outputs, or "both"; of a
-    ranking the numbers of the outputs in the order shown. Tokens and price are this row's share of a request
-    that held several examples.
+    preference is in [1, 2] (1: output_1 is better) or null, strong whether it is called a clear case; rating is
+    on the judge's scale; completions holds the outputs of a ranking, rank 1 the best. price_usd is in dollars, null
+    when unknown; latency_ms in milliseconds; created_at in UTC. order is "12" or "21", as the judge saw the outputs, or
+    "both"; of a ranking the numbers of the outputs in the order shown. Tokens and price are this row's share of a
+    request that held several examples.
     """
     # Imported where it is used: pyarrow loads slowly, and importing the annotation layer must be fast.
     import pyarrow as pa
@@ -80,7 +80,7 @@ def schema() -> "pa.Schema":
         **dict.fromkeys(_FLOAT32, pa.float32()),
         **dict.fromkeys(_INT32, pa.int32()),
         **dict.fromkeys(_INT16, pa.int16()),
-        **dict.fromkeys(("tie", "is_noisy", "position_consistent"), pa.bool_()),
+        **dict.fromkeys(("tie", "strong", "is_noisy", "position_consistent"), pa.bool_()),
         "seed": pa.int64(),
         "price_usd": pa.float64(),
         "created_at": pa.timestamp("ms", tz="UTC"),
@@ -104,7 +104,7 @@ def schema() -> "pa.Schema":
 
 # Besides ASKED_COLUMNS and the seed: what each kind of labels writes itself, whatever the rows had under that name.
 _MADE = {
-    PAIRWISE: ("preference", "p_2", "tie", "is_noisy", "preference_clean", "p_label_flip"),
+    PAIRWISE: ("preference", "p_2", "tie", "strong", "is_noisy", "preference_clean", "p_label_flip"),
     RATING: ("rating", "aspects"),
     RANKING: ("completions",),
     COMPLETION: ("sample_index",),

@@ -58,6 +58,7 @@ class Parsed:
     """What an answer says about one example, or why it says nothing.
 
     preference: in [1, 2] (1: the first output shown is better) or None. mass: probability on known answers.
+    strong: whether the judge calls it a clear case, None where its form knows no degrees.
     rating, aspects: on the parser's scale. ranks: of each output in the order shown, 1 is best, equal is a
     tie. text: a completion. explanation: what the judge said before its verdict, where the form has a place
     for it.
@@ -72,6 +73,7 @@ class Parsed:
     ranks: tuple[int, ...] | None = None
     text: str | None = None
     explanation: str | None = None
+    strong: bool | None = None
 
 
 def failed(detail: str, status: str = PARSE_ERROR, mass: float | None = None) -> Parsed:

@@ -25,7 +25,7 @@ from rlhf_jax.annotation.answers.answers import (
     Answer,
 )
 from rlhf_jax.annotation.judges.fields import YamlFields
-from rlhf_jax.annotation.parsing import parse_forms, parse_ratings, parse_sentences
+from rlhf_jax.annotation.parsing import parse_forms, parse_ratings, parse_sentences, parse_verdicts
 from rlhf_jax.annotation.parsing.contracts import (
     COMPLETION,
     KINDS,
@@ -64,6 +64,7 @@ PARSERS: dict[str, Reader] = {
     "logprob": parse_forms.logprob,
     "regex": parse_sentences.regex,
     "two_scores": parse_forms.two_scores,
+    "five_verdicts": parse_verdicts.five_verdicts,
     "rating": parse_ratings.rating,
     "ratings": parse_ratings.ratings,
     "order": parse_forms.order,
@@ -71,13 +72,16 @@ PARSERS: dict[str, Reader] = {
     "decision": parse_forms.decision,
 }
 _OF_KIND = {
-    PAIRWISE: ("choice", "sentence", "cot_json", "ranking", "logprob", "regex", "two_scores", "decision"),
+    PAIRWISE: (
+        *("choice", "sentence", "cot_json", "ranking", "logprob", "regex", "two_scores", "five_verdicts"),
+        "decision",
+    ),
     RATING: ("rating", "ratings", "decision"),
     RANKING: ("order",),
     COMPLETION: ("text",),
 }
 # Parsers that cannot tell several examples of one request apart.
-ONE_EXAMPLE = ("logprob", "two_scores", "order", "text")
+ONE_EXAMPLE = ("logprob", "two_scores", "five_verdicts", "order", "text")
 # Parsers whose answer is no verdict in words: a completion is the text, probabilities stand beside it.
 _COMPLETIONS = ("text",)
 _PROBABILITIES = ("logprob", "decision")
@@ -246,6 +250,7 @@ _OPTIONS: dict[str, Callable[[YamlFields], dict]] = {
     "cot_json": _cot_json,
     "regex": _regex,
     "two_scores": _scale,
+    "five_verdicts": lambda inner: {},
     "rating": _rating,
     "ratings": _ratings,
     "order": _key,

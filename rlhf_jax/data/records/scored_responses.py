@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.files.tables import columns_of
+from rlhf_jax.data.records.benchmark_rows import OF_BENCHMARK, rows_to_rate
 from rlhf_jax.data.records.label_columns import about_label
 from rlhf_jax.data.records.left_out import LeftOut, RowError, UsedColumns
 from rlhf_jax.data.records.messages import from_text
@@ -30,7 +31,7 @@ from rlhf_jax.errors import UserError
 
 Row = dict[str, Any]
 _LISTS = ("outputs", "responses")
-_KEPT = ("instruction", "input", "prompt", "messages", "ended", "generator")
+_KEPT = ("instruction", "input", "prompt", "messages", "ended", "generator", *OF_BENCHMARK)
 
 
 class Answered(NamedTuple):
@@ -55,9 +56,11 @@ def read_responses(
     """Reads all rows with their prompts and responses, and counts the responses that cannot be scored by reason.
 
     Layouts: those of `read_instructions`; a list in `outputs` or `responses`; output_1 and output_2; chosen and
-    rejected. Raises UserError when the file has none of them.
+    rejected; the files of RewardBench 2 and JudgeBench, whose prompts are taken as instructions. Raises UserError when
+    the file has none of them.
     """
     rows, name, _ = load_records(source, None, None, made_by)
+    rows = rows_to_rate(rows, name)
     found = set(columns_of(rows))
     needed = {*RESPONSES, *_LISTS, *CONVERSATIONS, "output_1", "chosen"}
     if not found & needed or not found & {*PROMPTS, "chosen"}:
@@ -67,7 +70,7 @@ def read_responses(
         )
     read, skipped = [], LeftOut()
     for row in rows:
-        fields = UsedColumns(row, frozenset({"generator"}))
+        fields = UsedColumns(row, frozenset({"generator", *OF_BENCHMARK}))
         texts, records = answers_of(fields, chat)
         skipped.update(reason for reason in records if isinstance(reason, str))
         label = _label(fields, len(texts))

@@ -48,7 +48,7 @@ def evaluators_text(rows: Sequence[Evaluator]) -> str:
         # A dash is a value that does not exist, such as the variance of an annotator with one label per pair.
         cells = ["-" if math.isnan(s.value) else f"{s.value:{form}} ({s.n})" for s, form in shares]
         body.append([row.name, *cells, f"{row.n_parsed} of {row.n_rows}"])
-    return _aligned([head, *body])
+    return aligned([head, *body])
 
 
 def evaluators_csv(rows: Sequence[Evaluator]) -> str:
@@ -63,7 +63,7 @@ def evaluators_csv(rows: Sequence[Evaluator]) -> str:
             record[f"prefers_{taste}"] = _known(getattr(row.biases, f"prefers_{taste}"))
             record[f"n_{taste}"] = getattr(row.biases, f"n_{taste}")
         records.append(record)
-    return _csv(EVALUATOR_COLUMNS, records)
+    return csv_text(EVALUATOR_COLUMNS, records)
 
 
 def ratings_text(rows: Sequence[Rating], elo: Mapping[str, tuple[float, float]]) -> str:
@@ -79,7 +79,7 @@ def ratings_text(rows: Sequence[Rating], elo: Mapping[str, tuple[float, float]])
         ]
         for rank, row in enumerate(rows, 1)
     ]
-    return _aligned([head, *body])
+    return aligned([head, *body])
 
 
 def ratings_csv(rows: Sequence[Rating], elo: Mapping[str, tuple[float, float]]) -> str:
@@ -98,7 +98,7 @@ def ratings_csv(rows: Sequence[Rating], elo: Mapping[str, tuple[float, float]]) 
         }
         for rank, row in enumerate(rows, 1)
     ]
-    return _csv(RATING_COLUMNS, records)
+    return csv_text(RATING_COLUMNS, records)
 
 
 def consistency_csv(found: Consistency) -> str:
@@ -111,14 +111,15 @@ def consistency_csv(found: Consistency) -> str:
         "high": high,
     }
     record |= {"n_total": found.n_total, "n_unrated": found.n_unrated, "n_unranked": found.n_unranked}
-    return _csv(list(record), [record])
+    return csv_text(list(record), [record])
 
 
 def _known(value: float) -> float | str:
     return "" if math.isnan(value) else value
 
 
-def _csv(columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> str:
+def csv_text(columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> str:
+    """Write records as CSV, at full precision as they stand."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
@@ -126,7 +127,7 @@ def _csv(columns: Sequence[str], records: Sequence[Mapping[str, object]]) -> str
     return out.getvalue()
 
 
-def _aligned(table: Sequence[Sequence[str]]) -> str:
+def aligned(table: Sequence[Sequence[str]]) -> str:
     """Columns padded to their widest cell; text columns to the left."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     left = {i for i, name in enumerate(table[0]) if name in ("annotator", "model")}

@@ -14,6 +14,7 @@ from rlhf_jax import ranges
 from rlhf_jax.annotation.formats import read_feedback
 from rlhf_jax.data.files.tables import columns_of, read_table, require_columns, shown, write_parquet
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.benchmarks.response_style import STYLES
 from rlhf_jax.evaluation.leaderboards import measure_tables as tables
 from rlhf_jax.evaluation.leaderboards.leaderboard import (
     LeaderboardRow,
@@ -35,14 +36,23 @@ from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
 from rlhf_jax.jobs.label_rows import usable_labels
 from rlhf_jax.jobs.measure import measure_results as results
 from rlhf_jax.jobs.measure.annotators import compare_annotators
+from rlhf_jax.jobs.measure.arena import measure_arena
+from rlhf_jax.jobs.measure.benchmark_scores import measure_benchmark
 from rlhf_jax.jobs.measure.measure_results import Measured
 from rlhf_jax.training.checkpoints import lock
 from rlhf_jax.training.run import missing_inputs
-from rlhf_jax.training.run.missing_inputs import NAMED_TABLES, TABLE, TABLES, Needs, Read, named_paths
+from rlhf_jax.training.run.missing_inputs import FILE, NAMED_TABLES, TABLE, TABLES, Needs, Read, named_paths
 
 PAIR = ("instruction", "output_1", "output_2")
 DIFFICULTY = "difficulty.parquet"
 
+ranges.own_rows(
+    "measure",
+    **dict.fromkeys(("benchmark", "benchmark_labels", "arena", "arena_answers", "reference"), ranges.TEXT),
+    style=ranges.some_of(*STYLES),
+    style_centred=ranges.FLAG,
+    strong_weight=ranges.number(1),
+)
 
 NEEDS = Needs(
     reads=(
@@ -52,6 +62,11 @@ NEEDS = Needs(
         Read("ratings", NAMED_TABLES),
         Read("baseline", TABLE, "", when=lambda page: bool(page["ratings"])),
         Read("rankings", TABLE),
+        Read("benchmark", TABLE),
+        Read("benchmark_labels", NAMED_TABLES),
+        Read("arena", TABLES),
+        Read("arena_answers", TABLES),
+        Read("reference", FILE),
     )
 )
 
@@ -78,9 +93,14 @@ def _run(config: ConfigDict, folder: Path) -> None:
         compare_annotators(config, found)
     if config.ratings or config.rankings:
         _ratings(config, found)
+    if config.benchmark or config.benchmark_labels:
+        measure_benchmark(config, found)
+    if config.arena:
+        measure_arena(config, found)
     if found == Measured():
         raise UserError(
-            "games: nothing to measure; name games, annotators and gold, ratings and baseline, or rankings"
+            "games: nothing to measure; name games, annotators and gold, ratings and baseline, rankings, benchmark and "
+            "benchmark_labels, or arena"
         )
     # The texts are made before the first of them is written,
     # so that an error leaves no mixture of old and new.
@@ -94,7 +114,7 @@ def _run(config: ConfigDict, folder: Path) -> None:
         files["leaderboard.csv"] = leaderboard_csv(found.board)
     if found.consistency:
         files["consistency.csv"] = tables.consistency_csv(found.consistency)
-    write_files(folder, files)
+    write_files(folder, files | results.benchmark_files(found))
     if found.difficulty:
         write_parquet(folder / DIFFICULTY, found.difficulty)
     write_report(folder / "report.html", results.measures_report(found, config.title))

@@ -1,0 +1,1 @@
+"""Scores of published benchmarks: of reward models and judges (RewardBench 2, JudgeBench), of models (Arena-Hard)."""
