@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from rlhf_jax.data.files.tables import valid_values
+from rlhf_jax.data.files.yaml_loader import UniqueKeyLoader
 from rlhf_jax.errors import UserError
 
 # Reading the YAML files of judges and pools: one line for what cannot be read, and no field twice.
@@ -15,7 +16,7 @@ from rlhf_jax.errors import UserError
 def read_yaml(path: Path) -> dict:
     """Read the fields of a file. Errors: UserError that names the file and the line."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        loaded = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
         if not isinstance(loaded, dict):
             raise UserError(f"{path}: holds {type(loaded).__name__}, not fields; start with `name: ...`")
         return valid_values(loaded)
@@ -28,22 +29,6 @@ def read_yaml(path: Path) -> dict:
     # ValueError: a date or number that cannot be; RecursionError: anchors that contain themselves.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML ({_problem(error)}); mend the line it names") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """A YAML loader that refuses a field twice in one mapping; PyYAML keeps the last in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        # Fields that a merge (<<) brings are not in the node yet: a mapping may override those on purpose.
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, "found a field a second time", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 def _problem(error: Exception) -> str:

@@ -10,7 +10,7 @@
     rows:
       ppo: {label: PPO, published: {simulated: 46.8}}
     charts:
-      - {kind: scatter, x: simulated, y: true}
+      - {kind: bars, title: Win rates, column: simulated}
     claims:
       - {says: "PPO ends above SFT", greater: [ppo, sft], column: simulated, published: "46.8 against 36.7"}
 
@@ -20,17 +20,23 @@ No method is known to the code: rows, columns and claims are what the file says.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from rlhf_jax.data.files.yaml_loader import UniqueKeyLoader
 from rlhf_jax.errors import UserError
 
-# What a claim can say, and how many rows or columns it says it of; 0: any number from one on.
-KINDS = {"greater": 2, "close": 0, "spearman": 2, "rises": 1, "falls": 1, "stays": 1, "near": 1}
+# What a claim can say, and of how many rows or columns it says it: at least, at most.
+KINDS = {
+    **{"greater": (2, 2), "close": (2, math.inf), "near": (1, 1), "spearman": (2, 2)},
+    **dict.fromkeys(("rises", "falls", "stays"), (1, 1)),
+}
+# Of these `within` says how much is little.
+_WITHIN = ("close", "near", "stays")
 CHARTS = {"scatter": ("x", "y"), "curves": ("y", "x_label"), "bars": ("column",)}
 
 
@@ -77,7 +83,8 @@ class ChartSpec:
 class Claim:
     """A sentence that was published, and what would have to be measured for it to show.
 
-    of: rows; with spearman, columns. value, within: what `near` compares with, and how near is near.
+    of: rows; with spearman, columns. value: what `near` compares with. within: how much is little, in the column's
+    unit: a difference that is surely smaller is close, near, or no fall; 0 asks for no more than errors let one tell.
     why: what is known of why it does not show here, if it does not.
     """
 
@@ -119,10 +126,10 @@ class Publication:
 def read_publication(path: str | Path) -> Publication:
     """Reads and checks a file; UserError in one line that names the entry, what is wrong and what would do."""
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        found = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"claims: {path}: no such file; configs/studies has those of the papers") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(
             f"claims: {path}: no YAML that can be read ({' '.join(str(error).split())})"
         ) from None
@@ -132,14 +139,19 @@ def read_publication(path: str | Path) -> Publication:
     columns = {
         name: read.column(name, x, tables) for name, x in read.mapping(top["columns"], "columns").items()
     }
-    published = {str(k): str(v) for k, v in read.mapping(top.get("published", {}), "published").items()}
-    rows = {
-        str(n): read.row(str(n), x, published) for n, x in read.mapping(top.get("rows", {}), "rows").items()
+    if not columns:
+        raise read.wrong("columns", "there is none; name what is to be shown of every row")
+    published = {
+        name: read.text(label, f"published.{name}")
+        for name, label in read.mapping(top.get("published", {}), "published").items()
     }
-    charts = tuple(read.chart(i, x, columns) for i, x in enumerate(read.listed(top, "charts")))
+    rows = {
+        name: read.row(name, x, published) for name, x in read.mapping(top.get("rows", {}), "rows").items()
+    }
+    charts = tuple(read.chart(i, x, rows, columns) for i, x in enumerate(read.listed(top, "charts")))
     claims = tuple(read.claim(i, x, rows, columns) for i, x in enumerate(read.listed(top, "claims")))
     shown = read.samples(top["samples"], tables) if "samples" in top else None
-    text = {name: str(top.get(name, "")).strip() for name in ("title", "source", "text")}
+    text = {name: read.text(top.get(name, ""), name) for name in ("title", "source", "text")}
     return Publication(
         **text,
         tables=tables,
@@ -170,13 +182,19 @@ class _Reader:
         """A mapping with the keys that it needs; optional: the others that it may have, None for any."""
         if not isinstance(value, Mapping):
             raise self.wrong(where, f"{value!r} is no mapping of names to values")
+        for name in value:
+            if isinstance(name, bool) or not isinstance(name, str | int):
+                raise self.wrong(where, f"{name!r} is no name; put it in quotes if it is meant as one")
         for name in needed:
             if name not in value:
                 raise self.wrong(where, f"{name} is missing")
-        for name in value if optional is not None or needed else ():
-            if optional is not None and name not in (*needed, *optional):
-                raise self.wrong(where, f"{name!r} is no key here; use {', '.join((*needed, *optional))}")
-        return value
+        for name in value if optional is not None else ():
+            if name not in (*needed, *optional):
+                known = ", ".join((*needed, *optional))
+                raise self.wrong(
+                    where, f"{name!r} is no key here; " + (f"use {known}" if known else "leave it out")
+                )
+        return {str(name): one for name, one in value.items()}
 
     def listed(self, top: Mapping[str, Any], name: str) -> list[Any]:
         value = top.get(name, [])
@@ -184,55 +202,78 @@ class _Reader:
             raise self.wrong(name, f"{value!r} is no list")
         return value
 
-    def one_of(self, value: Any, known: Any, where: str) -> str:
-        if value not in known:
-            raise self.wrong(where, f"{value!r}; there are {', '.join(map(str, known)) or 'none'}")
-        return str(value)
+    def text(self, value: Any, where: str) -> str:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise self.wrong(where, f"{value!r} is no text; put it in quotes if it is meant as one")
+        return str(value).strip()
 
-    def number(self, value: Any, where: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+    def one_of(self, value: Any, known: Iterable[str], where: str) -> str:
+        name = self.text(value, where)
+        if name not in known:
+            raise self.wrong(where, f"{value!r}; there are {', '.join(known) or 'none'}")
+        return name
+
+    def number(self, value: Any, where: str, least: float = -math.inf) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.wrong(where, f"{value!r} is no number")
+        if value < least:
+            raise self.wrong(where, f"{value!r}; use {least:g} or more")
         return float(value)
 
-    def names(self, value: Any, where: str) -> tuple[str, ...]:
+    def names(self, value: Any, where: str, known: Iterable[str] | None = None) -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
             raise self.wrong(where, f"{value!r} is no list of names")
-        return tuple(map(str, value))
+        found = tuple(
+            self.text(one, where) if known is None else self.one_of(one, known, where) for one in value
+        )
+        for i, name in enumerate(found):
+            if name in found[:i]:
+                raise self.wrong(where, f"{name} is named twice")
+        return found
 
     def table(self, name: str, value: Any) -> TableSpec:
         entry = self.mapping(value, f"tables.{name}", ("row",), ("item", "at"))
         item = self.names(entry["item"], f"tables.{name}.item") if "item" in entry else ()
-        return TableSpec(str(entry["row"]), item, str(entry.get("at", "")))
+        row, at = (self.text(entry.get(k, ""), f"tables.{name}.{k}") for k in ("row", "at"))
+        return TableSpec(row, item, at)
 
     def column(self, name: str, value: Any, tables: Mapping[str, TableSpec]) -> ColumnSpec:
         where = f"columns.{name}"
         entry = self.mapping(value, where, ("label", "table", "column"), ("scale", "digits"))
         table = self.one_of(entry["table"], tables, f"{where}.table")
-        scale, digits = (
-            self.number(entry.get(k, d), f"{where}.{k}") for k, d in (("scale", 1), ("digits", 1))
-        )
-        return ColumnSpec(str(entry["label"]), table, str(entry["column"]), scale, int(digits))
+        label, column = (self.text(entry[k], f"{where}.{k}") for k in ("label", "column"))
+        scale, digits = self.number(entry.get("scale", 1), f"{where}.scale"), entry.get("digits", 1)
+        if digits not in range(10) or isinstance(digits, bool):
+            raise self.wrong(f"{where}.digits", f"{digits!r}; use a whole number from 0 to 9")
+        return ColumnSpec(label, table, column, scale, digits)
 
     def samples(self, value: Any, tables: Mapping[str, TableSpec]) -> SampleSpec:
         entry = self.mapping(value, "samples", ("table", "text"), ("score",))
         table = self.one_of(entry["table"], [name for name, x in tables.items() if x.item], "samples.table")
-        return SampleSpec(table, str(entry["text"]), str(entry.get("score", "")))
+        text, score = (self.text(entry.get(k, ""), f"samples.{k}") for k in ("text", "score"))
+        return SampleSpec(table, text, score)
 
     def row(self, name: str, value: Any, published: Mapping[str, str]) -> RowSpec:
         entry = self.mapping(value, f"rows.{name}", ("label",), ("published",))
         where = f"rows.{name}.published"
         numbers = self.mapping(entry.get("published", {}), where, (), tuple(published))
-        return RowSpec(str(entry["label"]), {k: self.number(v, f"{where}.{k}") for k, v in numbers.items()})
+        label = self.text(entry["label"], f"rows.{name}.label")
+        return RowSpec(label, {k: self.number(v, f"{where}.{k}") for k, v in numbers.items()})
 
-    def chart(self, i: int, value: Any, columns: Mapping[str, ColumnSpec]) -> ChartSpec:
+    def chart(
+        self, i: int, value: Any, rows: Mapping[str, RowSpec], columns: Mapping[str, ColumnSpec]
+    ) -> ChartSpec:
         where = f"charts[{i}]"
         kind = self.one_of(self.mapping(value, where, ("kind",)).get("kind"), CHARTS, f"{where}.kind")
         entry = self.mapping(value, where, ("kind", "title", *CHARTS[kind]), ("rows",))
-        for name in CHARTS[kind]:
-            if name != "x_label":
-                self.one_of(entry[name], columns, f"{where}.{name}")
-        rows = self.names(entry["rows"], f"{where}.rows") if "rows" in entry else ()
-        return ChartSpec(kind, str(entry["title"]), {n: str(entry[n]) for n in CHARTS[kind]}, rows)
+        options = {
+            name: self.text(entry[name], f"{where}.{name}")
+            if name == "x_label"
+            else self.one_of(entry[name], columns, f"{where}.{name}")
+            for name in CHARTS[kind]
+        }
+        drawn = self.names(entry["rows"], f"{where}.rows", rows) if "rows" in entry else ()
+        return ChartSpec(kind, self.text(entry["title"], f"{where}.title"), options, drawn)
 
     def claim(
         self, i: int, value: Any, rows: Mapping[str, RowSpec], columns: Mapping[str, ColumnSpec]
@@ -244,23 +285,21 @@ class _Reader:
                 where, f"has {', '.join(kinds) or 'none'} of {', '.join(KINDS)}; it takes one of them"
             )
         kind = kinds[0]
-        more = ("value",) if kind == "near" else ("column",) if kind != "spearman" else ()
-        more = (*more, "column") if kind == "near" else more
-        entry = self.mapping(value, where, ("says", kind, *more), ("published", "within", "why"))
-        of = self.names(entry[kind], f"{where}.{kind}")
-        if KINDS[kind] and len(of) != KINDS[kind]:
-            raise self.wrong(f"{where}.{kind}", f"{len(of)} names; it takes {KINDS[kind]}")
-        for name in of:
-            self.one_of(name, columns if kind == "spearman" else rows, f"{where}.{kind}")
-        if kind != "spearman":
-            self.one_of(entry["column"], columns, f"{where}.column")
+        more = {"near": ("column", "value"), "spearman": ()}.get(kind, ("column",))
+        may = ("published", "within", "why") if kind in _WITHIN else ("published", "why")
+        entry = self.mapping(value, where, ("says", kind, *more), may)
+        of = self.names(entry[kind], f"{where}.{kind}", columns if kind == "spearman" else rows)
+        least, most = KINDS[kind]
+        if not least <= len(of) <= most:
+            takes = f"{least}" if least == most else f"{least} or more"
+            raise self.wrong(f"{where}.{kind}", f"{len(of)} names; it takes {takes}")
         return Claim(
-            str(entry["says"]),
+            self.text(entry["says"], f"{where}.says"),
             kind,
             of,
-            str(entry.get("column", "")),
-            str(entry.get("published", "")),
+            "" if kind == "spearman" else self.one_of(entry["column"], columns, f"{where}.column"),
+            self.text(entry.get("published", ""), f"{where}.published"),
             self.number(entry["value"], f"{where}.value") if kind == "near" else math.nan,
-            self.number(entry.get("within", 0), f"{where}.within"),
-            str(entry.get("why", "")).strip(),
+            self.number(entry.get("within", 0), f"{where}.within", least=0),
+            self.text(entry.get("why", ""), f"{where}.why"),
         )

@@ -1,8 +1,9 @@
 """Whether two ways to measure rank methods alike: Spearman's and Pearson's correlation over methods, with intervals.
 
-The interval is a percentile bootstrap over what was drawn: seeds, and items such as instructions. The methods are those
-that were chosen, so they are not resampled. AlpacaFarm reports the same two numbers of its simulator and of people
-(Dubois et al. 2023, figure 2).
+The interval is a percentile bootstrap over what was drawn: seeds, and items such as instructions. Of S seeds S - 1 are
+drawn, of N items N - 1: with as many as there are, the spread of two seeds would come out half as large as it is (Rao
+and Wu 1988). The methods are those that were chosen, so they are not resampled. AlpacaFarm reports the same two numbers
+of its simulator and of people (Dubois et al. 2023, figure 2).
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.claims.seeded_values import estimate, spread_means
+from rlhf_jax.evaluation.claims.seeded_values import estimate
 
 _RESAMPLES = 2000
+# Of fewer seeds alone, without items, there are not enough resamples to tell the ends of an interval.
+_FEWEST_SEEDS = 4
 
 
 @dataclass(frozen=True)
 class RankAgreement:
-    """spearman, r2 (squared Pearson), each with its interval at 95 %, over so many methods."""
+    """spearman, r2 (squared Pearson), each with its interval at 95 %, over so many methods.
+
+    NaN where it cannot be told: a correlation where one measure has the same value for all methods, an interval where a
+    measure has neither items nor four seeds that could be resampled.
+    """
 
     spearman: float
     spearman_interval: tuple[float, float]
@@ -44,11 +51,14 @@ def rank_agreement(
         )
     x, y = ([found[name] for name in methods] for found in (x_by_method, y_by_method))
     at = _correlations(np.array([[estimate(v).mean for v in side] for side in (x, y)]))
-    rng = np.random.default_rng(seed)
-    drawn = [_correlations(_resampled(x, y, rng)) for _ in range(_RESAMPLES)]
-    # A resample in which all methods are alike has no correlation.
-    spearman, r2 = np.nanpercentile(np.array(drawn), [2.5, 97.5], axis=0).T
-    return RankAgreement(at[0], tuple(map(float, spearman)), at[1], tuple(map(float, r2)), len(methods))
+    ends = np.full((2, 2), np.nan)
+    if all(v.shape[1] > 1 or len(v) >= _FEWEST_SEEDS for v in (*x, *y)):
+        drawn = np.array([_correlations(means_2M) for means_2M in _resampled(x, y, seed)])
+        # A resample in which all methods are alike has no correlation, nor one that lacks a method's only seed.
+        known = drawn[~np.isnan(drawn).any(1)]
+        ends = np.percentile(known, [2.5, 97.5], axis=0).T if len(known) else ends
+    spearman, r2 = ((float(low), float(high)) for low, high in ends)
+    return RankAgreement(at[0], spearman, at[1], r2, len(methods))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -59,6 +69,8 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _correlations(means_2M: np.ndarray) -> tuple[float, float]:
+    if np.isnan(means_2M).any():
+        return math.nan, math.nan
     x, y = means_2M
     return _pearson(ranks(x), ranks(y)), _pearson(x, y) ** 2
 
@@ -69,17 +81,29 @@ def _pearson(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y) / scale if scale > 0 else math.nan
 
 
-def _resampled(x: list[np.ndarray], y: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Means [2, M] of one resample: the same seeds and the same items for all methods, since they share them."""
-    weights: dict[int, np.ndarray] = {}
-    chosen: dict[int, np.ndarray] = {}
+def _resampled(x: list[np.ndarray], y: list[np.ndarray], seed: int) -> np.ndarray:
+    """Means [R, 2, M] of the resamples: the same seeds and the same items for all methods, since they share them."""
+    rng = np.random.default_rng(seed)
+    drawn: dict[tuple[int, int], np.ndarray] = {}
 
-    def mean(values_SN: np.ndarray) -> float:
-        seeds, items = values_SN.shape
-        if seeds not in chosen:
-            chosen[seeds] = rng.integers(seeds, size=seeds)
-        if items not in weights:
-            weights[items] = rng.multinomial(items, np.full(items, 1 / items)).astype(np.float64)
-        return spread_means(values_SN, weights[items], chosen[seeds])
+    def times(v: np.ndarray, axis: int) -> np.ndarray:
+        """How often each of the seeds (axis 0) or items (axis 1) is in each resample [R, S] or [R, N]."""
+        size = v.shape[axis]
+        if (axis, size) not in drawn:
+            whole = rng.multinomial(max(size - 1, 1), np.full(size, 1 / size), _RESAMPLES)
+            drawn[axis, size] = whole.astype(np.float64)
+        return drawn[axis, size]
 
-    return np.array([[mean(v) for v in side] for side in (x, y)])
+    found = [[_means(v, times(v, 0), times(v, 1)) for v in side] for side in (x, y)]
+    return np.moveaxis(np.array(found), 2, 0)
+
+
+def _means(values_SN: np.ndarray, seeds_RS: np.ndarray, items_RN: np.ndarray) -> np.ndarray:
+    """The mean over seeds of the means over items of every resample [R]; NaN where it has no value."""
+    known_SN = ~np.isnan(values_SN)
+    weight_RS = items_RN @ known_SN.T
+    total_RS = items_RN @ np.where(known_SN, values_SN, 0.0).T
+    seeds_RS = seeds_RS * (weight_RS > 0)
+    mean_RS = total_RS / np.where(weight_RS > 0, weight_RS, 1.0)
+    count_R = seeds_RS.sum(1)
+    return np.where(count_R > 0, (mean_RS * seeds_RS).sum(1) / np.where(count_R > 0, count_R, 1.0), np.nan)

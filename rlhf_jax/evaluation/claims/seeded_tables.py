@@ -33,7 +33,8 @@ def seeded_table(
 ) -> SeededTable:
     """Puts the rows of a table's files together, one file of each seed.
 
-    Raises UserError for a file that lacks a column, a value that is no number, and a row that is there twice.
+    Raises UserError for a file that lacks a column, a value that is no number, an entry without a row's name or place,
+    and a row that is there twice.
     """
     for seed, rows in by_seed.items():
         _check_columns(f"{name}@{seed}" if seed else name, spec, columns, rows)
@@ -46,7 +47,7 @@ def seeded_table(
     values = {(row, column): np.full(shape, np.nan) for row in found for column in columns}
     for seed, (row_name, place, item), row in keyed:
         for column in columns:
-            number = _number(row[column], f"{name}: {row_name}: {column}")
+            number = _number(row.get(column), f"{name}: {row_name}: {column}")
             values[row_name, column][seeds[seed], at[place], items[item]] = number
     return SeededTable(values, found, tuple(by_seed), np.array(list(at)))
 
@@ -57,8 +58,12 @@ def _keyed(
     """((row, place, item), entry) of every entry. The n-th of an item that is asked twice meets other rows' n-th."""
     seen: Counter = Counter()
     for row in rows:
-        item = tuple(str(row[column] or "") for column in spec.item)
-        key = (str(row[spec.row]), _number(row[spec.at], f"{name}: {spec.at}") if spec.at else 0.0, item)
+        item = tuple("" if row.get(column) is None else str(row[column]) for column in spec.item)
+        place = _number(row.get(spec.at), f"{name}: {spec.at}") if spec.at else 0.0
+        for column, lacks in ((spec.row, row.get(spec.row) is None), (spec.at, np.isnan(place))):
+            if lacks:
+                raise UserError(f"results: {name}: an entry without {column!r}; every entry needs one")
+        key = (str(row[spec.row]), place, item)
         if seen[key] and not spec.item:
             raise UserError(
                 f"results: {name}: {key[0]} is there twice; say in tables.{name}.item of the claims which columns tell "
@@ -82,6 +87,6 @@ def _check_columns(
 def _number(value: Any, where: str) -> float:
     if value is None or value == "":
         return np.nan
-    if isinstance(value, bool | str) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or np.isinf(value):
         raise UserError(f"results: {where}: {value!r} is no number")
     return float(value)

@@ -8,15 +8,16 @@ of seed s and d_n that of item n over the seeds,
 
     error^2 = var(m_s) / S + var(d_n) / N
 
-where a term that cannot be estimated (one seed, one item) is left out. The interval is Student's with the degrees of
-freedom of Welch and Satterthwaite (1946): two or three seeds that differ make it as wide as it should be. The items'
-share of the spread of the seeds is counted in both terms, so the error is rather too large than too small.
+where a term that cannot be estimated (one seed, one item) is left out. The interval takes Student's quantile of each
+term by the term's share of the whole (Cochran 1964, "Approximate significance levels of the Behrens-Fisher test"): two
+or three seeds that differ make it as wide as it should be. The degrees of freedom of Welch and Satterthwaite would be
+too many where one term has one or two: their intervals hold the mean in 87 to 93 % of cases then, these in 95 or more.
+The items' share of the spread of the seeds is counted in both terms, so the error is rather too large than too small.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,15 +67,6 @@ def difference(a_SN: np.ndarray, b_SN: np.ndarray) -> Estimate:
     return estimate(a_SN - b_SN)
 
 
-def spread_means(values_SN: np.ndarray, weights_N: np.ndarray, seeds: np.ndarray) -> float:
-    """The mean of a resample: of these seeds (indices), with each item as often as its weight says."""
-    chosen = values_SN[seeds]
-    weights = np.where(np.isnan(chosen), 0.0, weights_N)
-    with warnings.catch_warnings():  # A seed whose every item was left out of the resample has no mean.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return float(np.nanmean((np.nan_to_num(chosen) * weights).sum(1) / weights.sum(1)))
-
-
 def _interval(mean: float, terms: list[tuple[float, int]]) -> tuple[float, tuple[float, float]]:
     """(standard error, interval) of a mean whose squared error is the sum of these terms."""
     if not terms:
@@ -84,6 +76,7 @@ def _interval(mean: float, terms: list[tuple[float, int]]) -> tuple[float, tuple
         return 0.0, (mean, mean)
     from scipy.special import stdtrit
 
-    freedom = square**2 / sum(term**2 / df for term, df in terms)
-    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(square)
+    # Term by term, never a term squared: the square of a tiny one is 0.
+    quantile = sum(term / square * float(stdtrit(df, (1 + LEVEL) / 2)) for term, df in terms)
+    half = quantile * math.sqrt(square)
     return math.sqrt(square), (mean - half, mean + half)

@@ -18,6 +18,7 @@ from rlhf_jax.evaluation.claims.seeded_values import Estimate, difference, estim
 
 VERDICTS = ("shows", "does not show", "cannot be told", "not measured")
 SHOWS, NOT, OPEN, MISSING = VERDICTS
+_BY_SIGN = {1: SHOWS, -1: NOT, 0: OPEN}
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,10 @@ class Measured:
         return self.tables[spec.table].of(row, spec.column) * spec.scale
 
     def last(self, row: str, column: str) -> np.ndarray:
-        """A row's values [S, N]; of a curve, those at its end."""
-        return self.curve(row, column)[:, -1]
+        """A row's values [S, N]; of a curve, those at its end, which is not the table's where others go on."""
+        curve_SXN = self.curve(row, column)
+        known = np.flatnonzero(~np.isnan(curve_SXN).all((0, 2)))
+        return curve_SXN[:, known[-1] if len(known) else -1]
 
     def at(self, column: str) -> np.ndarray:
         """The places of a column's curves [X]."""
@@ -65,7 +68,7 @@ def verdicts(measured: Measured) -> list[Verdict]:
     return [_verdict(claim, measured) for claim in measured.publication.claims]
 
 
-def text_of(found: Estimate, digits: int = 1, *, signed: bool = False) -> str:
+def estimate_text(found: Estimate, digits: int = 1, *, signed: bool = False) -> str:
     """An estimate for people: 60.9 [58.8, 63.0]; without brackets where there is no interval."""
     if math.isnan(found.mean):
         return "–"
@@ -83,10 +86,8 @@ def _verdict(claim: Claim, measured: Measured) -> Verdict:
         return Verdict(claim, MISSING, f"no value of {', '.join(map(measured.label, lacking))}")
     digits = measured.publication.columns[claim.column].digits
     if claim.kind == "greater":
-        a, b = claim.of
-        ahead = difference(measured.last(a, claim.column), measured.last(b, claim.column))
-        told = f"{measured.label(a)} - {measured.label(b)} {text_of(ahead, digits, signed=True)}"
-        return Verdict(claim, {1: SHOWS, -1: NOT, 0: OPEN}[ahead.sign], told)
+        ahead, told = _ahead(*claim.of, claim, measured, digits)
+        return Verdict(claim, MISSING if math.isnan(ahead.mean) else _BY_SIGN[ahead.sign], told)
     if claim.kind == "close":
         return _close(claim, measured, digits)
     if claim.kind == "near":
@@ -94,49 +95,59 @@ def _verdict(claim: Claim, measured: Measured) -> Verdict:
     return _curve(claim, measured, digits)
 
 
+def _ahead(a: str, b: str, claim: Claim, measured: Measured, digits: int) -> tuple[Estimate, str]:
+    """How far row a is above row b, and the same in words."""
+    found = difference(measured.last(a, claim.column), measured.last(b, claim.column))
+    text = "nothing that both have" if math.isnan(found.mean) else estimate_text(found, digits, signed=True)
+    return found, f"{measured.label(a)} - {measured.label(b)} {text}"
+
+
 def _close(claim: Claim, measured: Measured, digits: int) -> Verdict:
-    """Rows are close where no two of them are surely apart by more than `within`."""
-    found = []
-    for a, b in itertools.combinations(claim.of, 2):
-        ahead = difference(measured.last(a, claim.column), measured.last(b, claim.column))
-        low, high = ahead.interval
-        surely = max(low, -high)  # By how much they are apart at least.
-        found.append(
-            (
-                not surely > claim.within,
-                f"{measured.label(a)} - {measured.label(b)} {text_of(ahead, digits, signed=True)}",
-            )
-        )
-    return Verdict(
-        claim, SHOWS if all(near for near, _ in found) else NOT, "; ".join(text for _, text in found)
-    )
+    """Every two rows are near each other, as `_nearness` says; a difference without an interval tells nothing."""
+    found = [_ahead(a, b, claim, measured, digits) for a, b in itertools.combinations(claim.of, 2)]
+    pairs = [MISSING if math.isnan(d.mean) else _nearness(d.interval, claim.within) for d, _ in found]
+    # The verdict of the pair that speaks most against the claim.
+    verdict = min(pairs, key=(NOT, MISSING, OPEN, SHOWS).index)
+    return Verdict(claim, verdict, "; ".join(text for _, text in found))
 
 
 def _near(claim: Claim, measured: Measured, digits: int) -> Verdict:
+    """As `_nearness` says of what is left between the two; a number without an interval is taken as exact."""
     found = measured.estimate(claim.of[0], claim.column)
-    low, high = found.interval if not math.isnan(found.error) else (found.mean, found.mean)
-    near = low <= claim.value + claim.within and high >= claim.value - claim.within
-    return Verdict(claim, SHOWS if near else NOT, f"{text_of(found, digits)} against {claim.value:g}")
+    low, high = (found.mean, found.mean) if math.isnan(found.interval[0]) else found.interval
+    verdict = _nearness((low - claim.value, high - claim.value), claim.within)
+    return Verdict(claim, verdict, f"{estimate_text(found, digits)} against {claim.value:g}")
+
+
+def _nearness(interval: tuple[float, float], within: float) -> str:
+    """Whether a difference is at most `within`: surely (the whole interval), surely not, or not to be told.
+
+    With within = 0, whether it is within error: no interval is narrow enough for more.
+    """
+    low, high = interval
+    if max(low, -high) > within:
+        return NOT
+    sure = low <= 0 <= high if within == 0 else max(-low, high) <= within
+    return SHOWS if sure else OPEN
 
 
 def _curve(claim: Claim, measured: Measured, digits: int) -> Verdict:
-    """rises: its peak is above its start. falls: its end is below its peak. stays: it does not fall by more than
-    `within`, which needs an interval that is narrow enough to say so."""
-    row, at_X = claim.of[0], measured.at(claim.column)
+    """rises: a later point is above its start. falls: its end is below an earlier point. stays: it does not fall by
+    more than `within`, which needs an interval that is narrow enough to say so."""
     try:
-        found = rise_and_fall(measured.curve(row, claim.column), at_X)
+        found = rise_and_fall(measured.curve(claim.of[0], claim.column), measured.at(claim.column))
     except UserError as error:
         return Verdict(claim, MISSING, str(error))
     places = "–".join(f"{x:g}" for x in sorted({min(found.peak_at), max(found.peak_at)}))
-    told = f"{text_of(found.start, digits)} at {at_X[0]:g}, peak {text_of(found.peak, digits)} at {places}, "
-    told += f"end {text_of(found.end, digits)} at {at_X[-1]:g}; "
-    change = found.rise if claim.kind == "rises" else found.fall
-    told += f"{'rise' if claim.kind == 'rises' else 'fall'} {text_of(change, digits, signed=True)}"
+    start, peak, end = (estimate_text(one, digits) for one in (found.start, found.peak, found.end))
+    what, change = ("rise", found.rise) if claim.kind == "rises" else ("fall", found.fall)
+    told = f"{start} at {found.at_X[0]:g}, peak {peak} at {places}, end {end} at {found.at_X[-1]:g}; "
+    told += f"{what} {estimate_text(change, digits, signed=True)}"
     if claim.kind == "stays":
         low, high = change.interval
         verdict = NOT if low > claim.within else SHOWS if high <= claim.within else OPEN
     else:
-        verdict = {1: SHOWS, -1: NOT, 0: OPEN}[change.sign]
+        verdict = _BY_SIGN[change.sign]
     return Verdict(claim, verdict, told)
 
 
@@ -151,9 +162,7 @@ def _ranks(claim: Claim, measured: Measured) -> Verdict:
         return Verdict(claim, MISSING, str(error))
     low, high = found.spearman_interval
     verdict = SHOWS if low > 0 else NOT if high < 0 else OPEN
-    ends = f"[{found.r2_interval[0]:.2f}, {found.r2_interval[1]:.2f}]"
-    return Verdict(
-        claim,
-        verdict,
-        f"Spearman {found.spearman:.2f} [{low:.2f}, {high:.2f}], R² {found.r2:.2f} {ends}, {found.methods} methods",
-    )
+    spearman = Estimate(found.spearman, math.nan, found.spearman_interval, 0, 0)
+    r2 = Estimate(found.r2, math.nan, found.r2_interval, 0, 0)
+    told = f"Spearman {estimate_text(spearman, 2)}, R² {estimate_text(r2, 2)}, {found.methods} methods"
+    return Verdict(claim, verdict, told)

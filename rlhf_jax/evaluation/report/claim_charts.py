@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.evaluation.claims.seeded_values import Estimate, estimate
-from rlhf_jax.evaluation.claims.verdicts import Measured, text_of
+from rlhf_jax.evaluation.claims.verdicts import Measured, estimate_text
 from rlhf_jax.evaluation.report.charts import Axes, escape_html, path_data, svg_chart
 
 _SIZE = (640, 340)
@@ -54,7 +54,7 @@ def scatter_chart(measured: Measured, x: str, y: str, title: str, rows: Sequence
     body = [axes.svg(), _axis_names(columns[x].label, columns[y].label)]
     for k, (label, a, b) in enumerate(points):
         colour, px, py = k % _COLOURS + 1, axes.px(a.mean), axes.py(b.mean)
-        told = f"{label}: {columns[x].label} {text_of(a)}, {columns[y].label} {text_of(b)}"
+        told = f"{label}: {columns[x].label} {estimate_text(a)}, {columns[y].label} {estimate_text(b)}"
         (left, right), (low, high) = _ends(a), _ends(b)
         body.append(
             f'<g class="s{colour}"><title>{escape_html(told)}</title>'
@@ -91,7 +91,7 @@ def curve_chart(measured: Measured, y: str, x_label: str, title: str, rows: Sequ
         line = path_data(axes, one.at, np.array([found.mean for found in one.found]))
         dots = "".join(
             f'<circle class="hit" r="3" cx="{axes.px(x):.1f}" cy="{axes.py(found.mean):.1f}">'
-            f"<title>{escape_html(f'{one.label} at {x:g}: {text_of(found)}')}</title></circle>"
+            f"<title>{escape_html(f'{one.label} at {x:g}: {estimate_text(found)}')}</title></circle>"
             for x, found in zip(one.at, one.found, strict=True)
         )
         body.append(
@@ -120,7 +120,7 @@ def bar_chart(measured: Measured, column: str, title: str, rows: Sequence[str] =
         y, zero, end = 12 + 24 * k, axes.px(0.0), axes.px(one.mean)
         low, high = _ends(one)
         body.append(
-            f'<g class="s1"><title>{escape_html(f"{label}: {text_of(one)}")}</title>'
+            f'<g class="s1"><title>{escape_html(f"{label}: {estimate_text(one)}")}</title>'
             f'<rect class="bar" x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" height="14"/>'
             f'<line class="thin" x1="{axes.px(low):.1f}" x2="{axes.px(high):.1f}" y1="{y + 7}" y2="{y + 7}"/></g>'
             f'<text class="label" x="{size[0] - _NAMES + 14}" y="{y + 7}" dy=".32em">{escape_html(label)}</text>'

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 from rlhf_jax.evaluation.claims.published_claims import ChartSpec
-from rlhf_jax.evaluation.claims.verdicts import SHOWS, Measured, Verdict, text_of
+from rlhf_jax.evaluation.claims.verdicts import SHOWS, Measured, Verdict, estimate_text
 from rlhf_jax.evaluation.report.charts import escape_html
 from rlhf_jax.evaluation.report.claim_charts import bar_chart, curve_chart, scatter_chart
 
@@ -64,7 +64,7 @@ def figures_section(measured: Measured | None) -> str:
         return ""
     cards = []
     for chart in measured.publication.charts:
-        drawn = draw(measured, chart)
+        drawn = draw_figure(measured, chart)
         if drawn:
             cards.append(
                 f'<figure class="card"><figcaption><h4>{escape_html(chart.title)}</h4></figcaption>{drawn}</figure>'
@@ -72,7 +72,7 @@ def figures_section(measured: Measured | None) -> str:
     return f'<div class="cards figures">{"".join(cards)}</div>' if cards else ""
 
 
-def draw(measured: Measured, chart: ChartSpec) -> str:
+def draw_figure(measured: Measured, chart: ChartSpec) -> str:
     """The SVG of one figure; "" where nothing was measured that it could show."""
     options = chart.options
     if chart.kind == "scatter":
@@ -90,5 +90,5 @@ def _first(measured: Measured, row: str) -> float:
 
 def _cell(measured: Measured, row: str, column: str) -> str:
     found = measured.estimate(row, column)
-    mean, _, interval = text_of(found, measured.publication.columns[column].digits).partition(" ")
+    mean, _, interval = estimate_text(found, measured.publication.columns[column].digits).partition(" ")
     return f"{mean} <small>{interval}</small>" if interval else mean
