@@ -21,7 +21,7 @@ HOSTILE = (
     "</p></article></section><script>alert(1)</script><img src=\"https://evil.example/x\" onerror='a()'>"
     '\x00\u202e\ud800 & <svg onload=b()> ]]> " style="background:url(//evil.example)'
 )
-VOID = {"meta", "br"}
+VOID = {"meta", "br", "wbr"}
 
 
 class Page(HTMLParser):
@@ -185,6 +185,7 @@ def test_hostile_text_stays_text(report):
         "path",
         "text",
         "g",
+        "wbr",
     }
     assert set(page.tags) <= allowed
     assert not [

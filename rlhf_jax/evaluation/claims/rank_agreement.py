@@ -8,7 +8,6 @@ of its simulator and of people (Dubois et al. 2023, figure 2).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,35 +49,36 @@ def rank_agreement(
             f"rows: {len(methods)} of them have both measures; a rank correlation needs at least 3"
         )
     x, y = ([found[name] for name in methods] for found in (x_by_method, y_by_method))
-    at = _correlations(np.array([[estimate(v).mean for v in side] for side in (x, y)]))
+    at = _correlations(np.array([[[estimate(v).mean for v in side] for side in (x, y)]]))[0]
     ends = np.full((2, 2), np.nan)
     if all(v.shape[1] > 1 or len(v) >= _FEWEST_SEEDS for v in (*x, *y)):
-        drawn = np.array([_correlations(means_2M) for means_2M in _resampled(x, y, seed)])
+        drawn = _correlations(_resampled(x, y, seed))
         # A resample in which all methods are alike has no correlation, nor one that lacks a method's only seed.
         known = drawn[~np.isnan(drawn).any(1)]
         ends = np.percentile(known, [2.5, 97.5], axis=0).T if len(known) else ends
     spearman, r2 = ((float(low), float(high)) for low, high in ends)
-    return RankAgreement(at[0], spearman, at[1], r2, len(methods))
+    return RankAgreement(float(at[0]), spearman, float(at[1]), r2, len(methods))
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1 on, smallest first; equal values share the mean of their ranks."""
-    less = (values[:, None] > values).sum(1)
-    same = (values[:, None] == values).sum(1)
+    """Ranks along the last axis from 1 on, smallest first; equal values share the mean of their ranks."""
+    less = (values[..., :, None] > values[..., None, :]).sum(-1)
+    same = (values[..., :, None] == values[..., None, :]).sum(-1)
     return less + (same + 1) / 2
 
 
-def _correlations(means_2M: np.ndarray) -> tuple[float, float]:
-    if np.isnan(means_2M).any():
-        return math.nan, math.nan
-    x, y = means_2M
-    return _pearson(ranks(x), ranks(y)), _pearson(x, y) ** 2
+def _correlations(means_R2M: np.ndarray) -> np.ndarray:
+    """(Spearman, squared Pearson) of every two rows [R, 2]; NaN where a method lacks a value or all have the same."""
+    found = np.stack([_pearson(ranks(means_R2M)), _pearson(means_R2M) ** 2], -1)
+    found[np.isnan(means_R2M).any((1, 2))] = np.nan
+    return found
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / scale if scale > 0 else math.nan
+def _pearson(values_R2M: np.ndarray) -> np.ndarray:
+    away = values_R2M - values_R2M.mean(-1, keepdims=True)
+    x, y = away[:, 0], away[:, 1]
+    scale = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
+    return np.where(scale > 0, (x * y).sum(-1) / np.where(scale > 0, scale, 1.0), np.nan)
 
 
 def _resampled(x: list[np.ndarray], y: list[np.ndarray], seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,9 @@ _SMOOTH_FROM = 40
 # report.css defines .s1 to .s6; a seventh series of a chart begins again at the first colour.
 _COLOURS = 6
 
+# Parts of a name, such as expert_ and iteration. Browsers break behind few of these marks by themselves.
+_NAME_PART = re.compile(r"[^_\-/.@\s]{1,24}[_\-/.@\s]*|[_\-/.@\s]+")
+
 # Unicode's text-direction embeddings, overrides and isolates. They could make a response read differently
 # from what it holds.
 _BIDI = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
@@ -43,6 +47,11 @@ def escape_html(text: object) -> str:
     return html.escape(
         str(text).encode("utf-8", "replace").decode("utf-8").translate(_SPELLED_OUT), quote=True
     )
+
+
+def breakable_name(name: str) -> str:
+    """Escape a name so that a line may break behind its _ - / . and @, and within a part only when it is very long."""
+    return "<wbr>".join(map(escape_html, _NAME_PART.findall(name)))
 
 
 def number_text(value: float) -> str:

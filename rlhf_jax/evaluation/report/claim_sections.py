@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rlhf_jax.evaluation.claims.published_claims import ChartSpec
+from rlhf_jax.evaluation.claims.published_claims import ChartSpec, Publication
 from rlhf_jax.evaluation.claims.verdicts import SHOWS, Measured, Verdict, estimate_text
-from rlhf_jax.evaluation.report.charts import escape_html
+from rlhf_jax.evaluation.report.charts import breakable_name, escape_html
 from rlhf_jax.evaluation.report.claim_charts import bar_chart, curve_chart, scatter_chart
 
 
@@ -24,14 +24,16 @@ def verdicts_section(found: Sequence[Verdict]) -> str:
         kind = one.verdict.replace(" ", "-")
         body.append(
             f'<tr><th>{escape_html(one.claim.says)}</th><td><span class="verdict {kind}">{one.verdict}</span></td>'
-            f"<td>{escape_html(one.evidence)} {why}</td><td>{escape_html(one.claim.published)}</td></tr>"
+            f'<td data-label="here">{escape_html(one.evidence)} {why}</td>'
+            f'<td data-label="published">{escape_html(one.claim.published)}</td></tr>'
         )
     head = "".join(f"<th>{name}</th>" for name in ("claim", "verdict", "here", "published"))
     return (
         f'<div class="scroll"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(body)}</tbody>'
         '</table></div><p class="note">[ ] 95 % over the seeds and the instructions, pairwise where two rows are '
         "compared. A difference shows where its whole interval lies on the published side, does not where it lies on "
-        "the other, and cannot be told where it holds 0.</p>"
+        "the other, and cannot be told where it holds 0. Rows are about as high as each other where the difference is "
+        "within error; where a margin is given, only where the whole interval lies within it.</p>"
     )
 
 
@@ -42,13 +44,16 @@ def comparison_section(measured: Measured | None) -> str:
     paper = measured.publication
     head = [*(column.label for column in paper.columns.values()), *paper.published.values()]
     cells = "".join(f'<th class="num">{escape_html(name)}</th>' for name in head)
-    body = []
+    body, digits = [], {key: _digits(paper, key) for key in paper.published}
     for row in sorted(measured.rows(), key=lambda row: -_first(measured, row)):
         values = [_cell(measured, row, column) for column in paper.columns]
         known = paper.rows[row].published if row in paper.rows else {}
-        values += [f"{known[key]:g}" if key in known else "" for key in paper.published]
-        columns = "".join(f'<td class="num">{value}</td>' for value in values)
-        body.append(f"<tr><th>{escape_html(measured.label(row))}</th>{columns}</tr>")
+        values += [f"{known[key]:.{digits[key]}f}" if key in known else "" for key in paper.published]
+        columns = "".join(
+            f'<td class="num" data-label="{escape_html(name)}">{value}</td>'
+            for name, value in zip(head, values, strict=True)
+        )
+        body.append(f"<tr><th>{breakable_name(measured.label(row))}</th>{columns}</tr>")
     seeds = max((len(table.seeds) for table in measured.tables.values()), default=1)
     note = f"{seeds} seed{'s' if seeds > 1 else ''}; [ ] 95 % over seeds and instructions"
     note += "; with one seed, over instructions alone" if seeds == 1 else ""
@@ -86,6 +91,12 @@ def _first(measured: Measured, row: str) -> float:
     """What rows are sorted by: the first column; rows without a value come last, in the publication's order."""
     mean = measured.estimate(row, next(iter(measured.publication.columns))).mean
     return -math.inf if math.isnan(mean) else mean
+
+
+def _digits(paper: Publication, key: str) -> int:
+    """How many digits the most exact of the published numbers has behind its point."""
+    texts = [f"{row.published[key]:g}" for row in paper.rows.values() if key in row.published]
+    return max((len(text.partition(".")[2]) for text in texts), default=0)
 
 
 def _cell(measured: Measured, row: str, column: str) -> str:

@@ -16,7 +16,7 @@ from rlhf_jax.evaluation.leaderboards.leaderboard import (
 )
 from rlhf_jax.evaluation.measures.agreement import Calibration
 from rlhf_jax.evaluation.measures.length_control import LengthControlled
-from rlhf_jax.evaluation.report.charts import calibration_chart, escape_html, track
+from rlhf_jax.evaluation.report.charts import breakable_name, calibration_chart, escape_html, track
 from rlhf_jax.evaluation.report.report_data import JudgeResult
 
 
@@ -86,7 +86,7 @@ def calibration(table: Calibration | None) -> str:
 def _board_row(rank: int, row: LeaderboardRow, has_utility: bool, has_length: bool) -> str:
     # The data-label attributes are the column names that report.css shows when a narrow screen hides the
     # head.
-    cells = [f'<td class="rank">{rank}</td><th>{escape_html(row.method)}</th>']
+    cells = [f'<td class="rank">{rank}</td><th>{breakable_name(row.method)}</th>']
     w, u = row.win_rate, row.utility
     if w is None:
         # The baseline keeps its row without a drawing: an error bar would suggest that it was measured.
@@ -137,7 +137,7 @@ def _judge_row(result: JudgeResult, low: float) -> str:
     drawing = track(a.agreement, a.interval, title, low=low)
     kappa = "–" if math.isnan(a.kappa) else f"{a.kappa:.2f}"
     cells = [
-        f"<th>{escape_html(result.name)}</th>",
+        f"<th>{breakable_name(result.name)}</th>",
         _measure("agreement", f"{a.agreement:.1f}", f"{ends} n {a.n_total}", drawing),
         f'<td class="num" data-label="kappa">{kappa}</td>',
         _rate("clear pairs", a.clear_agreement, a.n_clear),

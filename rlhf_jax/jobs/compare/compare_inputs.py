@@ -17,7 +17,8 @@ from rlhf_jax.training.run.missing_inputs import named_paths
 def by_seed(text: str, field: str, known: Iterable[str]) -> dict[str, dict[str, str]]:
     """NAME -> seed -> path, of "NAME@SEED=PATH,..."; the seed is "" where there is none.
 
-    Raises UserError for a name that is not known, and for a known one without a path.
+    Raises UserError for a name that is not known, for a known one without a path, and for one whose seeds are not
+    all named.
     """
     found: dict[str, dict[str, str]] = {}
     for entry, path in named_paths(text, field).items():
@@ -31,6 +32,10 @@ def by_seed(text: str, field: str, known: Iterable[str]) -> dict[str, dict[str, 
     for name in known:
         if name not in found:
             raise UserError(f"{field}: {name} is missing, of which the claims speak; write {name}=FILE")
+        if "" in found[name] and len(found[name]) > 1:
+            raise UserError(
+                f"{field}: {name} is there with a seed and without one; write {name}@SEED=FILE for each"
+            )
     return found
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__, ranges
+from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.claims.published_claims import Publication, read_publication
 from rlhf_jax.evaluation.claims.seeded_tables import SeededTable, seeded_table
 from rlhf_jax.evaluation.claims.verdicts import VERDICTS, Measured, Verdict, verdicts
@@ -38,6 +39,10 @@ NEEDS = Needs(
 ranges.own_rows("compare", claims=ranges.TEXT, results=ranges.TEXT, samples=ranges.whole(0))
 
 
+# The verdicts of several claims.
+_MANY = dict(zip(VERDICTS, ("show", "do not show", "cannot be told", "not measured"), strict=True))
+
+
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes verdicts.txt, verdicts.json, comparison.csv, report.html and figures/*.svg to WORKDIR."""
     ranges.check_ranges(config.to_dict())
@@ -49,6 +54,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         tables = {name: read_seeds(name, publication, files) for name, files in named.items()}
         measured = Measured(publication, tables)
         found = verdicts(measured)
+        drawn = samples(publication, named, config.samples, config.seed)
         stages, notes = read_stages(config.runs)
         text = verdicts_text(publication, found)
         write_files(
@@ -61,7 +67,6 @@ def run(config: ConfigDict, workdir: str) -> None:
             },
         )
         _write_figures(measured, folder / "figures")
-        drawn = samples(publication, named, config.samples, config.seed)
         page = report(measured, found, mean_over_seeds(stages), drawn)
         write_report(folder / "report.html", page)
         print("\n".join([*notes, text, f"report: {(folder / 'report.html').resolve()}"]), flush=True)
@@ -108,14 +113,21 @@ def samples(
     if not (spec and count and named.get(spec.table)):
         return []
     rows = read_results(next(iter(named[spec.table].values())))
+    there = set().union(*rows)
+    for column in filter(None, (spec.text, spec.score)):
+        if column not in there:
+            raise UserError(
+                f"results: {spec.table}: no column {column!r}, which samples of the claims names; it has "
+                f"{', '.join(sorted(there))}"
+            )
     found: dict[tuple[str, ...], dict[str, Response]] = {}
     table = publication.tables[spec.table]
     for row in rows:
-        item = tuple(str(row[name] or "") for name in table.item)
-        label = (
-            publication.rows[row[table.row]].label if row[table.row] in publication.rows else row[table.row]
-        )
-        found.setdefault(item, {})[label] = Response(str(row[spec.text]), row.get(spec.score))
+        item, name = tuple(_text(row.get(column)) for column in table.item), _text(row[table.row])
+        label = publication.rows[name].label if name in publication.rows else name
+        score = row.get(spec.score)
+        known = isinstance(score, int | float) and score == score
+        found.setdefault(item, {})[label] = Response(_text(row.get(spec.text)), score if known else None)
     items = list(found)
     drawn = random.Random(f"samples {seed}").sample(items, min(count, len(items)))
     return [ReportSample(item[0], " ".join(item[1:]), found[item]) for item in drawn]
@@ -133,7 +145,7 @@ def report(
     facts["command"] = shlex.join(["python", "-m", "rlhf_jax.main", *sys.argv[1:]])
     facts["made"] = f"{time.strftime('%Y-%m-%d')} by rlhf_jax {__version__}"
     count = {verdict: sum(one.verdict == verdict for one in found) for verdict in VERDICTS}
-    told = ", ".join(f"{n} {verdict}" for verdict, n in count.items() if n)
+    told = ", ".join(f"{n} {verdict if n == 1 else _MANY[verdict]}" for verdict, n in count.items() if n)
     subtitle = f"Of {len(found)} published claims: {told}" if found else ""
     return Report(
         title=paper.title,
@@ -145,6 +157,10 @@ def report(
         verdicts=found,
         measured=measured,
     )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _write_figures(measured: Measured, folder: Path) -> None:
