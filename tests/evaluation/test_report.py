@@ -12,7 +12,7 @@ from rlhf_jax.evaluation.measures.bootstrap import paired_differences
 from rlhf_jax.evaluation.measures.bradley_terry import Rating
 from rlhf_jax.evaluation.measures.evaluators import evaluator
 from rlhf_jax.evaluation.measures.win_rate import utility_win_rate, win_rate
-from rlhf_jax.evaluation.report.charts import escape_html, number_text, ticks, track
+from rlhf_jax.evaluation.report.charts import breakable_name, escape_html, number_text, ticks, track
 from rlhf_jax.evaluation.report.page import render_page, write_report
 from rlhf_jax.evaluation.report.report_data import JudgeResult, Report, ReportSample, ReportStage, Response
 from rlhf_jax.evaluation.report.report_sections import duration
@@ -251,6 +251,17 @@ def test_escape_number_ticks_and_duration():
         "3 min 05 s",
         "2 h 10 min",
     ]
+
+
+def test_names_break_between_their_parts_and_only_very_long_parts_within():
+    assert breakable_name("expert_iteration") == "expert_<wbr>iteration"
+    assert breakable_name("best of 16") == "best of 16" and breakable_name("reference") == "reference"
+    assert breakable_name("a/b-c.d@0 <i>") == "a/<wbr>b-<wbr>c.<wbr>d@<wbr>0 &lt;i&gt;"
+    assert breakable_name("x" * 30) == "x" * 24 + "<wbr>" + "x" * 6
+    for name in ("__a__", "-", "", "a  b"):
+        assert breakable_name(name).replace("<wbr>", "") == name
+    rows = [LeaderboardRow("reward_conditioning", "gpt", "sft", win_rate([2, 1, 2]), 10, 3)]
+    assert "<th>reward_<wbr>conditioning</th>" in render_page(Report("t", rows))
 
 
 def test_track_places_marks_in_percent_and_clips():

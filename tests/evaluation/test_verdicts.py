@@ -49,7 +49,7 @@ def number(*of_seeds):
 
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_greater(seeds):
-    rows = {"a": level(2, seeds), "b": level(1, seeds), "c": level(1.001, seeds)}
+    rows = {"a": level(2, seeds), "b": level(1, seeds), "c": level(1.002, seeds)}
     assert verdict(rows, "greater", ("a", "b"))[0] == SHOWS
     assert verdict(rows, "greater", ("b", "a"))[0] == NOT
     found, told = verdict(rows, "greater", ("c", "b"))
@@ -210,6 +210,7 @@ def test_values_are_in_the_columns_unit():
 
 def test_an_estimate_in_words():
     assert estimate_text(Estimate(60.94, 1.0, (58.76, 63.0), 3, 9)) == "60.9 [58.8, 63.0]"
+    assert estimate_text(Estimate(-0.04, 1.0, (-0.06, 0.0), 3, 9), signed=True) == "+0.0 [-0.1, +0.0]"
     assert estimate_text(Estimate(2.5, NAN, (NAN, NAN), 1, 1), 2, signed=True) == "+2.50"
     assert estimate_text(Estimate(NAN, NAN, (NAN, NAN), 0, 0)) == "–"
 

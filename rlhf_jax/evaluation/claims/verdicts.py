@@ -72,7 +72,7 @@ def estimate_text(found: Estimate, digits: int = 1, *, signed: bool = False) -> 
     """An estimate for people: 60.9 [58.8, 63.0]; without brackets where there is no interval."""
     if math.isnan(found.mean):
         return "–"
-    sign = "+" if signed else ""
+    sign = "+z" if signed else "z"  # Of z: -0.04 is 0.0 and not -0.0.
     mean = f"{found.mean:{sign}.{digits}f}"
     low, high = found.interval
     return mean if math.isnan(low) else f"{mean} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"

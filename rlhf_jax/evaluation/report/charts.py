@@ -29,7 +29,7 @@ _SMOOTH_FROM = 40
 _COLOURS = 6
 
 # Parts of a name, such as expert_ and iteration. Browsers break behind few of these marks by themselves.
-_NAME_PART = re.compile(r"[^_\-/.@\s]{1,24}[_\-/.@\s]*|[_\-/.@\s]+")
+_NAME_PART = re.compile(r"[^_\-/.@]{1,24}[_\-/.@]*|[_\-/.@]+")
 
 # Unicode's text-direction embeddings, overrides and isolates. They could make a response read differently
 # from what it holds.
@@ -51,7 +51,7 @@ def escape_html(text: object) -> str:
 
 def breakable_name(name: str) -> str:
     """Escape a name so that a line may break behind its _ - / . and @, and within a part only when it is very long."""
-    return "<wbr>".join(map(escape_html, _NAME_PART.findall(name)))
+    return " ".join("<wbr>".join(map(escape_html, _NAME_PART.findall(word))) for word in name.split(" "))
 
 
 def number_text(value: float) -> str:

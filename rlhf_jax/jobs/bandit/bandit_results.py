@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.claims.published_claims import Claim
 from rlhf_jax.evaluation.claims.seeded_values import Estimate, estimate
-from rlhf_jax.evaluation.claims.verdicts import NOT, OPEN, SHOWS, Verdict, text_of
+from rlhf_jax.evaluation.claims.verdicts import NOT, OPEN, SHOWS, Verdict, estimate_text
 from rlhf_jax.jobs.bandit.bandit_policies import Fit
 
 # In the order of the figure's legend.
@@ -116,7 +116,7 @@ def mean_text(number: Number, digits: int, *, signed: bool = False) -> str:
     low, high = number.over.interval
     # Teacher and student are known, so that seeds do not differ.
     known = Estimate(number.over.mean, math.nan, (math.nan, math.nan), 1, 1)
-    return text_of(known if low == high else number.over, digits, signed=signed)
+    return estimate_text(known if low == high else number.over, digits, signed=signed)
 
 
 def results_text(found: Bandit) -> str:
