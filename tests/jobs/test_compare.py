@@ -38,7 +38,7 @@ CLAIMS = {
     "published": {"paper": f"paper {EVIL}"},
     "rows": {
         "a": {"label": "method A", "published": {"paper": 46.8}},
-        "b": {"label": "method B"},
+        "b": {"label": "method B, and all that can be said of it in a row"},
         "gone": {"label": "not measured here", "published": {"paper": 32.4}},
         "run": {"label": "a run"},
     },

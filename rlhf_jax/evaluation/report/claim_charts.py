@@ -17,10 +17,11 @@ from rlhf_jax.evaluation.claims.seeded_values import Estimate, estimate
 from rlhf_jax.evaluation.claims.verdicts import Measured, estimate_text
 from rlhf_jax.evaluation.report.charts import Axes, escape_html, path_data, svg_chart
 
-_SIZE = (640, 340)
+_PLOT, _HEIGHT = 450, 340
 _X_NAME = 14  # Room below the axis for its name, which is long here and would hide the last of the ticks.
-# Room at the right for the names of what is drawn, which would cover each other beside their points.
-_NAMES = 190
+# The names of what is drawn stand at the right, as they would cover each other beside their points: about so wide a
+# letter, and no more of them than this.
+_LETTER, _LONGEST = 6.4, 56
 _COLOURS = 6
 _LINE = 15  # Height of a name.
 
@@ -42,13 +43,13 @@ def scatter_chart(measured: Measured, x: str, y: str, title: str, rows: Sequence
             points.append((measured.label(row), a, b))
     if len(points) < 2:
         return ""
-    columns = measured.publication.columns
+    columns, room = measured.publication.columns, _room([label for label, _, _ in points])
     axes = Axes(
         [e for _, a, _ in points for e in _ends(a)],
         [e for _, _, b in points for e in _ends(b)],
         "",
-        size=_SIZE,
-        right=_NAMES,
+        size=(_PLOT + room, _HEIGHT),
+        right=room,
         x_pad=0.04,
     )
     body = [axes.svg(), _axis_names(columns[x].label, columns[y].label)]
@@ -63,7 +64,7 @@ def scatter_chart(measured: Measured, x: str, y: str, title: str, rows: Sequence
             f'<circle class="mark" cx="{px:.1f}" cy="{py:.1f}" r="4"/></g>'
         )
     places = [(label, axes.px(a.mean), axes.py(b.mean)) for label, a, b in points]
-    return svg_chart("".join([*body, _names(places)]), title, (_SIZE[0], _SIZE[1] + _X_NAME))
+    return svg_chart("".join([*body, _names(places)]), title, (_PLOT + room, _HEIGHT + _X_NAME))
 
 
 def curve_chart(measured: Measured, y: str, x_label: str, title: str, rows: Sequence[str] = ()) -> str:
@@ -76,12 +77,13 @@ def curve_chart(measured: Measured, y: str, x_label: str, title: str, rows: Sequ
             drawn.append(_Drawn(measured.label(row), at_X[known], [estimate(curve_SXN[:, i]) for i in known]))
     if not drawn:
         return ""
+    room = _room([one.label for one in drawn])
     axes = Axes(
         np.concatenate([one.at for one in drawn]),
         [e for one in drawn for found in one.found for e in _ends(found)],
         "",
-        size=_SIZE,
-        right=_NAMES,
+        size=(_PLOT + room, _HEIGHT),
+        right=room,
     )
     body = [axes.svg(), _axis_names(x_label, measured.publication.columns[y].label)]
     for k, one in enumerate(drawn):
@@ -95,10 +97,11 @@ def curve_chart(measured: Measured, y: str, x_label: str, title: str, rows: Sequ
             for x, found in zip(one.at, one.found, strict=True)
         )
         body.append(
-            f'<g class="s{colour}"><path class="band" d="{around}Z"/><path class="line" d="{line}"/>{dots}</g>'
+            f'<g class="s{colour}"><path class="band" d="{around}Z"/><path class="line{_dashed(k)}" d="{line}"/>'
+            f"{dots}</g>"
         )
     places = [(one.label, axes.px(one.at[-1]), axes.py(one.found[-1].mean)) for one in drawn]
-    return svg_chart("".join([*body, _names(places)]), title, (_SIZE[0], _SIZE[1] + _X_NAME))
+    return svg_chart("".join([*body, _names(places)]), title, (_PLOT + room, _HEIGHT + _X_NAME))
 
 
 def bar_chart(measured: Measured, column: str, title: str, rows: Sequence[str] = ()) -> str:
@@ -107,13 +110,14 @@ def bar_chart(measured: Measured, column: str, title: str, rows: Sequence[str] =
     found = [(label, one) for label, one in found if not math.isnan(one.mean)]
     if not found:
         return ""
-    size = (_SIZE[0], 40 + 24 * len(found))
+    room = _room([label for label, _ in found])
+    size = (_PLOT + room, 40 + 24 * len(found))
     axes = Axes(
         [0.0, *(e for _, one in found for e in _ends(one))],
         [0.0, 1.0],
-        measured.publication.columns[column].label,
+        "",
         size=size,
-        right=_NAMES,
+        right=room,
     )
     body = [re.sub(r'<text x="40".*?</text>|<line class="grid".*?/>', "", axes.svg())]
     for k, (label, one) in enumerate(found):
@@ -123,9 +127,10 @@ def bar_chart(measured: Measured, column: str, title: str, rows: Sequence[str] =
             f'<g class="s1"><title>{escape_html(f"{label}: {estimate_text(one)}")}</title>'
             f'<rect class="bar" x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" height="14"/>'
             f'<line class="thin" x1="{axes.px(low):.1f}" x2="{axes.px(high):.1f}" y1="{y + 7}" y2="{y + 7}"/></g>'
-            f'<text class="label" x="{size[0] - _NAMES + 14}" y="{y + 7}" dy=".32em">{escape_html(label)}</text>'
+            f'<text class="label" x="{_PLOT + 14}" y="{y + 7}" dy=".32em">{escape_html(_short(label))}</text>'
         )
-    return svg_chart("".join(body), title, size)
+    body.append(_x_name(measured.publication.columns[column].label, size[1]))
+    return svg_chart("".join(body), title, (size[0], size[1] + _X_NAME))
 
 
 def standalone(svg: str) -> str:
@@ -147,8 +152,11 @@ def _ends(found: Estimate) -> tuple[float, float]:
 
 
 def _axis_names(x: str, y: str) -> str:
-    below = f'x="{_SIZE[0] - _NAMES}" y="{_SIZE[1] + 6}" text-anchor="end"'
-    return f'<text class="name" x="4" y="8">{escape_html(y)}</text><text class="name" {below}>{escape_html(x)}</text>'
+    return f'<text class="name" x="50" y="7">{escape_html(y)}</text>{_x_name(x, _HEIGHT)}'
+
+
+def _x_name(name: str, height: int) -> str:
+    return f'<text class="name" x="{_PLOT}" y="{height + 6}" text-anchor="end">{escape_html(name)}</text>'
 
 
 def _names(places: Sequence[tuple[str, float, float]]) -> str:
@@ -158,14 +166,29 @@ def _names(places: Sequence[tuple[str, float, float]]) -> str:
     # Each name at the height of its point, or below the one before it; then all up again where the last is too low.
     for i in range(1, len(heights)):
         heights[i] = max(heights[i], heights[i - 1] + _LINE)
-    lowest = _SIZE[1] - 8
+    lowest = _HEIGHT - 8
     for i in reversed(range(len(heights))):
         heights[i] = min(heights[i], lowest - _LINE * (len(heights) - 1 - i))
-    x, out = _SIZE[0] - _NAMES + 14, []
+    x, out = _PLOT + 14, []
     for k, y in zip(order, heights, strict=True):
-        label, px, py = places[k]
+        (label, px, py), colour = places[k], f"s{k % _COLOURS + 1}"
         out.append(
-            f'<path class="leader" d="M{px + 5:.1f} {py:.1f}L{x - 10} {y:.1f}L{x - 3} {y:.1f}"/>'
-            f'<text class="label s{k % _COLOURS + 1}" x="{x}" y="{y:.1f}" dy=".32em">{escape_html(label)}</text>'
+            f'<path class="leader {colour}{_dashed(k)}" d="M{px + 5:.1f} {py:.1f}L{x - 10} {y:.1f}L{x - 3} {y:.1f}"/>'
+            f'<text class="label {colour}" x="{x}" y="{y:.1f}" dy=".32em">'
+            f"{escape_html(_short(label))}</text>"
         )
     return "".join(out)
+
+
+def _dashed(k: int) -> str:
+    """The class that tells a row from the one before it that has its colour."""
+    return " dashed" if k >= _COLOURS else ""
+
+
+def _room(labels: Sequence[str]) -> int:
+    """The width that names need at the right of a figure."""
+    return round(24 + _LETTER * max(len(_short(label)) for label in labels))
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
