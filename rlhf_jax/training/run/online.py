@@ -389,11 +389,8 @@ def _tell_difference(config: ConfigDict, difference: float) -> bool:
     unlike = config.rollout.dtype != config.model.dtype
     if not unlike and difference <= _FAR:
         return False
-    why = (
-        f"rollout.dtype={config.rollout.dtype} is not model.dtype={config.model.dtype}"
-        if unlike
-        else "rounding"
-    )
+    dtypes = f"rollout.dtype={config.rollout.dtype} is not model.dtype={config.model.dtype}"
+    why = dtypes if unlike else "rounding"
     if startup.is_main():
         print(
             f"notice: sampling/logp_difference is {difference:.3g} nats a token ({why}): responses come from a policy "
