@@ -14,6 +14,7 @@ that says of every published finding whether it shows:
     overoptimization    true win rate along PPO and best-of-n, by labels of people, a noisy pool and one careful judge
     ratings_vs_rankings reward models of ratings and of rankings, and both evaluations of what they choose
     teacher_vs_feedback imitating a strong teacher, or feedback on a weak one; the share of its data
+    rrhf_vs_ppo         reward, KL and perplexity of PPO, and of RRHF by its ways of sampling
     human_vs_simulated  methods trained and ranked by people's labels, and by the simulated pool's
 
 In one workdir what two of them list alike is run once. `:NAME,quick` takes minutes, and `:NAME,smoke` only shows that
@@ -28,7 +29,10 @@ from rlhf_jax.settings import choose_variant, module_beside, sibling
 
 common = module_beside(__file__, "common")
 
-STUDIES = ("table2", "overoptimization", "ratings_vs_rankings", "human_vs_simulated", "teacher_vs_feedback")
+STUDIES = (
+    *("table2", "overoptimization", "ratings_vs_rankings"),
+    *("teacher_vs_feedback", "rrhf_vs_ppo", "human_vs_simulated"),
+)
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
