@@ -199,6 +199,7 @@ def _train_online(config: ConfigDict, workdir: str) -> None:
         show=SHOW_ONLINE,
         reads=(*sources.files, *filter(None, [config.data.provided])),
         judged=judged_evaluation(config, workdir, split.eval_rows),
+        unsaid=sources.unsaid,
         rows=config.rollout.batch_size,
     )
     trained = online.train_online(session, prompts, held, method)

@@ -1,6 +1,7 @@
 """Online RRHF as every method is tested, its third step against NumPy in float64, provided responses, refusals."""
 
 import numpy as np
+import observed
 import pytest
 import tiny_farm
 import tiny_words
@@ -74,7 +75,9 @@ def test_the_third_step(words, tmp_path, monkeypatch):
         **{"optimizer.max_grad_norm": 3.0},
         **ADAM | {"optimizer.learning_rate": 0.02},
     )
-    rrhf.run(page, str(tmp_path / "run"))
+    read = set()
+    rrhf.run(observed.Settings(page, read), str(tmp_path / "run"))
+    observed.assert_all_read("rrhf_online", read)
     assert calls == [1, 3, 3, 3, 1]
     names = (name for name in GOLDEN if name != "moved")
     assert numbers(tmp_path / "run", words / "language", *names) == pytest.approx(GOLDEN, rel=1e-4, abs=2e-5)

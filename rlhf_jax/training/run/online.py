@@ -308,10 +308,7 @@ def epochs_of(config: ConfigDict) -> int:
 
 
 def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:
-    """Raises UserError unless minibatches divide the rollout, micro-batches divide those, and the mesh divides all.
-
-    rows: of experience that a rollout gives; 0 means one for every response.
-    """
+    """Raises UserError unless minibatches divide the rollout, micro-batches divide those, and the mesh divides all."""
     check_batch(config.rollout.batch_size, mesh, field="rollout.batch_size")
     check_batch(config.minibatch_size, mesh, field="minibatch_size")
     check_microbatches(config.minibatch_size, config.microbatches, mesh)
