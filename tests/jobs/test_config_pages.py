@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import found_suites
-import observed
 import pytest
 import tiny_farm
 from observed import assert_all_read, reads
@@ -64,17 +63,6 @@ def test_every_job_has_a_page_and_a_run_function():
 def test_every_method_has_a_suite():
     """`MethodSuite` sees that a run of it reads every field of its page, of which a method may have several."""
     assert {load_page(f"{CONFIGS}/{page}.py").job for page in found_suites.jobs()} == set(tiny_farm.METHODS)
-
-
-def test_online_rrhf_reads_every_field(farm, tmp_path):
-    """Its suite is run when asked for, since its loss is that of RRHF on files and its driver all online methods'."""
-    short = [row | {"output": "Yes."} for row in read_table(farm / "data/unlabeled.parquet")]
-    write_parquet(tmp_path / "provided.parquet", short)
-    settings = tiny_farm.settings(
-        "rrhf_online", farm, steps=1, **{"data.provided": f"{tmp_path}/provided.parquet"}
-    )
-    read, _ = observed.run("rrhf_online", settings, tmp_path / "run")
-    assert_all_read("rrhf_online", read)
 
 
 def test_generate_and_score_read_every_field(farm, tmp_path):
