@@ -31,11 +31,9 @@ from rlhf_jax.jobs.evaluate.evaluation_inputs import read_stages
 from rlhf_jax.jobs.evaluate.evaluation_results import as_json, plain_numbers, write_files
 from rlhf_jax.training.checkpoints import lock
 from rlhf_jax.training.run import missing_inputs
-from rlhf_jax.training.run.missing_inputs import FILE, NAMED_TABLES, Needs, Read
+from rlhf_jax.training.run.missing_inputs import FILE, NAMED_TABLES, Needs, Read, made_by
 
-NEEDS = Needs(
-    reads=(Read("claims", FILE), Read("results", NAMED_TABLES, "the stage of the study that measures it"))
-)
+NEEDS = Needs(reads=(Read("claims", FILE), Read("results", NAMED_TABLES, made_by("evaluate", "evaluate"))))
 ranges.own_rows("compare", claims=ranges.TEXT, results=ranges.TEXT, samples=ranges.whole(0))
 
 
