@@ -22,6 +22,8 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.files.tables import read_table
 from rlhf_jax.errors import UserError, problem_of_machine, read_object
+from rlhf_jax.evaluation.doctor.examine import examine_run
+from rlhf_jax.evaluation.doctor.findings import FINDINGS, Finding, from_dict
 from rlhf_jax.programs import check_page, is_method, load_program, names
 from rlhf_jax.ranges import value_at
 from rlhf_jax.settings import load_page
@@ -120,6 +122,16 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """What an evaluation or a measurement found: its summary.json."""
         return read_object(at(self.workdir) / "summary.json", "only evaluate and measure write one")
+
+    def findings(self) -> list[Finding]:
+        """What the doctor finds, the worst first: about a method's run so far, or what an evaluation found.
+
+        Each has name, severity, evidence, curves (metrics to look at), cause, setting and subject.
+        """
+        if (at(self.workdir) / "metrics.jsonl").exists():
+            return examine_run(self.metrics, read_object(at(self.workdir) / "config.json", "a run has one"))
+        found = read_object(at(self.workdir) / FINDINGS, "only methods and evaluate have findings")
+        return [from_dict(row) for row in found["findings"]]
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """The rows of a table that the run wrote, such as labels.parquet, outputs.parquet or samples/000010.jsonl."""

@@ -76,7 +76,9 @@ def program(name: str) -> ModuleType:
 
 
 def load_program(page: Any) -> ModuleType:
-    """The module of a page's job, with what else the page asks for: judges at the evaluations of a method."""
+    """The module of a page's job, with what comes at a method's evaluations: findings, and judges where it asks."""
+    if is_method(page.job):
+        importlib.import_module("rlhf_jax.feedback.running_findings")
     if "win_rate" in page and page.win_rate.judges:
         importlib.import_module("rlhf_jax.feedback.sampled_win_rate")
     return program(page.job)

@@ -141,7 +141,7 @@ def _unsaid(c: ConfigDict, compared: list[SourceText]) -> tuple[str, ...]:
     """What evaluations leave out, and a notice of it, where sources compare the responses to one prompt."""
     if not compared:
         return ()
-    names = ("scores", "raw_scores", "rlhf_reward")
+    names = ("scores", "scores_std", "raw_scores", "rlhf_reward")
     why = f"{compared[0].what} compares responses to one prompt, of which an evaluation samples one"
     if c.best_metric in [f"eval/{name}" for name in names]:
         raise UserError(

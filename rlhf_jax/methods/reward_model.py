@@ -87,8 +87,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     found = _read_rows(session)
     rated = config.loss in RATED
     # On the responses as they were labelled: below, rows are changed to end with the token that is scored.
-    if not rated:
-        _tell_longer_wins(found.eval)
+    rivals = {} if rated else _longer_wins(found.eval)
     # Read before training: a file that is missing should not cost a run.
     demonstrations = _demonstrations(config, session.tokenizer)
     start = network_of(session, made_by("sft"))
@@ -104,7 +103,7 @@ def run(config: ConfigDict, workdir: str) -> None:
         kept = {reward_models.DEMONSTRATIONS: partial(reward_models.keep, demonstrations)}
     write_model_folder(session, network, beside=kept)
     show = ("loss", *(f"{x}{'ratings/error' if rated else 'rewards/accuracies'}" for x in ("", "eval/")))
-    method = offline.Offline(reward_loss_fn, *_batches(session, found), show, members=members)
+    method = offline.Offline(reward_loss_fn, *_batches(session, found), show, members=members, rivals=rivals)
     scores = _trained_and_exported(session, network, method, demonstrations, None if rated else found.eval)
     if scores is not None:
         _tell_accuracy(session, *scores, found.eval_rows)
@@ -288,12 +287,14 @@ def _tell_accuracy(session: Session, chosen: np.ndarray, rejected: np.ndarray, r
         write_text(at(session.workdir) / "accuracy.json", json.dumps(found.as_dict(), indent=2) + "\n")
 
 
-def _tell_longer_wins(held: Pairs) -> None:
-    """Prints the baseline of a reward model: how often the longer response of a held-out pair is the chosen one."""
-    if len(held) and startup.is_main():
-        chosen, rejected = map(encoded_rows.response_lengths, held)
-        # Equal lengths count one half, so that guessing comes to 50 %.
-        share = np.mean((chosen > rejected) + 0.5 * (chosen == rejected))
-        print(
-            f"held-out pairs: the longer output is the chosen one in {share:.1%} of {len(held)}", flush=True
-        )
+def _longer_wins(held: Pairs) -> dict[str, float]:
+    """The rival of a reward model, printed: how often the longer response of a held-out pair is the chosen one."""
+    if not len(held):
+        return {}
+    chosen, rejected = map(encoded_rows.response_lengths, held)
+    # Equal lengths count one half, so that guessing comes to 50 %.
+    share = float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+    if startup.is_main():
+        said = f"the longer output is the chosen one in {share:.1%} of {len(held)}"
+        print(f"held-out pairs: {said}", flush=True)
+    return {"longer_wins": share}

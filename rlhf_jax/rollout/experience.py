@@ -119,8 +119,11 @@ def rollout_metrics(
         # What a source tells of itself, as a price, it tells of responses that it could not score, too.
         counts_B = jnp.ones_like(scored.readable_B) if "/" in name else scored.readable_B
         means[f"rewards/{name}"] = masked_mean(numbers_B, counts_B)
+    scores_B = final_scores(sampled, scored, settings)
     return {name: value(mean) for name, mean in means.items()} | {
-        "objective/scores": jnp.mean(final_scores(sampled, scored, settings)),
+        "objective/scores": jnp.mean(scores_B),
+        # Without a deviation there is nothing to learn from: all responses are as good as each other.
+        "objective/scores_std": jnp.std(scores_B),
         "completions/mean_length": jnp.mean(sampled.lengths_B.astype(jnp.float32)),
         "completions/ended": jnp.mean(sampled.ended_B.astype(jnp.float32)),
         "completions/unscored": jnp.mean(1.0 - scored.readable_B.astype(jnp.float32)),

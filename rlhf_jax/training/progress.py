@@ -56,12 +56,18 @@ class Progress:
     def note(self, text: str) -> None:
         """Prints a line of its own; the progress line, if still open, goes on below it."""
         if startup.is_main():
-            with _Bar.external_write_mode(self._stream):
-                print(text, file=self._stream, flush=True)
+            print_between(text, self._stream)
 
     def close(self) -> None:
         """Shows the last state and ends the line; a second call does nothing."""
         self._bar.close()
+
+
+def print_between(text: str, stream: TextIOBase | None = None) -> None:
+    """Prints a line of its own on this process; a progress line that is open there goes on below it."""
+    stream = sys.stdout if stream is None else stream
+    with _Bar.external_write_mode(stream):
+        print(text, file=stream, flush=True)
 
 
 class _Bar(tqdm):

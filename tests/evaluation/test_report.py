@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from rlhf_jax.evaluation.doctor.findings import Finding
 from rlhf_jax.evaluation.leaderboards.leaderboard import LeaderboardRow
 from rlhf_jax.evaluation.measures.agreement import agreement, biases, calibration
 from rlhf_jax.evaluation.measures.bootstrap import paired_differences
@@ -112,14 +113,32 @@ def report():
             Rating(HOSTILE, 1043.2, (980.0, 1120.0), 55.0, 40),
             Rating("sft", 956.8, (900.0, 1010.0), 45.0, 40),
         ],
+        findings=[
+            Finding("KL explodes", "problem", HOSTILE, ("objective/kl",), HOSTILE, HOSTILE, "ppo"),
+            Finding(HOSTILE, "note", "e", (HOSTILE,), "c", "", HOSTILE),
+        ],
+        looked_for={HOSTILE: [HOSTILE], "ppo": ["KL explodes"], "nothing": []},
     )
+
+
+def test_findings_have_their_curves_and_none_is_said(report):
+    html = render_page(report)
+    section = html[html.index('<section id="findings">') : html.index('<section id="ratings">')]
+    problem, note, looked = re.split(r'(?=<article class="finding is-note">)|(?=<details)', section)
+    assert "finding is-problem" in problem and "objective/kl" in problem and "<svg" in problem
+    assert "Usual cause" in problem and "Decided by" in problem and "Decided by" not in note
+    # A curve that never moved is a line, too; and what has no metrics has none.
+    assert note.count("<svg") == 1 and "KL explodes" in looked and "nothing" not in looked
+    none = render_page(Report("t", [], looked_for={"sft": ["held-out loss rises"]}))
+    assert "No findings." in none and "<details open" in none and "held-out loss rises" in none
+    assert "findings" not in render_page(Report("t", [], looked_for={"sft": []})).split("</style>")[1]
 
 
 def test_every_section_is_there_and_linked(report):
     page = parse(render_page(report))
     ids = [v for k, v in page.attributes if k == "id"]
-    assert ids[:4] == ["leaderboard", "ratings", "methods", "evaluators"]
-    assert ids[4:] == ["curves", "frontier", "judges", "reward-model", "samples", "timings"]
+    assert ids[:5] == ["leaderboard", "findings", "ratings", "methods", "evaluators"]
+    assert ids[5:] == ["curves", "frontier", "judges", "reward-model", "samples", "timings"]
     assert [v for k, v in page.attributes if k == "href"] == [f"#{i}" for i in ids]
     for text in (
         "n 40, 1 missing",
@@ -170,6 +189,8 @@ def test_hostile_text_stays_text(report):
         "dl",
         "dt",
         "dd",
+        "details",
+        "summary",
         "table",
         "thead",
         "tbody",

@@ -153,7 +153,9 @@ def test_a_run_that_nobody_judges_loads_no_judge(tmp_path):
     code = (
         "import sys; from rlhf_jax.programs import load_program; from rlhf_jax.settings import load_page; "
         "load_program(load_page('configs/sft.py')); "
-        "sys.exit(any(name.startswith(('rlhf_jax.feedback', 'rlhf_jax.annotation')) for name in sys.modules))"
+        "rooms = ('rlhf_jax.feedback.', 'rlhf_jax.annotation'); "
+        "ours = {name for name in sys.modules if name.startswith(rooms)}; "
+        "sys.exit(ours != {'rlhf_jax.feedback.running_findings'})"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=tiny_farm.ROOT).returncode == 0
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import rlhf_jax as rj
 from rlhf_jax.annotation import annotate_samples, write_labels
 from rlhf_jax.data.records.records import read_table, write_parquet
 from rlhf_jax.errors import UserError
@@ -257,6 +258,7 @@ def test_files_agree_and_the_report_shows_all_parts(done, farm):
     html = (folder / "report.html").read_text()
     for section in (
         "leaderboard",
+        "findings",
         "methods",
         "curves",
         "frontier",
@@ -269,6 +271,18 @@ def test_files_agree_and_the_report_shows_all_parts(done, farm):
     assert html.count('<article class="sample">') == 12
     assert json.loads((folder / "config.json").read_text())["judges"].endswith("micro_pool.yaml")
     assert pq.read_schema(folder / "annotations.parquet").metadata[b"rlhf_jax.labels.version"] == b"1"
+
+
+def test_what_was_looked_for_is_written_and_what_was_found_is_said(done):
+    printed, folder, _ = done
+    found = json.loads((folder / "findings.json").read_text())
+    assert {"judges", "labels", "reward model", "leaderboard", "sft", "ppo"} == found["looked_for"].keys()
+    assert found["looked_for"]["labels"] == ["labels contradict each other"]
+    assert [one.as_dict() for one in rj.open_run(folder).findings()] == found["findings"]
+    for one in found["findings"]:
+        assert one["subject"] in found["looked_for"] and f"{one['subject']}: {one['name']}: " in printed
+    # This reward model sees the utility, and these runs are three steps long.
+    assert not {"reward model", "sft", "ppo"} & {one["subject"] for one in found["findings"]}
 
 
 def test_runs_without_metrics_are_noted_and_the_others_drawn(done, farm):

@@ -121,7 +121,13 @@ def test_a_judge_that_compares_is_asked_again_for_nothing_after_a_stop(farm, tmp
     ]
     assert answers[0] == answers[1]
     evaluations = [row for row in tiny_farm.rows(whole) if "eval/kl" in row]
-    unsaid = {"eval/scores", "eval/raw_scores", "eval/rewards/judge", "eval/completions/unscored"}
+    unsaid = {
+        "eval/scores",
+        "eval/scores_std",
+        "eval/raw_scores",
+        "eval/rewards/judge",
+        "eval/completions/unscored",
+    }
     assert len(evaluations) == 2 and not any(unsaid & set(row) for row in evaluations)
     assert json.loads((whole / "samples/000004.jsonl").read_text().splitlines()[0])["score"] is None
     said = f"notice: reward.sources: {CLEAN} compares responses to one prompt, of which an evaluation samples one, so "

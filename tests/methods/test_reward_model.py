@@ -56,7 +56,8 @@ def sequences(*responses):
 
 
 def test_pairs_of_equal_length_count_half_for_the_longer(capsys):
-    reward_model._tell_longer_wins(Pairs(sequences(5, 4, 3, 1), sequences(2, 4, 3, 6)))
+    found = reward_model._longer_wins(Pairs(sequences(5, 4, 3, 1), sequences(2, 4, 3, 6)))
+    assert found == {"longer_wins": 0.5}
     assert capsys.readouterr().out == ("held-out pairs: the longer output is the chosen one in 50.0% of 4\n")
 
 

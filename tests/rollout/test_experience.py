@@ -329,6 +329,7 @@ def test_what_could_not_be_scored_gets_the_penalty_and_is_counted():
     )
     wanted = [PENALTY if b in (1, 3) else float(scored.scores_B[b]) for b in range(4)]  # row 3 did not end
     assert metrics["objective/scores"] == pytest.approx(np.mean(wanted), rel=1e-5)
+    assert metrics["objective/scores_std"] == pytest.approx(np.std(wanted), rel=1e-5)
     assert metrics["completions/unscored"] == 1 / 4
     assert metrics["objective/raw_scores"] == pytest.approx(
         np.mean(np.asarray(scored.scores_B)[[0, 2, 3]]), rel=1e-5

@@ -26,6 +26,7 @@ from rlhf_jax.evaluation.report.curves import (
     thin,
 )
 from rlhf_jax.evaluation.report.report_data import Report, ReportStage
+from rlhf_jax.evaluation.report.report_findings import findings_section
 
 # Were an output to slip through escaping, the browser would still refuse to run it or fetch for it.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -51,11 +52,13 @@ def write_report(path: str | os.PathLike[str], report: Report) -> Path:
 def render_page(report: Report) -> str:
     """Return the whole page as a string."""
     parts = {
-        # The order of the page: results first, then how training got there, then what the results rest on.
+        # The order of the page: results first and what spoils them, then how training got there, then what
+        # the results rest on.
         "verdicts": ("Published and found", claims.verdicts_section(report.verdicts)),
         "figures": ("Figures", claims.figures_section(report.measured)),
         "comparison": ("Table", claims.comparison_section(report.measured)),
         "leaderboard": ("Leaderboard", tables.leaderboard(report.leaderboard)),
+        "findings": ("Findings", findings_section(report.findings, report.looked_for, report.stages)),
         "ratings": ("Ratings of models", measures.ratings_section(report.ratings)),
         "methods": ("Method against method", measures.comparisons(report.differences, report.against)),
         "evaluators": ("Evaluators", measures.evaluators(report.evaluators)),

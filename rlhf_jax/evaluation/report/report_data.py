@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rlhf_jax.evaluation.claims.verdicts import Measured, Verdict
+from rlhf_jax.evaluation.doctor.findings import Finding
 from rlhf_jax.evaluation.leaderboards.leaderboard import LeaderboardRow
 from rlhf_jax.evaluation.measures.agreement import Agreement, Biases, Calibration
 from rlhf_jax.evaluation.measures.bootstrap import Difference
@@ -19,13 +20,14 @@ class ReportStage:
     """One stage of a study.
 
     rows: its metrics.jsonl, () for a stage without training. seconds: how long it took, None if not measured.
-    summary: one line about it ("3,000 pairs, 2 epochs").
+    summary: one line about it ("3,000 pairs, 2 epochs"). settings: its page, {} where that is not known.
     """
 
     name: str
     rows: Sequence[Mapping[str, object]] = ()
     seconds: float | None = None
     summary: str = ""
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Report:
     against: method -> other method -> length-controlled win rate. evaluators: annotators against a gold
     crowd. ratings: models on one scale. samples: a handful, as each is shown whole, methods side by side.
     verdicts, measured: a study's, on published claims and their rows.
+    findings: what the doctor found, the worst first. looked_for: subject, such as a stage -> what was looked for there.
     """
 
     title: str
@@ -81,3 +84,5 @@ class Report:
     samples: Sequence[ReportSample] = ()
     verdicts: Sequence[Verdict] = ()
     measured: Measured | None = None
+    findings: Sequence[Finding] = ()
+    looked_for: Mapping[str, Sequence[str]] = field(default_factory=dict)

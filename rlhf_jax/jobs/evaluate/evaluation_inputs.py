@@ -97,8 +97,16 @@ def read_stages(runs: str) -> tuple[list[ReportStage], list[str]]:
             notes.append(f"runs: {path}: {broken} broken lines left out")
         steps = [row["step"] for row in rows if isinstance(row.get("step"), int | float)]
         summary = f"{max(steps):,.0f} steps" if steps else ""
-        stages.append(ReportStage(name, rows, training_seconds(rows), summary))
+        stages.append(ReportStage(name, rows, training_seconds(rows), summary, _settings(Path(folder))))
     return stages, notes
+
+
+def _settings(folder: Path) -> dict:
+    """A run's page, for the findings about it; {} where it cannot be read, for then they are told without values."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def training_seconds(rows: Sequence[Mapping[str, object]]) -> float | None:

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from rlhf_jax import __version__
 from rlhf_jax.data.files.tables import write_parquet
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.doctor.examine_results import NOTHING, Examined
+from rlhf_jax.evaluation.doctor.findings import FINDINGS, findings_json
 from rlhf_jax.evaluation.leaderboards.alpaca_eval_files import NO_WEIGHTS, weights_csv
 from rlhf_jax.evaluation.leaderboards.leaderboard import (
     LeaderboardRow,
@@ -51,6 +53,7 @@ class Results:
     utilities: method -> [N], {} where they are not known. kinds: the family of every instruction [N], ()
     where that is not known. statuses: method -> status -> rows. costs: what judging took. reward_model: a
     `true_utility.RewardModelAgreement`, None where there is none. measured: the labels' further measures.
+    examined: what the doctor found.
     """
 
     outputs: Outputs
@@ -65,6 +68,7 @@ class Results:
     measured: Measures = dataclasses.field(default_factory=Measures)
     stages: Sequence[ReportStage] = ()
     notes: Sequence[str] = ()
+    examined: Examined = NOTHING
 
 
 def evaluation_text(found: Results) -> str:
@@ -78,6 +82,7 @@ def evaluation_text(found: Results) -> str:
             lines.append(f"  {r.name:<{width}}  {a.agreement:.1f} {interval_text(a.interval)}  n {a.n_total}")
         lines.append("")
     lines += reward_model_lines(found.reward_model)
+    lines += ["", *(one.line() for one in found.examined.findings)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -159,6 +164,8 @@ def report(found: Results, config: ConfigDict, judge: Judged) -> Report:
         differences=found.measured.differences,
         against=found.measured.against,
         samples=samples(found, config.seed),
+        findings=found.examined.findings,
+        looked_for=found.examined.looked_for,
     )
 
 
@@ -199,6 +206,7 @@ def write_results(found: Results, config: ConfigDict, judge: Judged, folder: Pat
             "leaderboard.md": leaderboard_markdown(found.rows),
             "leaderboard.txt": evaluation_text(found),
             "summary.json": as_json(evaluation_summary(found, config, judge)),
+            FINDINGS: findings_json(found.examined.findings, found.examined.looked_for),
         },
     )
     write_report(folder / "report.html", report(found, config, judge))

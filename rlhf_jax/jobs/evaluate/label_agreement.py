@@ -19,6 +19,7 @@ from rlhf_jax.evaluation.leaderboards.leaderboard import LeaderboardRow, average
 from rlhf_jax.evaluation.measures.win_rate import read_preferences, win_rate
 from rlhf_jax.jobs.evaluate import evaluation_measures as measures
 from rlhf_jax.jobs.evaluate import evaluation_results as results
+from rlhf_jax.jobs.evaluate.evaluation_findings import examine_evaluation
 from rlhf_jax.jobs.evaluate.evaluation_inputs import Key, Outputs
 from rlhf_jax.jobs.label_rows import one_per_pair, usable_labels
 from rlhf_jax.training.run.missing_inputs import named_paths
@@ -69,6 +70,7 @@ def run_label_agreement(config: ConfigDict, folder: Path) -> None:
         statuses={name: dict(Counter(map(_status, some))) for name, some in rows.items()},
         costs={},
         notes=measured.notes,
+        examined=examine_evaluation(config, board=board, judged=rows),
     )
     everyone = ", ".join(sorted(set(judges.values()))) or SHOWN
     results.write_results(found, config, results.Judged(everyone, (), f"{everyone} ({SHOWN})"), folder)

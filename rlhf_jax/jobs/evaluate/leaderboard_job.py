@@ -43,6 +43,7 @@ from rlhf_jax.feedback.judging import (
 from rlhf_jax.jobs.evaluate import evaluation_measures as measures
 from rlhf_jax.jobs.evaluate import evaluation_results as results
 from rlhf_jax.jobs.evaluate import label_agreement
+from rlhf_jax.jobs.evaluate.evaluation_findings import examine_evaluation
 from rlhf_jax.jobs.evaluate.evaluation_inputs import Outputs, read_outputs, read_stages
 from rlhf_jax.training.checkpoints import lock
 from rlhf_jax.training.run import missing_inputs
@@ -159,6 +160,14 @@ def _run(config: ConfigDict, folder: Path) -> None:
     )
     notes += measured.notes
     rows = _leaderboard(config, pool, outputs, judged, truth.get("utilities", {}), measured)
+    examined = examine_evaluation(
+        config,
+        board=rows,
+        judged={name: one.rows for name, one in judged.items()},
+        judges=truth.get("judges", ()),
+        reward_model=truth.get("reward_model"),
+        stages=stages,
+    )
     found = results.Results(
         outputs=outputs,
         rows=[*rows, *extras.published],
@@ -168,6 +177,7 @@ def _run(config: ConfigDict, folder: Path) -> None:
         costs=_costs([one.summary for one in judged.values()]),
         stages=[*stages, ReportStage("evaluate", (), time.monotonic() - started, asked)],
         notes=notes,
+        examined=examined,
         **truth,
     )
     results.write_results(found, config, _judged_by(pool), folder)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +33,11 @@ class Writer(Protocol):
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+# What else is told the rows of every run: (workdir, settings) -> a writer. `feedback.running_findings` puts itself here
+# where the front door loads it, since training does not know what reads rows.
+also_told: list[Callable[[str | PurePath, Mapping[str, Any]], Writer]] = []
 
 
 class JsonlWriter:
@@ -202,6 +207,8 @@ def make_writer(
         writers.append(TensorBoardWriter(Path(workdir) / "tensorboard"))
     if wandb_project:
         writers.append(WandbWriter(workdir, wandb_project, config or {}))
+    # Behind the file, which drops the rows that a run that goes on will write again.
+    writers += [make(workdir, config or {}) for make in also_told]
     return MultiWriter(writers)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -110,6 +111,8 @@ class Offline(NamedTuple):
         programs, for the memory plan, by which `enrich` adds to a batch before its step.
       members: several models that are trained side by side; None for one.
       judged: what evaluations measure of samples; the driver opens it where the page asks for a win rate.
+      rivals: what rules without a model reach on the held-out rows, by name; written with every evaluation, beside what
+        the model reaches.
     """
 
     loss: Callable[[ModelConfig, ConfigDict], LossFn]
@@ -121,6 +124,7 @@ class Offline(NamedTuple):
     before: Callable[[ConfigDict, Mesh, Any, Any, int], tuple[Phase, ...]] | None = None
     members: Members | None = None
     judged: SampledEvaluation | None = None
+    rivals: Mapping[str, float] = MappingProxyType({})
 
 
 def train_offline(session: Session, network: Network, method: Offline) -> Params:
@@ -172,7 +176,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         params = (frozen, params) if members else joined(frozen, params)
         batches = _eval_batches(held, config.batch_size, mesh)
         found = evaluator(params, (enrich(batch, params) for batch in batches))
-        return found | (method.judged.measure(params, step) if method.judged else {})
+        return found | method.rivals | (method.judged.measure(params, step) if method.judged else {})
 
     state = fit(
         config,
