@@ -68,10 +68,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _correlations(means_R2M: np.ndarray) -> np.ndarray:
-    """(Spearman, squared Pearson) of every two rows [R, 2]; NaN where a method lacks a value or all have the same."""
-    found = np.stack([_pearson(ranks(means_R2M)), _pearson(means_R2M) ** 2], -1)
-    found[np.isnan(means_R2M).any((1, 2))] = np.nan
-    return found
+    """(Spearman, squared Pearson) of every two rows [R, 2]; one of them is NaN where a method lacks its value, both
+    where all methods have the same."""
+    return np.stack([_pearson(ranks(means_R2M)), _pearson(means_R2M) ** 2], -1)
 
 
 def _pearson(values_R2M: np.ndarray) -> np.ndarray:

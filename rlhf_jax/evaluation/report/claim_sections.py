@@ -69,7 +69,7 @@ def figures_section(measured: Measured | None) -> str:
         return ""
     cards = []
     for chart in measured.publication.charts:
-        drawn = draw_figure(measured, chart)
+        drawn = claim_figure(measured, chart)
         if drawn:
             cards.append(
                 f'<figure class="card"><figcaption><h4>{escape_html(chart.title)}</h4></figcaption>{drawn}</figure>'
@@ -77,7 +77,7 @@ def figures_section(measured: Measured | None) -> str:
     return f'<div class="cards figures">{"".join(cards)}</div>' if cards else ""
 
 
-def draw_figure(measured: Measured, chart: ChartSpec) -> str:
+def claim_figure(measured: Measured, chart: ChartSpec) -> str:
     """The SVG of one figure; "" where nothing was measured that it could show."""
     options = chart.options
     if chart.kind == "scatter":

@@ -23,7 +23,7 @@ from rlhf_jax.evaluation.claims.published_claims import Publication, read_public
 from rlhf_jax.evaluation.claims.seeded_tables import SeededTable, seeded_table
 from rlhf_jax.evaluation.claims.verdicts import VERDICTS, Measured, Verdict, verdicts
 from rlhf_jax.evaluation.report.claim_charts import standalone
-from rlhf_jax.evaluation.report.claim_sections import draw_figure
+from rlhf_jax.evaluation.report.claim_sections import claim_figure
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.evaluation.report.report_data import Report, ReportSample, ReportStage, Response
 from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds, read_results
@@ -163,7 +163,7 @@ def _text(value: object) -> str:
 
 def _write_figures(measured: Measured, folder: Path) -> None:
     for i, chart in enumerate(measured.publication.charts, 1):
-        drawn = draw_figure(measured, chart)
+        drawn = claim_figure(measured, chart)
         if drawn:
             write_files(folder, {f"{i}_{chart.kind}.svg": standalone(drawn)})
 
