@@ -22,6 +22,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.claims.published_claims import Publication, read_publication
 from rlhf_jax.evaluation.claims.seeded_tables import SeededTable, seeded_table
 from rlhf_jax.evaluation.claims.verdicts import VERDICTS, Measured, Verdict, verdicts
+from rlhf_jax.evaluation.doctor.examine_results import examine_results
 from rlhf_jax.evaluation.report.claim_charts import standalone
 from rlhf_jax.evaluation.report.claim_sections import claim_figure
 from rlhf_jax.evaluation.report.page import write_report
@@ -145,6 +146,7 @@ def report(
     count = {verdict: sum(one.verdict == verdict for one in found) for verdict in VERDICTS}
     told = ", ".join(f"{n} {verdict if n == 1 else _MANY[verdict]}" for verdict, n in count.items() if n)
     subtitle = f"Of {len(found)} published claims: {told}" if found else ""
+    examined = examine_results(stages)
     return Report(
         title=paper.title,
         leaderboard=(),
@@ -154,6 +156,8 @@ def report(
         samples=drawn,
         verdicts=found,
         measured=measured,
+        findings=examined.findings,
+        looked_for=examined.looked_for,
     )
 
 
