@@ -116,7 +116,7 @@ def make_pairs(
     # What did not end is known to be bad, whether or not somebody could score it.
     usable_B = scored.readable_B | ~sampled.ended_B
     shape = (-1, samples)
-    best_B, worst_B, apart_B = best_and_worst(scores_B.reshape(shape), usable_B.reshape(shape))
+    best_B, worst_B = best_and_worst(scores_B.reshape(shape), usable_B.reshape(shape))
     first_B = jnp.arange(best_B.shape[0]) * samples
     columns = {
         "tokens": read.tokens_BT,
@@ -128,9 +128,9 @@ def make_pairs(
     for side, chosen_B in of.items():
         pairs |= {f"{side}_{name}": x[chosen_B] for name, x in columns.items()}
         pairs[f"ref_{side}"] = reference_B[chosen_B]
-    # The same text twice is no pair, also where rounding or a judge gave it two scores.
+    # Equal scores give one response twice; and the same text twice is no pair, whatever scores a judge gave it.
     unlike_B = jnp.any(pairs["chosen_tokens"] != pairs["rejected_tokens"], axis=1)
-    pairs["weight"] = (apart_B & unlike_B).astype(jnp.float32)
+    pairs["weight"] = unlike_B.astype(jnp.float32)
     enough_B = jnp.sum(usable_B.reshape(shape), axis=1) >= 2
     return pairs, rollout_metrics(read, sampled, scored, settings) | {
         **{
@@ -145,15 +145,14 @@ def make_pairs(
 
 def best_and_worst(
     scores_BN: Float[Array, "B N"], usable_BN: Bool[Array, "B N"]
-) -> tuple[Int[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
-    """(number of the best usable response of each prompt, of the worst, whether their scores differ).
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """(number of the best usable response of each prompt, of the worst).
 
-    Of equal ones the first is taken. Where none is usable, or one alone, their scores do not differ.
+    Of equal ones the first is taken, so both are the same where no score differs, and where none or one is usable.
     """
     best_B = jnp.argmax(jnp.where(usable_BN, scores_BN, -jnp.inf), axis=1)
     worst_B = jnp.argmin(jnp.where(usable_BN, scores_BN, jnp.inf), axis=1)
-    high_B, low_B = (jnp.take_along_axis(scores_BN, i[:, None], axis=1)[:, 0] for i in (best_B, worst_B))
-    return best_B, worst_B, high_B > low_B
+    return best_B, worst_B
 
 
 def _learner(
