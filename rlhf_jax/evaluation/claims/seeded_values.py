@@ -57,7 +57,9 @@ def estimate(values_SN: np.ndarray) -> Estimate:
     if items > 1:
         # Where an item lacks a seed the others stand for it; their level is taken out first.
         of_item_N = np.nanmean(values_SN - mean_S[:, None], 0)
-        terms.append((float(of_item_N.var(ddof=1)) / items, items - 1))
+        # One value for all items, such as the KL of a run, is a number of the seed as a whole: the items say nothing.
+        if np.ptp(of_item_N) > 0:
+            terms.append((float(of_item_N.var(ddof=1)) / items, items - 1))
     error, interval = _interval(mean, terms)
     return Estimate(mean, error, interval, seeds, items)
 
