@@ -91,7 +91,8 @@ def test_what_is_named_is_there(document):
         assert (ROOT / document).parent.joinpath(target).exists(), target
     for path in PATH.findall(text):
         assert "NAME" in path or (ROOT / path).exists(), path
-    pages = [load_page(str(path)) for path in (ROOT / "configs").glob("*.py") if path.stem != "common"]
+    files = [path for room in ("configs", "configs/studies") for path in (ROOT / room).glob("*.py")]
+    pages = [load_page(str(path)) for path in files if path.stem not in ("common", "base")]
     fields = {name for page in pages for name in leaves(page)}
     for name in re.findall(r"--config\.([\w.]+)=", text):
         assert name in fields | {"NAME"}, name
