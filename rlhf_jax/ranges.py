@@ -130,7 +130,7 @@ _FORMATS = (
 
 _PAIRS = ("eval/loss", *(f"eval/rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")))
 _ROLLOUTS = (
-    *("rlhf_reward", "scores", "raw_scores", "kl", "entropy", "sampling/logp_difference"),
+    *("rlhf_reward", "scores", "scores_std", "raw_scores", "kl", "entropy", "sampling/logp_difference"),
     *("completions/mean_length", "completions/ended", "completions/unscored", "win_rate"),
 )
 # What the evaluations of each trainer measure.

@@ -81,7 +81,8 @@ SHOW = ("objective/scores", "pool/best_scores", "loss/kl", "eval/scores")
 
 NEEDS = feedback_needs.SCORED_POLICY
 _EVALUATED = (
-    *("eval/scores", "eval/raw_scores", "eval/kl", "eval/entropy", "eval/sampling/logp_difference"),
+    *("eval/scores", "eval/scores_std", "eval/raw_scores", "eval/kl", "eval/entropy"),
+    "eval/sampling/logp_difference",
     *("eval/completions/mean_length", "eval/completions/ended", "eval/completions/unscored", "eval/win_rate"),
 )
 ranges.own_rows(

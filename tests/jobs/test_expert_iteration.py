@@ -18,7 +18,7 @@ from rlhf_jax.training.run import offline
 ROUND = ("samples", "scores", "best", "sft")
 
 
-class KilledError(Exception):
+class KilledError(BaseException):
     """Ends a study in the middle of a stage."""
 
 

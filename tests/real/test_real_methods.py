@@ -113,7 +113,9 @@ def test_a_reward_model_learns_ratings(model, tmp_path, loss):
     changes |= {"score_as": "sigmoid" if loss == "regression" else "logit", "center_on": ""}
     changes |= {"optimizer.learning_rate": 3e-4, "epochs": 6.0}
     found = train("reward_model:ratings", tmp_path / "ratings", changes)
-    assert series(found, "eval/loss")[-1] < 0.7 * series(found, "loss")[0]
+    # The ordinal loss has a floor: a rating between two thresholds is never certain while these are a step apart.
+    least = 0.7 if loss == "regression" else 0.8
+    assert series(found, "eval/loss")[-1] < least * series(found, "loss")[0]
     assert series(found, "eval/ratings/error")[-1] < series(found, "ratings/error")[0]
     for good, bad in scored(tmp_path / "ratings" / "export", tmp_path)[:2]:
         assert good > bad

@@ -31,6 +31,7 @@ from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds, read_
 from rlhf_jax.jobs.evaluate.evaluation_inputs import read_stages
 from rlhf_jax.jobs.evaluate.evaluation_results import as_json, plain_numbers, write_files
 from rlhf_jax.training.checkpoints import lock
+from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.run import missing_inputs
 from rlhf_jax.training.run.missing_inputs import FILE, NAMED_TABLES, Needs, Read, made_by
 
@@ -42,6 +43,7 @@ ranges.own_rows("compare", claims=ranges.TEXT, results=ranges.TEXT, samples=rang
 _MANY = dict(zip(VERDICTS, ("show", "do not show", "cannot be told", "not measured"), strict=True))
 
 
+@one_writer
 def run(config: ConfigDict, workdir: str) -> None:
     """Writes verdicts.txt, verdicts.json, comparison.csv, report.html and figures/*.svg to WORKDIR."""
     ranges.check_ranges(config.to_dict())
