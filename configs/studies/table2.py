@@ -4,6 +4,9 @@
 
 Three seeds of everything behind the SFT model: pairs, labels, the reward model, and what each method makes of them.
 `:table2,quick` is one seed of the paper's own methods with fewer labels.
+
+At seed 0: PPO 60.9, DPO 58.9, best of 16 56.6, expert iteration 59.6, FeedME 52.0, Quark 60.3, reward conditioning
+51.2, SFT 49.9 % by the simulated judges; their ranks and the true ones: Spearman 0.93 [0.52, 0.96] over 13 methods.
 """
 
 from ml_collections import ConfigDict
