@@ -46,7 +46,11 @@ def of_folder(workdir):
 
 
 def marks(workdir):
-    return set(workdir.rglob("finished.json"))
+    while True:
+        try:
+            return set(workdir.rglob("finished.json"))
+        except FileNotFoundError:  # A folder of the running study that it has just moved or taken away.
+            continue
 
 
 def kill_after(workdir, finished, rng):
