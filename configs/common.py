@@ -49,6 +49,15 @@ def trained_model(model: ConfigDict) -> None:
     model.attention = "auto"  # Or xla, cudnn (NVIDIA), splash (TPU).
 
 
+def scored_by(model: ConfigDict) -> None:
+    """The reward model of a method that samples."""
+    # Any reward model: of another size, family, tokenizer or template than the policy. One with the policy's tokenizer
+    # and template reads the sampled tokens, others the text; what that takes is in timing_s/score.
+    model.reward = "runs/farm/reward_model/export"
+    model.reward_adapter = ""  # A PEFT folder that is laid over it; it may bring the score head.
+    model.reward_template = ""  # Of the text that it reads, such as chat; "": data.template.
+
+
 def read_rewards(model: ConfigDict) -> None:
     """How the scores of a reward model that is an ensemble become one."""
     model.combine = ""  # mean, min or mean_minus_variance; "": as the ensemble's own file says.

@@ -35,11 +35,7 @@ def microfarm() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.policy = "runs/farm/sft/export"  # Policy at step 0, and the frozen reference.
-    # Any reward model: of another size, family, tokenizer or template than the policy. One with the policy's tokenizer
-    # and template reads the sampled tokens, others the text; what that takes is in timing_s/score.
-    c.model.reward = "runs/farm/reward_model/export"
-    c.model.reward_adapter = ""  # A PEFT folder that is laid over it; it may bring the score head.
-    c.model.reward_template = ""  # Of the text that it reads, such as chat; "": data.template.
+    common.scored_by(c.model)
     # Where its score stands: eos (behind the response), last (the response's last token), template (the last token that
     # the chat template writes). "": as its config.json says, else template for chat and eos for others.
     c.model.score_at = ""

@@ -8,7 +8,8 @@ models and fewer steps. --config.seeds="(0,1,2)" repeats all behind the SFT mode
 
 At seed 0 (two CPU cores shared with other runs, 62 minutes for three of the reward models with 260 steps), true win
 rate along PPO: people's labels 37.3 to 68.4 (steps 40 to 60) to 41.2 %, the pool 37.3 to 63.1 to 29.1 %, the careful
-judge 37.3 to 72.9 to 53.7 %; the scores of all three rise to the end. docs/findings.md has the rest.
+judge 37.3 to 72.9 to 53.7 %; the scores end at their highest, the pool's within 0.01 of it. docs/findings.md has the
+rest.
 """
 
 from ml_collections import ConfigDict

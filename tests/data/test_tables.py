@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf_jax.data.files import tables
-from rlhf_jax.data.files.tables import read_table, write_jsonl, write_parquet
+from rlhf_jax.data.files.tables import read_results, read_table, write_jsonl, write_parquet
 from rlhf_jax.errors import UserError
 
 ROWS = [{"instruction": "é日", "input": "", "n": 1}, {"instruction": "b\nc", "input": "x", "n": None}]
@@ -176,3 +176,12 @@ def test_no_jax_and_no_slow_imports():
     assert result.stdout.strip() == "[]"
     assert time.time() - began < 20
     assert tables.read_table is read_table
+
+
+def test_measured_tables_read_numbers_and_leave_names(tmp_path):
+    (tmp_path / "a.csv").write_text("model,score,low\n7,61.5,\nppo,1e2,60\n")
+    first, second = read_results(str(tmp_path / "a.csv"), ("model",))
+    assert first == {"model": "7", "score": 61.5, "low": ""}
+    assert second == {"model": "ppo", "score": 100.0, "low": 60.0}
+    write_parquet(tmp_path / "a.parquet", [{"model": "7", "score": 61.5}])
+    assert read_results(str(tmp_path / "a.parquet"), ("model",)) == [{"model": "7", "score": 61.5}]

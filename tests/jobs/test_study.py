@@ -3,7 +3,6 @@
 The programs are stood in for. What they write are the names of what was asked for; what they read is looked for.
 """
 
-import errno
 import json
 import re
 import shutil
@@ -13,72 +12,20 @@ from types import SimpleNamespace
 import pytest
 import tiny_farm
 from ml_collections import ConfigDict
+from stood_in_programs import FARM, KilledError, Programs, farm, stand_in
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs.study import study_job, study_stages
 from rlhf_jax.jobs.study.study_stages import plan_stages
-from rlhf_jax.programs import check_values, program
+from rlhf_jax.programs import check_values
 from rlhf_jax.settings import load_page
 from rlhf_jax.settings.page_fields import check_fields
 from rlhf_jax.training.run.missing_inputs import Needs, train_and_eval
 
-FARM = ["data", "sft", "pairs", "val_pairs", "labels", "reward_model", "scores", "dpo", "ppo"]
-FARM += ["outputs/sft", "outputs/dpo", "outputs/ppo", "evaluate"]
-_SPLITS = ("sft.parquet", "preference.parquet", "unlabeled.parquet", "val.parquet", "eval.parquet")
-MAKES = {
-    "make_data": (*_SPLITS, "tokenizer/tokenizer.json"),
-    "generate": ("outputs.parquet",),
-    "annotate": ("labels.parquet",),
-    "score": ("scores.parquet",),
-    "evaluate": ("report.html", "leaderboard.csv", "leaderboard.txt"),
-}
-
-
-class KilledError(BaseException):
-    """Ends a study in the middle of a stage."""
-
-
-class Programs:
-    """Stands in for `program`; notes what was run, and with which settings."""
-
-    def __init__(self):
-        self.ran, self.given, self.kill, self.makes, self.fail = [], {}, "", dict(MAKES), {}
-
-    def __call__(self, name):
-        def run(config, workdir):
-            folder = Path(workdir)
-            self.ran.append(folder.name if folder.parent.name != "outputs" else f"outputs/{folder.name}")
-            self.given[self.ran[-1]] = config
-            if self.ran[-1] in self.fail:
-                raise self.fail[self.ran[-1]]
-            for file in self.makes.get(name, ("export/config.json",)):
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (folder / file).write_text(f"{file} of {folder.name}")
-            if self.ran[-1] == self.kill:
-                raise KilledError
-
-        return SimpleNamespace(run=run, NEEDS=program(name).NEEDS)
-
-    def run(self, page, workdir):
-        """The stages that a study of this page runs, in order."""
-        self.ran.clear()
-        study_job.run(page, str(workdir))
-        return list(self.ran)
-
 
 @pytest.fixture
 def programs(monkeypatch):
-    found = Programs()
-    monkeypatch.setattr(study_stages, "load_program", lambda page: found(page.job))
-    monkeypatch.chdir(tiny_farm.ROOT)
-    return found
-
-
-def farm(**changes):
-    page = load_page("configs/farm.py")
-    judges = {f"{name}.judges": "configs/judges/micro_clean.yaml" for name in ("labels", "evaluate")}
-    page.update_from_flattened_dict(judges | changes)
-    return page
+    return stand_in(monkeypatch)
 
 
 def small(*stages, **groups):
@@ -307,115 +254,15 @@ def test_what_a_stage_should_have_made_is_missed_when_it_ends(programs, tmp_path
     assert programs.ran == []
 
 
-@pytest.mark.parametrize("error", [UserError("beta: 7; use less"), ZeroDivisionError("division by zero")])
-def test_a_stage_that_fails_is_named_and_leaves_the_others(programs, tmp_path, capsys, error):
-    programs.fail["dpo"] = error
-    name = "" if isinstance(error, UserError) else "ZeroDivisionError: "
-    with pytest.raises(UserError) as found:
-        programs.run(farm(), tmp_path / "run")
-    assert str(found.value) == (
-        f"dpo: {name}{error}; not run for want of it: outputs/dpo, evaluate; the same command runs what is missing, "
-        "and keeps what is done, 10 of 13 stages"
-    )
-    assert programs.ran == [name for name in FARM if name not in ("outputs/dpo", "evaluate")]
-    out, told = capsys.readouterr()
-    assert "[10] outputs/dpo: not run, as it reads dpo\n" in out and f"error: dpo: {name}{error}\n" in told
-    assert ("Traceback" in told) == bool(name)
-    programs.fail.clear()
-    assert programs.run(farm(), tmp_path / "run") == ["dpo", "outputs/dpo", "evaluate"]
-
-
-def test_a_full_disk_is_no_failure_of_one_stage(programs, tmp_path):
-    programs.fail["sft"] = OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(OSError):
-        programs.run(farm(), tmp_path / "run")
-    assert programs.ran == ["data", "sft"]
-
-
-def seeded(**changes):
-    """One world and SFT model, and for each of two seeds a DPO run and its outputs; a ranking of all of them."""
-    page = farm(**{"seeds": (3, 5), "once": ("data", "sft", "evaluate")} | changes)
-    page.evaluate.outputs = "sft={data}/eval.parquet,dpo={outputs/dpo}/outputs.parquet"
-    page.evaluate.runs, page.evaluate.labels, page.evaluate.scored = "sft={sft},dpo={dpo}", "", ""
-    keep = {"data", "sft", "pairs", "labels", "dpo", "outputs/dpo", "evaluate"}
-    page.stages = tuple(stage for stage in page.stages if stage[0] in keep)
-    return page
-
-
-def test_stages_are_run_for_every_seed_and_read_those_of_their_own(programs, tmp_path):
-    each = ("pairs", "labels", "dpo", "outputs/dpo")
-    stages = {stage.name: stage for stage in plan_stages(seeded(), "W")}
-    assert list(stages) == [
-        *("data", "sft"),
-        *(f"seed_{seed}/{name}" for seed in (3, 5) for name in each),
-        "evaluate",
-    ]
-    assert [stages[f"seed_{seed}/dpo"].config.seed for seed in (3, 5)] == [3, 5] and stages[
-        "sft"
-    ].config.seed == 0
-    dpo = stages["seed_5/dpo"].config
-    assert (dpo.data.train, dpo.model.init) == ("W/seed_5/labels/labels.parquet", "W/sft/export")
-    assert stages["seed_5/dpo"].upstream == ("data", "sft", "seed_5/labels")
-    ranked = stages["evaluate"].config
-    assert ranked.outputs == (
-        "sft=W/data/eval.parquet,dpo@3=W/seed_3/outputs/dpo/outputs.parquet,"
-        "dpo@5=W/seed_5/outputs/dpo/outputs.parquet"
-    )
-    assert ranked.runs == "sft=W/sft,dpo@3=W/seed_3/dpo,dpo@5=W/seed_5/dpo"
-    assert set(stages["evaluate"].upstream) >= {"seed_3/outputs/dpo", "seed_5/outputs/dpo", "seed_3/dpo"}
-    # A third seed leaves what there is of the others, and the ranking of all is made again.
-    assert len(programs.run(seeded(), tmp_path / "run")) == 11
-    again = programs.run(seeded(seeds=(3, 5, 6)), tmp_path / "run")
-    assert again == ["pairs", "labels", "dpo", "outputs/dpo", "evaluate"]
-    assert programs.given["dpo"].seed == 6
-
-
-def test_a_group_that_is_seeds_ahead_stays_so_and_a_stage_may_have_its_own_seed():
-    page = seeded()
-    page.dpo = ConfigDict(page.dpo.to_dict() | {"seed": 10})  # No longer the page's own.
-    page.stages = tuple((*s, "seed=1") if s[0] == "pairs" else s for s in page.stages)
-    stages = {stage.name: stage for stage in plan_stages(page, "W")}
-    assert [stages[f"seed_{seed}/dpo"].config.seed for seed in (3, 5)] == [13, 15]
-    assert [stages[f"seed_{seed}/pairs"].config.seed for seed in (3, 5)] == [1, 1]
-
-
-def test_a_stage_of_one_seed_is_named_in_full():
-    page = seeded(**{"sft.data.eval": "{data}/val.parquet"})
-    page.stages = (
-        *page.stages[:-1],
-        ("again", "dpo", "model.init={seed_5/dpo}/export", "data.train={seed_3/labels}"),
-    )
-    page.once, page.report = ("data", "sft", "again"), ""
-    found = plan_stages(page, "W")[-1]
-    assert (found.name, found.config.model.init) == ("again", "W/seed_5/dpo/export")
-    assert found.upstream == ("data", "seed_3/labels", "seed_5/dpo")
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"seeds": (1, 1)}, "seeds: 1 is listed twice"),
-        ({"once": ("data", "sft", "evaluat")}, "once: no stage is named 'evaluat'; did you mean evaluate?"),
-        ({"evaluate.baseline": "{outputs/dpo}/outputs.parquet"}, "evaluate.baseline: {outputs/dpo}/outputs.parquet: "
-         "outputs/dpo is run for every seed, and this stage once for all; name one of them, as in {seed_3/"),
-        ({"seeds": (-1,)}, "seeds: (-1,); use a tuple of whole numbers, such as (0,1,2), or () for"),
-    ],
-)  # fmt: skip
-def test_seeds_that_cannot_be_are_refused(programs, tmp_path, changes, said):
-    with pytest.raises(UserError, match=f"^{re.escape(said)}"):
-        programs.run(seeded(**changes), tmp_path / "run")
-    assert programs.ran == []
-
-
 def test_jobs_of_one_process_are_run_by_the_first_alone(programs, tmp_path, monkeypatch):
     """As process 1 of two sees it: it is told what is finished, and only waits for what the first one does."""
     waited = []
-    for name, stand_in in (
+    for name, stood_in in (
         ("is_main", lambda: False),
         ("from_main", lambda name, value, *_: False if name.endswith("finished") else ""),
         ("barrier", lambda name, **_: waited.append(name)),
     ):
-        monkeypatch.setattr(study_job.startup, name, stand_in)
+        monkeypatch.setattr(study_job.startup, name, stood_in)
     alone = {"data", "labels", "evaluate"}
     assert programs.run(farm(), tmp_path / "run") == [name for name in FARM if name not in alone]
     assert [name for name in waited if name in FARM] == FARM

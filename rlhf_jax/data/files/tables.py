@@ -5,6 +5,7 @@ never a half.
 """
 
 import contextlib
+import csv
 import difflib
 import json
 import os
@@ -16,7 +17,7 @@ from rlhf_jax.data.files.splits import is_hub_name, read_folder, read_hub, split
 from rlhf_jax.data.files.table_files import read_file
 from rlhf_jax.errors import UserError
 
-__all__ = ["is_hub_name", "read_rows", "read_table", "write_jsonl", "write_parquet"]
+__all__ = ["is_hub_name", "read_results", "read_rows", "read_table", "write_jsonl", "write_parquet"]
 
 Row = dict[str, Any]
 
@@ -38,6 +39,27 @@ def read_table(source: str | Path, columns: Sequence[str] | None = None, *, made
             flush=True,
         )
     return rows
+
+
+def read_results(path: str, names: Sequence[str]) -> list[Row]:
+    """The rows of a table that a job has measured; in a CSV file what reads as a number is one.
+
+    names: columns that name something and stay text, such as a model that is called 7.
+    """
+    if not path.endswith(".csv"):
+        return read_table(path)
+    with open(path, newline="", encoding="utf-8") as file:
+        return [
+            {column: text if column in names else _as_number(text) for column, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _as_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def read_rows(source: str | Path, columns: Sequence[str] | None = None, *, made_by: str = "") -> list[Row]:

@@ -60,17 +60,15 @@ def rank_agreement(
     return RankAgreement(float(at[0]), spearman, float(at[1]), r2, len(methods))
 
 
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis from 1 on, smallest first; equal values share the mean of their ranks."""
-    less = (values[..., :, None] > values[..., None, :]).sum(-1)
-    same = (values[..., :, None] == values[..., None, :]).sum(-1)
-    return less + (same + 1) / 2
-
-
 def _correlations(means_R2M: np.ndarray) -> np.ndarray:
-    """(Spearman, squared Pearson) of every two rows [R, 2]; one of them is NaN where a method lacks its value, both
-    where all methods have the same."""
-    return np.stack([_pearson(ranks(means_R2M)), _pearson(means_R2M) ** 2], -1)
+    """(Spearman, squared Pearson) of every two rows [R, 2].
+
+    NaN where a method lacks its value, and where all have the same.
+    """
+    from scipy import stats  # Here, because it takes half a second and every report imports this module.
+
+    ranks_R2M = stats.rankdata(means_R2M, axis=-1)
+    return np.stack([_pearson(ranks_R2M), _pearson(means_R2M) ** 2], -1)
 
 
 def _pearson(values_R2M: np.ndarray) -> np.ndarray:

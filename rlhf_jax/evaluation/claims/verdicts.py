@@ -18,7 +18,7 @@ from rlhf_jax.evaluation.claims.seeded_values import Estimate, difference, estim
 
 VERDICTS = ("shows", "does not show", "cannot be told", "not measured")
 SHOWS, NOT, OPEN, MISSING = VERDICTS
-_BY_SIGN = {1: SHOWS, -1: NOT, 0: OPEN}
+BY_SIGN = {1: SHOWS, -1: NOT, 0: OPEN}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def _verdict(claim: Claim, measured: Measured) -> Verdict:
     digits = measured.publication.columns[claim.column].digits
     if claim.kind == "greater":
         ahead, told = _ahead(*claim.of, claim, measured, digits)
-        return Verdict(claim, MISSING if math.isnan(ahead.mean) else _BY_SIGN[ahead.sign], told)
+        return Verdict(claim, MISSING if math.isnan(ahead.mean) else BY_SIGN[ahead.sign], told)
     if claim.kind == "close":
         return _close(claim, measured, digits)
     if claim.kind == "near":
@@ -147,7 +147,7 @@ def _curve(claim: Claim, measured: Measured, digits: int) -> Verdict:
         low, high = change.interval
         verdict = NOT if low > claim.within else SHOWS if high <= claim.within else OPEN
     else:
-        verdict = _BY_SIGN[change.sign]
+        verdict = BY_SIGN[change.sign]
     return Verdict(claim, verdict, told)
 
 

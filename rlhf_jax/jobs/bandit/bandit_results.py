@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_jax.evaluation.claims.published_claims import Claim
 from rlhf_jax.evaluation.claims.seeded_values import Estimate, estimate
-from rlhf_jax.evaluation.claims.verdicts import NOT, OPEN, SHOWS, Verdict, estimate_text
+from rlhf_jax.evaluation.claims.verdicts import BY_SIGN, NOT, OPEN, SHOWS, Verdict, estimate_text
 from rlhf_jax.jobs.bandit.bandit_policies import Fit
 
 # In the order of the figure's legend.
@@ -93,7 +93,7 @@ def claims_held(found: Bandit) -> list[Verdict]:
         ahead = gap(found, claim)
         sign = ahead.over.sign if len(found.seeds) > 1 else 1 if ahead.first > 0 else -1
         told = f"{' - '.join(POLICIES[name] for name in claim.of)} {mean_text(ahead, 4, signed=True)}"
-        out.append(Verdict(claim, {1: SHOWS, -1: NOT, 0: OPEN}[sign], told))
+        out.append(Verdict(claim, BY_SIGN[sign], told))
     return out
 
 

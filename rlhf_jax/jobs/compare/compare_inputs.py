@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
 
-from rlhf_jax.data.records.records import read_table
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.report.report_data import ReportStage
 from rlhf_jax.settings.pages import closest
@@ -37,21 +34,6 @@ def by_seed(text: str, field: str, known: Iterable[str]) -> dict[str, dict[str, 
                 f"{field}: {name} is there with a seed and without one; write {name}@SEED=FILE for each"
             )
     return found
-
-
-def read_results(path: str) -> list[dict[str, Any]]:
-    """The rows of a table that another stage has written; of a CSV file numbers are read as such."""
-    if not path.endswith(".csv"):
-        return read_table(path)
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: _number(text) for name, text in row.items()} for row in csv.DictReader(file)]
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def mean_over_seeds(stages: Sequence[ReportStage]) -> list[ReportStage]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from rlhf_jax import __version__, ranges
+from rlhf_jax.data.files.tables import read_results
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.claims.published_claims import Publication, read_publication
 from rlhf_jax.evaluation.claims.seeded_tables import SeededTable, seeded_table
@@ -27,9 +28,9 @@ from rlhf_jax.evaluation.report.claim_charts import standalone
 from rlhf_jax.evaluation.report.claim_sections import claim_figure
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.evaluation.report.report_data import Report, ReportSample, ReportStage, Response
-from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds, read_results
+from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds
 from rlhf_jax.jobs.evaluate.evaluation_inputs import read_stages
-from rlhf_jax.jobs.evaluate.evaluation_results import as_json, plain_numbers, write_files
+from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
 from rlhf_jax.training.checkpoints import lock
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.run import missing_inputs
@@ -63,7 +64,7 @@ def run(config: ConfigDict, workdir: str) -> None:
             {
                 "config.json": as_json(config.to_dict()),
                 "verdicts.txt": text,
-                "verdicts.json": as_json(plain_numbers([_plain(one) for one in found])),
+                "verdicts.json": as_json([_plain(one) for one in found]),
                 "comparison.csv": comparison_csv(measured),
             },
         )
@@ -76,8 +77,9 @@ def run(config: ConfigDict, workdir: str) -> None:
 def read_seeds(name: str, publication: Publication, files: Mapping[str, str]) -> SeededTable:
     """One table of every seed, with the columns that the publication asks of it."""
     columns = [column.column for column in publication.columns.values() if column.table == name]
-    rows = {seed: read_results(path) for seed, path in files.items()}
-    return seeded_table(name, publication.tables[name], list(dict.fromkeys(columns)), rows)
+    spec = publication.tables[name]
+    rows = {seed: read_results(path, (spec.row, *spec.item)) for seed, path in files.items()}
+    return seeded_table(name, spec, list(dict.fromkeys(columns)), rows)
 
 
 def verdicts_text(publication: Publication, found: list[Verdict]) -> str:
@@ -113,7 +115,8 @@ def samples(
     spec = publication.samples
     if not (spec and count and named.get(spec.table)):
         return []
-    rows = read_results(next(iter(named[spec.table].values())))
+    table = publication.tables[spec.table]
+    rows = read_results(next(iter(named[spec.table].values())), (table.row, *table.item, spec.text))
     there = set().union(*rows)
     for column in filter(None, (spec.text, spec.score)):
         if column not in there:
@@ -122,7 +125,6 @@ def samples(
                 f"{', '.join(sorted(there))}"
             )
     found: dict[tuple[str, ...], dict[str, Response]] = {}
-    table = publication.tables[spec.table]
     for row in rows:
         item, name = tuple(_text(row.get(column)) for column in table.item), _text(row[table.row])
         label = publication.rows[name].label if name in publication.rows else name

@@ -5,10 +5,8 @@ Also measures how far the scores tell the models apart, and how they agree with 
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -19,7 +17,7 @@ from rlhf_jax.annotation.formats.arena_hard_files import (
     read_arena_answers,
     read_arena_judgments,
 )
-from rlhf_jax.data.files.tables import columns_of, read_table, require_columns
+from rlhf_jax.data.files.tables import columns_of, read_results, read_table, require_columns
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.benchmarks.arena_hard import ArenaBoard, ArenaGame, arena_board
 from rlhf_jax.evaluation.benchmarks.response_style import style_counts, style_differences
@@ -201,11 +199,7 @@ def _two_answers(
 
 def _reference(path: str) -> tuple[dict[str, float], dict[str, Interval]]:
     """Scores and, where the file has them, intervals by model: of a CSV file or a table, as this job writes both."""
-    if Path(path).suffix == ".csv":
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            rows: list[dict] = list(csv.DictReader(file))
-    else:
-        rows = read_table(path)
+    rows = read_results(path, ("model",))
     if not rows:
         raise UserError(f"reference: {path}: it has no rows")
     require_columns(rows, ("model",), path)
