@@ -113,6 +113,9 @@ def seeds(c: ConfigDict) -> None:
     """How often a study runs its stages."""
     c.seeds = ()  # (0,1,2): every stage once for each of these, in folders seed_N/NAME; (): for the page's seed alone.
     c.once = ()  # The stages that are run once for all seeds.
+    c.at_once = (
+        1  # Stages that run at one time on a machine without accelerators, each on its share of the cores.
+    )
 
 
 def processes(c: ConfigDict) -> None:

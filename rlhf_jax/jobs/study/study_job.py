@@ -7,17 +7,16 @@ leaves alone all stages but those that read what it should have made.
 from __future__ import annotations
 
 import shutil
-import sys
 import time
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
-from rlhf_jax.errors import UserError, problem_of_machine
-from rlhf_jax.jobs.study.study_fingerprints import fingerprint
+from rlhf_jax.errors import UserError
+from rlhf_jax.jobs.study.study_run import run_stages
 from rlhf_jax.jobs.study.study_stages import Stage, plan_stages
 from rlhf_jax.parallel import startup
 from rlhf_jax.programs import check_jobs, check_values
@@ -37,8 +36,8 @@ ranges.own_rows(
         lambda value: isinstance(value, tuple | list) and all(map(ranges.is_text, value)),
         "a tuple of names of stages",
     ),
+    at_once=ranges.whole(1),
 )
-_LONGEST_S = 24 * 3600.0  # That the other processes wait for a stage which one of them runs.
 
 
 @folders.one_writer
@@ -57,53 +56,13 @@ def run(config: ConfigDict, workdir: str) -> None:
     root = Path(workdir)
     folders.prepare_workdir(workdir, config.to_dict())
     started = time.monotonic()
-    ran, failed = _run_stages(stages, root)
+    ran, failed = run_stages(stages, root, _at_once(config.at_once))
     if startup.is_main():
         if config.report in ran:
             _show_report(root / config.report, root, told=ran[config.report])
         print(f"done in {time.monotonic() - started:.0f} s", flush=True)
     if failed:
         raise UserError(_what_failed(failed, stages))
-
-
-def _run_stages(stages: list[Stage], root: Path) -> tuple[dict[str, bool], dict[str, str]]:
-    """Runs what can be run: (stage -> whether it was run or finished before, stage -> why it is not there)."""
-    ran: dict[str, bool] = {}
-    failed: dict[str, str] = {}
-    for number, stage in enumerate(stages):
-        lacking = [name for name in stage.upstream if name in failed]
-        if stage.name in failed or lacking:
-            failed.setdefault(stage.name, f"it reads {', '.join(lacking)}")
-            if startup.is_main():
-                why = f"as {failed[stage.name]}" if lacking else "see above"
-                print(f"[{number}] {stage.name}: not run, {why}", flush=True)
-            continue
-        try:
-            ran[stage.name] = _run_stage(number, stage, stages, root)
-        except Exception as error:
-            failed[stage.name] = _told(error, stage.name)
-        for reader in stages if stage.name in ran else ():
-            if stage.name in reader.upstream and reader.name not in failed:
-                try:
-                    _check_reader(reader, root / stage.name)
-                except UserError as error:
-                    failed[reader.name] = _told(error, reader.name)
-    return ran, failed
-
-
-def _told(error: Exception, stage: str) -> str:
-    """Prints why a stage failed, as the front door would, and returns it in a line.
-
-    Raises again what is no failure of one stage: a full disk, and anything where other processes take part.
-    """
-    if startup.process_count() > 1 or problem_of_machine(error) is not None:
-        raise error
-    line = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    if not isinstance(error, UserError):
-        traceback.print_exception(error)
-    line = line if line.startswith((f"{stage}.", f"{stage}:")) else f"{stage}: {line}"
-    print(f"error: {line}", file=sys.stderr, flush=True)
-    return line
 
 
 def _what_failed(failed: Mapping[str, str], stages: list[Stage]) -> str:
@@ -115,6 +74,15 @@ def _what_failed(failed: Mapping[str, str], stages: list[Stage]) -> str:
     waits = f"; not run for want of {'it' if len(first) == 1 else 'them'}: {', '.join(rest)}" if rest else ""
     done = f"{len(stages) - len(failed)} of {len(stages)} stages"
     return f"{line}{waits}; the same command runs what is missing, and keeps what is done, {done}"
+
+
+def _at_once(asked: int) -> int:
+    """How many stages are run at one time: where there are accelerators, or other processes, each takes all of them."""
+    if asked == 1 or (startup.process_count() == 1 and jax.default_backend() == "cpu"):
+        return asked
+    if startup.is_main():
+        print(f"at_once: {asked} is for the CPUs of one machine; here one stage runs at a time", flush=True)
+    return 1
 
 
 def _check_report(report: str, stages: list[Stage]) -> None:
@@ -136,30 +104,6 @@ def _check_stages(stages: list[Stage], config: ConfigDict, workdir: str) -> None
 def _made(stage: Stage, workdir: str) -> tuple[str, ...]:
     """The folders whose contents need not be there yet."""
     return tuple(str(Path(workdir) / name) for name in stage.upstream)
-
-
-def _run_stage(number: int, stage: Stage, stages: list[Stage], root: Path) -> bool:
-    """Runs a stage unless it is finished, and says which; True when it was run."""
-    where, mark, finished = root / stage.name, "", False
-    if startup.is_main():  # It alone reads the files that decide, so that all processes do the same.
-        mark = fingerprint(stage, root, [other.name for other in stages])
-        finished = folders.is_finished(where, mark)
-        what = "finished before" if finished else stage.config.job
-        print(f"[{number}] {stage.name}: {what}", flush=True)
-    if startup.from_main(f"{stage.name} finished", finished, startup.SLOW_S):
-        return False
-    folders.unfinish(where)
-    if stage.joins or startup.is_main():
-        stage.program.run(stage.config, str(where))
-    startup.barrier(stage.name, timeout_s=_LONGEST_S)
-    folders.finish(where, mark)
-    return True
-
-
-def _check_reader(reader: Stage, made: Path) -> None:
-    """A file that a stage should have made and has not is missed as soon as it ends, not when another reads it."""
-    if startup.is_main():
-        missing_inputs.check_made(reader.program.NEEDS, reader.config, reader.prefix, str(made))
 
 
 def _show_report(stage: Path, root: Path, *, told: bool) -> None:
