@@ -23,6 +23,7 @@ import rlhf_jax
 from rlhf_jax.errors import StoppedError, UserError
 from rlhf_jax.jobs.study.stage_process import MACHINE, STOPPED, Work
 from rlhf_jax.jobs.study.study_stages import Stage
+from rlhf_jax.training.checkpoints import workdir as folders
 
 LOG = "output.txt"  # In a stage's folder: what it has printed.
 _LOOK_S, _TELL_S = 0.2, 60.0
@@ -64,8 +65,9 @@ class StageProcesses:
     def start(self, stage: Stage, folder: Path) -> None:
         """Starts a stage; `full` must not be so."""
         slot = min(set(range(self._at_once)) - {r.slot for r in self._running})
-        folder.mkdir(parents=True, exist_ok=True)
         log = folder / LOG
+        folder.mkdir(parents=True, exist_ok=True)
+        folders.unfinish(folder)
         # The package is found where this process has found it.
         root = str(Path(rlhf_jax.__file__).parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

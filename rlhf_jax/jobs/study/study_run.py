@@ -65,12 +65,11 @@ class _Run:
                 print(f"[{number}] {stage.name}: not run, {why}", flush=True)
         elif self._is_finished(number, stage):
             self._found(stage, new=False)
-        else:
+        elif self.processes is None:
             folders.unfinish(self.root / stage.name)
-            if self.processes is not None:
-                self.processes.start(stage, self.root / stage.name)
-            else:
-                self._ended(stage, self._run_here(stage))
+            self._ended(stage, self._run_here(stage))
+        else:
+            self.processes.start(stage, self.root / stage.name)
 
     def _is_finished(self, number: int, stage: Stage) -> bool:
         """Says what a stage is, and keeps the mark of what it is made of; whether it need not be run."""
