@@ -154,7 +154,9 @@ def best_rows(name: str, path: str, baseline: Baseline, counts: Counter[str]) ->
         weights = order_weights(len(pairs))
         for n in (n for n in places if n <= len(pairs)):
             w = weights[n - 1]
-            yield _row(name, prompt, {"n": n}, w @ scores, w @ own, w @ wins)
+            row = _row(name, prompt, {"n": n}, w @ scores, w @ own, w @ wins)
+            # Of the best of n draws (Stiennon et al. 2020, appendix G.3), whatever the policy and the score are.
+            yield row | {"kl": math.log(n) - (n - 1) / n}
 
 
 def curves_text(rows: Sequence[Mapping[str, Any]], at: str) -> str:

@@ -33,6 +33,7 @@ CLAIMS = {
         "win": {"label": f"win rate {EVIL}", "table": "ranked", "column": "win", "scale": 100},
         "truth": {"label": "truth", "table": "ranked", "column": "true_win", "digits": 2},
         "along": {"label": "along", "table": "steps", "column": "score"},
+        "depth": {"label": "depth", "table": "steps", "column": "kl"},
     },
     "samples": {"table": "ranked", "text": "output", "score": "utility"},
     "published": {"paper": f"paper {EVIL}"},
@@ -45,6 +46,7 @@ CLAIMS = {
     "charts": [
         {"kind": "scatter", "title": f"Scatter {EVIL}", "x": "win", "y": "truth"},
         {"kind": "curves", "title": "Curves", "y": "along", "x_label": f"step {EVIL}"},
+        {"kind": "against", "title": "Against", "x": "depth", "y": "along"},
         {"kind": "bars", "title": "Bars", "column": "win"},
         {"kind": "bars", "title": "Nothing to show", "column": "win", "rows": ["gone"]},
     ],
@@ -77,7 +79,13 @@ def tables(folder, seed):
     wins["a"][0] = np.nan
     write_parquet(folder / f"ranked_{seed}.parquet", ranked)
     steps = [
-        {"run": "run", "step": step, "instruction": f"{i}", "score": float(step) + 0.1 * rng.normal()}
+        {
+            "run": "run",
+            "step": step,
+            "instruction": f"{i}",
+            "score": step + 0.1 * rng.normal(),
+            "kl": step**2 / 100,
+        }
         for step in (0, 10, 20)
         for i in range(6)
     ]
@@ -140,7 +148,7 @@ class Page(HTMLParser):
 def test_the_files_it_writes(study):
     _, out, _, printed = study
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    figures = {"figures/1_scatter.svg", "figures/2_curves.svg", "figures/3_bars.svg"}
+    figures = {"figures/1_scatter.svg", "figures/2_curves.svg", "figures/3_against.svg", "figures/4_bars.svg"}
     assert files == figures | {
         "config.json",
         "verdicts.txt",
@@ -201,17 +209,24 @@ def test_the_page_has_every_section_and_nothing_of_a_text_acts(study):
         "Words",
     ):
         assert text in page.text, text
-    assert html.count("<figure") == 3 + html.count('id="curves"') and "Nothing to show" not in page.text
+    assert html.count("<figure") == 4 + html.count('id="curves"') and "Nothing to show" not in page.text
 
 
 def test_a_row_that_was_not_measured_stands_there_with_the_published_number(study):
     html = (study[1] / "report.html").read_text()
     (row,) = re.findall(r"<tr><th>not measured here</th>(.*?)</tr>", html)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-    assert cells == ["–", "–", "–", "32.4"]
+    assert cells == ["–", "–", "–", "–", "32.4"]
 
 
-@pytest.mark.parametrize("name", ["1_scatter", "2_curves", "3_bars"])
+def test_a_column_against_another_stands_at_the_means_of_that_one(study):
+    root = ET.fromstring((study[1] / "figures/3_against.svg").read_text())
+    places = [float(one.get("cx")) for one in root.iter("{http://www.w3.org/2000/svg}circle")]
+    # At 0, 1 and 4 and not at steps 0, 10 and 20.
+    assert (places[2] - places[0]) / (places[1] - places[0]) == pytest.approx(4.0, abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["1_scatter", "2_curves", "3_against", "4_bars"])
 def test_figures_are_files_of_their_own(study, name):
     text = (study[1] / f"figures/{name}.svg").read_text()
     svg = "{http://www.w3.org/2000/svg}"

@@ -37,7 +37,8 @@ KINDS = {
 }
 # Of these `within` says how much is little.
 _WITHIN = ("close", "near", "stays")
-CHARTS = {"scatter": ("x", "y"), "curves": ("y", "x_label"), "bars": ("column",)}
+# `against` draws curves as well: one column against another of its table, such as a win rate against KL.
+CHARTS = {"scatter": ("x", "y"), "curves": ("y", "x_label"), "against": ("x", "y"), "bars": ("column",)}
 
 
 @dataclass(frozen=True)
@@ -272,6 +273,10 @@ class _Reader:
             else self.one_of(entry[name], columns, f"{where}.{name}")
             for name in CHARTS[kind]
         }
+        if kind == "against" and columns[options["x"]].table != columns[options["y"]].table:
+            raise self.wrong(
+                f"{where}.x", f"{options['x']!r} is of another table than {options['y']!r}; take two of one"
+            )
         drawn = self.names(entry["rows"], f"{where}.rows", rows) if "rows" in entry else ()
         return ChartSpec(kind, self.text(entry["title"], f"{where}.title"), options, drawn)
 

@@ -67,12 +67,19 @@ def scatter_chart(measured: Measured, x: str, y: str, title: str, rows: Sequence
     return svg_chart("".join([*body, _names(places)]), title, (_PLOT + room, _HEIGHT + _X_NAME))
 
 
-def curve_chart(measured: Measured, y: str, x_label: str, title: str, rows: Sequence[str] = ()) -> str:
-    """Every row's column along its places, as a line in a band of its intervals; "" without a curve."""
-    at_X, drawn = measured.at(y), []
+def curve_chart(
+    measured: Measured, y: str, x_label: str, title: str, rows: Sequence[str] = (), *, x: str = ""
+) -> str:
+    """Every row's column along its places, as a line in a band of its intervals; "" without a curve.
+
+    x: the column whose means the places are drawn at, of the same table; "": at their own numbers.
+    """
+    drawn = []
     for row in rows or measured.rows():
-        curve_SXN = measured.curve(row, y)
-        known = [i for i in range(len(at_X)) if not np.isnan(curve_SXN[:, i]).all()]
+        curve_SXN, at_X = measured.curve(row, y), measured.at(y)
+        if x:
+            at_X = np.array([estimate(one).mean for one in np.moveaxis(measured.curve(row, x), 1, 0)])
+        known = [i for i in range(len(at_X)) if not (np.isnan(curve_SXN[:, i]).all() or np.isnan(at_X[i]))]
         if len(known) > 1:
             drawn.append(_Drawn(measured.label(row), at_X[known], [estimate(curve_SXN[:, i]) for i in known]))
     if not drawn:

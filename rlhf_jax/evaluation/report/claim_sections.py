@@ -84,6 +84,9 @@ def claim_figure(measured: Measured, chart: ChartSpec) -> str:
         return scatter_chart(measured, options["x"], options["y"], chart.title, chart.rows)
     if chart.kind == "curves":
         return curve_chart(measured, options["y"], options["x_label"], chart.title, chart.rows)
+    if chart.kind == "against":
+        label = measured.publication.columns[options["x"]].label
+        return curve_chart(measured, options["y"], label, chart.title, chart.rows, x=options["x"])
     return bar_chart(measured, options["column"], chart.title, chart.rows)
 
 
