@@ -28,12 +28,15 @@ CLAIMS = {
     "tables": {
         "ranked": {"row": "method", "item": ["instruction", "input"]},
         "steps": {"row": "run", "at": "step", "item": ["instruction"]},
+        "runs": {"row": "run"},
     },
     "columns": {
         "win": {"label": f"win rate {EVIL}", "table": "ranked", "column": "win", "scale": 100},
         "truth": {"label": "truth", "table": "ranked", "column": "true_win", "digits": 2},
         "along": {"label": "along", "table": "steps", "column": "score"},
         "depth": {"label": "depth", "table": "steps", "column": "kl"},
+        "time": {"label": "time", "table": "runs", "column": "seconds"},
+        "memory": {"label": "memory", "table": "runs", "column": "memory_gib"},
     },
     "samples": {"table": "ranked", "text": "output", "score": "utility"},
     "published": {"paper": f"paper {EVIL}"},
@@ -91,7 +94,10 @@ def tables(folder, seed):
     ]
     write_parquet(folder / f"steps_{seed}.parquet", steps)
     (folder / f"train_{seed}").mkdir()
-    rows = [{"step": s, "loss": 1.0 / s, "timing_s/step": 5.0 * (seed + 1)} for s in (1, 2, 3)]
+    rows = [
+        {"step": s, "loss": 1.0 / s, "timing_s/step": 5.0 * (seed + 1), "perf/peak_memory_gib": s / 2}
+        for s in (1, 2, 3)
+    ]
     (folder / f"train_{seed}/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return wins
 
@@ -175,7 +181,15 @@ def test_the_table_has_means_and_intervals_of_both_seeds_and_the_published_numbe
     _, out, wins, _ = study
     with (out / "comparison.csv").open() as file:
         rows = {row["row"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["a", "b", "gone", "run", "c", EVIL]  # The publication's first, then the study's.
+    assert list(rows) == [
+        "a",
+        "b",
+        "gone",
+        "run",
+        "c",
+        EVIL,
+        "train",
+    ]  # The publication's first, then the study's.
     for method in MEANS:
         wanted = estimate(100 * np.array([found[method] for found in wins]))
         row = rows[method]
@@ -216,7 +230,7 @@ def test_a_row_that_was_not_measured_stands_there_with_the_published_number(stud
     html = (study[1] / "report.html").read_text()
     (row,) = re.findall(r"<tr><th>not measured here</th>(.*?)</tr>", html)
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-    assert cells == ["–", "–", "–", "–", "32.4"]
+    assert cells == ["–"] * 6 + ["32.4"]
 
 
 def test_a_column_against_another_stands_at_the_means_of_that_one(study):
@@ -224,6 +238,13 @@ def test_a_column_against_another_stands_at_the_means_of_that_one(study):
     places = [float(one.get("cx")) for one in root.iter("{http://www.w3.org/2000/svg}circle")]
     # At 0, 1 and 4 and not at steps 0, 10 and 20.
     assert (places[2] - places[0]) / (places[1] - places[0]) == pytest.approx(4.0, abs=0.02)
+
+
+def test_what_runs_have_cost_is_a_table_of_its_own(study):
+    rows = list(csv.DictReader((study[1] / "comparison.csv").open()))
+    (train,) = [row for row in rows if row["row"] == "train"]
+    # Three steps of 5 s at one seed, of 10 s at the other; the most memory of all rows.
+    assert (float(train["time"]), float(train["memory"])) == (22.5, 1.5)
 
 
 @pytest.mark.parametrize("name", ["1_scatter", "2_curves", "3_against", "4_bars"])

@@ -190,3 +190,5 @@ def test_compilations_are_counted_in_the_row_in_which_they_happened(rows):
     first, second = rows([compiled(2), lambda: {"loss": jnp.float32(1)}])
     assert first["perf/compiles"] >= 1
     assert "perf/compiles" not in second
+    # Of this process, in GiB: jax alone takes a twentieth, and no machine of these tests has a thousand.
+    assert 0.05 < first["perf/peak_memory_gib"] <= second["perf/peak_memory_gib"] < 1000

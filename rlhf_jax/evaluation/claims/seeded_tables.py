@@ -49,7 +49,7 @@ def seeded_table(
         for column in columns:
             number = _number(row.get(column), f"{name}: {row_name}: {column}")
             values[row_name, column][seeds[seed], at[place], items[item]] = number
-    return SeededTable(values, found, tuple(by_seed), np.array(list(at)))
+    return SeededTable(values, found, tuple(by_seed), np.array(list(at) or [0.0]))
 
 
 def _keyed(

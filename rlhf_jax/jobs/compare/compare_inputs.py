@@ -1,4 +1,4 @@
-"""Sorts what a study names by seed: "ranked@0=A,ranked@1=B" are one table of two seeds."""
+"""Sorts what a study names by seed: "ranked@0=A,ranked@1=B" are one table of two seeds. And what its runs have cost."""
 
 from __future__ import annotations
 
@@ -33,6 +33,17 @@ def by_seed(text: str, field: str, known: Iterable[str]) -> dict[str, dict[str, 
             raise UserError(
                 f"{field}: {name} is there with a seed and without one; write {name}@SEED=FILE for each"
             )
+    return found
+
+
+def run_costs(stages: Sequence[ReportStage]) -> dict[str, list[dict[str, object]]]:
+    """Seed -> a row for every run, the table `runs` that claims may name: run, seconds, memory_gib (its peak)."""
+    found: dict[str, list[dict[str, object]]] = {}
+    for stage in stages:
+        name, _, seed = stage.name.partition("@")
+        memory = [x for row in stage.rows if isinstance(x := row.get("perf/peak_memory_gib"), int | float)]
+        costs = {"run": name, "seconds": stage.seconds, "memory_gib": max(memory, default=None)}
+        found.setdefault(seed, []).append(costs)
     return found
 
 

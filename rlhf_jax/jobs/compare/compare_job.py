@@ -28,7 +28,7 @@ from rlhf_jax.evaluation.report.claim_charts import standalone
 from rlhf_jax.evaluation.report.claim_sections import claim_figure
 from rlhf_jax.evaluation.report.page import write_report
 from rlhf_jax.evaluation.report.report_data import Report, ReportSample, ReportStage, Response
-from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds
+from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds, run_costs
 from rlhf_jax.jobs.evaluate.evaluation_inputs import read_stages
 from rlhf_jax.jobs.evaluate.evaluation_results import as_json, write_files
 from rlhf_jax.training.checkpoints import lock
@@ -39,7 +39,7 @@ from rlhf_jax.training.run.missing_inputs import FILE, NAMED_TABLES, Needs, Read
 NEEDS = Needs(reads=(Read("claims", FILE), Read("results", NAMED_TABLES, made_by("evaluate", "evaluate"))))
 ranges.own_rows("compare", claims=ranges.TEXT, results=ranges.TEXT, samples=ranges.whole(0))
 
-
+_RUNS = "runs"
 # The verdicts of several claims.
 _MANY = dict(zip(VERDICTS, ("show", "do not show", "cannot be told", "not measured"), strict=True))
 
@@ -52,12 +52,15 @@ def run(config: ConfigDict, workdir: str) -> None:
     folder = Path(workdir)
     with lock.holding(workdir):
         publication = read_publication(config.claims)
-        named = by_seed(config.results, "results", publication.tables)
+        # The table `runs` is no file: it is made of what the runs have logged.
+        named = by_seed(config.results, "results", [name for name in publication.tables if name != _RUNS])
+        stages, notes = read_stages(config.runs)
         tables = {name: read_seeds(name, publication, files) for name, files in named.items()}
+        if _RUNS in publication.tables:
+            tables[_RUNS] = table_of(_RUNS, publication, run_costs(stages))
         measured = Measured(publication, tables)
         found = verdicts(measured)
         drawn = samples(publication, named, config.samples, config.seed)
-        stages, notes = read_stages(config.runs)
         text = verdicts_text(publication, found)
         write_files(
             folder,
@@ -75,11 +78,16 @@ def run(config: ConfigDict, workdir: str) -> None:
 
 
 def read_seeds(name: str, publication: Publication, files: Mapping[str, str]) -> SeededTable:
-    """One table of every seed, with the columns that the publication asks of it."""
-    columns = [column.column for column in publication.columns.values() if column.table == name]
+    """One table of every seed, from its files."""
     spec = publication.tables[name]
     rows = {seed: read_results(path, (spec.row, *spec.item)) for seed, path in files.items()}
-    return seeded_table(name, spec, list(dict.fromkeys(columns)), rows)
+    return table_of(name, publication, rows)
+
+
+def table_of(name: str, publication: Publication, rows: Mapping[str, list[dict]]) -> SeededTable:
+    """One table of every seed, with the columns that the publication asks of it; rows: seed -> them."""
+    columns = [column.column for column in publication.columns.values() if column.table == name]
+    return seeded_table(name, publication.tables[name], list(dict.fromkeys(columns)), rows)
 
 
 def verdicts_text(publication: Publication, found: list[Verdict]) -> str:

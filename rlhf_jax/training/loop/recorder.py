@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -82,6 +84,7 @@ class _Row:
         training, peak = self.phases.get("timing_s/update", self.seconds), peak_flops()
         if flops and peak and training > 0:
             found["perf/mfu"] = flops * self.iterations / training / (peak * jax.device_count())
+        found["perf/peak_memory_gib"] = peak_memory() / 2**30
         if self.compiles:
             found |= {"timing_s/compile": self.compiling, "perf/compiles": float(self.compiles)}
         return found
@@ -205,6 +208,16 @@ class Recorder:
             "the checkpoints are of finite steps before it; look for broken rows in that batch, "
             "or lower learning_rate or max_grad_norm"
         )
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held on one of its devices; of CPUs, which have no memory of their own, its
+    largest resident set."""
+    known = [device.memory_stats() or {} for device in jax.local_devices()]
+    if all("peak_bytes_in_use" in stats for stats in known):
+        return max(stats["peak_bytes_in_use"] for stats in known)
+    # In KiB, but on macOS in bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _plain(batch: PyTree) -> PyTree:
