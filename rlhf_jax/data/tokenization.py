@@ -10,12 +10,14 @@ With the template `chat` the tokenizer's own chat template writes everything, sp
 `chat.chat_encoding`). Reading files is not done here, see `records`; nor is padding, see `batches`.
 """
 
+from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, Integer
+from jaxtyping import Bool, Int32, Int64, Integer
 
 from rlhf_jax.data.batches import Pairs, Prompts, Sequences, flattened
 from rlhf_jax.data.chat.chat_encoding import (
@@ -23,13 +25,14 @@ from rlhf_jax.data.chat.chat_encoding import (
     Encoded,
     encode_chat_prompts,
     encode_chats,
+    encoded_chats,
     prompts_differ,
 )
 from rlhf_jax.data.chat.turns import PROMPTS_DIFFER
 from rlhf_jax.data.records.messages import messages_of
 from rlhf_jax.data.records.records import counts_text
 from rlhf_jax.data.templates import Handling, render
-from rlhf_jax.data.tokens.tokenizer_files import heads, prefix_text, tokenized
+from rlhf_jax.data.tokens.tokenizer_files import ahead, heads, in_batches, prefix_text, token_lists
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
 from rlhf_jax.errors import UserError
 
@@ -38,6 +41,24 @@ NO_LIMIT = 2**31 - 1
 Row = Mapping[str, Any]
 SIDES = ("chosen", "rejected")
 _DEFAULTS = Handling()
+
+
+class Ragged:
+    """Token rows that are put end to end as they come, so that no list of many small arrays is kept."""
+
+    def __init__(self) -> None:
+        self._tokens, self._trained, self._offsets = array("i"), bytearray(), array("q", [0])
+
+    def add(self, ids: Int32[np.ndarray, " T"], trained: Bool[np.ndarray, " T"]) -> None:
+        """Appends a row."""
+        self._tokens.frombytes(ids.tobytes())
+        self._trained += trained.tobytes()
+        self._offsets.append(len(self._tokens))
+
+    def arrays(self) -> tuple[Int32[np.ndarray, " N"], Int64[np.ndarray, " M"], Bool[np.ndarray, " N"]]:
+        """All tokens, the offset at which each row begins and one for the end, and which tokens are trained."""
+        made = ((self._tokens, np.int32), (self._offsets, np.int64), (self._trained, np.bool_))
+        return tuple(np.frombuffer(x, dtype) for x, dtype in made)
 
 
 def encode_sft(
@@ -68,43 +89,61 @@ def encode_answers(
     all_turns: of conversations, whether the assistant's earlier turns are trained, or its last one alone.
     """
     counts: Counter[str] = Counter()
-    ended = [_ended(row) for row in rows]
-    if template == CHAT:
-        chats = [_answered(row, "output") for row in rows]
-        found = encode_chats(chats, tokenizer, all_turns=all_turns, ended=ended, how=how)
-    else:
-        prompts = encode_prompt_texts([render(row, template) for row in rows], tokenizer)
-        responses = encode_responses([row["output"] for row in rows], ended, tokenizer)
-        found = [
-            Encoded(np.append(prompt, response), np.arange(len(prompt) + len(response)) >= len(prompt))
-            for prompt, response in zip(prompts, responses, strict=True)
-        ]
-    kept, indices = [], []
-    for i, (one, whole) in enumerate(zip(found, ended, strict=True)):
+    found = (
+        _conversations(rows, tokenizer, how, all_turns=all_turns)
+        if template == CHAT
+        else _answers(rows, tokenizer, template)
+    )
+    kept, lengths, indices = Ragged(), array("i"), array("q")
+    for i, (row, one) in enumerate(zip(rows, found, strict=True)):
         # Asked first, so that a row that is not wanted anyway is not counted as too long as well.
-        if not _wanted(whole, counts, how):
+        if not _wanted(_ended(row), counts, how):
             continue
-        one = (
-            one if isinstance(one, str) else _within(one, max_length, how.too_long or CUT_RESPONSE, tokenizer)
-        )
+        if not isinstance(one, str) and len(one.ids) > max_length:
+            one = _within(one, max_length, how.too_long or CUT_RESPONSE, tokenizer)
         if isinstance(one, str):
             counts[one] += 1
             continue
         counts.update(one.notes)
-        kept.append(one)
+        kept.add(one.ids, one.trained)
+        lengths.append(_first(one))
         indices.append(i)
-    _check_some(kept, rows, counts, "max_length", max_length, tokenizer)
-    lengths = np.array([_first(one) for one in kept], np.int32)
+    _check_some(len(indices), rows, counts, "max_length", max_length, tokenizer)
+    tokens, offsets, trained = kept.arrays()
+    lengths_n = np.array(lengths, np.int32)
     # Where all tokens after the prompts are trained, the prompt lengths say it all; no mask is carried.
-    several = any(not one.trained[n:].all() for one, n in zip(kept, lengths, strict=True))
-    trained = np.concatenate([one.trained for one in kept]) if several else None
-    sequences = Sequences(*flattened([one.ids for one in kept]), lengths, trained)
+    several = int(trained.sum()) < int((np.diff(offsets) - lengths_n).sum())
+    sequences = Sequences(tokens, offsets, lengths_n, trained if several else None)
     return sequences, counts, np.array(indices, np.int64)
+
+
+def _conversations(
+    rows: Sequence[Row], tokenizer: Any, how: Handling, *, all_turns: bool
+) -> Iterator[Encoded | str]:
+    chats, ended = (_answered(row, "output") for row in rows), (_ended(row) for row in rows)
+    return encoded_chats(chats, tokenizer, all_turns=all_turns, ended=ended, how=how)
+
+
+def _answers(rows: Sequence[Row], tokenizer: Any, template: str) -> Iterator[Encoded]:
+    """The same for the other templates."""
+
+    def tokenize(job: tuple[list[Row], list[str]]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        batch, texts = job
+        responses = encode_responses(
+            [row["output"] for row in batch], [_ended(row) for row in batch], tokenizer
+        )
+        return zip(encode_prompt_texts(texts, tokenizer), responses, strict=True)
+
+    batches = ((batch, [render(row, template) for row in batch]) for batch in in_batches(rows))
+    for prompt, response in chain.from_iterable(ahead(tokenize, batches)):
+        ids = np.concatenate([prompt, response])
+        yield Encoded(ids, np.arange(len(ids)) >= len(prompt))
 
 
 def _first(found: Encoded) -> int:
     """The number of tokens before the first trained one; all of them where none is trained."""
-    return int(found.trained.argmax()) if found.trained.any() else len(found.ids)
+    first = int(found.trained.argmax()) if len(found.ids) else 0
+    return first if len(found.ids) and found.trained[first] else len(found.ids)
 
 
 def _within(found: Encoded, max_length: int, too_long: str, tokenizer: Any) -> Encoded | str:
@@ -169,7 +208,7 @@ def encode_labelled_pairs(
         counts.update({note for fit in fits for note in fit.notes})
         kept.append(pair)
         indices.append(i)
-    _check_some(kept, rows, counts, "max_length", max_length, tokenizer)
+    _check_some(len(kept), rows, counts, "max_length", max_length, tokenizer)
     pairs = Pairs(_sequences([pair[0] for pair in kept]), _sequences([pair[1] for pair in kept]))
     return pairs, counts, np.array(indices, np.int64)
 
@@ -183,7 +222,7 @@ def encode_prompts(
     their beginning. Raises UserError when none is left.
     """
     if template == CHAT:
-        found = encode_chat_prompts([messages_of(row) for row in rows], tokenizer, how)
+        found = list(encode_chat_prompts(map(messages_of, rows), tokenizer, how))
         prompts = [x if isinstance(x, str) else x.ids for x in found]
         notes = [() if isinstance(x, str) else x.notes for x in found]
     else:
@@ -211,7 +250,7 @@ def encode_prompts(
             kept.append(i)
     if differ and kept:
         counts[PROMPTS_DIFFER] = len(kept)
-    _check_some(kept, rows, counts, "max_prompt_length", max_prompt_length, tokenizer)
+    _check_some(len(kept), rows, counts, "max_prompt_length", max_prompt_length, tokenizer)
     return Prompts(*flattened([prompts[i] for i in kept])), counts, np.array(kept, np.int64)
 
 
@@ -220,7 +259,7 @@ def encode_prompt_texts(texts: Sequence[str], tokenizer: Any) -> list[Int32[np.n
 
     Equal texts share one array, so callers must not write into them.
     """
-    return _encode(texts, tokenizer, before=heads(tokenizer))
+    return token_lists(texts, tokenizer, before=heads(tokenizer))
 
 
 def decode(tokenizer: Any, ids: Sequence[int] | Integer[np.ndarray, "R"]) -> str:
@@ -291,18 +330,8 @@ def encode_responses(
     """Encodes responses, with EOS behind those that ended."""
     # All get an EOS first, so that a text is encoded once whether it ended
     # or not. The id is never tested for truth: in some tokenizers EOS is 0.
-    found = _encode(texts, tokenizer, after=(tokenizer.eos_token_id,))
+    found = token_lists(texts, tokenizer, after=(tokenizer.eos_token_id,))
     return [ids if whole else ids[:-1] for ids, whole in zip(found, ended, strict=True)]
-
-
-def _encode(
-    texts: Sequence[str], tokenizer: Any, before: tuple[int, ...] = (), after: tuple[int, ...] = ()
-) -> list[Int32[np.ndarray, "T"]]:
-    ids_of = {
-        text: np.array([*before, *found["input_ids"], *after], np.int32)
-        for text, found in tokenized(texts, tokenizer, split_special_tokens=True)
-    }
-    return [ids_of[text] for text in texts]
 
 
 def _sequences(kept: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequences:
@@ -311,11 +340,11 @@ def _sequences(kept: Sequence[tuple[np.ndarray, np.ndarray]]) -> Sequences:
 
 
 def _check_some(
-    kept: Sequence, rows: Sequence, counts: Counter[str], field: str, limit: int, tokenizer: Any
+    kept: int, rows: Sequence, counts: Counter[str], field: str, limit: int, tokenizer: Any
 ) -> None:
     """Raises UserError where no row is left; adds the remark that a prefix stands in front of those that are."""
     if kept and (prefix := prefix_text(tokenizer)):
-        counts[f"{prefix!r} in front of the prompt, as the tokenizer says (row kept)"] = len(kept)
+        counts[f"{prefix!r} in front of the prompt, as the tokenizer says (row kept)"] = kept
     if not kept:
         # The limit is only worth raising where rows were too long.
         long = [reason for reason in counts if "too long" in reason]

@@ -13,8 +13,10 @@ would add another. BOS tokens that a template writes between turns (Llama 2) sta
 """
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import zip_longest
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -24,16 +26,16 @@ from rlhf_jax.data.chat.turns import (
     END,
     START,
     Chat,
+    ChatTurn,
     Span,
     Text,
-    as_sampled,
-    as_templated,
-    prompt_of,
+    prompts_of,
+    texts_of,
     turn_of,
 )
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.templates import Handling
-from rlhf_jax.data.tokens.tokenizer_files import heads, tokenized
+from rlhf_jax.data.tokens.tokenizer_files import Tokens, ahead, heads, in_batches, tokens_of
 
 # The name under which a page asks for the tokenizer's own template.
 CHAT = "chat"
@@ -63,54 +65,56 @@ def encode_chats(
     ended: whether each conversation's last turn ended by itself; one that did not has no end. None: all did.
     Raises UserError when the tokenizer has no chat template, or one that cannot be trained with.
     """
+    every = [True] * len(chats) if ended is None else ended
+    return list(encoded_chats(chats, tokenizer, all_turns=all_turns, ended=every, how=how))
+
+
+def encoded_chats(
+    chats: Iterable[Chat],
+    tokenizer: Any,
+    *,
+    all_turns: bool,
+    ended: Iterable[bool],
+    how: Handling = _DEFAULTS,
+) -> Iterator[Encoded | str]:
+    """Yields what `encode_chats` returns; holds a few batches at a time, however many conversations there are."""
     turn = turn_of(tokenizer, how)
-    specials = _special_tokens(tokenizer)
-    rendered: list[Text | str] = []
-    ended = [True] * len(chats) if ended is None else ended
-    for chat, whole in zip(chats, ended, strict=True):
-        try:
-            chat = opened(chat) if turn.opens else chat
-            _check_text(chat, specials)
-            notes, chat = unopened_note(chat, how), kept(chat, how.thoughts)
-            write = as_sampled if how.generation_prompt == "sampling" else as_templated
-            text = write(chat, tokenizer, turn, all_turns, whole, how)
-            rendered.append(text._replace(notes=notes + text.notes))
-        except RowError as reason:
-            rendered.append(str(reason))
-    # All pieces are tokenised in one call, which is fast and handles a repeated
-    # text once; `_encoded` then takes from this iterator as many as its row has.
-    tokens = iter(
-        _tokenize([x for text in rendered if isinstance(text, Text) for x in text.pieces], tokenizer)
-    )
+    write = partial(texts_of, tokenizer=tokenizer, turn=turn, all_turns=all_turns, how=how)
     # A template that writes no end would leave the model without a sign to stop, so EOS is added.
     after = () if turn.end else (turn.end_id,)
-    return [
-        x if isinstance(x, str) else _encoded(x, tokens, tokenizer, after if whole else ())
-        for x, whole in zip(rendered, ended, strict=True)
-    ]
+
+    def rendered() -> Iterator[list[tuple[Text | str, tuple[int, ...]]]]:
+        for batch in in_batches(zip(_checked(chats, tokenizer, turn, how), ended, strict=True)):
+            good = [(*x, whole) for x, whole in batch if not isinstance(x, str)]
+            texts = iter(write(good))
+            yield [(x if isinstance(x, str) else next(texts), after if whole else ()) for x, whole in batch]
+
+    front = _Front.of(tokenizer)
+    for batch, tokens in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
+        yield from _encoded(batch, tokens, front)
 
 
 def encode_chat_prompts(
-    chats: Sequence[Chat], tokenizer: Any, how: Handling = _DEFAULTS
-) -> list[Encoded | str]:
-    """Encodes conversations up to where the assistant is to speak; in place of an unusable one stands the reason."""
+    chats: Iterable[Chat], tokenizer: Any, how: Handling = _DEFAULTS
+) -> Iterator[Encoded | str]:
+    """Yields conversations up to where the assistant is to speak; in place of an unusable one stands the reason."""
     # A tokenizer that cannot be trained with is refused here in the same words.
     turn = turn_of(tokenizer, how)
-    specials = _special_tokens(tokenizer)
-    rendered: list[tuple[str, tuple[str, ...]] | RowError] = []
-    for chat in chats:
-        try:
-            chat = opened(chat) if turn.opens else chat
-            _check_text(chat, specials)
-            text, notes = prompt_of(kept(chat, how.thoughts, prompt=True), tokenizer, how)
-            rendered.append((text, unopened_note(chat, how) + notes))
-        except RowError as reason:
-            rendered.append(reason)
-    tokens = iter(_tokenize([x[0] for x in rendered if isinstance(x, tuple)], tokenizer))
-    return [
-        Encoded(*_one_bos(next(tokens)[0], tokenizer), x[1]) if isinstance(x, tuple) else str(x)
-        for x in rendered
-    ]
+
+    def rendered() -> Iterator[list[tuple[Text | str, tuple[int, ...]]]]:
+        for batch in in_batches(_checked(chats, tokenizer, turn, how, prompt=True)):
+            texts = iter(prompts_of([x for x in batch if not isinstance(x, str)], tokenizer, how))
+            yield [(x if isinstance(x, str) else next(texts), ()) for x in batch]
+
+    front = _Front.of(tokenizer)
+    for batch, tokens in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
+        place = 0
+        for text, _ in batch:
+            if isinstance(text, str):
+                yield text
+                continue
+            yield Encoded(*front.put(tokens[place], np.zeros(len(tokens[place]), bool)), text.notes)
+            place += 1
 
 
 def end_of_turn(tokenizer: Any, how: Handling = _DEFAULTS) -> int:
@@ -129,6 +133,20 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(found | {START, END, MARK}))))
 
 
+def _checked(
+    chats: Iterable[Chat], tokenizer: Any, turn: ChatTurn, how: Handling, *, prompt: bool = False
+) -> Iterator[tuple[Chat, tuple[str, ...]] | str]:
+    """Each conversation as the template is given it, with remarks on it; or the reason why it cannot be used."""
+    specials = _special_tokens(tokenizer)
+    for chat in chats:
+        try:
+            chat = opened(chat) if turn.opens else chat
+            _check_text(chat, specials)
+            yield kept(chat, how.thoughts, prompt=prompt), unopened_note(chat, how)
+        except RowError as reason:
+            yield str(reason)
+
+
 def _check_text(chat: Chat, specials: re.Pattern[str]) -> None:
     # The conversation becomes one string, in which a user's "<|im_end|>" would end the turn like the
     # template's own. The tags around thoughts may be special tokens: `said_of` has taken them off.
@@ -139,73 +157,95 @@ def _check_text(chat: Chat, specials: re.Pattern[str]) -> None:
             raise RowError("text holds a special token")
 
 
-def _tokenize(texts: Sequence[str], tokenizer: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(ids [T], character offsets [T, 2]) of each text; special tokens are read as such, and none is added."""
+B = TypeVar("B", bound=Sequence[tuple[Text | str, tuple[int, ...]]])
+
+
+def _tokenized(batch: B, tokenizer: Any) -> tuple[B, Tokens]:
+    """The same batch and the tokens of all its texts; special tokens are read as such, and none is added."""
     # In `tokenization` a special token within a text is only characters; here the template has written it.
-    options = {"split_special_tokens": False, "return_offsets_mapping": True}
-    found = {
-        text: (
-            np.array(row["input_ids"], np.int32),
-            np.array(row["offset_mapping"], np.int64).reshape(-1, 2),
-        )
-        for text, row in tokenized(texts, tokenizer, **options)
-    }
-    return [found[text] for text in texts]
+    pieces = [piece for text, _ in batch if isinstance(text, Text) for piece in text.pieces]
+    return batch, tokens_of(pieces, tokenizer, read_specials=True, spans=True)
 
 
 def _encoded(
-    text: Text, tokens: Iterator[tuple[np.ndarray, np.ndarray]], tokenizer: Any, after: tuple[int, ...]
-) -> Encoded | str:
-    """Joins the tokens of a rendered conversation, or says why it is left out.
+    batch: Sequence[tuple[Text | str, tuple[int, ...]]], tokens: Tokens, front: "_Front"
+) -> Iterator[Encoded | str]:
+    """Joins the tokens of rendered conversations, or says why one is left out.
 
-    after: ids to end the row with, when the template does not.
+    batch: texts, or reasons why there is none, and the ids to end each row with, when the template does not.
     """
-    parts = [(next(tokens), spans) for _, spans in zip(text.pieces, text.spans, strict=True)]
-    ids = np.concatenate([found[0] for found, _ in parts])
-    trained = np.concatenate([_overlapping(found[1], spans) for found, spans in parts])
-    ids, trained = _one_bos(ids, tokenizer, trained)
-    if not trained.any():
-        return "empty response"
-    notes = text.notes
-    if any(_straddles(offsets, spans) for (_, offsets), spans in parts):
-        notes += ("a token joins prompt and response (row kept; data.generation_prompt=sampling parts them)",)
-    # What the template writes behind the last trained token, such as a line break, is never sampled.
-    length = int(np.flatnonzero(trained)[-1]) + 1
-    ids = np.append(ids[:length], np.array(after, np.int32)).astype(np.int32)
-    return Encoded(ids, np.append(trained[:length], np.ones(len(after), bool)), notes)
+    texts = [text for text, _ in batch if isinstance(text, Text)]
+    trained, joins = _marked(tokens, [spans for text in texts for spans in text.spans])
+    first = 0
+    for text, after in batch:
+        if isinstance(text, str):
+            yield text
+            continue
+        pieces = range(first, first + len(text.pieces))
+        first = pieces.stop
+        start, stop = int(tokens.at[pieces.start]), int(tokens.at[pieces.stop])
+        ids, mask = front.put(tokens.ids[start:stop], trained[start:stop])
+        if not mask.any():
+            yield "empty response"
+            continue
+        notes = text.notes
+        if any(joins[i] for i in pieces):
+            notes += (
+                "a token joins prompt and response (row kept; data.generation_prompt=sampling parts them)",
+            )
+        # What the template writes behind the last trained token, such as a line break, is never sampled.
+        length = len(mask) - int(mask[::-1].argmax())
+        ids, mask = ids[:length], mask[:length]
+        if after:
+            ids = np.append(ids, np.array(after, np.int32)).astype(np.int32)
+            mask = np.append(mask, np.ones(len(after), bool))
+        yield Encoded(ids, mask, notes)
 
 
-def _straddles(offsets: np.ndarray, spans: list[Span]) -> bool:
-    """Whether a token begins before a trained turn and ends in it, as no token of a sampled response could."""
-    begin, stop = offsets[:, 0], offsets[:, 1]
-    return any(bool(((begin < first) & (stop > first)).any()) for first, _ in spans if first)
+def _marked(
+    tokens: Tokens, spans: Sequence[list[Span]]
+) -> tuple[Bool[np.ndarray, " N"], Bool[np.ndarray, " P"]]:
+    """Which tokens of P texts hold a character of a text's spans; and in which text one joins prompt and response.
 
-
-def _overlapping(offsets: np.ndarray, spans: list[Span]) -> Bool[np.ndarray, "T"]:
-    """True for tokens that hold a character of a span, be it one (a template's space before the text is in it).
-
-    A byte-level tokenizer may leave spaces out of its offsets: a token of nothing but spaces then has no
-    width, and what lies between it and the token before is its.
+    One character is enough: a template's space before the text may be in the token. A byte-level tokenizer may leave
+    spaces out of its offsets: a token of nothing but spaces then has no width, and what lies between it and the token
+    before is its. No token of a sampled response could begin before it.
     """
-    begin, stop = offsets[:, 0], offsets[:, 1]
-    # Where the token before each ends: a running maximum, as one without width may lie anywhere.
-    before = np.concatenate([[0], np.maximum.accumulate(stop)[:-1]]) if len(stop) else stop
-    begin = np.where(begin < stop, begin, np.minimum(begin, before))
-    trained = np.zeros(len(offsets), bool)
-    for first, last in spans:
-        trained |= (stop > first) & (begin < last) & (begin < stop)
-    return trained
+    begin, stop = tokens.spans.T
+    lengths = np.diff(tokens.at)
+    text = np.repeat(np.arange(len(lengths)), lengths)
+    # Where the token before each ends: a running maximum, as one without width may lie anywhere. Texts are kept apart
+    # by numbers that no end within a text reaches.
+    apart = text * (int(stop.max(initial=0)) + 1)
+    before = np.concatenate([[0], np.maximum.accumulate(stop + apart)])[:-1] - apart
+    wide = np.where(begin < stop, begin, np.minimum(begin, np.maximum(before, 0)))
+    trained, joined = np.zeros((2, len(text)), bool)
+    for which in zip_longest(*spans, fillvalue=(0, 0)):
+        # Spans of one number, such as the second of each text; (0, 0), where a text has fewer, holds no character.
+        first, last = np.array(which, np.int64)[text].T
+        trained |= (stop > first) & (wide < last) & (wide < stop)
+        joined |= (begin < first) & (stop > first)
+    return trained, np.bincount(text[joined], minlength=len(lengths)) > 0
 
 
-def _one_bos(
-    ids: np.ndarray, tokenizer: Any, trained: np.ndarray | None = None
-) -> tuple[Int32[np.ndarray, "T"], Bool[np.ndarray, "T"]]:
-    """The same tokens with exactly one BOS in front, and beside it the prefix, if the tokenizer has them."""
-    trained = np.zeros(len(ids), bool) if trained is None else trained
-    front = np.array(heads(tokenizer), np.int32)
-    if not len(front):
-        return ids, trained
-    # Template and tokenizer may each write a BOS, so a row begins with none, one or two; without one nothing is equal.
-    others = np.flatnonzero(ids != tokenizer.bos_token_id)
-    doubled = int(others[0]) if len(others) else len(ids)
-    return np.append(front, ids[doubled:]).astype(np.int32), np.append(front < 0, trained[doubled:])
+class _Front(NamedTuple):
+    """What every row begins with: exactly one BOS, and beside it the prefix, if the tokenizer has them."""
+
+    ids: Int32[np.ndarray, " F"]
+    bos: int | None
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> "_Front":
+        return cls(np.array(heads(tokenizer), np.int32), tokenizer.bos_token_id)
+
+    def put(
+        self, ids: Int32[np.ndarray, " T"], trained: Bool[np.ndarray, " T"]
+    ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
+        """The same tokens with that in front."""
+        if not len(self.ids):
+            return ids, trained
+        # Template and tokenizer may each write a BOS, so a row begins with none, one or two.
+        others = np.flatnonzero(ids != self.bos)
+        doubled = int(others[0]) if len(others) else len(ids)
+        found = np.append(self.ids, ids[doubled:]).astype(np.int32)
+        return found, np.append(np.zeros(len(self.ids), bool), trained[doubled:])

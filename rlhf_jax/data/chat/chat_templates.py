@@ -34,6 +34,9 @@ _REFUSALS = (
 _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _HARMLESS = re.compile(r"\bstrftime_now\s+is\b|\{#[^#]*#\}")
 
+# Both names are in use: Qwen 3's template reads the first, DeepSeek's the second.
+_NO_THOUGHTS = {"enable_thinking": False, "thinking": False}
+
 # A noncharacter, which Unicode reserves for internal use, so no text should hold it.
 MARK = "\ufdd2"
 _NUMBERED = re.compile(f"{MARK}([0-9]+){MARK}")
@@ -51,8 +54,7 @@ def render_chat(chat: Sequence[ChatMessage], tokenizer: Any, how: Handling, **op
     tool calls are given as objects, or as JSON texts to a template that only takes those.
     """
     if how.thoughts == "drop":
-        # Both names are in use: Qwen 3's template reads the first, DeepSeek's the second.
-        options |= {"enable_thinking": False, "thinking": False}
+        options |= _NO_THOUGHTS
     try:
         return _rendered(*for_template(chat), tokenizer, how, options)
     except _REFUSALS as e:
@@ -64,9 +66,32 @@ def render_chat(chat: Sequence[ChatMessage], tokenizer: Any, how: Handling, **op
         raise RowError(f"chat template: {' '.join(str(e).split())[:80]}") from e
 
 
+def render_plain(
+    chats: Sequence[Sequence[ChatMessage]], tokenizer: Any, how: Handling, **options: Any
+) -> list[str | None]:
+    """Renders conversations without tools, all in one call; None in place of each that the template refuses."""
+    if how.thoughts == "drop":
+        options |= _NO_THOUGHTS
+    given = [[m if OPENED not in m else _unmarked(m) for m in chat] for chat in chats]
+    with suppress(*_REFUSALS):
+        found = _rendered(given, None, tokenizer, how, options)
+        if isinstance(found, list) and len(found) == len(given):
+            return found
+    # Which one it was is not said, and there may be several.
+    alone: list[str | None] = [None] * len(given)
+    for i, chat in enumerate(given):
+        with suppress(*_REFUSALS):
+            alone[i] = _rendered(chat, None, tokenizer, how, options)
+    return alone
+
+
+def _unmarked(message: ChatMessage) -> ChatMessage:
+    return {name: x for name, x in message.items() if name != OPENED}
+
+
 def _rendered(
-    messages: list[ChatMessage], tools: list[Any] | None, tokenizer: Any, how: Handling, options: dict
-) -> str:
+    messages: list[Any], tools: list[Any] | None, tokenizer: Any, how: Handling, options: dict
+) -> Any:
     template = tokenizer.get_chat_template(how.chat_template or None, tools)
     # Llama 3.2 writes today's date: without this the same row would become other tokens tomorrow.
     if "strftime_now" in template:
@@ -222,19 +247,24 @@ REWRITTEN_NOTE = "a text that the chat template writes otherwise (row kept)"
 _WHO = {"user": "a turn of the user", "assistant": "a turn of the assistant"}
 
 
+def marked_turns(chat: Chat, turns: Sequence[int]) -> tuple[dict[int, ChatMessage], list[ChatMessage]]:
+    """Those of these turns that say something, by number, and the conversation with a mark behind each of them."""
+    said = {i: chat[i] for i in turns if chat[i]["role"] in ("system", *_WHO) and chat[i]["content"].strip()}
+    # What a turn says may stand elsewhere in the text by chance, so each has a mark with its number. It stands
+    # behind the text: what is before it may be thoughts, which templates leave out of earlier turns.
+    return said, [
+        m | {"content": f"{m['content']}{MARK}{i}{MARK}"} if i in said else m for i, m in enumerate(chat)
+    ]
+
+
 def check_shown(chat: Chat, turns: Sequence[int], text: str, render: Render) -> tuple[str, ...]:
     """Raises RowError when one of these turns of the user or the assistant is missing in the conversation's text.
 
     Returns remarks, which cost no row: that a system text is missing, or a text is written otherwise.
     """
-    said = {i: chat[i] for i in turns if chat[i]["role"] in ("system", *_WHO) and chat[i]["content"].strip()}
+    said, marked = marked_turns(chat, turns)
     if not said:
         return ()
-    # What a turn says may stand elsewhere in the text by chance, so each has a mark with its number. It stands
-    # behind the text: what is before it may be thoughts, which templates leave out of earlier turns.
-    marked = [
-        m | {"content": f"{m['content']}{MARK}{i}{MARK}"} if i in said else m for i, m in enumerate(chat)
-    ]
     written = {int(i) for i in _NUMBERED.findall(render(marked))}
     lost = [message for i, message in said.items() if i not in written]
     for message in lost:
@@ -242,13 +272,14 @@ def check_shown(chat: Chat, turns: Sequence[int], text: str, render: Render) -> 
             raise RowError(BESIDE_CALLS)
         if message["role"] != "system":
             raise RowError(f"{_WHO[message['role']]} that the chat template does not write")
-    there = [
-        said_of(m).answer if m["role"] == "assistant" else m["content"]
-        for i, m in said.items()
-        if i in written
-    ]
+    there = [read_text(m) for i, m in said.items() if i in written]
     notes = (SYSTEM_NOTE,) if lost else ()
     return notes if all(holds(text, x) for x in there) else (*notes, REWRITTEN_NOTE)
+
+
+def read_text(message: ChatMessage) -> str:
+    """What a template is to write of a turn that the model reads: of its own earlier turns the answer alone."""
+    return said_of(message).answer if message["role"] == "assistant" else message["content"]
 
 
 # Tool calls in a rendered conversation: whether the template wrote them, and where a turn with calls lies.

@@ -8,7 +8,8 @@ them out costs the row, too. Where tool calls lie is found in a similar way, see
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from rlhf_jax.data.chat.chat_templates import (
     CLOSE,
     FIELDS,
     INLINE,
+    MARK,
     OPEN,
     VERBATIM,
     call_span,
@@ -26,10 +28,14 @@ from rlhf_jax.data.chat.chat_templates import (
     continued,
     holds,
     kept,
+    marked_turns,
+    read_text,
     render_chat,
+    render_plain,
     said_of,
     written,
 )
+from rlhf_jax.data.chat.tools import OPENED
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.records.messages import THOUGHTS, ChatMessage
 from rlhf_jax.data.templates import Handling
@@ -50,6 +56,7 @@ PROMPTS_DIFFER = (
 # A template that trims its texts does not trim the space between a mark and the text. So the text is trimmed
 # before the marks are put around it, in whichever of these ways gives the same text.
 _TRIMS = (str, str.strip, str.rstrip, str.lstrip)
+_PLAIN_FIELDS, _PLAIN_ROLES = {"role", "content", "train", OPENED}, ("system", "user", "assistant")
 
 
 class ChatTurn(NamedTuple):
@@ -129,9 +136,49 @@ def prompt_of(chat: Chat, tokenizer: Any, how: Handling) -> tuple[str, tuple[str
 def _prompt_text(chat: Chat, tokenizer: Any, how: Handling) -> str:
     if how.generation_prompt != "training":
         return render_chat(chat, tokenizer, how, add_generation_prompt=True)
+    return render_chat(_prompt_chat(chat, how), tokenizer, how).partition(START)[0]
+
+
+def prompts_of(
+    chats: Sequence[tuple[Chat, tuple[str, ...]]], tokenizer: Any, how: Handling
+) -> Iterator[Text | str]:
+    """Yields what `prompt_of` says of conversations, each with the remarks on it; plain ones are rendered together."""
+    asked = [
+        _prompt_chat(x, how)
+        for chat, _ in chats
+        if _is_plain(chat)
+        for x in (chat, marked_turns(chat, range(len(chat)))[1])
+    ]
+    options = {} if how.generation_prompt == "training" else {"add_generation_prompt": True}
+    texts = iter(render_plain(asked, tokenizer, how, **options))
+    for chat, notes in chats:
+        text, marked = (next(texts), next(texts)) if _is_plain(chat) else (None, None)
+        try:
+            if text is None or marked is None:
+                text, further = prompt_of(chat, tokenizer, how)
+            else:
+                text = _prompt_part(text, how)
+                written = _prompt_part(marked, how)
+                further = check_shown(chat, range(len(chat)), text, lambda _, written=written: written)
+            yield Text([text], [[]], notes + further)
+        except RowError as reason:
+            yield str(reason)
+
+
+def _prompt_part(text: str, how: Handling) -> str:
+    return text.partition(START)[0] if how.generation_prompt == "training" else text
+
+
+def _prompt_chat(chat: Chat, how: Handling) -> Chat:
+    """The conversation whose text, up to a mark, is the prompt."""
     # The prompt is cut out of a text with an answer, so that it ends exactly as training text does.
-    answered = [*chat, {"role": "assistant", "content": f"{START}x{END}"}]
-    return render_chat(answered, tokenizer, how).partition(START)[0]
+    answered = how.generation_prompt == "training"
+    return [*chat, {"role": "assistant", "content": f"{START}x{END}"}] if answered else chat
+
+
+def _is_plain(chat: Chat) -> bool:
+    """Whether a conversation is texts alone: no tools, and no thoughts in fields of their own."""
+    return all(m.keys() <= _PLAIN_FIELDS and m["role"] in _PLAIN_ROLES for m in chat)
 
 
 def _chosen(chat: Chat, all_turns: bool) -> list[int]:
@@ -165,6 +212,72 @@ def as_sampled(
     return Text([prompt, text], [[], [(0, len(text))]], notes)
 
 
+def texts_of(
+    chats: Sequence[tuple[Chat, tuple[str, ...], bool]],
+    tokenizer: Any,
+    turn: ChatTurn,
+    all_turns: bool,
+    how: Handling,
+) -> Iterator[Text | str]:
+    """Yields conversations as they are trained, or the reasons why one cannot be: as `as_sampled` or `as_templated`.
+
+    Plain ones are rendered in one call, and a second time with all marks at once, around what is trained and behind
+    what is shown. Where the second text without its marks is the first, each kind of mark alone would have shown the
+    same; any other conversation goes the long way, which tells why.
+    chats: each with the remarks on it, and whether its last turn ended.
+    """
+    sampled = how.generation_prompt == "sampling"
+    marked = [None if sampled else _marked_chat(chat, all_turns) for chat, *_ in chats]
+    plain = [chat for (chat, *_), x in zip(chats, marked, strict=True) if x is not None]
+    texts = render_plain([*plain, *filter(None, marked)], tokenizer, how)
+    both = iter(zip(texts[: len(plain)], texts[len(plain) :], strict=True))
+    for (chat, notes, ended), marks in zip(chats, marked, strict=True):
+        pair = (None, None) if marks is None else next(both)
+        try:
+            text = None if None in pair else _read_marks(chat, all_turns, *pair, turn, ended, how)
+            if text is None:
+                write = as_sampled if sampled else as_templated
+                text = write(chat, tokenizer, turn, all_turns, ended, how)
+            yield text._replace(notes=notes + text.notes) if notes else text
+        except RowError as reason:
+            yield str(reason)
+
+
+def _marked_chat(chat: Chat, all_turns: bool) -> list[ChatMessage] | None:
+    """The conversation with its marks; None where it is not plain or trains thoughts."""
+    with suppress(RowError):
+        chosen = _chosen(chat, all_turns)
+        if not _is_plain(chat) or any(CLOSE in chat[i]["content"] for i in chosen):
+            return None
+        shown = marked_turns(chat, [i for i in range(len(chat)) if i not in chosen])[1]
+        return [
+            m | {"content": f"{START}{m['content']}{END}"} if i in chosen else m for i, m in enumerate(shown)
+        ]
+    return None
+
+
+def _read_marks(
+    chat: Chat, all_turns: bool, text: str, marked: str, turn: ChatTurn, ended: bool, how: Handling
+) -> Text | None:
+    """What the marks of a plain conversation say; None where anything about them is unusual."""
+    chosen = _chosen(chat, all_turns)
+    shown = [i for i, m in enumerate(chat) if i not in chosen and m["content"].strip()]
+    # Each of these marks is a number between two signs, so every second part is a number.
+    parts = marked.split(MARK)
+    if sorted(parts[1::2]) != sorted(map(str, shown)):
+        return None
+    pieces = _MARKS.split("".join(parts[::2]))
+    if len(pieces) != 2 * len(chosen) + 1 or "".join(pieces) != text:
+        return None
+    said = zip(pieces[1::2], chosen, strict=True)
+    if not all(holds(piece, chat[i]["content"]) for piece, i in said):
+        return None
+    if not all(holds(text, read_text(chat[i])) for i in shown):
+        return None
+    spans = _spans(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
+    return Text([text], [spans], (*_differ_note(turn, how), *_empty_note(text, spans)))
+
+
 def as_templated(
     chat: Chat, tokenizer: Any, turn: ChatTurn, all_turns: bool, ended: bool, how: Handling
 ) -> Text:
@@ -177,7 +290,7 @@ def as_templated(
     if not ended and len(chat) - 1 in calling:
         raise RowError("tool calls of a response that did not end")
     thinking = [bool(said_of(chat[i]).thoughts) for i in chosen]
-    notes = () if turn.meets or how.generation_prompt != "template" else (PROMPTS_DIFFER,)
+    notes = _differ_note(turn, how)
     render = partial(render_chat, tokenizer=tokenizer, how=how)
     for form in (VERBATIM, FIELDS, INLINE) if any(thinking) else (VERBATIM,):
         # Verbatim, thoughts in a field of their own would get no marks, and would not be trained.
@@ -192,10 +305,7 @@ def as_templated(
         whole = [said_of(chat[i]) for i in chosen if i not in calling]
         if not all(holds(said, x) for said, told in zip(pieces[1::2], whole, strict=True) for x in told):
             continue
-        spans = _spans(pieces, turn, how)
-        # The end that the template writes was never sampled in a response that its sampler cut.
-        if not ended and chosen[-1] == len(chat) - 1:
-            spans[-1] = spans[-1][0], len("".join(pieces[:-1]))
+        spans = _spans(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
         opening = turn.opening if turn.meets else ""
         called = [call_span(plain, i, text, opening, render) for i in calling]
         # A turn with calls is found without marks, so its thoughts have to be looked for in the text.
@@ -208,9 +318,7 @@ def as_templated(
         notes += check_shown(plain, [i for i in range(len(plain)) if i not in chosen], text, render)
         if form == INLINE:
             notes += (f"thoughts written {INLINE} (row kept)",)
-        if any(_EMPTY_THOUGHTS.search(text, *span) for span in spans):
-            notes += ("empty think block of the chat template trained (row kept)",)
-        return Text([text], [spans], notes)
+        return Text([text], [spans], notes + _empty_note(text, spans))
     if any(thinking):
         earlier = any(thinking[:-1])
         raise RowError(
@@ -220,6 +328,15 @@ def as_templated(
             "data.thoughts=drop trains without)"
         )
     raise RowError("chat template rewrites a response")
+
+
+def _differ_note(turn: ChatTurn, how: Handling) -> tuple[str, ...]:
+    return () if turn.meets or how.generation_prompt != "template" else (PROMPTS_DIFFER,)
+
+
+def _empty_note(text: str, spans: list[Span]) -> tuple[str, ...]:
+    empty = OPEN in text and any(_EMPTY_THOUGHTS.search(text, *span) for span in spans)
+    return ("empty think block of the chat template trained (row kept)",) if empty else ()
 
 
 def _marked_pieces(
@@ -251,8 +368,11 @@ def _merged(pieces: list[str], parts: list[int]) -> list[str]:
     return merged
 
 
-def _spans(pieces: list[str], turn: ChatTurn, how: Handling) -> list[Span]:
-    """Finds where the trained turns lie; every second of `pieces` is what the assistant says."""
+def _spans(pieces: list[str], turn: ChatTurn, how: Handling, ended: bool) -> list[Span]:
+    """Finds where the trained turns lie; every second of `pieces` is what the assistant says.
+
+    ended: whether the last of them has an end.
+    """
     spans, at = [], 0
     for before, said, after in zip(pieces[:-1:2], pieces[1::2], pieces[2::2], strict=True):
         start = at + len(before)
@@ -261,7 +381,8 @@ def _spans(pieces: list[str], turn: ChatTurn, how: Handling) -> list[Span]:
         lead = 0 if how.generation_prompt == "training" else _lead(before, turn)
         spans.append((start - lead, stop + len(turn.end) if after.startswith(turn.end) else stop))
         at = stop
-    return spans
+    # The end that the template writes was never sampled in a response that its sampler cut.
+    return spans if ended else [*spans[:-1], (spans[-1][0], at)]
 
 
 def _lead(before: str, turn: ChatTurn) -> int:

@@ -4,14 +4,18 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from rlhf_jax.data.files.tables import is_hub_name
 from rlhf_jax.errors import UserError, read_object
@@ -23,6 +27,8 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "spiece.model",
 )
+J, R = TypeVar("J"), TypeVar("R")
+
 # Those of a tokenizer's files that must be JSON objects.
 _SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -102,35 +108,108 @@ def _made_by(made_by: str) -> str:
     return f"make it with: {made_by}" if made_by else "give a folder saved with save_pretrained"
 
 
-# Calling a tokenizer on many texts: each distinct one once, a thousand at a time.
+# Calling a tokenizer on many texts, a batch at a time and beside the caller's own work.
 
 # Texts per call, which bounds the memory of the tokenizer's intermediate lists.
-_CHUNK = 1024
+BATCH = 1024
+# Batches that wait for their caller: one is tokenised while he works on another.
+_WAITING = 2
 
 
-def tokenized(texts: Sequence[str], tokenizer: Any, **options: bool) -> Iterator[tuple[str, Mapping]]:
-    """Yields every distinct text with what the tokenizer returns for it ("input_ids", ...); adds no special token.
+class Tokens(NamedTuple):
+    """The tokens of several texts end to end: text i has those from at[i] to at[i + 1].
 
-    Preference sets repeat their prompts and answers hundreds of times. options: the tokenizer's own.
+    Attributes:
+      ids, at: [N] and [n + 1].
+      spans: the characters of each token [N, 2], its begin and its end; None where they were not asked for.
+    """
+
+    ids: Int32[np.ndarray, " N"]
+    at: Int64[np.ndarray, " M"]
+    spans: Int64[np.ndarray, "N 2"] | None = None
+
+    def __getitem__(self, i: int) -> Int32[np.ndarray, " T"]:
+        return self.ids[self.at[i] : self.at[i + 1]]
+
+
+def tokens_of(
+    texts: Sequence[str], tokenizer: Any, *, read_specials: bool = False, spans: bool = False
+) -> Tokens:
+    """Tokenises texts in one call on all cores, and adds no special token.
+
+    read_specials: whether a text that looks like a special token becomes one; otherwise it is only characters.
+    """
+    if not texts:
+        return Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros((0, 2), np.int64))
+    options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
+    options |= {"return_attention_mask": False, "return_token_type_ids": False}
+    options |= {"split_special_tokens": not read_specials, "return_offsets_mapping": spans}
+    if _calls_backend(tokenizer):
+        # A call of one text sets the Rust tokenizer up. What transformers does beyond that is to make lists of all
+        # that is known of each token, and takes longer than the tokens.
+        tokenizer([""], **options)
+        backend = tokenizer.backend_tokenizer
+        encode = backend.encode_batch if spans else backend.encode_batch_fast
+        found = encode(list(texts), add_special_tokens=False)
+        ids, pairs = (one.ids for one in found), (one.offsets for one in found)
+    else:
+        # verbose=False, because transformers warns of texts longer than its limit; our callers see to the length.
+        found = tokenizer(list(texts), **options)
+        ids, pairs = iter(found["input_ids"]), iter(found["offset_mapping"] if spans else ())
+    flat, at = array("i"), np.zeros(len(texts) + 1, np.int64)
+    for i, one in enumerate(ids, 1):
+        flat.fromlist(one)
+        at[i] = len(flat)
+    joined = np.fromiter(chain.from_iterable(chain.from_iterable(pairs)), np.int64) if spans else None
+    return Tokens(np.array(flat, np.int32), at, None if joined is None else joined.reshape(-1, 2))
+
+
+def _calls_backend(tokenizer: Any) -> bool:
+    """Whether calling the tokenizer is calling its Rust tokenizer, with nothing of its own before or after."""
+    from transformers import PreTrainedTokenizerFast
+
+    own, plain = type(tokenizer), PreTrainedTokenizerFast
+    return all(getattr(own, x, None) is getattr(plain, x, x) for x in ("__call__", "_encode_plus"))
+
+
+def token_lists(
+    texts: Sequence[str], tokenizer: Any, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> list[Int32[np.ndarray, " T"]]:
+    """The ids of each text, with others before and after; equal texts share one array.
+
+    Preference sets repeat their prompts and answers hundreds of times, so each distinct text is tokenised once.
     """
     # A dict and not a set: a fixed order, so that two runs make the same calls.
     unique = list(dict.fromkeys(texts))
-    for start in range(0, len(unique), _CHUNK):
-        chunk = unique[start : start + _CHUNK]
-        # verbose=False, because transformers warns of texts
-        # longer than its limit; our callers see to the length.
-        found = tokenizer(
-            chunk,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-            **options,
-        )
-        for i, text in enumerate(chunk):
-            yield text, {name: found[name][i] for name in found}
+    around = [np.array(ids, np.int32) for ids in (before, after)]
+    ids_of: dict[str, np.ndarray] = {}
+    for start in range(0, len(unique), BATCH):
+        batch = unique[start : start + BATCH]
+        found = tokens_of(batch, tokenizer)
+        ids_of |= {text: np.concatenate([around[0], found[i], around[1]]) for i, text in enumerate(batch)}
+    return [ids_of[text] for text in texts]
+
+
+def in_batches(items: Iterable[J]) -> Iterator[list[J]]:
+    """Cuts items into lists of a size that is tokenised at once."""
+    items = iter(items)
+    while batch := list(islice(items, BATCH)):
+        yield batch
+
+
+def ahead(work: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
+    """Yields work(job) of every job, in their order; the next ones are worked on in a second thread meanwhile.
+
+    The Rust tokenizer leaves Python to others while it works, so batches are rendered while others are tokenised.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[Future[R]] = deque()
+        for job in jobs:
+            waiting.append(pool.submit(work, job))
+            if len(waiting) > _WAITING:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 # A byte-level BPE tokenizer trained on the world's own text, saved the way Hugging Face loads it.
