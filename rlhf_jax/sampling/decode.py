@@ -1,4 +1,4 @@
-"""The decode engine: prefill the prompts, then one token at a time until every row has ended."""
+"""The decode engine: prefill the prompts, then one token at a time, and fewer rows as they end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
 from rlhf_jax.parallel.mesh import constrain
+from rlhf_jax.sampling import compaction
 from rlhf_jax.sampling.choose import Sampling, choose
 
 CACHE_AXES = ("batch", "kv_heads", "length", "head_dim")  # The axes of a layer's cached keys and values.
@@ -29,7 +30,7 @@ class Generation(NamedTuple):
       mask_BR: True on response tokens, the end token included.
       lengths_B: response lengths, the end token included.
       ended_B: whether the row produced an end token.
-      steps: decode steps run (<= R: the loop stops when all rows have ended).
+      steps: decode steps run (<= R: decoding stops when all rows have ended).
     """
 
     tokens_BR: Int[Array, "B R"]
@@ -50,6 +51,29 @@ class _Loop(NamedTuple):
     cache: tuple[KeyValue, ...]
 
 
+# What a row has to show when it leaves the batch.
+_RESULTS = ("tokens_BR", "logprobs_BR", "lengths_B", "done_B")
+
+
+class _Given(NamedTuple):
+    """What each row started with: its number, the columns that are real, the length of its prompt."""
+
+    rows_B: Int[Array, " B"]
+    real_BS: Bool[Array, "B S"]
+    lengths_B: Int[Array, " B"]
+
+
+def _taken(given: _Given, loop: _Loop, places_Gb: Int[Array, "G b"]) -> tuple[_Given, _Loop]:
+    """The same with these rows alone."""
+    given = _Given(*(compaction.taken(x, places_Gb) for x in given))
+    names = {"logits_BV": ("vocab",)}
+    rows = {
+        x: compaction.taken(getattr(loop, x), places_Gb, *names.get(x, ())) for x in ("logits_BV", *_RESULTS)
+    }
+    cache = jax.tree.map(lambda x: compaction.taken(x, places_Gb, *CACHE_AXES[1:]), loop.cache)
+    return given, _Loop(t=loop.t, cache=cache, **rows)
+
+
 @partial(jax.jit, static_argnames=("config", "max_new_tokens", "samples"))
 def generate(
     config: ModelConfig,
@@ -66,6 +90,8 @@ def generate(
     samples: int = 1,
 ) -> Generation:
     """Samples responses, those of one prompt next to each other: [B * samples, R].
+
+    When half the rows have ended, the others go on in a batch of half the size (`compaction`).
 
     Args:
       tokens_BP: prompts, left-padded to one bucket P.
@@ -93,23 +119,20 @@ def generate(
         cache = jax.tree.map(lambda x: constrain(several(x), *CACHE_AXES), cache)
         rows_B = (rows_B[:, None] * samples + jnp.arange(samples)).reshape(-1)
         B = B * samples
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
     head_DV = decoder.head(config, params)
     # Taken apart once, outside the loop. The price is that the weights are in memory twice while decoding.
     layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.layers)]
+    groups = compaction.groups_of(B)
 
-    def unfinished(loop: _Loop) -> Bool[Array, ""]:
-        return (loop.t < max_new_tokens) & ~jnp.all(loop.done_B)
-
-    def step(loop: _Loop) -> _Loop:
+    def step(given: _Given, keys_B: Key[Array, " B"], loop: _Loop) -> _Loop:
         keys_now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, loop.t)
         picked_B, logprobs_B = choose(loop.logits_BV, keys_now_B, sampling)
-        # Rows that have ended go on with pads until the last one ends, because shapes are fixed.
+        # Rows that have ended go on with pads until they leave the batch, because shapes are fixed.
         token_B = jnp.where(loop.done_B, pad_id, picked_B)
         column = P + loop.t
         # real_BS is True up to the end of the cache; columns that are not yet written are cut off here.
-        mask_B1S = (real_BS & (columns_S <= column))[:, None]
-        positions_B1 = (lengths_B + loop.t)[:, None]
+        mask_B1S = (given.real_BS & (columns_S <= column))[:, None]
+        positions_B1 = (given.lengths_B + loop.t)[:, None]
         hidden_B1D, cache = decode_tokens(
             config, params, layers, token_B[:, None], positions_B1, mask_B1S, loop.cache, column
         )
@@ -125,10 +148,25 @@ def generate(
             cache=cache,
         )
 
-    # A while_loop, not a scan: it stops with the longest response, and nothing is differentiated.
-    loop = jax.lax.while_loop(
-        unfinished,
-        step,
+    def finished(given: _Given, loop: _Loop, sizes: tuple[int, ...]) -> _Loop:
+        """Goes on until all rows have ended: here while they are more than the next stage has room for."""
+        smaller = sizes[1] if len(sizes) > 1 else 0
+
+        def unfinished(loop: _Loop) -> Bool[Array, ""]:
+            return (loop.t < max_new_tokens) & (compaction.most_alive(loop.done_B, groups) > smaller)
+
+        keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, given.rows_B)
+        # A while_loop, not a scan: it stops when enough rows have ended, and nothing is differentiated.
+        loop = jax.lax.while_loop(unfinished, partial(step, given, keys_B), loop)
+        if not smaller:
+            return loop
+        places_Gb = compaction.alive_first(loop.done_B, groups, smaller)
+        part = finished(*_taken(given, loop, places_Gb), sizes[1:])
+        back = {x: compaction.put_back(getattr(loop, x), getattr(part, x), places_Gb) for x in _RESULTS}
+        return loop._replace(t=part.t, **back)
+
+    loop = finished(
+        _Given(rows_B, real_BS, lengths_B),
         _Loop(
             t=jnp.int32(0),
             logits_BV=logits_BV,
@@ -138,6 +176,7 @@ def generate(
             done_B=jnp.zeros((B,), bool),
             cache=cache,
         ),
+        compaction.stages(B, max_new_tokens, groups),
     )
     mask_BR = jnp.arange(max_new_tokens) < loop.lengths_B[:, None]
     return Generation(loop.tokens_BR, loop.logprobs_BR, mask_BR, loop.lengths_B, loop.done_B, loop.t)

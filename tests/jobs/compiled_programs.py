@@ -18,6 +18,7 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded, rollout_copier
 from rlhf_jax.parallel.mesh import make_mesh, to_global
 from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.compaction import stages
 from rlhf_jax.sampling.decode import generate
 from rlhf_jax.training.loop import state
 from rlhf_jax.training.loop.step import make_train_step
@@ -42,7 +43,7 @@ def weight_shapes(config):
     return found | {(1, *shape) for shape in found}
 
 
-def decode_text(config, params):
+def decode_text(config, params, B=B):
     rng = np.random.default_rng(0)
     tokens_BP = rng.integers(3, config.vocab_size, (B, P)).astype(np.int32)
     rows = {"tokens": tokens_BP, "lengths": np.full(B, P, np.int32), "rows": np.arange(B, dtype=np.int32)}
@@ -80,6 +81,19 @@ def decoding_gathers_no_weight(mesh):
         text = decode_text(config, params)
         everywhere = hlo.collectives(text.splitlines(), "all-gather")
         assert set(everywhere) & weight_shapes(config), everywhere
+
+
+def rows_that_have_ended_leave_without_moving_any(mesh):
+    """Compaction picks rows on each device: neither a cache nor a response is sent to another."""
+    groups, rows = mesh.shape["data"] * mesh.shape["fsdp"], 16 * WAYS
+    assert len(stages(rows, R, groups)) == 2
+    config = dataclasses.replace(CONFIG, layers=1)
+    params = rollout_copier(config, mesh, "float32")(init_sharded(config, mesh, 0))
+    lines = decode_text(config, params, rows).splitlines()
+    # The loop over tokens sends logits and single numbers, whose axes are none of these.
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        found = hlo.collectives(lines, kind)
+        assert not [shape for shape in found if {P + R, R} & {*shape}], (kind, found)
 
 
 def rows_of(rng):
@@ -134,5 +148,7 @@ if __name__ == "__main__":
     mesh = make_mesh(2, 2, 2)
     decoding_gathers_no_weight(mesh)
     print("decoding gathers no weight", flush=True)
+    rows_that_have_ended_leave_without_moving_any(mesh)
+    print("compaction moves no row", flush=True)
     training_holds_no_logits_of_a_batch(mesh)
     print("training holds no logits of a batch", flush=True)
