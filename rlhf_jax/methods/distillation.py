@@ -38,7 +38,7 @@ from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import response_head, window
 from rlhf_jax.objectives import divergences
-from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.logprobs import head_logprobs
 from rlhf_jax.objectives.policy_gradient import sequence_kl, token_kl
 from rlhf_jax.objectives.reduce import Mean, value
 from rlhf_jax.rollout.experience import Actor, Metrics, Readings, RolloutSettings, rollout_metrics
@@ -155,9 +155,7 @@ def distillation_loss_fn(
         teacher = response_head(teacher_config, jax.lax.stop_gradient(params[TEACHER]), *where)
         apart_BR = divergences.token_divergence(student, teacher, divergence=divergence, **how)
         targets_BR = window(batch.tokens_BT, batch.prompt_lengths_B, R, offset=0)
-        logprobs_BR, _ = token_logprobs(
-            student.hidden_BTD, student.head_DV, targets_BR, softcap=student.softcap, **how
-        )
+        logprobs_BR, _ = head_logprobs(student, targets_BR, **how)
         return divergences.distillation_loss(apart_BR, logprobs_BR, batch.mask_BR, credit=credit)
 
     return loss_fn

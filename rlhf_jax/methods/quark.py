@@ -44,7 +44,7 @@ from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
 from rlhf_jax.models.responses import response_head, window, without_column
 from rlhf_jax.objectives.divergences import token_divergence
-from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.logprobs import head_logprobs
 from rlhf_jax.objectives.quantiles import quantile_loss
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
 from rlhf_jax.rollout.experience import Metrics, Readings, RolloutSettings, final_scores, rollout_metrics
@@ -176,7 +176,7 @@ def quark_loss_fn(
         )
         how = {"temperature": temperature, "chunk": chunk}
         targets_BR = window(*where, R, offset=0)
-        read = token_logprobs(own.hidden_BTD, own.head_DV, targets_BR, softcap=own.softcap, **how)
+        read = head_logprobs(own, targets_BR, **how)
         kl_BR, coefs = token_divergence(own, other, **how), {"kl_coef": kl_coef, "entropy_coef": entropy_coef}
         return quantile_loss(read[0], kl_BR, read[1], batch.mask_BR, **coefs)
 

@@ -18,7 +18,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.attention.attend import cap, causal_mask, within_window
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, Masks, Norm
-from rlhf_jax.parallel.mesh import constrain
+from rlhf_jax.parallel.mesh import constrain, gathered
 
 Params = dict
 StackedKeyValue = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]
@@ -191,11 +191,13 @@ def trunk(params: Params) -> Params:
 def head(config: ModelConfig, params: Params) -> Float[Array, "D V"]:
     """The output matrix of a language model, in the compute dtype. A bias is one more row of it (see `for_head`)."""
     matrix_DV = params["embed"].T if config.tie_embeddings else params["head"]
+    # Gathered once: cut over "embed", it would be gathered for every chunk of positions, and again going backward.
+    matrix_DV = gathered(matrix_DV.astype(config.dtype), "embed", "vocab")
     # As one more row the bias goes through the chunked log-probabilities and their hand-written backward pass
     # like any other weight; only GPT-J has one.
     if config.head_bias:
-        matrix_DV = jnp.concatenate([matrix_DV, params["head_bias"][None]])
-    return matrix_DV.astype(config.dtype)
+        matrix_DV = jnp.concatenate([matrix_DV, params["head_bias"][None].astype(config.dtype)])
+    return matrix_DV
 
 
 def for_head(config: ModelConfig, hidden_xD: Float[Array, "*x D"]) -> Float[Array, "*x E"]:

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.objectives.logprobs import Head, token_logprobs
+from rlhf_jax.objectives.logprobs import Head, Ways, head_logprobs
+from rlhf_jax.parallel.mesh import constrain, row_ways, ways_together
 
 Batch = dict[str, Array]
 
@@ -79,9 +80,7 @@ def response_logprobs(
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
     head = _window_head(config, params, hidden_BTD, prompt_lengths_B, R)
     targets_BR = window(tokens_BT, prompt_lengths_B, R, offset=0)
-    return token_logprobs(
-        head.hidden_BTD, head.head_DV, targets_BR, temperature=temperature, chunk=chunk, softcap=head.softcap
-    )
+    return head_logprobs(head, targets_BR, temperature=temperature, chunk=chunk)
 
 
 def response_head(
@@ -105,8 +104,18 @@ def _window_head(
 ) -> Head:
     # The window is cut before the head: the product with [D, V] is the largest of the
     # model, and prompts are often longer than responses.
-    hidden_BRD = decoder.for_head(config, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
-    return Head(hidden_BRD, decoder.head(config, params), config.logit_softcap)
+    return _head_at(config, params, window(hidden_BTD, prompt_lengths_B, R, offset=-1))
+
+
+def _head_at(config: ModelConfig, params: decoder.Params, hidden_BRD: Float[Array, "B R D"]) -> Head:
+    hidden_BRE, head_EV = decoder.for_head(config, hidden_BRD), decoder.head(config, params)
+    return Head(
+        hidden_BRE, head_EV, config.logit_softcap, Ways(row_ways(len(hidden_BRE)), _apart, ways_together)
+    )
+
+
+def _apart(x_WDV: Float[Array, "W D V"]) -> Float[Array, "W D V"]:
+    return constrain(x_WDV, "batch", "embed_act", "vocab")
 
 
 def response_values(
@@ -144,10 +153,9 @@ def packed_logprobs(
     hidden_BTD = decoder.hidden_states(config, params, tokens_BT, positions_BT, segments_BT=segments_BT)
     # Targets of 0 fill up the row; they have no column before them, and owner 0.
     before_BR1 = jnp.maximum(targets_BR - 1, 0)[..., None]
-    hidden_BRD = decoder.for_head(config, jnp.take_along_axis(hidden_BTD, before_BR1, axis=1))
+    hidden_BRD = jnp.take_along_axis(hidden_BTD, before_BR1, axis=1)
     wanted_BR = jnp.take_along_axis(tokens_BT, targets_BR, axis=1)
-    head_DV = decoder.head(config, params)
-    return token_logprobs(hidden_BRD, head_DV, wanted_BR, chunk=chunk, softcap=config.logit_softcap)
+    return head_logprobs(_head_at(config, params, hidden_BRD), wanted_BR, chunk=chunk)
 
 
 def packed_scores(

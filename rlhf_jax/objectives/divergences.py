@@ -6,7 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Float32
 
-from rlhf_jax.objectives.logprobs import Head, chunk_count, chunk_logits, join_chunks, split_chunks
+from rlhf_jax.objectives.logprobs import (
+    Head,
+    chunk_count,
+    chunk_logits,
+    join_chunks,
+    split_chunks,
+    way_copies,
+)
 from rlhf_jax.objectives.reduce import Mean, masked_mean
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
@@ -35,18 +42,21 @@ def token_divergence(
         raise ValueError(f"unknown divergence {divergence!r}; choose one of {', '.join(DIVERGENCES)}")
     V, T = student.head_DV.shape[1], student.hidden_BTD.shape[1]
     teacher_BTD, teacher_DV = jax.lax.stop_gradient((teacher.hidden_BTD, teacher.head_DV[:, :V]))
-    # In float32 outside of the loop and cast inside: so the head's gradient is summed over chunks in float32.
-    dtype, head_DV = student.head_DV.dtype, student.head_DV.astype(jnp.float32)
+    # In float32 outside of the loop and cast inside: so the head's gradient is summed over chunks in float32. And for
+    # the rows of each device its own: so it is summed over devices once, and not with every chunk.
+    dtype, head_xDV = student.head_DV.dtype, student.head_DV.astype(jnp.float32)
+    if student.ways.count > 1:
+        head_xDV = way_copies(head_xDV, student.ways)
 
     @jax.checkpoint
-    def one(head_DV: Array, hidden_BCD: Array, teacher_BCD: Array) -> Array:
-        logp_BCV = _logprobs(hidden_BCD, head_DV.astype(dtype), student.softcap, temperature)
+    def one(head_xDV: Array, hidden_BCD: Array, teacher_BCD: Array) -> Array:
+        logp_BCV = _logprobs(hidden_BCD, head_xDV.astype(dtype), student.softcap, temperature)
         logq_BCV = _logprobs(teacher_BCD, teacher_DV, teacher.softcap, temperature)
         return _of_distributions(logp_BCV, logq_BCV, divergence)
 
     count = chunk_count(T, chunk)
     xs = (split_chunks(student.hidden_BTD, count), split_chunks(teacher_BTD, count))
-    return join_chunks(jax.lax.map(lambda x: one(head_DV, *x), xs), T)
+    return join_chunks(jax.lax.map(lambda x: one(head_xDV, *x), xs), T)
 
 
 def distillation_loss(
@@ -87,8 +97,8 @@ def distillation_loss(
     return {"loss": per_response, "divergence": per_token}
 
 
-def _logprobs(hidden_BCD: Array, head_DV: Array, softcap: float, temperature: float) -> Array:
-    return jax.nn.log_softmax(chunk_logits(hidden_BCD, head_DV, temperature, softcap))
+def _logprobs(hidden_BCD: Array, head_xDV: Array, softcap: float, temperature: float) -> Array:
+    return jax.nn.log_softmax(chunk_logits(hidden_BCD, head_xDV, temperature, softcap))
 
 
 def _of_distributions(logp_BCV: Array, logq_BCV: Array, divergence: str) -> Array:

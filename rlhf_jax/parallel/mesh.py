@@ -1,5 +1,6 @@
 """The one device mesh ("data", "fsdp", "tensor"): making it, sharding rules by logical axis, rows onto it and back."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -293,3 +294,54 @@ def constrain(x: Array, *names: str) -> Array:
         ways = math.prod(mesh.shape[axis] for axis in axes)
         spec.append(axes if axes and size % ways == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def row_ways(B: int) -> int:
+    """In how many equal runs `constrain` lays B rows on devices; 1 where they cannot be split, and without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else _ways(BATCH_AXES, mesh)
+    return ways if B % ways == 0 else 1
+
+
+def ways_together(x_WDV: Array) -> Array:
+    """Sums what the devices of each run of rows hold, [W, D, V] for W `row_ways`, to [D, V] cut as parameters are."""
+    mesh = jax.sharding.get_abstract_mesh()
+    _, D, V = x_WDV.shape
+    cut = D % mesh.shape["fsdp"] == 0
+    tensor = "tensor" if V % mesh.shape["tensor"] == 0 else None
+
+    # Written out, because a sum that XLA divides between devices is an all-reduce on some of them: twice the bytes.
+    def sum_here(x_1DV: Array) -> Array:
+        if not cut:
+            return jax.lax.psum(x_1DV[0], BATCH_AXES)
+        return jax.lax.psum(jax.lax.psum_scatter(x_1DV[0], "fsdp", tiled=True), "data")
+
+    specs = PartitionSpec(BATCH_AXES, None, tensor), PartitionSpec("fsdp" if cut else None, tensor)
+    return jax.shard_map(sum_here, mesh=mesh, in_specs=specs[0], out_specs=specs[1])(x_WDV)
+
+
+def gathered(x: Array, *names: str) -> Array:
+    """A parameter with these logical axes, whole over fsdp on every device; its gradient is cut as the parameter is.
+
+    For what a loop reads: cut over fsdp, it would be gathered again every time. Without a mesh, or on one device,
+    `x` is returned as it is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return x if mesh.empty or mesh.size == 1 else _gathered(names, x)
+
+
+# Autodiff would pin the gradient as it pins the parameter, whole on every device: an all-reduce of what a
+# reduce-scatter of half the bytes gives.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(names: tuple[str, ...], x: Array) -> Array:
+    return constrain(x, *("embed_act" if name == "embed" else name for name in names))
+
+
+def _gathered_backward(names: tuple[str, ...], _: None, dx: Array) -> tuple[Array]:
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = [TRAIN_RULES[name] for name in names]
+    spec = [a if n % _ways(a, mesh) == 0 else None for a, n in zip(axes, dx.shape, strict=True)]
+    return (jax.lax.with_sharding_constraint(dx, PartitionSpec(*spec)),)
+
+
+_gathered.defvjp(lambda names, x: (_gathered(names, x), None), _gathered_backward)

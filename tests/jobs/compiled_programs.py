@@ -8,6 +8,7 @@ import math
 
 import flax.linen as nn
 import hlo
+import hlo_traffic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +16,8 @@ import numpy as np
 from rlhf_jax.methods import dpo, ppo, sft
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.placement import init_sharded, rollout_copier
-from rlhf_jax.parallel.mesh import make_mesh, to_global
+from rlhf_jax.models.placement import init_sharded, param_shardings, rollout_copier
+from rlhf_jax.parallel.mesh import gather, make_mesh, to_global
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.compaction import stages
 from rlhf_jax.sampling.decode import generate
@@ -143,8 +144,41 @@ def training_holds_no_logits_of_a_batch(mesh):
     assert math.prod(hlo.largest_with(text, vocabulary)) >= B // WAYS * R * CONFIG.vocab_size // 2
 
 
+def the_head_is_sent_once(*sizes):
+    """SFT's gradient on a mesh: that of one device, and no loop sends what is as large as the head, or a part of it."""
+    config = dataclasses.replace(CONFIG, layers=1, tie_embeddings=False)
+    loss_fn, rows = sft.sft_loss_fn(config, R, CHUNK), rows_of(np.random.default_rng(1))
+
+    def gradient_on(mesh):
+        def loss(params, batch):
+            mean = loss_fn(params, batch)["loss"]
+            return mean.sum / mean.weight
+
+        where = param_shardings(config, mesh)
+        given = init_sharded(config, mesh, 0), to_global(rows, mesh)
+        compiled = jax.jit(jax.grad(loss), out_shardings=where).lower(*given).compile()
+        return gather(compiled(*given)), compiled.as_text()
+
+    want, _ = gradient_on(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    got, text = gradient_on(make_mesh(*sizes))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
+    sent, V = hlo_traffic.collectives(text, 8), (config.vocab_size, config.vocab_size // 2)
+    of_head = [x for x in sent if len(x.shape) > 1 and set(x.shape) & set(V)]
+    assert of_head and all(x.times == 1 for x in of_head), (sizes, of_head)
+    head_bytes = 4 * config.width * config.vocab_size / sizes[2]
+    # The head and the table, each gathered once, and summed once: an all-reduce is two gathers.
+    assert sum(x.bytes for x in of_head) <= 6.01 * head_bytes, (sizes, of_head)
+    if sizes[1] > 1:
+        assert any(x.kind == "reduce-scatter" for x in of_head), (sizes, of_head)
+    return sum(x.bytes for x in sent if x.times > 1)
+
+
 if __name__ == "__main__":
     assert jax.device_count() == 8
+    for sizes in ((1, 8, 1), (2, 2, 2), (8, 1, 1)):
+        the_head_is_sent_once(*sizes)
+        print(sizes, "the head is sent once", flush=True)
     mesh = make_mesh(2, 2, 2)
     decoding_gathers_no_weight(mesh)
     print("decoding gathers no weight", flush=True)

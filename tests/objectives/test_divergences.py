@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.objectives.divergences import distillation_loss, token_divergence
-from rlhf_jax.objectives.logprobs import Head
+from rlhf_jax.objectives.logprobs import Head, Ways
 
 B, T, D, E, V, W = 3, 5, 4, 6, 7, 9  # E: the teacher's width, W: its tokens
 TAU, CAP = 0.7, 3.0
@@ -40,14 +40,14 @@ def wanted(name, hidden, head, teacher, teacher_head):
 def test_divergence_and_gradient_are_those_of_numpy(name):
     hidden, head, teacher, teacher_head, weights = draw()
 
-    def total(hidden, head, teacher, chunk):
-        given = Head(hidden, head, CAP), Head(teacher, jnp.float32(teacher_head))
+    def total(hidden, head, teacher, chunk, ways):
+        given = Head(hidden, head, CAP, Ways(ways)), Head(teacher, jnp.float32(teacher_head))
         found = token_divergence(*given, divergence=name, temperature=TAU, chunk=chunk)
         return jnp.sum(found * weights), found
 
-    for chunk in (2, 100):
+    for chunk, ways in ((2, 1), (100, 3)):
         grads, found = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(
-            *map(jnp.float32, (hidden, head, teacher)), chunk
+            *map(jnp.float32, (hidden, head, teacher)), chunk, ways
         )
         np.testing.assert_allclose(
             found, wanted(name, hidden, head, teacher, teacher_head), rtol=2e-5, atol=1e-6

@@ -15,7 +15,7 @@ import pytest
 from objectives_oracles import central_difference
 from quick import EIGHT
 
-from rlhf_jax.objectives.logprobs import token_logprobs
+from rlhf_jax.objectives.logprobs import Ways, token_logprobs
 
 score = jax.jit(token_logprobs, static_argnames="chunk")
 
@@ -105,6 +105,19 @@ def test_chunks_change_nothing():
     for chunk in (1, 3):
         np.testing.assert_allclose(for_chunk[chunk][0], for_chunk[10][0], rtol=1e-6, atol=1e-7)
         np.testing.assert_allclose(for_chunk[chunk][1], for_chunk[10][1], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("chunk", [4, 9])
+def test_ways_change_nothing(chunk):
+    hidden, head, targets, _ = example(4, 6, 9, 4, 50)
+    whole, parted = (
+        jax.jit(jax.value_and_grad(weighted_sum(1.0, 0.3, targets, chunk=chunk, ways=ways), (0, 1)))(
+            hidden, head
+        )
+        for ways in (Ways(1), Ways(3))
+    )
+    for got, want in zip(jax.tree.leaves(parted), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 @jax.jit
