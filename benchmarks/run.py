@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import folders  # noqa: E402
 import report  # noqa: E402
 from setting import SIZES, TASKS  # noqa: E402
+
+from rlhf_jax.allocator import tunables  # noqa: E402
 
 TORCH, TUNIX = (HERE / ".peers" / name / "bin" / "python" for name in ("torch", "tunix"))
 
@@ -63,7 +65,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
-            env=_environment(setup["huge_pages"] or name in ("ours", "yardstick")),
+            env=_environment(setup["own_malloc"] or name in ("ours", "yardstick")),
             cwd=HERE,
         )
         self._hear()
@@ -113,7 +115,7 @@ def measure(task: str, size: str, args: argparse.Namespace, root: Path) -> dict[
         "ragged": args.ragged,
         "root": root,
         "repetitions": args.repetitions + 1,
-        "huge_pages": args.huge_pages_for_all,
+        "own_malloc": args.own_malloc_for_all,
     }
     logs = args.results / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -136,17 +138,17 @@ def measure(task: str, size: str, args: argparse.Namespace, root: Path) -> dict[
     return {"task": task, "size": size, "ragged": args.ragged, "contestants": found}
 
 
-def _environment(huge_pages: bool) -> dict[str, str]:
+def _environment(own_malloc: bool) -> dict[str, str]:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
     path = {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "TOKENIZERS_PARALLELISM": "false"}
     # What `python -m rlhf_jax.main` asks of glibc at its start; the peers run as their users run them.
-    pages = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
+    malloc = {"GLIBC_TUNABLES": tunables(os.cpu_count() or 1)} if own_malloc else {}
     clean = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
     return (
         clean
         | threads
         | path
-        | pages
+        | malloc
         | {"HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     )
 
@@ -172,7 +174,7 @@ def main() -> None:
     parser.add_argument("--ragged", action="store_true", help="lengths from a quarter to the full one")
     parser.add_argument("--repetitions", type=int, default=5, help="timed ones, after the first step")
     parser.add_argument(
-        "--huge-pages-for-all", action="store_true", help="give the peers our glibc setting too"
+        "--own-malloc-for-all", action="store_true", help="give the peers our glibc setting too"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results")
     args = parser.parse_args()

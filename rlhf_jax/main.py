@@ -18,7 +18,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlhf_jax import idle, quiet
-from rlhf_jax.allocator import restart_with_huge_pages
+from rlhf_jax.allocator import restart_with_own_malloc
 from rlhf_jax.errors import StoppedError, UserError, problem_of_machine
 from rlhf_jax.programs import check_page, load_program
 from rlhf_jax.settings.overrides import check_overrides, explain, is_own, named_page
@@ -96,7 +96,7 @@ def main(_: list[str]) -> None:
 
 if __name__ == "__main__":
     # Before absl and jax do anything: exec starts the program from the beginning.
-    restart_with_huge_pages("rlhf_jax.main")
+    restart_with_own_malloc("rlhf_jax.main")
     quiet.leave_out_what_is_raised_too()
     try:
         app.run(main, flags_parser=parse_flags)

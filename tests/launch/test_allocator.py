@@ -1,0 +1,27 @@
+"""What glibc is asked for: every setting under a name that it knows, or it would be passed over in silence."""
+
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rlhf_jax.allocator import tunables
+
+LOADER = Path("/lib64/ld-linux-x86-64.so.2")
+
+
+@pytest.mark.parametrize(("cores", "count"), [(2, 5), (8, 5), (9, 1)])
+def test_glibc_takes_every_setting(cores, count):
+    wanted = dict(item.split("=") for item in tunables(cores).split(":"))
+    assert len(wanted) == count
+    if platform.libc_ver()[0] != "glibc" or not LOADER.exists():
+        pytest.skip("the loader that lists its settings is glibc's for x86-64")
+    env = {**os.environ, "GLIBC_TUNABLES": tunables(cores)}
+    listed = subprocess.run([LOADER, "--list-tunables"], env=env, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("before version 2.33 glibc does not list its settings")
+    found = dict(re.findall(r"^([\w.]+): (\S+)", listed.stdout, re.MULTILINE))
+    assert {name: int(found[name], 0) for name in wanted} == {k: int(v) for k, v in wanted.items()}
