@@ -1,6 +1,7 @@
 """The kernels' choice and arguments, and splash attention itself, interpreted, against attention written out."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from rlhf_jax.models.config import IMPLEMENTATIONS, ModelConfig
 
 AMPERE, HOPPER = {"platform": "gpu", "capability": (8, 0)}, {"platform": "gpu", "capability": (9, 0)}
 CPU, TPU = {"platform": "cpu"}, {"platform": "tpu"}
+TPU_V3 = {"platform": "tpu", "capability": (3, 0)}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,13 @@ CPU, TPU = {"platform": "cpu"}, {"platform": "tpu"}
         (TPU, 1024, 128, "bfloat16", "splash"),
         (TPU, 1024, 128, "float32", "splash"),
         (TPU, 1016, 128, "bfloat16", "xla"),
-        (TPU, 2048, 64, "bfloat16", "xla"),
+        (TPU, 2048, 64, "bfloat16", "splash"),
+        (TPU, 2048, 80, "bfloat16", "splash"),
+        (TPU, 2048, 32, "bfloat16", "xla"),
+        (TPU, 2048, 100, "bfloat16", "xla"),
+        (TPU_V3, 2048, 128, "bfloat16", "xla"),
+        (TPU_V3, 2048, 128, "float32", "splash"),
+        ({"platform": "tpu", "capability": (6, 0)}, 2048, 64, "bfloat16", "splash"),
     ],
 )
 def test_auto(where, T, K, dtype, kind):
@@ -44,7 +52,8 @@ def test_auto(where, T, K, dtype, kind):
         ("cudnn", AMPERE, 64, "float32", "model.dtype is float32"),
         ("cudnn", AMPERE, 256, "bfloat16", "up to 128, and these have 256"),
         ("splash", HOPPER, 128, "bfloat16", "is for TPU, and this is gpu"),
-        ("splash", TPU, 64, "bfloat16", "and these have 64"),
+        ("splash", TPU, 32, "bfloat16", "and these have 32"),
+        ("splash", TPU_V3, 128, "bfloat16", "takes float32 on TPU v3, and model.dtype is bfloat16"),
     ],
 )
 def test_a_kernel_that_does_not_fit_says_why(wanted, where, K, dtype, words):
@@ -92,10 +101,18 @@ def written_out(q_BTHK, k_BTGK, v_BTGK):
     return out
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("T", [128, 200])  # the latter is padded
-def test_splash_attention_and_its_gradient(T, dtype, tolerance):
-    *qkv, dy = draw(2, T, 4, 2, 128, dtype)
+@pytest.mark.parametrize(
+    ("T", "K", "dtype", "tolerance"),
+    [
+        (128, 128, "bfloat16", 2e-2),
+        (200, 128, "float32", 2e-5),  # padded
+        (200, 128, "bfloat16", 2e-2),
+        (384, 64, "float32", 2e-5),  # three blocks of 128
+        (1024, 80, "float32", 2e-5),  # two of 512
+    ],
+)
+def test_splash_attention_and_its_gradient(T, K, dtype, tolerance):
+    *qkv, dy = draw(2 if T < 300 else 1, T, 4, 2, K, dtype)
 
     def out_and_gradient(attention):
         return jax.jit(lambda *qkv: (lambda y, pull: (y, *pull(dy)))(*jax.vjp(attention, *qkv)))(*qkv)
@@ -107,11 +124,14 @@ def test_splash_attention_and_its_gradient(T, dtype, tolerance):
         np.testing.assert_allclose(np.float32(a), np.float32(b), atol=4 * tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("T", [256, 200])
-def test_splash_attention_on_packed_rows(T):
-    """Documents of many lengths, some of which span blocks, and padding; output and gradient of real tokens."""
-    *qkv, dy = draw(2, T, 4, 2, 128, "float32")
-    ends = np.array([[1, 40, 150, 190], [100, 101, 160, T]])
+@pytest.mark.parametrize(("T", "K", "scale"), [(200, 128, 1), (384, 80, 2), (1024, 64, 5)])
+def test_splash_attention_on_packed_rows(T, K, scale):
+    """Documents of many lengths, some of which span blocks, and padding; output and gradient of real tokens.
+
+    The first is one block, the others are three and two.
+    """
+    *qkv, dy = draw(2, T, 2, 1, K, "float32")
+    ends = np.array([[1, 40 * scale, 150 * scale, 190 * scale], [100, 101, 160 * scale, T]])
     segments_BT = jnp.asarray(
         [[next((i + 1 for i, e in enumerate(row) if t < e), 0) for t in range(T)] for row in ends], jnp.int32
     )
@@ -127,8 +147,16 @@ def test_splash_attention_on_packed_rows(T):
     wanted = out_and_gradient(lambda *qkv: attend(*qkv, None, segments_BT=segments_BT))
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4)
-    alone = written_out(*(x[:1, 40:150] for x in qkv))
-    np.testing.assert_allclose(found[0][:1, 40:150], alone, atol=2e-5, rtol=2e-5)
+    middle = slice(40 * scale, 150 * scale)
+    alone = written_out(*(x[:1, middle] for x in qkv))
+    np.testing.assert_allclose(found[0][:1, middle], alone, atol=2e-5, rtol=2e-5)
+
+
+def test_the_generation_of_a_tpu_is_in_its_name(monkeypatch):
+    for kind, generation in (("TPU v3", 3), ("TPU v5 lite", 5), ("TPU7x", 7)):
+        device = types.SimpleNamespace(platform="tpu", device_kind=kind)
+        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        assert fused.here() == ("tpu", (generation, 0))
 
 
 def test_what_cudnn_is_asked_for(monkeypatch):

@@ -7,6 +7,7 @@ splash takes packed rows too; attention with a mask or a soft cap is computed in
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
@@ -39,7 +40,8 @@ def choose_kernel(
 
     wanted: one of config.IMPLEMENTATIONS; auto takes the kernel of the platform where it fits, and else xla.
     packed: whether rows hold several documents, which cudnn cannot tell apart.
-    platform: "cpu", "gpu" (or "cuda") or "tpu". capability: of an NVIDIA GPU, as (9, 0).
+    platform: "cpu", "gpu" (or "cuda") or "tpu". capability: of an NVIDIA GPU, as (9, 0); of a TPU v5p its
+        generation, (5, 0). (0, 0): not known.
     Raises UserError when the kernel that is asked for does not fit, with what would.
     """
     # auto falls back to xla in silence; a kernel that is asked for by name must fit.
@@ -60,7 +62,11 @@ def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[in
     if kernel == "splash":
         if platform != "tpu":
             return f"is for TPU, and this is {platform}"
-        return "" if K % 128 == 0 else f"takes heads of a multiple of 128, and these have {K}"
+        if (0, 0) < capability < (4, 0) and dtype != "float32":
+            return f"takes float32 on TPU v{capability[0]}, and model.dtype is {dtype}"
+        # Smaller heads compile, too, but leave most of the 128 lanes empty.
+        fits = K % 8 == 0 and K >= 64
+        return "" if fits else f"takes heads of a multiple of 8 from 64, and these have {K}"
     # These limits are jax's own checks in jax/_src/cudnn/fused_attention_stablehlo.py: they come late, while
     # the step is lowered, and their messages do not name a setting of ours.
     most = 256 if capability >= (9, 0) else 128
@@ -76,8 +82,12 @@ def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[in
 
 
 def here() -> tuple[str, tuple[int, int]]:
-    """(platform, compute capability) of this process's devices."""
+    """(platform, compute capability) of this process's devices; of a TPU its generation, v5e and v5p (5, 0)."""
     device = jax.local_devices()[0]
+    if device.platform == "tpu":
+        # Kinds are "TPU v3", "TPU v5 lite", "TPU7x".
+        number = re.search(r"\d+", device.device_kind)
+        return device.platform, (int(number[0]) if number else 0, 0)
     major, _, minor = str(getattr(device, "compute_capability", "0.0")).partition(".")
     known = major.isdigit() and minor.isdigit()
     return device.platform, (int(major), int(minor)) if known else (0, 0)
