@@ -211,7 +211,10 @@ def logits(
     config: ModelConfig, head_DV: Float[Array, "D V"], hidden_xD: Float[Array, "*x E"]
 ) -> Float[Array, "*x V"]:
     """float32 logits of final hidden states; `head_DV` is what `head` returns."""
-    return cap((for_head(config, hidden_xD) @ head_DV).astype(jnp.float32), config.logit_softcap)
+    # Summed in float32 and left there: rounded to bfloat16 first, logits would be off by hundredths, and the sampler
+    # would not be the policy that the losses read.
+    logits_xV = jnp.matmul(for_head(config, hidden_xD), head_DV, preferred_element_type=jnp.float32)
+    return cap(logits_xV, config.logit_softcap)
 
 
 def scalars(hidden_BTD: Float[Array, "*batch D"], params: Params) -> Float[Array, "*batch"]:
