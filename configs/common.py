@@ -31,6 +31,12 @@ def training_rows(data: ConfigDict) -> None:
     data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
 
 
+def pair_rows(data: ConfigDict) -> None:
+    """How the responses to one prompt stand in a row."""
+    # Whether their prompt is computed once for all of them: on, off, or auto (where that saves work); one loss.
+    data.share_prompts = "auto"
+
+
 def computed_model(model: ConfigDict) -> None:
     """How any model is computed."""
     model.dtype = "float32"  # Of matrix products: float32 or bfloat16.

@@ -38,6 +38,7 @@ def microfarm() -> ConfigDict:
     # Longer pairs: drop, cut_response (no end then), or cut_prompt at its left, too.
     c.data.too_long = "drop"
     c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
+    common.pair_rows(c.data)
     common.training_rows(c.data)
     common.texts(c.data)
     common.responses(c.data)

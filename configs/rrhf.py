@@ -41,6 +41,7 @@ def microfarm() -> ConfigDict:
     c.data.max_length = 72  # Tokens of prompt + response + end, of any response.
     # Longer responses: drop, cut_response (no end then), or cut_prompt at its left, too.
     c.data.too_long = "drop"
+    common.pair_rows(c.data)
     common.training_rows(c.data)
     common.texts(c.data)
     common.responses(c.data)

@@ -97,7 +97,7 @@ ROWS = (
     Idle((), ("center_rows",), lambda c: not c.center_on, "center_on is not set"),
     Idle(
         ("reward_model",),
-        ("margin", "margin_scale", "centre_coef", "group_by_prompt"),
+        ("margin", "margin_scale", "centre_coef", "group_by_prompt", "data.share_prompts"),
         lambda c: c.loss != "bradley_terry",
         "loss is of ratings",
     ),

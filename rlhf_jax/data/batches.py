@@ -295,7 +295,7 @@ def pack(found: Sequences | Pairs, length: int, seed: int) -> Packs:
     Both sides of a pair share a row, next to each other.
     """
     together = 2 if isinstance(found, Pairs) else 1
-    documents = _alternating(found) if isinstance(found, Pairs) else found
+    documents = alternating(found) if isinstance(found, Pairs) else found
     # A pair is placed as one item, since its loss needs the log-probabilities of both sides on one device.
     units = documents.lengths.reshape(-1, together).sum(1)
     # In the order of the file neighbours, which are often alike, would share rows.
@@ -356,7 +356,7 @@ def _targets(documents: Sequences, i: int) -> np.ndarray:
     return at if documents.trained is None else at[documents.trained[start:stop][first:]]
 
 
-def _alternating(pairs: Pairs) -> Sequences:
+def alternating(pairs: Pairs) -> Sequences:
     """Pairs as documents in the order chosen 0, rejected 0, chosen 1, ..."""
     # The mask `trained` is left out: of a pair's sides all tokens after the prompt are trained.
     rows = [side[i] for i in range(len(pairs)) for side in pairs]

@@ -91,20 +91,20 @@ def pad_groups(
     """
     T, K, S = sizes
     chosen = np.asarray(indices)[rows]
-    column_K, column_S = np.arange(K), np.arange(S)
-    count, pairs = (np.diff(x)[chosen] for x in (groups.first, groups.offsets))
+    column_K, count = np.arange(K), np.diff(groups.first)[chosen]
     which = groups.first[chosen][:, None] + np.where(column_K < count[:, None], column_K, 0)
     arrays = pad(groups.responses, which.reshape(-1), T, pad_id)
+    responses = {"tokens": arrays["tokens"].reshape(-1, K, T), "lengths": arrays["lengths"].reshape(-1, K)}
+    return responses | compared(groups, chosen, S)
+
+
+def compared(groups: PromptGroups, chosen: Integer[np.ndarray, B], S: int) -> dict[str, np.ndarray]:
+    """Of `pad_groups` what says which responses of these groups are compared: better, worse and pairs."""
+    column_S, pairs = np.arange(S), np.diff(groups.offsets)[chosen]
     there = column_S < pairs[:, None]
     at = np.where(there, groups.offsets[chosen][:, None] + column_S, 0)
     sides = np.where(there[..., None], groups.sides[at], 0).astype(np.int32)
-    return {
-        "tokens": arrays["tokens"].reshape(-1, K, T),
-        "lengths": arrays["lengths"].reshape(-1, K),
-        "better": sides[..., 0],
-        "worse": sides[..., 1],
-        "pairs": pairs.astype(np.int32),
-    }
+    return {"better": sides[..., 0], "worse": sides[..., 1], "pairs": pairs.astype(np.int32)}
 
 
 def _offsets(counts: list[int]) -> Int64[np.ndarray, M]:

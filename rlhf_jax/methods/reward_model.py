@@ -3,7 +3,7 @@
 Pairs (`loss=bradley_terry`): the likelihood of a preference is that of Bradley and Terry (1952), sigmoid(r(chosen) -
 r(rejected)), and the loss of a pair is -log of it (Ouyang et al. 2022, eq. 1), optionally with a margin (Touvron et al.
 2023) and a pull of rewards towards 0 (Eisenstein et al. 2023). A row is one labelled pair, or with `group_by_prompt` a
-prompt with all its pairs.
+prompt with all its pairs; its responses share the prompt (`data.share_prompts`).
 
 Ratings: the squared error of sigmoid(r) to the rating's place on its scale (`regression`, Bansal et al. 2023), or
 cumulative logits with a threshold between neighbouring levels (`ordinal`). A row is one rated response.
@@ -48,7 +48,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
-from rlhf_jax.training.rows import labelled_rows
+from rlhf_jax.training.rows import labelled_rows, shared_prompt_rows
 from rlhf_jax.training.run import encoded_rows, ensembles, offline, reward_models
 from rlhf_jax.training.run.missing_inputs import TABLE, Needs, Read, made_by, model_reads, train_and_eval
 from rlhf_jax.training.run.session import Network, Session, network_of, open_session, write_model_folder
@@ -76,6 +76,7 @@ ranges.own_rows(
     member_order=ranges.FLAG,
     combine=ranges.one_of(*COMBINE),
     combine_coef=ranges.number(0),
+    **shared_prompt_rows.SHARE_PROMPTS,
 )
 
 
@@ -103,7 +104,9 @@ def run(config: ConfigDict, workdir: str) -> None:
         kept = {reward_models.DEMONSTRATIONS: partial(reward_models.keep, demonstrations)}
     write_model_folder(session, network, beside=kept)
     show = ("loss", *(f"{x}{'ratings/error' if rated else 'rewards/accuracies'}" for x in ("", "eval/")))
-    method = offline.Offline(reward_loss_fn, *_batches(session, found), show, members=members, rivals=rivals)
+    method = offline.Offline(
+        reward_loss_fn, *_batches(session, network.config, found), show, members=members, rivals=rivals
+    )
     scores = _trained_and_exported(session, network, method, demonstrations, None if rated else found.eval)
     if scores is not None:
         _tell_accuracy(session, *scores, found.eval_rows)
@@ -179,15 +182,20 @@ def _read_rows(session: Session) -> encoded_rows.Split:
     return labelled_rows.rated(*about, made_by("annotate:ratings", "ratings"), scale)
 
 
-def _batches(session: Session, found: encoded_rows.Split) -> tuple[encoded_rows.Rows, encoded_rows.Rows]:
+def _batches(
+    session: Session, model: ModelConfig, found: encoded_rows.Split
+) -> tuple[encoded_rows.Rows, encoded_rows.Rows]:
     """The rows that steps address, with the columns that the loss asks for."""
     config, pad_id = session.config, fill_id(session.tokenizer)
     rated = config.loss in RATED
     name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
-    if config.group_by_prompt and not rated:
-        both = labelled_rows.grouped_rows_of(found, pad_id)
+    about = (found, config.data, pad_id)
+    if rated:
+        both = encoded_rows.rows_of(*about, config.seed)[:2]
+    elif config.group_by_prompt:
+        both = shared_prompt_rows.grouped_rows(*about, model)
     else:
-        both = encoded_rows.rows_of(found, config.data, pad_id, config.seed)[:2]
+        both = shared_prompt_rows.pair_rows(*about, config.seed, model, logits=False)[:2]
     if not rated and not config.margin:
         return both
     low, columns = config.rating_low if rated else 0.0, []

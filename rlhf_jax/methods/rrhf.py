@@ -5,7 +5,8 @@ response likelier than a worse one, and imitate the best: with p the log-prob of
 
     L = sum over r_i < r_j of max(0, p_i - p_j)  -  log pi(the response with the highest score)      (section 3.1)
 
-A row is one prompt with all of its responses, which stay together in every minibatch. Ranking pairs, `rank/accuracy`
+A row is one prompt with all of its responses, which stay together in every minibatch and, read from files, share the
+prompt (`data.share_prompts`). Ranking pairs, `rank/accuracy`
 measures the policy as a reward model. Where the responses come from is the page's (the paper's section 3.2):
 
     configs/rrhf.py           from files, of provided responses, of sampled ones, or of both; sampled by `generate`,
@@ -29,6 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
@@ -39,7 +41,7 @@ from rlhf_jax.feedback.judged_evaluation import judged_evaluation
 from rlhf_jax.feedback.reward_sources import RewardSources
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
-from rlhf_jax.models.responses import Batch, plain_row_logprobs
+from rlhf_jax.models.responses import Batch, by_document, packed_row_logprobs, plain_row_logprobs
 from rlhf_jax.objectives import ranking
 from rlhf_jax.objectives.preference import sequence_logprob
 from rlhf_jax.objectives.reduce import Mean
@@ -49,7 +51,7 @@ from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
 from rlhf_jax.training.loop.step import LossFn
-from rlhf_jax.training.rows import labelled_rows
+from rlhf_jax.training.rows import labelled_rows, shared_prompt_rows
 from rlhf_jax.training.run import actor_networks, encoded_rows, offline, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import (
@@ -101,6 +103,7 @@ ranges.own_rows(
     sft_weight=ranges.number(0),
     length_penalty=ranges.number(0),
     normalisation=ranges.one_of(*ranking.NORMALISATIONS),
+    **shared_prompt_rows.SHARE_PROMPTS,
     **{"data.query": ranges.one_of("instruction", "prompt"), "data.provided": ranges.TEXT},
 )
 
@@ -116,13 +119,14 @@ def run(config: ConfigDict, workdir: str) -> None:
 def _train_on_files(config: ConfigDict, workdir: str) -> None:
     session = open_session(NEEDS, config, workdir, folder=config.model.init, made_by=made_by("sft"))
     split = labelled_rows.candidates(config.data, session.tokenizer, config.seed, SCORES)
-    train, held, R = labelled_rows.candidate_rows(split, fill_id(session.tokenizer))
     network = network_of(session, made_by("sft"))
     if network.scalar:
         raise UserError(
             f"model.init: {config.model.init} is a reward model; RRHF starts from a language model"
         )
     write_model_folder(session, network)
+    about = (split, config.data, fill_id(session.tokenizer))
+    train, held, R = shared_prompt_rows.candidate_rows(*about, network.config)
 
     def loss_of(model: ModelConfig, page: ConfigDict) -> LossFn:
         return rrhf_loss_fn(model, R, page.logprob_chunk, **{name: page[name] for name in LOSS})
@@ -146,23 +150,27 @@ def rrhf_loss_fn(
     """RRHF on a batch of B prompts with N responses each, a mean over prompts (see `objectives.ranking`).
 
     Batch: tokens [B, N, T], lengths, prompt_lengths, scores, candidates (whether there is such a response) [B, N]
-    [, trained [B, N, T]][, weight [B]]. R: response tokens there is room for.
+    [, trained [B, N, T]][, weight [B]]; or rows whose responses share the prompt, with lengths, scores, candidates.
+    R: response tokens there is room for.
     """
 
-    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+    def sums(params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
+        """(log-prob, tokens) of every response [B, N]."""
         B, N = batch["scores"].shape
+        if "segments" in batch:
+            logprobs_BR, _, mask_BR = packed_row_logprobs(config, params, batch, R, chunk)
+            tokens_BR = mask_BR.astype(jnp.float32)
+            return tuple(by_document(x, batch["owners"], N) for x in (logprobs_BR, tokens_BR))
         # One row a response. Prompts are the first axis, so those of one prompt stay on its device.
         names = [name for name in ("tokens", "lengths", "prompt_lengths", "trained") if name in batch]
         flat = {name: batch[name].reshape(B * N, *batch[name].shape[2:]) for name in names}
         logprobs_MR, _, mask_MR = plain_row_logprobs(config, params, flat, R, chunk, temperature=temperature)
-        found = ranking.Ranked(
-            sequence_logprob(logprobs_MR, mask_MR).reshape(B, N),
-            mask_MR.sum(axis=1).reshape(B, N),
-            batch["lengths"],
-            batch["scores"],
-            batch["candidates"],
-        )
-        weight_B = batch.get("weight", jnp.ones(B))
+        return sequence_logprob(logprobs_MR, mask_MR).reshape(B, N), mask_MR.sum(axis=1).reshape(B, N)
+
+    def loss_fn(params: decoder.Params, batch: Batch) -> dict[str, Mean]:
+        about = (batch["lengths"], batch["scores"], batch["candidates"])
+        found = ranking.Ranked(*sums(params, batch), *about)
+        weight_B = batch.get("weight", jnp.ones(len(batch["scores"])))
         return ranking.rrhf(
             found,
             weight_B,

@@ -44,6 +44,7 @@ class Decoder(nn.Module):
         positions_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"] | None,
         segments_BT: Int[Array, "B T"] | None = None,
+        roots_BT: Int[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], StackedKeyValue]:
         c = self.config
         # A table that is also the language head has that head's scale, so that first logits are of order 1.
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, name="layers")
         local_L = jnp.asarray(c.local_layers) if c.mixed_layers else None
-        masks = _masks(c, mask_BTS, segments_BT, *tokens_BT.shape)
+        masks = _masks(c, mask_BTS, segments_BT, roots_BT, positions_BT)
         x_BTD, keys_values = blocks(x_BTD, positions_BT, masks, local_L)
         return Norm(c, name="norm")(x_BTD), keys_values
 
@@ -108,15 +109,17 @@ def _masks(
     config: ModelConfig,
     mask_BTS: Bool[Array, "B T S"] | None,
     segments_BT: Int[Array, "B T"] | None,
-    B: int,
-    T: int,
+    roots_BT: Int[Array, "B T"] | None,
+    positions_BT: Int[Array, "B T"],
 ) -> Masks:
+    B, T = positions_BT.shape
     # Nothing is beyond the window: the layers are plainly causal, and fused kernels can compute them.
     if not any(config.local_layers) or config.window >= T:
-        return Masks(mask_BTS, segments_BT=segments_BT)
+        return Masks(mask_BTS, segments_BT=segments_BT, roots_BT=roots_BT)
     if segments_BT is not None:
-        mask_BTS = causal_mask(B, T, segments_BT)
-    local_BTS = within_window(mask_BTS, B, T, config.window)
+        mask_BTS = causal_mask(B, T, segments_BT, roots_BT)
+    at_BT = None if roots_BT is None else positions_BT
+    local_BTS = within_window(mask_BTS, B, T, config.window, at_BT)
     if all(config.local_layers):
         return Masks(local_BTS)
     return Masks(causal_mask(B, T) if mask_BTS is None else mask_BTS, local_BTS)
@@ -162,14 +165,17 @@ def hidden_states(
     positions_BT: Int[Array, "B T"] | None = None,
     mask_BTS: Bool[Array, "B T S"] | None = None,
     segments_BT: Int[Array, "B T"] | None = None,
+    roots_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T D"]:
     """Final hidden states. Without positions and mask, rows are right-padded and attention is causal.
 
-    With segments, and positions that fit them, it is causal within each segment: rows are packed.
+    With segments, and positions that fit them, it is causal within each segment: rows are packed. With roots, a token
+    sees the segment that is its root, too, such as a prompt that several responses share.
     """
     if positions_BT is None:
         positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, positions_BT, mask_BTS, segments_BT)[0]
+    how = (positions_BT, mask_BTS, segments_BT, roots_BT)
+    return Decoder(config).apply({"params": trunk(params)}, tokens_BT, *how)[0]
 
 
 def hidden_and_cache(

@@ -26,12 +26,14 @@ class Masks(NamedTuple):
     Attributes:
       full_BTS: for layers that see everything, and for all layers where they are all alike.
       local_BTS: for windowed layers, where only some are windowed.
-      segments_BT: where causal, the documents of packed rows; each sees itself only.
+      segments_BT: where causal, the documents of packed rows; each sees itself only,
+      roots_BT: and the segment that is its root, where responses share a prompt.
     """
 
     full_BTS: Bool[Array, "B T S"] | None
     local_BTS: Bool[Array, "B T S"] | None = None
     segments_BT: Int[Array, "B T"] | None = None
+    roots_BT: Int[Array, "B T"] | None = None
 
 
 class Norm(nn.Module):
@@ -73,7 +75,7 @@ class Attention(nn.Module):
         x_BTD: Float[Array, "B T D"],
         positions_BT: Int[Array, "B T"],
         mask_BTS: Bool[Array, "B T S"] | None,
-        segments_BT: Int[Array, "B T"] | None,
+        documents: tuple[Int[Array, "B T"] | None, Int[Array, "B T"] | None],
         local: Bool[Array, ""] | bool,
         cache: KeyValue | None,
         column: Int[Array, ""] | None,
@@ -104,7 +106,7 @@ class Attention(nn.Module):
         q_BTHK = constrain(q_BTHK, "batch", "length", "heads", "head_dim")
         if cache is None:
             keys_values = (k_BTGK, v_BTGK)
-            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap, c.attention, segments_BT)
+            y_BTHK = attend(q_BTHK, *keys_values, mask_BTS, c.attention_softcap, c.attention, *documents)
         else:
             # Only the new column is written: the decode loop carries the cache, and XLA updates it in place.
             keys_values = tuple(
@@ -153,7 +155,7 @@ class Block(nn.Module):
             local = any(c.local_layers)
         normed_BTD = Norm(c, name="attention_norm")(x_BTD)
         mixed_BTD, keys_values = Attention(c, name="attention")(
-            normed_BTD, positions_BT, mask_BTS, masks.segments_BT, local, cache, column
+            normed_BTD, positions_BT, mask_BTS, (masks.segments_BT, masks.roots_BT), local, cache, column
         )
         if c.post_norms:
             mixed_BTD = Norm(c, name="attention_post_norm")(mixed_BTD)

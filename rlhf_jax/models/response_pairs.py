@@ -12,7 +12,6 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.responses import (
     Batch,
     by_document,
-    packed_arrays,
     packed_row_logprobs,
     packed_scores,
     plain_row_logprobs,
@@ -59,19 +58,26 @@ def pair_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tu
     (`data.prompt_groups`), whose pairs come flat.
     """
     if "better" in batch:
-        tokens_BT = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
-        hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
-        scores_B = decoder.last_token_scores(hidden_BTD, params, batch["lengths"].reshape(-1))
-        scores_BK = scores_B.reshape(batch["lengths"].shape)
+        scores_BK = _scores_of_prompts(config, params, batch)
         chosen_B, rejected_B = (
             jnp.take_along_axis(scores_BK, batch[side], axis=1).reshape(-1) for side in ("better", "worse")
         )
         return chosen_B, rejected_B
     if "segments" in batch:
-        return _halves(packed_scores(config, params, *packed_arrays(batch), batch["lasts"]))
+        return _halves(packed_scores(config, params, batch))
     both = _stack_pair(batch)
     hidden_BTD = decoder.hidden_states(config, params, both["tokens"])
     return _halves(decoder.last_token_scores(hidden_BTD, params, both["lengths"]))
+
+
+def _scores_of_prompts(config: ModelConfig, params: decoder.Params, batch: Batch) -> Array:
+    """The scores [B, K] of K responses to each prompt, which may share it."""
+    if "segments" in batch:
+        return packed_scores(config, params, batch)
+    tokens_BT = batch["tokens"].reshape(-1, batch["tokens"].shape[-1])
+    hidden_BTD = decoder.hidden_states(config, params, tokens_BT)
+    scores_B = decoder.last_token_scores(hidden_BTD, params, batch["lengths"].reshape(-1))
+    return scores_B.reshape(batch["lengths"].shape)
 
 
 def document_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> tuple[Array, Array]:
@@ -83,7 +89,7 @@ def document_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -
     if "segments" not in batch:
         hidden_BTD = decoder.hidden_states(config, params, batch["tokens"])
         return decoder.last_token_scores(hidden_BTD, params, batch["lengths"]), weight_B
-    scores_BS = packed_scores(config, params, *packed_arrays(batch), batch["lasts"])
+    scores_BS = packed_scores(config, params, batch)
     there_BS = jnp.arange(scores_BS.shape[1]) < batch["documents"][:, None]
     return scores_BS.reshape(-1), (there_BS * weight_B[:, None]).reshape(-1)
 

@@ -133,42 +133,37 @@ def response_values(
 # Log-probabilities and scores on packed rows, where each document is computed as if it were alone in the row.
 #
 # The arrays are those of `data.batches`: segments number the documents of a row from 1 (0 is padding), and positions
-# start at 0 in each document.
+# start at 0 in each document. Where documents share their beginning (`data.shared_prompts`) it is a segment of its own,
+# the root of theirs, and positions go on behind it in each.
+
+
+def packed_hidden(config: ModelConfig, params: decoder.Params, batch: Batch) -> Float[Array, "B T D"]:
+    """Final hidden states of packed rows."""
+    documents = {"segments_BT": batch["segments"], "roots_BT": batch.get("roots")}
+    return decoder.hidden_states(config, params, batch["tokens"], batch["positions"], **documents)
 
 
 def packed_logprobs(
-    config: ModelConfig,
-    params: decoder.Params,
-    tokens_BT: Int[Array, "B T"],
-    segments_BT: Int[Array, "B T"],
-    positions_BT: Int[Array, "B T"],
-    targets_BR: Int[Array, "B R"],
-    *,
-    chunk: int = 128,
+    config: ModelConfig, params: decoder.Params, batch: Batch, *, chunk: int = 128
 ) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
     """(log-probs, entropies) of the tokens in the target columns, float32. The head runs on no other position.
 
-    A token is predicted by the column before it, which belongs to its document: first tokens are no targets.
+    A token is predicted by the column before it, which belongs to its document: first tokens are no targets. Only the
+    first token behind a shared prompt is predicted by the prompt's end, wherever that stands; so `before` says it all.
     """
-    hidden_BTD = decoder.hidden_states(config, params, tokens_BT, positions_BT, segments_BT=segments_BT)
+    tokens_BT, targets_BR = batch["tokens"], batch["targets"]
+    hidden_BTD = packed_hidden(config, params, batch)
     # Targets of 0 fill up the row; they have no column before them, and owner 0.
-    before_BR1 = jnp.maximum(targets_BR - 1, 0)[..., None]
+    before_BR1 = jnp.maximum(batch.get("before", targets_BR - 1), 0)[..., None]
     hidden_BRD = jnp.take_along_axis(hidden_BTD, before_BR1, axis=1)
     wanted_BR = jnp.take_along_axis(tokens_BT, targets_BR, axis=1)
     return head_logprobs(_head_at(config, params, hidden_BRD), wanted_BR, chunk=chunk)
 
 
-def packed_scores(
-    config: ModelConfig,
-    params: decoder.Params,
-    tokens_BT: Int[Array, "B T"],
-    segments_BT: Int[Array, "B T"],
-    positions_BT: Int[Array, "B T"],
-    lasts_BS: Int[Array, "B S"],
-) -> Float[Array, "B S"]:
+def packed_scores(config: ModelConfig, params: decoder.Params, batch: Batch) -> Float[Array, "B S"]:
     """The score of each document, read at its last token."""
-    hidden_BTD = decoder.hidden_states(config, params, tokens_BT, positions_BT, segments_BT=segments_BT)
-    return decoder.scalars(jnp.take_along_axis(hidden_BTD, lasts_BS[..., None], axis=1), params)
+    hidden_BTD = packed_hidden(config, params, batch)
+    return decoder.scalars(jnp.take_along_axis(hidden_BTD, batch["lasts"][..., None], axis=1), params)
 
 
 def by_document(x_BR: Float[Array, "B R"], owners_BR: Int[Array, "B R"], S: int) -> Float[Array, "B S"]:
@@ -224,12 +219,5 @@ def packed_row_logprobs(
     config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int
 ) -> tuple[Array, Array, Array]:
     """`row_logprobs` of packed rows; rows of weight 0 are not masked out here."""
-    logprobs_BR, entropy_BR = packed_logprobs(
-        config, params, *packed_arrays(batch), batch["targets"], chunk=chunk
-    )
+    logprobs_BR, entropy_BR = packed_logprobs(config, params, batch, chunk=chunk)
     return logprobs_BR, entropy_BR, batch["owners"] > 0
-
-
-def packed_arrays(batch: Batch) -> tuple[Array, Array, Array]:
-    """(tokens, segments, positions) of a packed batch."""
-    return batch["tokens"], batch["segments"], batch["positions"]

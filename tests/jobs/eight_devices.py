@@ -14,9 +14,10 @@ import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 from wide import WIDE
 
-from rlhf_jax.data.batches import Pairs, Sequences, pack, pad_packs
+from rlhf_jax.data.batches import Pairs, Sequences, flattened, pack, pad_packs
+from rlhf_jax.data.shared_prompts import pad_shared, shared_rows
 from rlhf_jax.data.tokens.scored_text import EOS, Closing
-from rlhf_jax.methods import ppo, reward_model, sft
+from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.models import lora
 from rlhf_jax.models.lora import joined
 from rlhf_jax.models.model import Model, RewardModel
@@ -44,7 +45,7 @@ def outcomes(mesh, *, losses=True):
         found[name] = gather(loss(case.place(case.params, mesh), to_global(case.batch, mesh)))
     case = CASES["ppo"]
     found |= rollout(mesh, case, tiny_losses.compiled(case))
-    return found | {"lora": adapted(mesh), "packed": packed(mesh)}
+    return found | {"lora": adapted(mesh), "packed": packed(mesh), "shared": shared(mesh)}
 
 
 def adapted(mesh):
@@ -83,6 +84,19 @@ def packed(mesh):
     batch = pad_packs(packs, np.arange(16), packs.most_targets, packs.most_documents, 0)
     loss = jax.jit(partial(tiny_losses.loss_and_gradient, reward_model.reward_model_loss_fn(CONFIG)))
     return gather(loss(place(CONFIG, CASES["reward_model"].params, mesh), to_global(batch, mesh)))
+
+
+def shared(mesh):
+    """DPO's loss on pairs whose sides share their prompts, and its gradient."""
+    rng, rows, prompts = np.random.default_rng(6), [], []
+    for _ in range(16):
+        prompt = rng.integers(0, CONFIG.vocab_size, rng.integers(1, P))
+        rows += [np.int32([*prompt, *rng.integers(0, CONFIG.vocab_size, rng.integers(1, R))]) for _ in "12"]
+        prompts.append(len(prompt))
+    found = shared_rows(Sequences(*flattened(rows), np.repeat(np.int32(prompts), 2)), np.arange(0, 33, 2))
+    batch = pad_shared(found, np.arange(16), (found.longest, found.most_targets, 2), 0)
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, dpo.dpo_loss_fn(CONFIG, R, 16, beta=0.3)))
+    return gather(loss(place(CONFIG, CASES["sft"].params, mesh), to_global(batch, mesh)))
 
 
 def rollout(mesh, case, loss):

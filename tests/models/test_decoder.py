@@ -202,7 +202,7 @@ def test_blockwise_causal_attention_equals_the_square_one_with_its_gradients(T, 
 
     def blockwise(q, k, v):
         q = q.reshape(3, T, G, H // G, 8).transpose(0, 2, 3, 1, 4)
-        y, _ = causal_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), None, block)
+        y, _ = causal_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), None, None, block)
         return y.transpose(0, 3, 1, 2, 4).reshape(3, T, H, 8)
 
     np.testing.assert_allclose(blockwise(q, k, v), square(q, k, v), atol=2e-6)

@@ -28,6 +28,7 @@ def attend(
     softcap: float = 0.0,
     implementation: str = "xla",
     segments_BT: Int[Array, "B T"] | None = None,
+    roots_BT: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H K"]:
     """Attention, softmax(q k / sqrt(K)) v, with grouped heads; scores and softmax in float32.
 
@@ -36,7 +37,8 @@ def attend(
         batches, whose pads come after every real token.
       softcap: scores become cap * tanh(score / cap); 0 is off.
       implementation: one of config.IMPLEMENTATIONS, used where there is no mask or softcap.
-      segments_BT: without a mask, a query looks at its own segment only (packed rows).
+      segments_BT: without a mask, a query looks at its own segment only (packed rows),
+      roots_BT: and at this one, where responses share a prompt; no fused kernel knows of it.
     """
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
@@ -44,20 +46,21 @@ def attend(
     if mask_BTS is None and not softcap:
         platform, capability = fused.here()
         about = {"dtype": q_BTHK.dtype.name, "platform": platform, "capability": capability}
-        kind = fused.choose_kernel(implementation, T=T, K=K, packed=segments_BT is not None, **about)
+        rows = {"packed": segments_BT is not None, "shared": roots_BT is not None}
+        kind = fused.choose_kernel(implementation, T=T, K=K, **rows, **about)
         if kind == "cudnn":
             return fused.cudnn(q_BTHK, k_BSGK, v_BSGK)
         if kind == "splash":
             return fused.splash(q_BTHK, k_BSGK, v_BSGK, segments_BT)
     # The blocks' backward pass has no cap either, so capped scores are computed as a whole square.
     if mask_BTS is None and softcap:
-        mask_BTS = causal_mask(B, T, segments_BT)
+        mask_BTS = causal_mask(B, T, segments_BT, roots_BT)
     if mask_BTS is None:
-        block = max(_MIN_BLOCK, -(-T // _MAX_BLOCKS))
+        block = block_size(T)
         # Heads before columns, and the query heads of a key-value head together.
         q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
         y_BGRTK, _ = causal_attention(
-            q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), segments_BT, block
+            q_BGRTK, k_BSGK.swapaxes(1, 2), v_BSGK.swapaxes(1, 2), segments_BT, roots_BT, block
         )
         return y_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
     # Query heads as [G, R], R to a key-value head: keys and values are never repeated. Scaling the queries is
@@ -69,6 +72,11 @@ def attend(
     scores_BGRTS = jnp.where(mask_BTS[:, None, None], scores_BGRTS, jnp.finfo(jnp.float32).min)
     weights_BGRTS = nn.softmax(scores_BGRTS, axis=-1).astype(v_BSGK.dtype)
     return jnp.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK).reshape(B, T, H, K)
+
+
+def block_size(T: int) -> int:
+    """How many queries of a row of T tokens causal attention works on together."""
+    return max(_MIN_BLOCK, -(-T // _MAX_BLOCKS))
 
 
 def attend_cached(
@@ -93,10 +101,12 @@ def attend_cached(
     return jnp.einsum("bgrs,bgsk->bgrk", weights_BGRS, v_BGSK).reshape(B, 1, H, K)
 
 
-def causal_mask(B: int, T: int, segments_BT: Int[Array, "B T"] | None = None) -> Bool[Array, "B T T"]:
-    """The causal mask: each token sees itself and those before it, of its own segment where there are segments."""
+def causal_mask(
+    B: int, T: int, segments_BT: Int[Array, "B T"] | None = None, roots_BT: Int[Array, "B T"] | None = None
+) -> Bool[Array, "B T T"]:
+    """The causal mask: each token sees itself and those before it, of its own segment and its root where there are."""
     mask_BTT = jnp.broadcast_to(jnp.tril(jnp.ones((T, T), bool)), (B, T, T))
-    return mask_BTT if segments_BT is None else mask_BTT & (segments_BT[:, :, None] == segments_BT[:, None])
+    return mask_BTT if segments_BT is None else mask_BTT & _related(segments_BT, roots_BT)
 
 
 def cap(x: Float[Array, "*x"], softcap: float) -> Float[Array, "*x"]:
@@ -105,14 +115,22 @@ def cap(x: Float[Array, "*x"], softcap: float) -> Float[Array, "*x"]:
 
 
 def within_window(
-    mask_BTS: Bool[Array, "B T S"] | None, B: int, T: int, window: int
+    mask_BTS: Bool[Array, "B T S"] | None,
+    B: int,
+    T: int,
+    window: int,
+    positions_BT: Int[Array, "B T"] | None = None,
 ) -> Bool[Array, "B T S"] | None:
     """The mask of a layer where a token sees itself and `window - 1` before it. None still means causal.
 
-    Columns are counted, not positions: wherever two tokens may see each other, both differ by the same number.
+    Columns are counted, not positions: wherever two tokens may see each other, both differ by the same number. Where
+    responses share a prompt they do not, since the first response stands between prompt and second; there `mask_BTS`
+    and `positions_BT` are given.
     """
     if window == 0 or window >= T:  # every token before is near enough
         return mask_BTS
+    if positions_BT is not None:
+        return mask_BTS & (positions_BT[:, :, None] - positions_BT[:, None] < window)
     columns_T = jnp.arange(T)
     near_TT = columns_T[:, None] - columns_T < window
     if mask_BTS is None:
@@ -134,19 +152,21 @@ _LAST_ROWS = (((3,), (2,)), ((0, 1), (0, 1)))
 _dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def causal_attention(
     q_BGRTK: Float[Array, "B G R T K"],
     k_BGTK: Float[Array, "B G T K"],
     v_BGTK: Float[Array, "B G T K"],
     segments_BT: Int[Array, "B T"] | None,
+    roots_BT: Int[Array, "B T"] | None,
     block: int,
 ) -> tuple[Float[Array, "B G R T K"], Float[Array, "B G R T"]]:
     """Causal attention in blocks: each token sees itself and what came before; scores in float32.
 
     Right-padded rows need no mask: their pads come after every real token. With segments, a token sees its own
-    only. R query heads share a key-value head; `block` is the number of queries (and, backward, of keys) that are
-    worked on together. Beside the output: the log of each softmax's denominator, for the backward pass.
+    only, and with roots the segment that its root names, too. R query heads share a key-value head; `block` is the
+    number of queries (and, backward, of keys) that are worked on together. Beside the output: the log of each softmax's
+    denominator, for the backward pass.
     """
     B, G, R, T, K = q_BGRTK.shape
     outputs, logsums = [], []
@@ -154,7 +174,8 @@ def causal_attention(
         end = min(start + block, T)
         seen = jnp.tile(jnp.arange(start, end)[:, None] >= jnp.arange(end), (R, 1))
         if segments_BT is not None:
-            seen = seen & _same(segments_BT[:, start:end], segments_BT[:, :end], (1, R, 1))
+            related_BQS = _related(segments_BT, roots_BT, slice(start, end), slice(end))
+            seen = seen & jnp.tile(related_BQS, (1, R, 1))[:, None]
         q_BGQK = q_BGRTK[:, :, :, start:end].reshape(B, G, -1, K)
         scores = _dot(q_BGQK, k_BGTK[:, :, :end], _LAST_LAST) * K**-0.5
         scores = jnp.where(seen, scores, _LOWEST)
@@ -170,19 +191,25 @@ def causal_attention(
 
 
 def _forward(
-    q_BGRTK: Array, k_BGTK: Array, v_BGTK: Array, segments_BT: Array | None, block: int
+    q_BGRTK: Array,
+    k_BGTK: Array,
+    v_BGTK: Array,
+    segments_BT: Array | None,
+    roots_BT: Array | None,
+    block: int,
 ) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
-    y_BGRTK, logsum_BGRT = causal_attention(q_BGRTK, k_BGTK, v_BGTK, segments_BT, block)
-    return (y_BGRTK, logsum_BGRT), (q_BGRTK, k_BGTK, v_BGTK, segments_BT, y_BGRTK, logsum_BGRT)
+    inputs = (q_BGRTK, k_BGTK, v_BGTK, segments_BT, roots_BT)
+    y_BGRTK, logsum_BGRT = causal_attention(*inputs, block)
+    return (y_BGRTK, logsum_BGRT), (*inputs, y_BGRTK, logsum_BGRT)
 
 
 def _backward(
     block: int, saved: tuple[Array | None, ...], cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, Array, None]:
+) -> tuple[Array, Array, Array, None, None]:
     """Works by blocks of keys, with scores as k q: then each product contracts the last axis of its left side."""
     # Nobody but this function reads the logs of the denominators, so they have no gradient.
     dy_BGRTK, _ = cotangents
-    q_BGRTK, k_BGTK, v_BGTK, segments_BT, y_BGRTK, logsum_BGRT = saved
+    q_BGRTK, k_BGTK, v_BGTK, segments_BT, roots_BT, y_BGRTK, logsum_BGRT = saved
     B, G, R, T, K = q_BGRTK.shape
     # The softmax's gradient subtracts y . dy from every dp (FlashAttention calls it D).
     delta_BGRT = jnp.sum((y_BGRTK * dy_BGRTK).astype(jnp.float32), -1)
@@ -196,7 +223,8 @@ def _backward(
         logsum, delta = (x[:, :, :, start:].reshape(B, G, 1, -1) for x in (logsum_BGRT, delta_BGRT))
         seen = jnp.tile(jnp.arange(start, end)[:, None] <= jnp.arange(start, T), (1, R))
         if segments_BT is not None:
-            seen = seen & _same(segments_BT[:, start:end], segments_BT[:, start:], (1, 1, R))
+            related_BQS = _related(segments_BT, roots_BT, slice(start, T), slice(start, end))
+            seen = seen & jnp.tile(related_BQS.swapaxes(1, 2), (1, 1, R))[:, None]
         scores = _dot(k_BGTK[:, :, start:end], q, _LAST_LAST) * K**-0.5 - logsum
         # Masked before exp as well: the score of an unseen pair can be above the logsum and overflow.
         weights = jnp.where(seen, jnp.exp(jnp.where(seen, scores, _LOWEST)), 0.0)
@@ -207,12 +235,16 @@ def _backward(
         part = _dot(k_BGKT[:, :, :, start:end], dscores, _LAST_ROWS).reshape(B, G, K, R, T - start)
         dq_BGKRT += jnp.pad(part, ((0, 0),) * 4 + ((start, 0),))
     dk_BGTK, dv_BGTK = (jnp.concatenate(parts, 2).astype(k_BGTK.dtype) for parts in (dks, dvs))
-    return dq_BGKRT.transpose(0, 1, 3, 4, 2).astype(q_BGRTK.dtype), dk_BGTK, dv_BGTK, None
+    return dq_BGKRT.transpose(0, 1, 3, 4, 2).astype(q_BGRTK.dtype), dk_BGTK, dv_BGTK, None, None
 
 
 causal_attention.defvjp(_forward, _backward)
 
 
-def _same(one_BQ: Array, other_BS: Array, tiles: tuple[int, int, int]) -> Array:
-    """Whether query and key are of the same segment, [B, 1, Q, S], repeated for the query heads of a group."""
-    return jnp.tile(one_BQ[:, :, None] == other_BS[:, None], tiles)[:, None]
+def _related(
+    segments_BT: Array, roots_BT: Array | None, queries: slice = slice(None), keys: slice = slice(None)
+) -> Array:
+    """Whether a key is of the query's own segment or of its root, [B, Q, S]."""
+    keys_B1S = segments_BT[:, None, keys]
+    own_BQS = segments_BT[:, queries, None] == keys_B1S
+    return own_BQS if roots_BT is None else own_BQS | (roots_BT[:, queries, None] == keys_B1S)

@@ -35,16 +35,20 @@ def choose_kernel(
     platform: str,
     capability: tuple[int, int] = (0, 0),
     packed: bool = False,
+    shared: bool = False,
 ) -> str:
     """Which of xla, cudnn and splash computes causal attention of T tokens with heads of size K.
 
     wanted: one of config.IMPLEMENTATIONS; auto takes the kernel of the platform where it fits, and else xla.
     packed: whether rows hold several documents, which cudnn cannot tell apart.
+    shared: whether responses in a row see a prompt that they share, which neither kernel can.
     platform: "cpu", "gpu" (or "cuda") or "tpu". capability: of an NVIDIA GPU, as (9, 0); of a TPU v5p its
         generation, (5, 0). (0, 0): not known.
     Raises UserError when the kernel that is asked for does not fit, with what would.
     """
     # auto falls back to xla in silence; a kernel that is asked for by name must fit.
+    if shared and wanted in ("auto", "xla"):
+        return "xla"
     about = (K, dtype, platform, capability, packed)
     if wanted == "auto":
         if platform == "cpu":
@@ -52,7 +56,8 @@ def choose_kernel(
         if not _misfit("cudnn", *about):
             return "cudnn"
         return "splash" if T >= _SPLASH_FROM and not _misfit("splash", *about) else "xla"
-    if wanted != "xla" and (misfit := _misfit(wanted, *about)):
+    cannot = "knows no prompt that responses share, and data.share_prompts is on" if shared else ""
+    if wanted != "xla" and (misfit := cannot or _misfit(wanted, *about)):
         raise UserError(f"model.attention: {wanted} {misfit}; use auto or xla")
     return wanted
 

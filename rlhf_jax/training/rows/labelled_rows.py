@@ -86,7 +86,7 @@ def spread(rows: Rows, x_n: np.ndarray) -> np.ndarray:
     """A number of every document or pair as a column of rows: [count], or [count, places] where they hold several."""
     if not rows.layout:
         return x_n
-    members, offsets, (_, places) = rows.layout
+    members, offsets, (_, places, *_) = rows.layout
     # Both sides of a pair are documents of the layout, chosen first, and the pair has one number.
     unit = 2 if rows.pairs else 1
     column = np.zeros((rows.count, places // unit), x_n.dtype)
