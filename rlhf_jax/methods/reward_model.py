@@ -105,7 +105,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     write_model_folder(session, network, beside=kept)
     show = ("loss", *(f"{x}{'ratings/error' if rated else 'rewards/accuracies'}" for x in ("", "eval/")))
     method = offline.Offline(
-        reward_loss_fn, *_batches(session, network.config, found), show, members=members, rivals=rivals
+        reward_loss_fn, *_batches(session, network, found), show, members=members, rivals=rivals
     )
     scores = _trained_and_exported(session, network, method, demonstrations, None if rated else found.eval)
     if scores is not None:
@@ -182,20 +182,13 @@ def _read_rows(session: Session) -> encoded_rows.Split:
     return labelled_rows.rated(*about, made_by("annotate:ratings", "ratings"), scale)
 
 
-def _batches(
-    session: Session, model: ModelConfig, found: encoded_rows.Split
-) -> tuple[encoded_rows.Rows, encoded_rows.Rows]:
+def _batches(session: Session, network: Network, found: encoded_rows.Split) -> tuple[encoded_rows.Rows, ...]:
     """The rows that steps address, with the columns that the loss asks for."""
     config, pad_id = session.config, fill_id(session.tokenizer)
     rated = config.loss in RATED
     name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
-    about = (found, config.data, pad_id)
-    if rated:
-        both = encoded_rows.rows_of(*about, config.seed)[:2]
-    elif config.group_by_prompt:
-        both = shared_prompt_rows.grouped_rows(*about, model)
-    else:
-        both = shared_prompt_rows.pair_rows(*about, config.seed, model, logits=False)[:2]
+    shared = partial(shared_prompt_rows.scored_rows, model=network.config, grouped=config.group_by_prompt)
+    both = (encoded_rows.rows_of if rated else shared)(found, config.data, pad_id, config.seed)[:2]
     if not rated and not config.margin:
         return both
     low, columns = config.rating_low if rated else 0.0, []

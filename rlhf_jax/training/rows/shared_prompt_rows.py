@@ -71,6 +71,15 @@ def pair_rows(
     return made[0], made[1], decided[1]
 
 
+def scored_rows(
+    split: Split, data: ConfigDict, pad_id: int, seed: int, model: ModelConfig, *, grouped: bool
+) -> tuple[Rows, Rows]:
+    """The rows of a reward model: pairs, or with `grouped` prompts with all their pairs."""
+    if grouped:
+        return grouped_rows(split, data, pad_id, model)
+    return pair_rows(split, data, pad_id, seed, model, logits=False)[:2]
+
+
 def grouped_rows(split: Split, data: ConfigDict, pad_id: int, model: ModelConfig) -> tuple[Rows, Rows]:
     """As `labelled_rows.grouped_rows_of`, with the responses to a prompt behind one prompt where that is better."""
     plain = labelled_rows.grouped_rows_of(split, pad_id)
