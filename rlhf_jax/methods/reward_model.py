@@ -272,12 +272,11 @@ def _trained_and_exported(
     exporter = partial(
         reward_models.export_rewards, session, network, demonstrations=demonstrations, pairs=held
     )
-    reading = Reading(combine=config.combine, combine_coef=config.combine_coef)
     if method.members is None:
         return exporter([lambda: offline.train_offline(session, network, method)])
     member = offline.train_members(session, network, method)
     models = [partial(member, number) for number in range(config.members)]
-    return exporter(models, reading=reading)
+    return exporter(models, reading=Reading(combine=config.combine, combine_coef=config.combine_coef))
 
 
 def _tell_accuracy(session: Session, chosen: np.ndarray, rejected: np.ndarray, rows: list[dict]) -> None:
