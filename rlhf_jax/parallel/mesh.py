@@ -18,6 +18,10 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
 
+# A device of every kind that a mesh was made of: a trace knows the kind alone, and it may be that of an absent one.
+_KINDS: dict[str, jax.Device] = {}
+
+
 def make_mesh(
     data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -38,7 +42,23 @@ def make_mesh(
         tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
     jax.set_mesh(mesh)
+    _KINDS[devices[0].device_kind] = devices[0]
     return mesh
+
+
+def mesh_device(mesh: Mesh | AbstractMesh | None = None) -> jax.Device:
+    """A device like those of the mesh, or of the current one, in a trace too: a local one where it is of that kind.
+
+    It may be one that a program is compiled for and that is not there; without a mesh it is this process's first.
+    """
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    local = jax.local_devices()[0]
+    found = getattr(mesh, "abstract_mesh", mesh).abstract_device
+    return (
+        local
+        if found is None or found.device_kind == local.device_kind
+        else _KINDS.get(found.device_kind, local)
+    )
 
 
 def _resolve(sizes: dict[str, int], n_devices: int) -> dict[str, int]:

@@ -186,6 +186,14 @@ def test_what_cudnn_is_asked_for(monkeypatch):
     assert not asked  # masks, soft caps and packed rows are XLA's
 
 
+def test_tables_of_splash_lie_on_no_device():
+    """Made in a trace, and kept for all that follow: they are neither its tracers nor arrays of its mesh."""
+    fused._splash_kernel.cache_clear()
+    jax.jit(lambda x: fused._splash_kernel(256, 2, True) and x).trace(1.0)
+    leaves = jax.tree.leaves(fused._splash_kernel(256, 2, True))
+    assert leaves and {type(x) for x in leaves} == {np.ndarray}
+
+
 def test_the_kernel_is_part_of_a_training_step_on_a_gpu_of_another_machine(monkeypatch):
     """Lowered for CUDA, where none is: forward and backward pass are cuDNN's, with no square of scores."""
     from jax._src.cudnn import fused_attention_stablehlo as library

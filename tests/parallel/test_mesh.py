@@ -1,8 +1,10 @@
 """The mesh: filling in -1, and errors that name the field."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.parallel import mesh as mesh_lib
@@ -48,3 +50,19 @@ def test_make_mesh_sets_the_current_mesh():
     assert mesh.axis_names == ("data", "fsdp", "tensor")
     assert mesh.axis_types == (AxisType.Auto,) * 3
     assert jax.sharding.get_mesh() == mesh
+
+
+def test_the_device_of_a_mesh_that_is_not_here(monkeypatch):
+    """A trace knows the kind of its mesh's devices alone; one of that kind was given to make_mesh."""
+    there, here, found = jax.devices()[0], jax.local_devices()[0], []
+    sizes = ((1, 1, 1), mesh_lib.AXES)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: [SimpleNamespace(device_kind="another")])
+        patch.setitem(mesh_lib._KINDS, "TPU v9", there)
+        absent = AbstractMesh(*sizes, abstract_device=AbstractDevice("TPU v9", 1, "tpu"))
+        with jax.sharding.use_abstract_mesh(absent):
+            jax.jit(lambda x: found.append(mesh_lib.mesh_device()) or x).trace(1.0)
+    assert found == [there]
+    assert mesh_lib.mesh_device(AbstractMesh(*sizes)) == here
+    assert mesh_lib.mesh_device(mesh_lib.make_mesh(devices=jax.devices()[:1])) == here
+    assert mesh_lib.mesh_device() == here

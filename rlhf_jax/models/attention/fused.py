@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.parallel.mesh import ACTIVATION_AXES
+from rlhf_jax.parallel.mesh import ACTIVATION_AXES, mesh_device
 
 # Rows are padded to a multiple of this: cuDNN's kernels have had bugs at other lengths.
 _MULTIPLE = 128
@@ -87,8 +89,9 @@ def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[in
 
 
 def here() -> tuple[str, tuple[int, int]]:
-    """(platform, compute capability) of this process's devices; of a TPU its generation, v5e and v5p (5, 0)."""
-    device = jax.local_devices()[0]
+    """(platform, compute capability) of the devices that the current mesh compiles for; of a TPU its generation, v5e
+    and v5p (5, 0)."""
+    device = mesh_device()
     if device.platform == "tpu":
         # Kinds are "TPU v3", "TPU v5 lite", "TPU7x".
         number = re.search(r"\d+", device.device_kind)
@@ -140,20 +143,26 @@ def _segment_ids(segments_BT: Array) -> Any:
 # Cached, because the mask's block tables are made in Python, and every trace asks for the same ones.
 @lru_cache
 def _splash_kernel(T: int, H: int, interpret: bool) -> _Kernel:
+    # The library puts the tables on devices. A thread of its own has neither this one's trace, whose tracers the cache
+    # would leak, nor its mesh, whose devices may be on another machine.
+    with ThreadPoolExecutor(1) as thread:
+        kernel = thread.submit(_made_kernel, T, H, interpret).result()
+    return jax.tree.map(np.asarray, kernel)
+
+
+def _made_kernel(T: int, H: int, interpret: bool) -> _Kernel:
     from jax.experimental.pallas.ops.tpu import splash_attention as library
 
     block = next(size for size in (512, 256, 128) if T % size == 0)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     mask = library.MultiHeadMask([library.CausalMask((T, T))] * H)
-    # Made inside a trace, these constant tables would be tracers of it, which the cache would leak.
-    with jax.ensure_compile_time_eval():
-        return library.make_splash_mha(
-            mask,
-            block_sizes=library.BlockSizes(**dict.fromkeys(names, block)),
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
-        )
+    return library.make_splash_mha(
+        mask,
+        block_sizes=library.BlockSizes(**dict.fromkeys(names, block)),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
 
 
 def _on_mesh(attention: _Kernel, q_BTHK: Array, k_BTGK: Array, v_BTGK: Array, *segments_BT: Array) -> Array:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.lora import joined
 from rlhf_jax.objectives.reduce import Mean, add, value
+from rlhf_jax.parallel.mesh import mesh_device
 from rlhf_jax.training.loop.state import TrainState, shardings_of
 from rlhf_jax.training.optimizers.optimizer import SkippingOptimizer, learning_rates, skip_nonfinite
 
@@ -297,8 +298,11 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def available(device: Any = None) -> int:
-    """Bytes a device offers programs. CPU devices share the machine's memory, each an equal part."""
-    device = jax.local_devices()[0] if device is None else device
+    """Bytes a device offers programs. CPU devices share the machine's memory, each an equal part.
+
+    device: one that is there; the current mesh's unless given.
+    """
+    device = mesh_device() if device is None else device
     # The allocator's limit, which on GPUs is a share of the memory. CPU devices have no statistics.
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -308,7 +312,7 @@ def available(device: Any = None) -> int:
 
 def peak_flops(device: Any = None) -> float | None:
     """FLOP/s of a device in dense bfloat16; None where that is not known, as of CPUs."""
-    kind = (jax.local_devices()[0] if device is None else device).device_kind
+    kind = (mesh_device() if device is None else device).device_kind
     return next((flops for name, (flops, _) in PEAKS.items() if name in kind), None)
 
 
