@@ -187,9 +187,10 @@ def timed(work: Callable[[], None], times: int) -> float:
 def line(side: str, found: dict[str, Any], shape: Shape, args: argparse.Namespace) -> str:
     """A row of the table."""
     sys.path.insert(0, str(ROOT))
-    from rlhf_jax.training.loop.step import PEAKS  # what the run's own perf/mfu is measured against
+    from rlhf_jax.training.loop.step import chip_of  # what the run's own perf/mfu is measured against
 
-    flops, bandwidth = next((x for name, x in PEAKS.items() if name in found["device"]), (None, None))
+    chip = chip_of(found["device"])
+    flops, bandwidth = (chip.flops["bfloat16"], chip.bandwidth) if chip else (None, None)
     mfu = shape.training_flops(args.batch, args.length) / found["train_s"] / flops if flops else None
     middle = args.prompt + args.response / 2
     floor = args.response * shape.decoding_bytes(args.prompts, middle) / bandwidth if bandwidth else None

@@ -67,7 +67,7 @@ class SampledWinRate:
             mesh, config.batch_size, prompts.P, self._R, self._sampling.temperature, prompts.pad_id
         )
         return Phase(
-            "sampling", lambda: shapes.lower_sampling(self._network.config, config.model.dtype), alive
+            "sampling", lambda: shapes.trace_sampling(self._network.config, config.model.dtype), alive
         )
 
     def measure(self, params: Params, step: int) -> dict[str, float]:

@@ -156,7 +156,7 @@ def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> of
 
     def before(page: ConfigDict, mesh: Mesh, params: Any, batch: Any, beside: int) -> tuple[Phase, ...]:
         score = reference_logprobs.every_step_program(page, mesh, network.config, train.pairs, R)
-        return (Phase("reference", partial(score.lower, params, batch), beside),)
+        return (Phase("reference", partial(score.trace, params, batch), beside),)
 
     if not has_reference(config):
         return offline.Offline(loss_of, train, held, SHOW)

@@ -213,7 +213,7 @@ def _method(session: Session, network: Network, found: encoded_rows.Split) -> of
         found = {"z0": _z0_program(mesh, row_sums(model, R, page.logprob_chunk))}
         if with_every_step:
             found["reference"] = reference_logprobs.every_step_program(page, mesh, model, 0, R, REFERENCE)
-        return tuple(Phase(name, partial(x.lower, params, batch), beside) for name, x in found.items())
+        return tuple(Phase(name, partial(x.trace, params, batch), beside) for name, x in found.items())
 
     return offline.Offline(
         loss_of,

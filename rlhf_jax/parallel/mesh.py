@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +21,8 @@ BATCH_AXES = ("data", "fsdp")
 
 # A device of every kind that a mesh was made of: a trace knows the kind alone, and it may be that of an absent one.
 _KINDS: dict[str, jax.Device] = {}
+# The devices that meshes are made of where `compiling_for` names others than this process has.
+_ABSENT: list[jax.Device] = []
 
 
 def make_mesh(
@@ -35,7 +38,7 @@ def make_mesh(
     Axis types are Auto, so models say where arrays live by sharding constraints, not in their types.
     Raises UserError naming `mesh.<axis>` when the numbers do not fit the device count.
     """
-    devices = jax.devices() if devices is None else list(devices)
+    devices = (_ABSENT or jax.devices()) if devices is None else list(devices)
     sizes = _resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     # jax's own default is Explicit axes, with which flax.linen and sharding constraints do not work.
     mesh = jax.make_mesh(
@@ -44,6 +47,17 @@ def make_mesh(
     jax.set_mesh(mesh)
     _KINDS[devices[0].device_kind] = devices[0]
     return mesh
+
+
+@contextmanager
+def compiling_for(devices: Sequence[jax.Device]) -> Iterator[None]:
+    """A context in which meshes are made of these devices, which need not be there: programs are compiled, not run."""
+    before = list(_ABSENT)
+    _ABSENT[:] = devices
+    try:
+        yield
+    finally:
+        _ABSENT[:] = before
 
 
 def mesh_device(mesh: Mesh | AbstractMesh | None = None) -> jax.Device:

@@ -1,4 +1,4 @@
-"""The programs of a rollout, lowered from shapes alone, so that memory can be checked before any weight is read.
+"""The programs of a rollout, traced from shapes alone, so that memory can be checked before any weight is read.
 
 The shapes carry the shardings that the arrays of the run will have, so a program that was compiled for the check is
 found by the run in the compilation cache.
@@ -37,14 +37,14 @@ class RolloutShapes:
         shapes = {"tokens": (B, P), "lengths": (B,), "rows": (B,)}
         return {name: self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for name, shape in shapes.items()}
 
-    def lower_sampling(self, model: ModelConfig, dtype: str) -> jax.stages.Lowered:
-        """The decode program, lowered for the policy's sampling copy."""
+    def trace_sampling(self, model: ModelConfig, dtype: str) -> jax.stages.Traced:
+        """The decode program, traced for the policy's sampling copy."""
         copy = planned_params(model, self._mesh, rules=ROLLOUT_RULES, dtype=dtype)
         # One end token, as most tokenizers have; with more the run compiles its own program of this size.
         ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=self._everywhere)
         _, _, R = self._sizes
         sizes = {"max_new_tokens": R, "samples": self._samples}
-        return generate.lower(model, copy, *self._given(), self._sampler, ends, 0, **sizes)
+        return generate.trace(model, copy, *self._given(), self._sampler, ends, 0, **sizes)
 
     def sampled(self, model: ModelConfig) -> Generation:
         """The shapes of what sampling will return."""
@@ -58,18 +58,18 @@ class RolloutShapes:
         # The number of decode steps is a scalar; everything else has one row per response.
         return jax.tree.map(lambda x: self._cut(x) if x.ndim else x, found)
 
-    def lower_scoring(
+    def trace_scoring(
         self, reward: Model, policy: ModelConfig, closing: tuple[int, ...], text_length: int
-    ) -> jax.stages.Lowered:
-        """The scoring program, lowered for sampled tokens, or for rows of text_length tokens where that is not 0."""
+    ) -> jax.stages.Traced:
+        """The scoring program, traced for sampled tokens, or for rows of text_length tokens where that is not 0."""
         B = self._sizes[0] * self._samples
         if text_length:
             tokens, lengths = (
                 self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for shape in ((B, text_length), (B,))
             )
-            return text_program.lower(reward, tokens, lengths, 0.0)
+            return text_program.trace(reward, tokens, lengths, 0.0)
         prompts = self.prompts(self._samples)
-        return token_program(closing, self._pad_id).lower(
+        return token_program(closing, self._pad_id).trace(
             reward, prompts["tokens"], prompts["lengths"], self.sampled(policy), 0.0
         )
 

@@ -128,7 +128,7 @@ def test_sampling_is_part_of_the_memory_plan(farm, tmp_path, monkeypatch):
     assert [phase.name for phase in judged.others] == ["sampling"] and alone.others == ()
     params = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(judged.state.params))
     assert judged.others[0].beside >= 3 * params  # And AdamW's two means.
-    assert judged.others[0].lower().compile() is not None
+    assert judged.others[0].trace().lower().compile() is not None
 
 
 @pytest.mark.parametrize(

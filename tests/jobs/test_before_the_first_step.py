@@ -4,6 +4,7 @@ import importlib
 import itertools
 import re
 
+import jax
 import pytest
 import tiny_farm
 from wide import wide
@@ -59,6 +60,31 @@ def test_the_settings_that_would_help_do(farm, tmp_path, monkeypatch):
     _, then = asked({name: kind(value)})
     assert re.search(r"needs (\d+) B", then)[1] == size
     assert int(size) < int(re.search(r"needs (\d+) B", said)[1])
+
+
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [
+        (
+            "Ran out of memory in memory space hbm. Used 27.50G of 15.75G hbm. Exceeded hbm capacity by 11.8G.",
+            27.5,
+        ),
+        ("Ran out of memory on HBM: HLO temporaries (18.32G) exceeds available HBM (15.75G).", 18.32),
+    ],
+)
+def test_what_the_compiler_refuses_as_too_large_has_a_size(said, used, monkeypatch):
+    class Refused(jax.stages.Lowered):
+        def __init__(self):
+            pass
+
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(said)
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        memory_check.compiled_needs(Refused())
+    said = f"RESOURCE_EXHAUSTED: {said}"
+    needs, compiled = memory_check.compiled_needs(Refused())
+    assert compiled is None and needs.total == int(used * 2**30)
 
 
 def test_what_a_run_says(farm, tmp_path, capsys):

@@ -154,7 +154,7 @@ def test_what_is_measured_before_a_step_is_part_of_the_memory_plan(words, tmp_pa
     idle = bytes_per_device(plan.state.opt_state) + (plan.beside if reference == "step" else 0)
     batch = plan.batch["kl_tokens"]
     for phase in plan.others:
-        found = needs(phase.lower().compile())
+        found = needs(phase.trace().lower().compile())
         assert phase.beside == idle > bytes_per_device(plan.state.params)
         assert found.arguments > bytes_per_device((plan.state.params, batch)) and found.temporaries > 0
 

@@ -43,7 +43,7 @@ def test_sampling_is_planned_to_the_letter(run, dtype):
     given = (*(prompts[name] for name in ("tokens", "lengths", "rows")), jax.random.key(0))
     ends = jnp.array([1], jnp.int32)
     wanted = generate.lower(CONFIG, copy, *given, Sampling(TEMPERATURE), ends, PAD, max_new_tokens=R)
-    assert shapes.lower_sampling(CONFIG, dtype).as_text() == wanted.as_text()
+    assert shapes.trace_sampling(CONFIG, dtype).lower().as_text() == wanted.as_text()
 
 
 def test_scoring_is_planned_for_what_was_sampled(run):
@@ -56,9 +56,9 @@ def test_scoring_is_planned_for_what_was_sampled(run):
     assert form(shapes.sampled(CONFIG)) == form(found)
     reward = Model(CONFIG, init_sharded(CONFIG, mesh, 1, scalar=True))
     planned = dataclasses.replace(reward, params=planned_params(CONFIG, mesh, scalar=True))
-    tokens = shapes.lower_scoring(planned, CONFIG, (1, 5), 0)
+    tokens = shapes.trace_scoring(planned, CONFIG, (1, 5), 0).lower()
     wanted = token_program((1, 5), PAD).lower(reward, prompts["tokens"], prompts["lengths"], found, 0.0)
     assert tokens.as_text() == wanted.as_text() and tokens.out_info.scores_B.shape == (B,)
-    text = shapes.lower_scoring(planned, CONFIG, (1, 5), 9)
+    text = shapes.trace_scoring(planned, CONFIG, (1, 5), 9).lower()
     tokens_BT = to_global({"tokens": jnp.ones((B, 9), jnp.int32)}, mesh)["tokens"]
     assert text.as_text() == text_program.lower(reward, tokens_BT, prompts["lengths"], 0.0).as_text()

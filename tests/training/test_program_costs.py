@@ -29,6 +29,15 @@ def test_a_scan_counts_as_often_as_it_runs():
     assert flops(lambda a: jax.lax.scan(lambda x, _: (x @ w, None), a, None, 11)[0], A) == 11 * 2 * 3 * 5 * 5
 
 
+def test_a_loop_that_may_stop_counts_as_often_as_it_may_run():
+    w = jnp.ones((5, 5))
+    step_ = lambda c: (c[0] @ w, c[1] + 1)  # noqa: E731
+    loop = lambda a: jax.lax.while_loop(lambda c: (c[1] < 9) & (jnp.sum(c[0]) < 1e3), step_, (a, 0))  # noqa: E731
+    assert flops(loop, A) == 9 * 2 * 3 * 5 * 5
+    unknown = lambda a: jax.lax.while_loop(lambda c: jnp.sum(c[0]) < 1e3, step_, (a, 0))  # noqa: E731
+    assert flops(unknown, A) == 2 * 3 * 5 * 5
+
+
 def test_a_gradient_is_two_products_and_remat_one_more():
     loss = lambda a, b: jnp.sum(jnp.tanh(a @ b))  # noqa: E731
     one = 2 * 3 * 5 * 7
@@ -57,6 +66,10 @@ def test_needs_are_arguments_results_and_what_is_in_between():
     found = step.needs(jax.jit(lambda x: jnp.sort(x + 1, 0) @ x.T).lower(x).compile())
     assert found.arguments == x.nbytes and found.outputs == 256 * 256 * 4 and found.temporaries >= x.nbytes
     assert found.total == found.arguments + found.outputs + found.temporaries
+    # Where the compiler knows the peak it decides, and what two programs share is no part of it.
+    known = step.MemoryNeeds(100, 10, 50, 120)
+    assert known.total == 120 and known.without(30) == step.MemoryNeeds(70, 10, 50, 90)
+    assert step.MemoryNeeds(100, 10, 50).without(30) == step.MemoryNeeds(70, 10, 50)
     donated = step.needs(jax.jit(lambda x: x * 2, donate_argnums=0).lower(x).compile())
     assert donated.outputs == 0 and donated.total == x.nbytes
 
@@ -75,7 +88,14 @@ def test_what_a_device_offers(monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": 80 * 10**9, "bytes_in_use": 5}
 
+    class Elsewhere:
+        device_kind = "TPU v5 lite"
+
+        def memory_stats(self):
+            raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable PjRt devices.")
+
     assert step.available(Card()) == 80 * 10**9
+    assert step.available(Elsewhere()) == int(15.75 * 2**30)
     lines = Path("/proc/meminfo").read_text().splitlines()
     machine = next(line for line in lines if line.startswith("MemTotal"))
     assert step.available() == pytest.approx(int(machine.split()[1]) * 1024, rel=0.01)

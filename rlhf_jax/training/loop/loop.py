@@ -95,7 +95,7 @@ def run_loop(
     iterate(state, i): one iteration -> (state, metrics, batch). metrics: scalars, on the device or not; the
         loop fetches them while the next iteration already runs. "num_tokens" becomes perf/tokens_per_s;
         "nonfinite" above 0, or a loss that is not finite, stops the run. A "timing_s/PHASE" is the moment at which
-        that phase of the iteration was done (see `step.done_at`), phases in order; written is what each took.
+        that phase of the iteration was done (see `recorder.done_at`), phases in order; written is what each took.
         batch: what to look at when a step is not finite.
     evaluate(state, step): metrics of the state after `step` iterations; equal on all processes. Written with
         "eval/" before their names. Called every eval_every iterations (0: never), at the end, and with

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import queue
 import resource
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -23,7 +25,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather
 from rlhf_jax.training.checkpoints.object_stores import at
 from rlhf_jax.training.loop.metrics import Writer
-from rlhf_jax.training.loop.step import done_at, peak_flops
+from rlhf_jax.training.loop.step import peak_flops
 from rlhf_jax.training.progress import Progress
 
 # jax sends it for every compilation, and for a program that is read from the compilation cache.
@@ -239,3 +241,43 @@ def _named_arrays(batch: PyTree) -> dict[str, np.ndarray]:
         wide = x.astype(np.float32) if x.dtype.kind == "V" else x
         named[jax.tree_util.keystr(path, simple=True, separator=".") or "batch"] = wide
     return named
+
+
+# What a program takes of time, by the one clock of a run: when the devices were done with something.
+#
+# Work is handed to the devices long before it is done, so the moment at which a function returns says
+# nothing. A thread of its own waits for each result in turn and notes the time; a duration is the time
+# between two such moments.
+
+_waiting: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
+_thread: threading.Thread | None = None
+
+
+def done_at(x: Any) -> Future[float]:
+    """Returns a future of the moment (`time.perf_counter`) at which the devices have computed a tree of arrays.
+
+    Results must be handed over in the order in which they are computed, and must not be donated before they are there.
+    What is no array counts as computed at once.
+    """
+    global _thread
+    if _thread is None:
+        # A daemon: a process that leaves does not wait for a device that hangs.
+        _thread = threading.Thread(target=_note_moments, name="clock", daemon=True)
+        _thread.start()
+    moment: Future[float] = Future()
+    _waiting.put((x, moment))
+    return moment
+
+
+def _note_moments() -> None:
+    while True:
+        x, moment = _waiting.get()
+        try:
+            jax.block_until_ready(x)
+        # An error of the device belongs to whoever asks for the moment; this thread has to go on.
+        except Exception as error:
+            moment.set_exception(error)
+        else:
+            moment.set_result(time.perf_counter())
+        # A result must not be kept alive until the next one comes.
+        del x, moment

@@ -1,15 +1,12 @@
-"""The one train step of all methods, built from a loss and an optimizer; what programs cost in memory, FLOPs, time."""
+"""The one train step of all methods, built from a loss and an optimizer; what programs cost in memory and FLOPs."""
 
 from __future__ import annotations
 
 import math
 import os
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -251,16 +248,34 @@ def make_evaluator(
 # What a program will take, known before it runs: memory on each device, and floating-point operations.
 
 GIB = 2**30
-# The vendors' FLOP/s in dense bfloat16 and bytes/s of memory; the first part of the device's name that fits.
-PEAKS = {
-    "H200": (989e12, 4.8e12),
-    "H100": (989e12, 3.35e12),
-    "A100": (312e12, 2.04e12),
-    "TPU v6": (918e12, 1.64e12),
-    "TPU v5 lite": (197e12, 0.82e12),
-    "TPU v5": (459e12, 2.77e12),
-    "TPU v4": (275e12, 1.23e12),
-}
+
+
+class Chip(NamedTuple):
+    """What an accelerator can do, per jax device of it; chips.yaml says what each number means, and its source."""
+
+    name: str
+    kind: str
+    flops: Mapping[str, float]
+    memory: float
+    bandwidth: float
+    interconnect: float
+    network: float = 0.0
+    host: int = 0
+    slices: tuple[str, ...] = ()
+
+
+@lru_cache
+def chips() -> dict[str, Chip]:
+    """The accelerators that are known, by the name of their family."""
+    import yaml  # Here, since most runs ask for no chip.
+
+    rows = yaml.safe_load((Path(__file__).with_name("chips.yaml")).read_text())
+    return {name: Chip(name, **row) for name, row in rows.items()}
+
+
+def chip_of(kind: str) -> Chip | None:
+    """The accelerator of a jax device_kind; None of one that is not known, such as a CPU."""
+    return next((chip for chip in chips().values() if chip.kind in kind), None)
 
 
 class MemoryNeeds(NamedTuple):
@@ -270,25 +285,34 @@ class MemoryNeeds(NamedTuple):
       arguments: what it is called with.
       outputs: what it returns, without what it writes over its (donated) arguments.
       temporaries: what it holds in between.
+      peak: the most that is alive at one time, where the compiler knows it; else 0.
     """
 
     arguments: int
     outputs: int
     temporaries: int
+    peak: int = 0
 
     @property
     def total(self) -> int:
-        return self.arguments + self.outputs + self.temporaries
+        return self.peak or self.arguments + self.outputs + self.temporaries
+
+    def without(self, shared: int) -> MemoryNeeds:
+        """The same where so many bytes of the arguments are there only once."""
+        return self._replace(arguments=self.arguments - shared, peak=max(0, self.peak - shared))
 
 
 def needs(compiled: jax.stages.Compiled) -> MemoryNeeds:
     """Memory of a program as the compiler plans it. The peak of a device's allocator may lie a few percent above."""
     found = compiled.memory_analysis()
+    # The compiler for CPUs leaves temporaries out of its peak; the others' is below the sum, by a fifth on TPU.
+    peak = 0 if mesh_device().platform == "cpu" else getattr(found, "peak_memory_in_bytes", 0)
     # Donated arguments are overwritten by results; those bytes count once, as arguments.
     return MemoryNeeds(
         found.argument_size_in_bytes,
         found.output_size_in_bytes - found.alias_size_in_bytes,
         found.temp_size_in_bytes,
+        peak,
     )
 
 
@@ -300,11 +324,14 @@ def bytes_per_device(tree: Any) -> int:
 def available(device: Any = None) -> int:
     """Bytes a device offers programs. CPU devices share the machine's memory, each an equal part.
 
-    device: one that is there; the current mesh's unless given.
+    device: the current mesh's unless given; of one that is not there, what chips.yaml says.
     """
     device = mesh_device() if device is None else device
     # The allocator's limit, which on GPUs is a share of the memory. CPU devices have no statistics.
-    stats = device.memory_stats()
+    try:
+        stats = device.memory_stats()
+    except jax.errors.JaxRuntimeError:  # of a device that programs are compiled for and that is elsewhere
+        return int(chip_of(device.device_kind).memory * GIB)
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
@@ -312,16 +339,16 @@ def available(device: Any = None) -> int:
 
 def peak_flops(device: Any = None) -> float | None:
     """FLOP/s of a device in dense bfloat16; None where that is not known, as of CPUs."""
-    kind = (mesh_device() if device is None else device).device_kind
-    return next((flops for name, (flops, _) in PEAKS.items() if name in kind), None)
+    chip = chip_of((mesh_device() if device is None else device).device_kind)
+    return None if chip is None else chip.flops["bfloat16"]
 
 
 def matrix_flops(jaxpr: Any) -> int:
     """Floating-point operations of a program's matrix products, over all devices: 2 per multiply and add.
 
     jaxpr: of `jax.jit(f).trace(...)`. A scan counts as often as it runs, what remat computes again counts again,
-    of a `cond` the dearer branch, and a `while` once: how often it runs is not known. The compiler's own
-    `cost_analysis` counts the body of a scan once, whatever its length.
+    of a `cond` the dearer branch, and a `while` as often as it may run where its condition compares a counter with a
+    number, else once. The compiler's own `cost_analysis` counts the body of a scan once, whatever its length.
     """
     total = 0
     for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -333,8 +360,15 @@ def matrix_flops(jaxpr: Any) -> int:
         if eqn.primitive.name == "cond":
             total += max(inner)
         else:
-            total += eqn.params.get("length", 1) * sum(inner) if inner else 0
+            total += eqn.params.get("length", _most_runs(eqn)) * sum(inner) if inner else 0
     return total
+
+
+def _most_runs(eqn: Any) -> int:
+    """How often a `while` runs at most: the whole number that its condition compares with; of all else 1."""
+    asked = eqn.params["cond_jaxpr"].jaxpr.eqns if eqn.primitive.name == "while" else ()
+    most = [x.invars[1].val for x in asked if x.primitive.name == "lt" and hasattr(x.invars[1], "val")]
+    return max((int(x) for x in most if jnp.issubdtype(jnp.result_type(x), jnp.integer)), default=1)
 
 
 def programs_inside(eqn: Any) -> list[Any]:
@@ -347,43 +381,3 @@ def programs_inside(eqn: Any) -> list[Any]:
         several = inner if isinstance(inner, tuple | list) else (inner,)
         found += [x for x in several if hasattr(getattr(x, "jaxpr", x), "eqns")]
     return found
-
-
-# What a program takes of time, by the one clock of a run: when the devices were done with something.
-#
-# Work is handed to the devices long before it is done, so the moment at which a function returns says
-# nothing. A thread of its own waits for each result in turn and notes the time; a duration is the time
-# between two such moments.
-
-_waiting: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
-_thread: threading.Thread | None = None
-
-
-def done_at(x: Any) -> Future[float]:
-    """Returns a future of the moment (`time.perf_counter`) at which the devices have computed a tree of arrays.
-
-    Results must be handed over in the order in which they are computed, and must not be donated before they are there.
-    What is no array counts as computed at once.
-    """
-    global _thread
-    if _thread is None:
-        # A daemon: a process that leaves does not wait for a device that hangs.
-        _thread = threading.Thread(target=_note_moments, name="clock", daemon=True)
-        _thread.start()
-    moment: Future[float] = Future()
-    _waiting.put((x, moment))
-    return moment
-
-
-def _note_moments() -> None:
-    while True:
-        x, moment = _waiting.get()
-        try:
-            jax.block_until_ready(x)
-        # An error of the device belongs to whoever asks for the moment; this thread has to go on.
-        except Exception as error:
-            moment.set_exception(error)
-        else:
-            moment.set_result(time.perf_counter())
-        # A result must not be kept alive until the next one comes.
-        del x, moment

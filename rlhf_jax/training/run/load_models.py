@@ -170,7 +170,7 @@ def _own_shape(folder: str, model: ConfigDict, made_by: str) -> import_folder.Ch
     if described is None:
         return import_folder.describe_folder(folder, **_computed_as(model))
     config, raw = import_folder.read_config(described)
-    config = dataclasses.replace(config, **_computed_as(model))
+    config = computed_as(config, model)
     found, settings = _adapter_in(folder), None
     if found is not None:
         settings = Lora(found["rank"], found["alpha"], tuple(found["targets"]))
@@ -239,6 +239,11 @@ def described_in(folder: str) -> Path | None:
     described = path.parent.parent / "model"
     is_step = path.parent.name == "checkpoints" and path.name.isdigit() and (path / "state").is_dir()
     return described if is_step and described.is_dir() else None
+
+
+def computed_as(config: ModelConfig, model: ConfigDict) -> ModelConfig:
+    """A model computed as a page's group `model` says: its dtype, remat and attention."""
+    return dataclasses.replace(config, **_computed_as(model))
 
 
 def _computed_as(model: ConfigDict) -> dict[str, str]:

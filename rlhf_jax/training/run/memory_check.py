@@ -6,8 +6,10 @@ can be checked on a machine that could never run it.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +37,7 @@ class Phase(NamedTuple):
     """
 
     name: str
-    lower: Callable[[], jax.stages.Lowered]
+    trace: Callable[[], jax.stages.Traced]
     beside: int
     shared: int = 0
 
@@ -62,7 +64,52 @@ class Plan(NamedTuple):
     flops: float = 0.0
 
 
+STEP = "train step"
 PlanOf = Callable[[ConfigDict, Mesh], Plan]
+
+
+# What the compiler for TPU says, at once or before it gives up, of a program that does not fit: used, of how much.
+_TOO_LARGE = (
+    re.compile(r"Used ([\d.]+[KMGT]) of [\d.]+[KMGT] hbm"),
+    re.compile(r"\(([\d.]+[KMGT])\) exceeds available HBM"),
+)
+
+
+def compiled_needs(lowered: jax.stages.Lowered) -> tuple[MemoryNeeds, jax.stages.Compiled | None]:
+    """Compiles a program: (its memory, it); None where the compiler refuses it as too large, with what it says of that.
+
+    The compiler for TPU refuses what does not fit; others leave that to the first run.
+    """
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = next((m for pattern in _TOO_LARGE if (m := pattern.search(str(error)))), None)
+        if found is None or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = int(float(found[1][:-1]) * 1024 ** (1 + "KMGT".index(found[1][-1])))
+        return MemoryNeeds(0, 0, used, used), None
+    return needs(compiled), compiled
+
+
+class StoppedAtPlanError(Exception):
+    """Raised instead of compiling where only the plan of a run is wanted, see `stopped_at_plan`."""
+
+    def __init__(self, plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> None:
+        super().__init__("the plan of this run was asked for, and not the run")
+        self.plan_of, self.config, self.mesh = plan_of, config, mesh
+
+
+_stop: list[bool] = []
+
+
+@contextmanager
+def stopped_at_plan() -> Iterator[None]:
+    """A context in which every run ends, by `StoppedAtPlanError`, where it would compile its first program."""
+    _stop.append(True)
+    try:
+        yield
+    finally:
+        _stop.pop()
 
 
 def batch_shapes(mesh: Mesh, B: int, arrays: Any) -> Shapes:
@@ -78,31 +125,34 @@ def optimizer_of(settings: ConfigDict, total_steps: int, **changes: Any) -> opta
 
 def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     """Compiles a trainer's step and prints what it takes. Raises UserError when that is more memory than there is."""
+    if _stop:
+        raise StoppedAtPlanError(plan_of, config, mesh)
     plan, began = plan_of(config, mesh), time.perf_counter()
-    traced = _traced(plan)
-    compiled = traced.lower().compile()
+    traced = traced_step(plan)
+    own, compiled = compiled_needs(traced.lower())
     # The run calls this very program, so checking memory costs no second compilation.
-    plan.step.use(compiled)
-    found, there = {"train step": needs(compiled)} | _others(plan), available()
+    if compiled is not None:
+        plan.step.use(compiled)
+    found, there = {STEP: own} | _others(plan), available()
     # Programs run one after the other, so the largest of them decides and not their sum.
     most = max(found, key=lambda name: found[name].total + _beside(plan, name))
     total = found[most].total + _beside(plan, most)
     if startup.is_main():
         print(
-            f"train step: {_parameters(plan)}, {matrix_flops(traced.jaxpr):.3g} FLOPs; "
+            f"{STEP}: {parameters_said(plan)}, {step_flops(plan_of, config, mesh, traced):.3g} FLOPs; "
             f"compiled in {time.perf_counter() - began:.1f} s\n"
             f"memory per device: {_gib(total)} needed ({_parts(found[most], _beside(plan, most), most)}), "
             f"{_gib(there)} there",
             flush=True,
         )
-    if total > there:
+    if total > there or compiled is None:
         raise UserError(
             f"memory: {most} needs {_gib(total)} on each device, {_gib(there)} are there; "
-            f"{_advice(plan_of, config, mesh, total)}"
+            f"{advice(plan_of, config, mesh, total)}"
         )
     # Machines compile at different speeds, and the collectives that follow do not wait for so long.
     startup.barrier("train step compiled", startup.SLOW_S)
-    return plan._replace(flops=_model_flops(plan_of, config, mesh, traced))
+    return plan._replace(flops=step_flops(plan_of, config, mesh, traced, remat="none"))
 
 
 def placed(params: Any, planned: Any) -> Any:
@@ -120,33 +170,40 @@ def placed(params: Any, planned: Any) -> Any:
 def needed(plan: Plan) -> int:
     """Bytes per device that a plan needs at the worst moment of an iteration."""
     # Only what the compiler says: nothing is allocated, so plans can be larger than the machine.
-    found = {"train step": needs(_traced(plan).lower().compile())} | _others(plan)
+    found = {STEP: compiled_needs(traced_step(plan).lower())[0]} | _others(plan)
     return max(x.total + _beside(plan, name) for name, x in found.items())
 
 
 def _others(plan: Plan) -> dict[str, MemoryNeeds]:
-    found = {phase: needs(phase.lower().compile()) for phase in plan.others}
-    return {p.name: x._replace(arguments=x.arguments - p.shared) for p, x in found.items()}
+    return {x.name: compiled_needs(x.trace().lower())[0].without(x.shared) for x in plan.others}
 
 
-def _traced(plan: Plan) -> jax.stages.Traced:
+def traced_step(plan: Plan) -> jax.stages.Traced:
+    """Traces a plan's train step."""
     return plan.step.trace(plan.state, plan.batch, plan.frozen)
 
 
-def _model_flops(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, traced: jax.stages.Traced) -> float:
-    """FLOPs of a train step as MFU counts them: the same for every choice of remat and attention.
+def step_flops(
+    plan_of: PlanOf, config: ConfigDict, mesh: Mesh, traced: jax.stages.Traced, remat: str = ""
+) -> float:
+    """FLOPs of a train step's products over all devices, the same for every choice of attention.
 
-    What remat computes again is not counted. Fused attention is one opaque operation to a count of matrix products,
-    so XLA's attention is traced in its place.
+    Fused attention is one opaque operation to a count of matrix products, so XLA's is traced in its place. With a
+    remat of "none", as MFU counts them, what the page's remat computes again is left out. traced: the page's own step.
     """
+    remat = remat or config.model.remat
     fused_there = config.model.attention != "xla" and fused.here()[0] != "cpu"
-    if config.model.remat != "none" or fused_there:
-        plain = _changed(config.to_dict(), {"model.remat": "none", "model.attention": "xla"})
-        traced = _traced(plan_of(plain, mesh))
+    if config.model.remat != remat or fused_there:
+        traced = traced_step(plan_of(plain_page(config, remat), mesh))
     return float(matrix_flops(traced.jaxpr))
 
 
-def _parameters(plan: Plan) -> str:
+def plain_page(config: ConfigDict, remat: str) -> ConfigDict:
+    """The page with XLA's attention and this remat."""
+    return _changed(config.to_dict(), {"model.remat": remat, "model.attention": "xla"})
+
+
+def parameters_said(plan: Plan) -> str:
     trained, frozen = (
         sum(x.size for x in jax.tree.leaves(x)) / 1e6 for x in (plan.state.params, plan.frozen)
     )
@@ -158,7 +215,7 @@ def _beside(plan: Plan, name: str) -> int:
     return {phase.name: phase.beside for phase in plan.others}.get(name, plan.beside)
 
 
-def _advice(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, total: int) -> str:
+def advice(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, total: int) -> str:
     """Names the three settings that would save most; each is compiled to see how much."""
     found = []
     for setting, changed in _candidates(config, mesh):
@@ -218,6 +275,8 @@ def _changed(page: dict, changes: dict[str, Any]) -> ConfigDict:
 
 def _parts(found: MemoryNeeds, beside: int, phase: str) -> str:
     parts = [f"arguments {_gib(found.arguments)}", f"temporaries {_gib(found.temporaries)}"]
+    if found.peak:
+        parts.append(f"{_gib(found.peak)} of them at one time")
     if found.outputs > GIB // 100:
         parts.append(f"results {_gib(found.outputs)}")
     if beside:

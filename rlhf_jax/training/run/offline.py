@@ -5,7 +5,6 @@ It checks that the step fits into memory, reads the weights, runs the loop and r
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -201,7 +200,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
 def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDict, mesh: Mesh) -> Plan:
     """Plans the train step of a method from shapes: no weight is read and nothing is computed."""
     # `config` may be a changed page, of which the advice about memory wants to know what it would take.
-    loss_fn = method.loss(dataclasses.replace(network.config, remat=config.model.remat), config)
+    loss_fn = method.loss(load_models.computed_as(network.config, config.model), config)
     tx = optimizer_of(config.optimizer, steps)
     start = load_models.planned_start(
         network.config,

@@ -30,8 +30,9 @@ from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, t
 from rlhf_jax.sampling.decode import check_finite
 from rlhf_jax.training.checkpoints.workdir import write_samples
 from rlhf_jax.training.loop.loop import fit, tell_warmup
+from rlhf_jax.training.loop.recorder import done_at
 from rlhf_jax.training.loop.state import TrainState, create
-from rlhf_jax.training.loop.step import TrainStep, check_microbatches, done_at
+from rlhf_jax.training.loop.step import TrainStep, check_microbatches
 from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.encoded_rows import Split

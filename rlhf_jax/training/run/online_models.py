@@ -6,7 +6,6 @@ policy as it starts, other language models that are only read, and reward models
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -117,11 +116,12 @@ def plan_online(
     rows: of experience that a rollout gives; 0 means one for every response.
     provided: responses of each prompt that are read and scored beside those that are sampled.
     """
-    remat = partial(dataclasses.replace, remat=config.model.remat)
+    # The page may be another than the models were described for: the advice about memory plans changed ones.
+    computed = partial(load_models.computed_as, model=config.model)
     lora = load_models.lora_settings(config.lora)
-    policy_config = remat(models.policy)
-    scalar = {name: remat(c) for name, c in models.scalar.items()}
-    in_loss = {name: remat(models.read[name]) for name in models.of_loss if name != REFERENCE}
+    policy_config = computed(models.policy)
+    scalar = {name: computed(c) for name, c in models.scalar.items()}
+    in_loss = {name: computed(models.read[name]) for name in models.of_loss if name != REFERENCE}
     loss_fn = loss({"policy": policy_config, **scalar, **in_loss}, config)
     tx = optimizer_by_network(config, {"policy": config.optimizer.learning_rate, **rates}, rows)
     policy = load_models.planned_start(policy_config, lora, mesh)
@@ -131,7 +131,7 @@ def plan_online(
     frozen = {name: start.frozen for name, start in planned.items()}
     rewards = [reward_models.planned(scorer.model, mesh, lora.base_dtype) for scorer in models.scorers]
     read = {
-        name: Model(remat(c), stored(planned_params(c, mesh), lora.base_dtype))
+        name: Model(computed(c), stored(planned_params(c, mesh), lora.base_dtype))
         for name, c in models.read.items()
     }
     # What is frozen of the policy is the reference's, too, and what is frozen of a network that starts from a reward
@@ -153,9 +153,9 @@ def plan_online(
     sizes = (mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id)
     rollout, whole_groups = RolloutShapes(*sizes, N), RolloutShapes(*sizes, N + provided)
 
-    def reading() -> jax.stages.Lowered:
+    def reading() -> jax.stages.Traced:
         whole, prompts = Model(policy_config, policy.whole), whole_groups.prompts(N + provided)
-        return reading_program(settings, pad_id).lower(
+        return reading_program(settings, pad_id).trace(
             language={"policy": whole, REFERENCE: whole, **read},
             scalar={name: Model(scalar[name], start.whole) for name, start in beside_it.items()},
             prompts_BP=prompts["tokens"],
@@ -169,7 +169,7 @@ def plan_online(
     # of its arguments share counts once.
     twice = [x for name, x in frozen.items() if name not in models.of_reward]
     phases = [
-        Phase("sampling", partial(rollout.lower_sampling, policy_config, config.rollout.dtype), alive),
+        Phase("sampling", partial(rollout.trace_sampling, policy_config, config.rollout.dtype), alive),
         Phase(
             "reading",
             reading,
@@ -179,8 +179,8 @@ def plan_online(
     ]
     for i, (scorer, reward) in enumerate(zip(models.scorers, rewards, strict=True)):
         name = f"scoring {i + 1}" if len(rewards) > 1 else "scoring"
-        lower = partial(whole_groups.lower_scoring, reward, policy_config, scorer.closing, scorer.text_length)
-        phases.append(Phase(name, lower, max(0, alive - bytes_per_device(reward.params))))
+        trace = partial(whole_groups.trace_scoring, reward, policy_config, scorer.closing, scorer.text_length)
+        phases.append(Phase(name, trace, max(0, alive - bytes_per_device(reward.params))))
     # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     batch = batch_shapes(mesh, config.minibatch_size, row)
