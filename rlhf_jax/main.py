@@ -2,6 +2,7 @@
 
     python -m rlhf_jax.main --config=configs/ppo.py --workdir=runs/ppo --config.kl_coef=0.02
     python -m rlhf_jax.main --config=configs/ppo.py --help      # the fields of this page, and what they mean
+    python -m rlhf_jax.main --config=configs/ppo.py --plan=v5e:4x4      # what the run would need there
 
 Kept short on purpose: what a method or job does lives in `rlhf_jax/methods` and `rlhf_jax/jobs`, and can be called
 without any flags.
@@ -9,6 +10,7 @@ without any flags.
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 import traceback
@@ -31,6 +33,19 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for all that the job writes; the same folder resumes the job."
 )
+PLAN = flags.DEFINE_string(
+    "plan",
+    None,
+    "Runs nothing, and says what the run would need there: v5e:8x8, v5p:2x2x2, v6e:4x4, h100:64.",
+)
+SCALE = flags.DEFINE_string(
+    "scale", "", "With a family alone as --plan, such as v6e: chip counts to compare, 8,64,256."
+)
+PLAN_MODEL = flags.DEFINE_string(
+    "plan_model",
+    "",
+    "With --plan: a known shape, as llama_7b, or a folder with a config.json; or FIELD=SHAPE,...",
+)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -46,7 +61,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
-        if not (WORKDIR.value or "").strip():
+        if PLAN.value:
+            # Before anything loads jax, which then takes no device.
+            importlib.import_module("rlhf_jax.planning.slices").prepare_environment()
+        elif SCALE.value or PLAN_MODEL.value:
+            raise UserError(f"--{'scale' if SCALE.value else 'plan_model'}: goes with --plan; add --plan=v6e")
+        elif not (WORKDIR.value or "").strip():
             raise UserError(f"--workdir: missing; use for example --workdir=runs/{CONFIG.value.job}")
         # From here on the checks speak of the whole page, after all overrides.
         check_page(CONFIG.value, idle.given(argv), own=is_own(named_page(argv)))
@@ -78,6 +98,13 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
     try:
+        if PLAN.value:
+            # By its name: planning draws on nearly every room, and no run should load them.
+            command = importlib.import_module("rlhf_jax.planning.plan_command")
+            title = named_page(sys.argv)
+            return command.run_plan(
+                config, PLAN.value, SCALE.value, PLAN_MODEL.value, WORKDIR.value or "", title
+            )
         load_program(config).run(config, WORKDIR.value)
     except UserError as error:
         fail(str(error))
