@@ -33,6 +33,7 @@ def slice_text(found: SliceCost) -> str:
             ]
             lines.append(f"{program.name} receives: {', '.join(said)}")
         lines.append(f"{program.name} memory: {memory_said(program)}")
+    lines.append(f"always there: {', '.join(f'{name} {x:.2f}' for name, x in found.kept.items())} GiB")
     lines += ["", *bounds(found)]
     lines += [f"warning: {x.name}: {said}" for x in found.programs for said in x.warnings]
     if not found.fits:
@@ -82,6 +83,11 @@ def bounds(found: SliceCost) -> list[str]:
     lines = [
         f"at its bound ({step.times.bound}) the {STEP} takes {duration(step.times.seconds)}: "
         f"{rate:,.0f} tokens/s, MFU {mfu:.1%}; compute alone would take {duration(step.times.compute)}"
+    ]
+    lines += [
+        f"{x.name} writes {x.tokens / x.times.seconds:,.0f} tokens/s at its bound ({x.times.bound})"
+        for x in found.programs[1:]
+        if x.name == "sampling" and not x.refused
     ]
     others = [x for x in found.programs[1:] if x.name != "evaluation"]
     if others and not any(x.refused for x in others):

@@ -14,7 +14,7 @@ from rlhf_jax.planning import hlo_costs, hlo_text, plan_warnings
 from rlhf_jax.planning.estimates import ProgramCost, Times, chip_times
 from rlhf_jax.planning.page_programs import PagePlan, page_on, programs_of
 from rlhf_jax.planning.slices import Slice
-from rlhf_jax.training.loop.step import GIB, matrix_flops
+from rlhf_jax.training.loop.step import GIB, bytes_per_device, matrix_flops
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.memory_check import STEP, Phase, Plan
 
@@ -29,6 +29,7 @@ class SliceCost(NamedTuple):
       devices: as jax counts them.
       programs: the train step first.
       notices: lines that a user should read.
+      kept: GiB per device of what a run always holds, by name.
       updates: train steps of an iteration.
       advice: of a page that does not fit, what would help; "" of one that does.
     """
@@ -40,13 +41,14 @@ class SliceCost(NamedTuple):
     parameters: str
     dtype: str
     notices: tuple[str, ...]
+    kept: Mapping[str, float]
     updates: int = 1
     advice: str = ""
 
     @property
     def there(self) -> int:
         """Bytes of memory on each device."""
-        return int(self.slice.chip.memory * GIB)
+        return self.slice.memory
 
     @property
     def fits(self) -> bool:
@@ -78,6 +80,7 @@ def slice_cost(
             memory_check.parameters_said(plan),
             planned.page.model.dtype,
             planned.notices,
+            _kept(plan),
             _updates(planned.page),
         )
         if advise and not result.fits:
@@ -86,6 +89,12 @@ def slice_cost(
             said = memory_check.advice(planned.plan_of, planned.page, planned.mesh, most)
             result = result._replace(advice=said)
     return result
+
+
+def _kept(plan: Plan) -> dict[str, float]:
+    found = {"trained": plan.state.params, "optimizer": plan.state.opt_state, "frozen": plan.frozen}
+    sizes = {name: bytes_per_device(tree) for name, tree in found.items()} | {"other models": plan.beside}
+    return {name: size / GIB for name, size in sizes.items() if size}
 
 
 def _updates(page: ConfigDict) -> int:

@@ -37,6 +37,12 @@ class Slice(NamedTuple):
     def is_tpu(self) -> bool:
         return not self.chip.host
 
+    @property
+    def memory(self) -> int:
+        """Bytes that a run finds on each device: all of a TPU's, and of a GPU's what jax takes for itself."""
+        share = 1.0 if self.is_tpu else float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+        return int(self.chip.memory * share * 2**30)
+
 
 def prepare_environment() -> None:
     """Sets what jax and the compilers read when they are loaded: call it before anything imports jax."""

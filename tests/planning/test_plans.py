@@ -1,6 +1,7 @@
 """A plan is the run itself up to its first program, on stand-ins: of every method, and through the command."""
 
 import json
+import os
 import re
 import shlex
 from importlib.util import find_spec
@@ -184,6 +185,7 @@ def test_units():
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu (pip install -r requirements-plan.txt)")
 def test_the_embedded_model_on_a_tpu_slice(tmp_path):
     command = ["-m", "rlhf_jax.main", f"--config={CONFIGS}/sft.py", "--plan=v5e:2x2", f"--workdir={tmp_path}"]
-    out = tiny_farm.finish(tiny_farm.start(command, XLA_FLAGS=""))
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    out = tiny_farm.finish(tiny_farm.start(command, XLA_FLAGS="", PYTHONPATH=paths))
     assert re.search(r"^train step +yes +0\.\d\d GiB", out, re.M) and (tmp_path / "report.html").is_file()
     assert re.search(r"^train step receives: .*over fsdp", out, re.M)

@@ -21,6 +21,14 @@ def test_a_slice(text, count, is_tpu):
     assert found.chip.name == text.partition(":")[0]
 
 
+def test_what_a_run_finds_of_a_chips_memory(monkeypatch):
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert slices.slices_of("v5e:2x4")[0].memory == int(15.75 * 2**30)
+    assert slices.slices_of("h100:8")[0].memory == int(0.75 * 79.1 * 2**30)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
+    assert slices.slices_of("h100:8")[0].memory == int(0.95 * 79.1 * 2**30)
+
+
 def test_a_scale_takes_the_slices_with_so_many_chips():
     assert [x.name for x in slices.slices_of("v6e", "8,64,256")] == ["v6e:2x4", "v6e:8x8", "v6e:16x16"]
     assert [x.name for x in slices.slices_of("h100", "8, 64")] == ["h100:8", "h100:64"]

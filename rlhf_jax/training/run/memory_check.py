@@ -231,7 +231,10 @@ def advice(plan_of: PlanOf, config: ConfigDict, mesh: Mesh, total: int) -> str:
     best = sorted(x for x in found if x[0] < total)[:3]
     if not best:
         return "no single setting helps; use more devices or a smaller model"
-    return "what helps most: " + ", ".join(f"--config.{setting} ({_gib(bytes_)})" for bytes_, setting in best)
+    said = ", ".join(f"--config.{setting} ({_gib(bytes_)})" for bytes_, setting in best)
+    if mesh.shape["fsdp"] > 1 and any("microbatches" in setting for _, setting in best):
+        said += "; every micro-batch gathers all weights again, so more of them send more"
+    return f"what helps most: {said}"
 
 
 def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDict]]:
