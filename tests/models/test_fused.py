@@ -155,7 +155,7 @@ def test_splash_attention_on_packed_rows(T, K, scale):
 def test_the_generation_of_a_tpu_is_in_its_name(monkeypatch):
     for kind, generation in (("TPU v3", 3), ("TPU v5 lite", 5), ("TPU7x", 7)):
         device = types.SimpleNamespace(platform="tpu", device_kind=kind)
-        monkeypatch.setattr(jax, "local_devices", lambda device=device: [device])
+        monkeypatch.setattr(fused, "mesh_device", lambda device=device: device)
         assert fused.here() == ("tpu", (generation, 0))
 
 
