@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
@@ -62,12 +63,45 @@ def rollout_copier(config: ModelConfig, mesh: Mesh, dtype: str) -> Callable[[dec
     """Returns a compiled `params -> params` that casts and reshards a policy for decoding.
 
     Decoding reads every weight for each token, so the copy is sharded over "tensor" only: weights are gathered once
-    per rollout and not once per token. An adapter is merged for the same reason.
+    per rollout and not once per token. An adapter is merged for the same reason. Its layers are apart, a tuple of L
+    trees: decoding reads them one by one, and slices of a stack would be a second copy of all weights.
     """
     return jax.jit(
-        lambda params: jax.tree.map(lambda x: x.astype(dtype), merged(config, params)),
-        out_shardings=param_shardings(config, mesh, rules=ROLLOUT_RULES),
+        lambda params: layers_apart(
+            config, jax.tree.map(lambda x: x.astype(dtype), merged(config, params)), lambda x, i: x[i]
+        ),
+        out_shardings=layers_apart(config, param_shardings(config, mesh, rules=ROLLOUT_RULES), _of_a_layer),
     )
+
+
+def planned_copy(config: ModelConfig, mesh: Mesh, dtype: str) -> decoder.Params:
+    """What `rollout_copier` will return, as shapes with shardings."""
+    stack = planned_params(config, mesh, rules=ROLLOUT_RULES, dtype=dtype)
+
+    def layer(x: jax.ShapeDtypeStruct, i: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=_of_a_layer(x.sharding, i))
+
+    return layers_apart(config, stack, layer)
+
+
+def layers_apart(config: ModelConfig, params: Any, part: Callable[[Any, int], Any]) -> Any:
+    """A tree of parameters whose layers are a tuple of L trees: part(leaf, i) is layer i's of a stacked leaf."""
+    layers = tuple(jax.tree.map(lambda x, i=i: part(x, i), params["layers"]) for i in range(config.layers))
+    return {**params, "layers": layers}
+
+
+def _of_a_layer(stack: NamedSharding, _: int) -> NamedSharding:
+    return NamedSharding(stack.mesh, PartitionSpec(*stack.spec[1:]))
+
+
+def both_ways(
+    config: ModelConfig, params: decoder.Params
+) -> tuple[decoder.Params, tuple[decoder.Params, ...]]:
+    """(parameters with stacked layers, every layer's), of parameters of which a program is given one or the other."""
+    layers = params["layers"]
+    if isinstance(layers, tuple):
+        return {**params, "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)}, layers
+    return params, layers_apart(config, params, lambda x, i: x[i])["layers"]
 
 
 def _put(x: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
-from rlhf_jax.models.placement import planned_params
-from rlhf_jax.parallel.mesh import BATCH_AXES, ROLLOUT_RULES
+from rlhf_jax.models.placement import planned_copy, planned_params
+from rlhf_jax.parallel.mesh import BATCH_AXES
 from rlhf_jax.rollout.rewards import token_program
 from rlhf_jax.rollout.text_rewards import text_program
 from rlhf_jax.sampling.choose import Sampling
@@ -39,7 +39,7 @@ class RolloutShapes:
 
     def trace_sampling(self, model: ModelConfig, dtype: str) -> jax.stages.Traced:
         """The decode program, traced for the policy's sampling copy."""
-        copy = planned_params(model, self._mesh, rules=ROLLOUT_RULES, dtype=dtype)
+        copy = planned_copy(model, self._mesh, dtype)
         # One end token, as most tokenizers have; with more the run compiles its own program of this size.
         ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=self._everywhere)
         _, _, R = self._sizes

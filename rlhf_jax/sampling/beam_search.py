@@ -21,6 +21,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import KeyValue
+from rlhf_jax.models.placement import both_ways
 from rlhf_jax.parallel.mesh import constrain
 from rlhf_jax.sampling.decode import CACHE_AXES, decode_tokens, prefill
 
@@ -142,13 +143,13 @@ def _search(
     decoder.check_length(config, S)
     first_B = P - lengths_B
     columns_S = jnp.arange(S)
+    params, layers = both_ways(config, params)
     logits_BV, cache = prefill(config, params, tokens_BP, first_B, columns_S >= first_B[:, None], S)
     # From here on a row is a beam, the beams of a prompt beside each other.
     cache = jax.tree.map(lambda x: _constrained(jnp.repeat(x, N, axis=0)), cache)
     first_A, lengths_A = (jnp.repeat(x, N) for x in (first_B, lengths_B))
     real_AS = columns_S >= first_A[:, None]
     head_DV = decoder.head(config, params)
-    layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.layers)]
 
     def unfinished(loop: _Loop) -> Bool[Array, ""]:
         return (loop.t < R) & ~jnp.all(loop.done_BM)

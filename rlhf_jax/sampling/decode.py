@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
+from rlhf_jax.models.placement import both_ways
 from rlhf_jax.parallel.mesh import constrain
 from rlhf_jax.sampling import compaction
 from rlhf_jax.sampling.choose import Sampling, choose
@@ -94,6 +96,7 @@ def generate(
     When half the rows have ended, the others go on in a batch of half the size (`compaction`).
 
     Args:
+      params: with stacked layers, or with layers apart, as `placement.rollout_copier` gives them.
       tokens_BP: prompts, left-padded to one bucket P.
       lengths_B: real prompt lengths; the masks come from these, never from token ids.
       rows_B: global row numbers. Response r at step t draws from fold_in(fold_in(key, r), t), so a sample does not
@@ -111,6 +114,9 @@ def generate(
     first_B = P - lengths_B
     columns_S = jnp.arange(S)
     real_BS = columns_S >= first_B[:, None]
+    # The stack of layers is for the prompts, whose prefill scans it. Decoding reads the layers one by one: where they
+    # come apart, as in a copy for sampling, a stack made here is gone when the cache is there.
+    params, layers = both_ways(config, params)
     logits_BV, cache = prefill(config, params, tokens_BP, first_B, real_BS, S)
     # From here on a row is a response. The prompt was computed once for all of its responses.
     if samples > 1:
@@ -120,8 +126,6 @@ def generate(
         rows_B = (rows_B[:, None] * samples + jnp.arange(samples)).reshape(-1)
         B = B * samples
     head_DV = decoder.head(config, params)
-    # Taken apart once, outside the loop. The price is that the weights are in memory twice while decoding.
-    layers = [jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(config.layers)]
     groups = compaction.groups_of(B)
 
     def step(given: _Given, keys_B: Key[Array, " B"], loop: _Loop) -> _Loop:
@@ -211,7 +215,7 @@ def prefill(
 def decode_tokens(
     config: ModelConfig,
     params: decoder.Params,
-    layers: list[decoder.Params],
+    layers: Sequence[decoder.Params],
     tokens_B1: Int[Array, "B 1"],
     positions_B1: Int[Array, "B 1"],
     mask_B1S: Bool[Array, "B 1 S"],

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
-from rlhf_jax.models.placement import init_sharded, planned_params, rollout_copier
+from rlhf_jax.models.placement import init_sharded, planned_copy, planned_params, rollout_copier
 from rlhf_jax.parallel.mesh import make_mesh, to_global
 from rlhf_jax.rollout.rewards import token_program
 from rlhf_jax.rollout.rollout_shapes import RolloutShapes
@@ -16,6 +16,7 @@ from rlhf_jax.rollout.text_rewards import text_program
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import generate
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.loop.step import bytes_per_device
 
 CONFIG = ModelConfig(vocab_size=24, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24)
 B, P, R, PAD, TEMPERATURE = 4, 3, 6, 2, 0.7
@@ -44,6 +45,24 @@ def test_sampling_is_planned_to_the_letter(run, dtype):
     ends = jnp.array([1], jnp.int32)
     wanted = generate.lower(CONFIG, copy, *given, Sampling(TEMPERATURE), ends, PAD, max_new_tokens=R)
     assert shapes.trace_sampling(CONFIG, dtype).lower().as_text() == wanted.as_text()
+
+
+def test_decoding_holds_its_weights_once():
+    """Where layers come apart: slices of a stack would be there beside it, and beside the cache, which is larger."""
+    mesh, long = make_mesh(1, 1, 1), 1500
+    shapes = RolloutShapes(mesh, 4, P, long, TEMPERATURE, PAD)
+    config = dataclasses.replace(CONFIG, ff=1024, layers=2)
+    stack, apart = planned_params(config, mesh), planned_copy(config, mesh, "float32")
+    assert bytes_per_device(stack) == bytes_per_device(apart)
+    ends = jax.ShapeDtypeStruct((1,), jnp.int32)
+
+    def temporaries(params):
+        given = (*shapes.prompts().values(), jax.eval_shape(lambda: jax.random.key(0)), Sampling(TEMPERATURE))
+        lowered = generate.lower(config, params, *given, ends, PAD, max_new_tokens=long)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    saved = temporaries(stack) - temporaries(apart)
+    assert saved > 0.8 * bytes_per_device(stack["layers"]), saved / bytes_per_device(stack["layers"])
 
 
 def test_scoring_is_planned_for_what_was_sampled(run):
