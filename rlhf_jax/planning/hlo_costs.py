@@ -166,7 +166,7 @@ def _by_axes(sizes: str, order: str, named: str) -> list[tuple[int, ...]]:
     axes = [(name, int(size)) for name, size in re.findall(r"'([^']+)'=(\d+)", sizes)]
     count = int(np.prod([size for _, size in axes]))
     ids = np.arange(count)
-    if iota := re.search(r"\[[\d,]+\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", order):
+    if iota := re.search(r"(?:\[[\d,]+\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", order):
         ids = _iota(iota[1], iota[2]).reshape(-1)
     elif listed := re.findall(r"\d+", order):
         ids = np.array([int(x) for x in listed])

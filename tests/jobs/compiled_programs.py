@@ -8,7 +8,6 @@ import math
 
 import flax.linen as nn
 import hlo
-import hlo_traffic
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,8 @@ from rlhf_jax.methods import dpo, ppo, sft
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded, param_shardings, rollout_copier
-from rlhf_jax.parallel.mesh import gather, make_mesh, to_global
+from rlhf_jax.parallel.mesh import AXES, gather, make_mesh, to_global
+from rlhf_jax.planning import hlo_costs, hlo_text
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.compaction import stages
 from rlhf_jax.sampling.decode import generate
@@ -163,15 +163,16 @@ def the_head_is_sent_once(*sizes):
     got, text = gradient_on(make_mesh(*sizes))
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
-    sent, V = hlo_traffic.collectives(text, 8), (config.vocab_size, config.vocab_size // 2)
-    of_head = [x for x in sent if len(x.shape) > 1 and set(x.shape) & set(V)]
-    assert of_head and all(x.times == 1 for x in of_head), (sizes, of_head)
-    head_bytes = 4 * config.width * config.vocab_size / sizes[2]
+    parts = hlo_text.computations_of(text)
+    sent = hlo_costs.collectives_of(parts, hlo_text.runs_of(parts), dict(zip(AXES, sizes, strict=True)))
+    part_V = config.vocab_size // 2
+    of_head = [x for x in sent if any(len(a) > 1 and not all(n % part_V for n in a) for a in x.arrays)]
+    assert of_head and not any(x.runs.loops for x in of_head), (sizes, of_head)
     # The head and the table, each gathered once, and summed once: an all-reduce is two gathers.
-    assert sum(x.bytes for x in of_head) <= 6.01 * head_bytes, (sizes, of_head)
+    head_bytes = 4 * config.width * config.vocab_size / sizes[2]
+    assert sum(x.total for x in of_head) <= 6.01 * head_bytes, (sizes, of_head)
     if sizes[1] > 1:
         assert any(x.kind == "reduce-scatter" for x in of_head), (sizes, of_head)
-    return sum(x.bytes for x in sent if x.times > 1)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,10 @@ def test_each_collective_counts_once_whatever_its_form():
         ("replica_groups=mesh['a'=4] {'a':(1)2}", [(0, 2), (1, 3)]),
         ("replica_groups=mesh['a'=4] {'a':(2)2}", [(0, 1), (2, 3)]),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]<=[2,2]T(1,0)) {'b'}", [(0, 2), (1, 3)]),
+        (
+            "replica_groups=mesh['a'=2,'b'=4], device_ids=([2,2,2]T(1,0,2)) {'a'}",
+            [(0, 2), (1, 3), (4, 6), (5, 7)],
+        ),
         ("replica_groups={}", [(0, 1, 2, 3)]),
         ("source_target_pairs={{0,0},{1,2},{2,1}}", [(1, 2), (2, 1)]),
     ],
