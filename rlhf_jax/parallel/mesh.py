@@ -351,7 +351,9 @@ def ways_together(x_WDV: Array) -> Array:
         return jax.lax.psum(jax.lax.psum_scatter(x_1DV[0], "fsdp", tiled=True), "data")
 
     specs = PartitionSpec(BATCH_AXES, None, tensor), PartitionSpec("fsdp" if cut else None, tensor)
-    return jax.shard_map(sum_here, mesh=mesh, in_specs=specs[0], out_specs=specs[1])(x_WDV)
+    together_DV = jax.shard_map(sum_here, mesh=mesh, in_specs=specs[0], out_specs=specs[1])(x_WDV)
+    # The compiler for TPU fails where it would move a bfloat16 sum out of the loop over micro-batches.
+    return jax.lax.optimization_barrier(together_DV)
 
 
 def gathered(x: Array, *names: str) -> Array:
