@@ -68,10 +68,12 @@ def sending_warnings(
         found.append(
             f"weights in an {kind} over {axes} {trips} times each in a loop{why}: {total / 1e9:.2f} GB a chip"
         )
+    # The compiler for TPU goes over to whole sums where a weight is cut into many parts.
+    hint = "; mesh.fsdp=8, with the other devices in mesh.data, may give that" if fsdp > 8 else ""
     for axes, (times, total) in whole.items():
         found.append(
-            f"{times} all-reduces of whole weights over {axes}, {total / 1e9:.2f} GB a chip; a reduce-scatter would "
-            "send half: try mesh.fsdp of 8 and the other devices in mesh.data"
+            f"{times} all-reduces of whole weights over {axes}, {total / 1e9:.2f} GB a chip, where a reduce-scatter "
+            f"sends half{hint}"
         )
     return found
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models.attention import fused
 from rlhf_jax.planning import hlo_costs, hlo_text, plan_warnings
 from rlhf_jax.planning.estimates import ProgramCost, Times, chip_times
@@ -120,7 +121,13 @@ def _flops(planned: PagePlan, plan: Plan) -> tuple[dict[str, float], float]:
 
 def _program_cost(phase: Phase, planned: PagePlan, plan: Plan, found: Slice, flops: float) -> ProgramCost:
     began = time.perf_counter()
-    needs, compiled = memory_check.compiled_needs(phase.trace().lower())
+    try:
+        needs, compiled = memory_check.compiled_needs(phase.trace().lower())
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error).splitlines()[0][:300]
+        raise UserError(
+            f"{found.name}: {phase.name}: the compiler itself fails, as it would in a run: {said}"
+        ) from error
     seconds = time.perf_counter() - began
     page, mesh = planned.page, dict(planned.mesh.shape)
     dtype, tokens = page.model.dtype, _tokens(phase.name, page, plan)

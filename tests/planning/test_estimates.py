@@ -112,7 +112,11 @@ def test_weights_in_loops_and_sums_kept_whole_are_said():
     (line,) = said(sent(loops=(3,), arrays=weight))
     assert "micro-batches" not in line
     (line,) = said(sent("all-reduce", loops=(4,), arrays=weight))
-    assert line.startswith("4 all-reduces of whole weights over fsdp, 4.00 GB")
+    assert line.startswith("4 all-reduces of whole weights over fsdp, 4.00 GB") and line.endswith(
+        "sends half"
+    )
+    (line,) = plan_warnings.sending_warnings([sent("all-reduce", arrays=weight)], sizes, 1, fsdp=16, tensor=1)
+    assert "mesh.fsdp=8" in line
     assert said(sent("all-reduce", ("data",), loops=(4,), arrays=weight)) == []
 
 
