@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import setting
+from ml_collections import ConfigDict
 from session import Job, Session
 from setting import GREEDY, PAD, TRAINING
 
-from rlhf_jax.data.batches import bucket
+from rlhf_jax.data.batches import Sequences, bucket, flattened
 from rlhf_jax.data.tokens.scored_text import EOS, Closing
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
 from rlhf_jax.models.config import ModelConfig
@@ -28,6 +29,7 @@ from rlhf_jax.sampling.decode_generator import DecodeGenerator
 from rlhf_jax.training.loop.state import create
 from rlhf_jax.training.loop.step import LossFn, make_train_step
 from rlhf_jax.training.optimizers.optimizer import make_optimizer, partitioned
+from rlhf_jax.training.run.encoded_rows import Split, rows_of
 
 CHUNK = 128
 NO_EOS = -1  # Nothing ends a row early.
@@ -40,7 +42,7 @@ def run(job: Job, session: Session) -> None:
 
 def _offline(job: Job, session: Session, mesh: Any) -> None:
     config, params = _load(job.reward if job.task == "reward_model" else job.policy, mesh)
-    batch, R = _sft_batch(job) if job.task == "sft" else _pair_batch(job)
+    batch, R = _sft_batch(job, config) if job.task == "sft" else _pair_batch(job)
     batch = to_global(batch, mesh)
     reference = params
     if job.task == "dpo":  # The train step donates its parameters; the reference must outlive it.
@@ -190,14 +192,15 @@ def _prompt_batch(rows: list[list[int]]) -> dict[str, np.ndarray]:
     return {"tokens": tokens, "lengths": lengths, "rows": np.arange(len(rows), dtype=np.int32)}
 
 
-def _sft_batch(job: Job) -> tuple[dict[str, np.ndarray], int]:
-    """(batch, R): arrays as long as the longest row, as the job would make them."""
+def _sft_batch(job: Job, config: ModelConfig) -> tuple[dict[str, np.ndarray], int]:
+    """(batch, R) as the job makes them: rows that are ragged share array rows."""
     rows = setting.demonstrations(job.size, job.ragged)
-    lengths = np.array([len(row["prompt"]) + len(row["response"]) for row in rows], np.int32)
-    prompt_lengths = np.array([len(row["prompt"]) for row in rows], np.int32)
-    tokens = _right_pad([row["prompt"] + row["response"] for row in rows], bucket(lengths.max(), 8))
-    R = int((lengths - prompt_lengths).max())
-    return {"tokens": tokens, "lengths": lengths, "prompt_lengths": prompt_lengths}, R
+    whole = [np.array(row["prompt"] + row["response"], np.int32) for row in rows]
+    found = Sequences(*flattened(whole), np.array([len(row["prompt"]) for row in rows], np.int32))
+    page = {"batch_size": len(rows), "epochs": 1.0, "microbatches": 1, "seed": 0}
+    page = ConfigDict(page | {"data": {"packing": "auto"}})
+    train, _, R = rows_of(Split(found, found, []), page.data, PAD, 0, auto=(page, config))
+    return train.make(np.arange(len(rows)), slice(0, len(rows))), R
 
 
 def _pair_batch(job: Job) -> tuple[dict[str, np.ndarray], int]:

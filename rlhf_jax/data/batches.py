@@ -8,6 +8,7 @@ makes only those. Several documents may share a row (packing, in the second part
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -252,8 +253,7 @@ class Packs:
     @property
     def most_targets(self) -> int:
         """The number of trained tokens in the row that has most."""
-        counts = np.array([len(_targets(self.documents, i)) for i in range(len(self.documents))], np.int64)
-        return int(np.add.reduceat(counts[self.members], self.offsets[:-1]).max())
+        return int(np.add.reduceat(target_counts(self.documents)[self.members], self.offsets[:-1]).max())
 
     @property
     def filled(self) -> float:
@@ -287,6 +287,34 @@ def first_fit(lengths: Sequence[int] | Integer[np.ndarray, "n"], capacity: int) 
             node //= 2
             room[node] = max(room[2 * node], room[2 * node + 1])
     return rows
+
+
+def best_fit(
+    lengths_SB: Integer[np.ndarray, "S B"], capacity: int
+) -> tuple[Int64[np.ndarray, "S B"], Int64[np.ndarray, "S"]]:
+    """Assigns the items of every batch to few rows: the longest first, each to the fullest row that has room for it.
+
+    Returns (the row of each item, how many rows each batch takes); those of a batch do not depend on the others.
+    """
+    (S, B), batches_S = lengths_SB.shape, np.arange(len(lengths_SB))
+    room_SB, rows_SB = np.full((S, B), capacity, np.int64), np.zeros((S, B), np.int64)
+    # All batches at a time, item by item: a run may have a hundred thousand of them.
+    for item_S in np.argsort(-lengths_SB, axis=1, kind="stable").T:
+        length_S = lengths_SB[batches_S, item_S]
+        # Rows without an item have most room: one is opened where no other has enough, and so without gaps.
+        row_S = np.where(room_SB >= length_S[:, None], room_SB, capacity + 1).argmin(axis=1)
+        room_SB[batches_S, row_S] -= length_S
+        rows_SB[batches_S, item_S] = row_S
+    return rows_SB, rows_SB.max(axis=1) + 1
+
+
+def few_sizes(needed_S: Int64[np.ndarray, "S"], most: int) -> tuple[int, ...]:
+    """The sizes, `most` at most and the smallest first, that waste least where each batch takes the next larger one."""
+    sizes, counts = np.unique(needed_S, return_counts=True)
+    smaller = (x for k in range(min(most, len(sizes))) for x in combinations(sizes[:-1], k))
+    choices = [np.array([*x, sizes[-1]]) for x in smaller]
+    best = min(choices, key=lambda x: (x[np.searchsorted(x, sizes)] * counts).sum())
+    return tuple(best.tolist())
 
 
 def pack(found: Sequences | Pairs, length: int, seed: int) -> Packs:
@@ -345,6 +373,11 @@ def pad_packs(
             column, filled = here.stop, there.stop
             arrays["lasts"][b, segment - 1] = column - 1
     return arrays
+
+
+def target_counts(documents: Sequences) -> Int64[np.ndarray, "n"]:
+    """How many tokens of each document are trained in a packed row."""
+    return np.array([len(_targets(documents, i)) for i in range(len(documents))], np.int64)
 
 
 def _targets(documents: Sequences, i: int) -> np.ndarray:

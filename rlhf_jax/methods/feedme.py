@@ -59,7 +59,9 @@ def run(config: ConfigDict, workdir: str) -> None:
             f"model.init: {config.model.init} is a reward model; FeedME starts from a language model"
         )
     write_model_folder(session, network)
-    train, held, R = encoded_rows.rows_of(chosen, config.data, fill_id(session.tokenizer), config.seed)
+    train, held, R = encoded_rows.rows_of(
+        chosen, config.data, fill_id(session.tokenizer), config.seed, auto=(config, network.config)
+    )
     method = offline.Offline(
         lambda model, page: feedme_loss_fn(model, R, page.logprob_chunk), train, held, show=SHOW
     )

@@ -87,7 +87,9 @@ def run(config: ConfigDict, workdir: str) -> None:
     _check_markers(session, *(prefix_ids(tokenizer) for tokenizer in sides.values()))
     responses = labelled_rows.single_responses(config.data, sides, config.seed, made_by("annotate", "labels"))
     write_model_folder(session, network)
-    train, held, R = encoded_rows.rows_of(responses, config.data, fill_id(session.tokenizer), config.seed)
+    train, held, R = encoded_rows.rows_of(
+        responses, config.data, fill_id(session.tokenizer), config.seed, auto=(config, network.config)
+    )
     method = offline.Offline(
         lambda model, page: conditioned_loss_fn(model, R, page.logprob_chunk), train, held, show=SHOW
     )

@@ -88,7 +88,7 @@ def run(config: ConfigDict, workdir: str) -> None:
     # Before the first step: a checkpoint of a run that was killed can then be read by the next job.
     write_model_folder(session, network)
     train, held, R = encoded_rows.rows_of(
-        demonstrations, config.data, fill_id(session.tokenizer), config.seed
+        demonstrations, config.data, fill_id(session.tokenizer), config.seed, auto=(config, network.config)
     )
     # The page is an argument because the advice about memory builds the loss of changed pages, too.
     method = offline.Offline(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.data.batches import Pairs, Sequences, first_fit, pack, pad_packs
+from rlhf_jax.data.batches import Pairs, Sequences, best_fit, few_sizes, first_fit, pack, pad_packs
 
 
 def documents(n, longest, seed=0, trained=False):
@@ -37,6 +37,33 @@ def test_an_item_longer_than_a_row_is_refused():
     assert first_fit([8, 8], 8).tolist() == [0, 1]
     with pytest.raises(ValueError, match="9 tokens does not fit rows of 8"):
         first_fit([3, 9], 8)
+
+
+def fullest_first(lengths, capacity):
+    """Best fit, decreasing, by its definition."""
+    room, rows = [], [0] * len(lengths)
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        fitting = [row for row, left in enumerate(room) if left >= lengths[i]]
+        rows[i] = min(fitting, key=lambda row: room[row], default=len(room))
+        room += [capacity] * (rows[i] == len(room))
+        room[rows[i]] -= lengths[i]
+    return rows
+
+
+def test_best_fit_is_the_fullest_row_with_room_for_every_batch_by_itself():
+    lengths_SB = np.random.default_rng(0).integers(1, 41, (50, 12))
+    rows_SB, needed_S = best_fit(lengths_SB, 40)
+    assert rows_SB.tolist() == [fullest_first(lengths.tolist(), 40) for lengths in lengths_SB]
+    assert needed_S.tolist() == [len({*rows}) for rows in rows_SB.tolist()]
+    np.testing.assert_array_equal(best_fit(lengths_SB[7:8], 40)[0][0], rows_SB[7])
+
+
+def test_few_sizes_waste_least():
+    needed_S = np.array([3] * 50 + [4] * 40 + [5] * 30 + [6] * 5 + [9])
+    assert few_sizes(needed_S, 1) == (9,)
+    # In arrays of 5 and 9 the batches waste 2 x 50 + 40 and 3 x 5 rows: less than with any other number beside 9.
+    assert few_sizes(needed_S, 2) == (5, 9)
+    assert few_sizes(needed_S, 9) == (3, 4, 5, 6, 9)
 
 
 @pytest.mark.parametrize("pairs", [False, True])

@@ -105,7 +105,8 @@ def test_trainers_pack(job, farm, tmp_path, capsys):
     still = {"optimizer.learning_rate": 0.0, "epochs": 0.01, "batch_size": 4, "center_on": ""}
     still = {k: v for k, v in still.items() if job == "reward_model" or k != "center_on"}
     for packing in (False, True):
-        config = tiny_farm.settings(job, farm, **still, **{"data.packing": packing})
+        value = str(packing).lower() if job == "sft" else packing  # where it may be auto, it is a word
+        config = tiny_farm.settings(job, farm, **still, **{"data.packing": value})
         observed.run(job, config, tmp_path / str(packing))
     assert "% filled" in capsys.readouterr().out
     plain, packed = (eval_row(tmp_path / name) for name in ("False", "True"))

@@ -38,13 +38,13 @@ class TrainStep:
     def __init__(self, function: Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]) -> None:
         self._function = function
         self._jitted: Any = None
-        self._ahead: jax.stages.Compiled | None = None
+        self._ahead: dict[tuple, jax.stages.Compiled] = {}
 
     def __call__(
         self, state: TrainState, batch: PyTree, frozen: PyTree | None = None
     ) -> tuple[TrainState, Metrics]:
         moving = _without_bystanders(state)
-        program = self._compiled_for(moving) if self._ahead is None else self._ahead
+        program = self._ahead[_shapes_of(batch)] if self._ahead else self._compiled_for(moving)
         new, metrics = program(moving, batch, {} if frozen is None else frozen)
         return new.replace(key=state.key, extra=state.extra), metrics
 
@@ -53,13 +53,13 @@ class TrainStep:
         moving = _without_bystanders(state)
         return self._compiled_for(moving).trace(moving, batch, {} if frozen is None else frozen)
 
-    def use(self, compiled: jax.stages.Compiled) -> None:
-        """Makes every later call run this program, which was compiled from `trace`; no call compiles then."""
-        self._ahead = compiled
+    def use(self, compiled: jax.stages.Compiled, batch: PyTree) -> None:
+        """Makes later calls with batches of such shapes run this program, compiled from `trace`; none compiles then."""
+        self._ahead[_shapes_of(batch)] = compiled
 
     def cache_size(self) -> int:
         """Programs compiled so far: 1 after the first call, and it should stay 1."""
-        return (self._ahead is not None) + (0 if self._jitted is None else self._jitted._cache_size())
+        return len(self._ahead) + (0 if self._jitted is None else self._jitted._cache_size())
 
     def _compiled_for(self, state: TrainState) -> Any:
         if self._jitted is None:
@@ -110,6 +110,10 @@ def check_microbatches(
             f"{field}: {microbatches} does not divide the {batch_size / ways:g} rows per device "
             f"(batch of {batch_size} on {ways}); use one of {', '.join(map(str, fits))}"
         )
+
+
+def _shapes_of(batch: PyTree) -> tuple:
+    return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
 def _without_bystanders(state: TrainState) -> TrainState:

@@ -5,17 +5,32 @@ Every row that is left out is counted, and the counts are printed with the reaso
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Packs, Pairs, Sequences, bucket, pack, pad, pad_packs
+from rlhf_jax.data.batches import (
+    Packs,
+    Pairs,
+    Sequences,
+    best_fit,
+    bucket,
+    few_sizes,
+    pack,
+    pad,
+    pad_packs,
+    row_indices,
+    target_counts,
+)
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.chat.chat_templates import asks_for_the_date
 from rlhf_jax.data.files.splits import local_path
@@ -28,7 +43,10 @@ from rlhf_jax.data.tokenization import (
     encode_sft,
 )
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.attention import fused
+from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.mesh import host_rows
 from rlhf_jax.training.checkpoints.object_stores import at, write_text
 
 
@@ -41,6 +59,10 @@ class Rows(NamedTuple):
       make: (indices of the global batch, rows of this process) -> this process's arrays.
       pairs: how many pairs fit a packed row; 0 where a row is one document or pair.
       layout: arrays that say which documents share which row; none where a row is one document or pair.
+      batch: rows of an evaluation's batch; 0 for the page's batch_size.
+      sizes: where the rows of a step share array rows: (page, mesh) -> how many array rows steps have, the smallest
+        number first. `make` then makes this process's part of those, whatever its second argument.
+      share: the array rows of a step in the mean, as a share of the largest number.
     """
 
     count: int
@@ -48,6 +70,9 @@ class Rows(NamedTuple):
     make: Callable[[np.ndarray, Any], dict[str, np.ndarray]]
     pairs: int = 0
     layout: tuple[np.ndarray, ...] = ()
+    batch: int = 0
+    sizes: Callable[[ConfigDict, Mesh], tuple[int, ...]] | None = None
+    share: float = 1.0
 
     def with_columns(self, columns: dict[str, np.ndarray]) -> Rows:
         """The same rows with further columns: arrays [count, ...] by name."""
@@ -59,13 +84,20 @@ class Rows(NamedTuple):
         return self._replace(make=make)
 
 
-def rows_of(split: Split, data: ConfigDict, pad_id: int, seed: int) -> tuple[Rows, Rows, int]:
-    """Makes the rows that steps address: (training rows, evaluation rows, R, the most response tokens of a row)."""
-    if data.packing:
+def rows_of(
+    split: Split, data: ConfigDict, pad_id: int, seed: int, auto: tuple[ConfigDict, ModelConfig] | None = None
+) -> tuple[Rows, Rows, int]:
+    """Makes the rows that steps address: (training rows, evaluation rows, R, the most response tokens of a row).
+
+    auto: the page and the model, by which data.packing=auto is decided.
+    """
+    if data.packing in (True, "true"):
         return _packed(split, data.max_length, pad_id, seed)
     # One row length for both files and both sides of a pair, so that step and evaluation compile once.
     sides = [side for found in (split.train, split.eval) for side in _sides(found)]
     T, R = array_sizes(*sides)
+    if auto and data.packing == "auto" and (packed := _packed_by_step(split, T, pad_id, *auto)):
+        return (*packed, R)
     return _plain(split.train, T, pad_id), _plain(split.eval, T, pad_id), R
 
 
@@ -84,17 +116,89 @@ def _packed(split: Split, max_length: int, pad_id: int, seed: int) -> tuple[Rows
     packs = [pack(found, longest, seed) for found in (split.train, split.eval)]
     R, S = (max(sizes) for sizes in zip(*((p.most_targets, p.most_documents) for p in packs), strict=True))
     for name, p in zip(("train", "eval"), packs, strict=True):
-        if startup.is_main():
-            print(f"data.{name}: {packing_said(p)}", flush=True)
+        _print(f"data.{name}: {packing_said(p)}")
     pairs = S // 2 if isinstance(split.train, Pairs) else 0
+    return *(_packed_rows(p, R, S, pad_id, pairs=pairs) for p in packs), R
 
-    def rows(p: Packs) -> Rows:
-        layout = (p.members, p.offsets, np.array([p.length, S]))
-        return Rows(
-            len(p), p.tokens, lambda index_B, rows: pad_packs(p, index_B, R, S, pad_id, rows), pairs, layout
-        )
 
-    return rows(packs[0]), rows(packs[1]), R
+def _packed_rows(p: Packs, R: int, S: int, pad_id: int, **more: int) -> Rows:
+    def make(index_B: np.ndarray, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+        return pad_packs(p, index_B, R, S, pad_id, rows)
+
+    return Rows(len(p), p.tokens, make, layout=(p.members, p.offsets, np.array([p.length, S])), **more)
+
+
+# Packing by step: each step has the same `batch_size` rows as without packing, in as few array rows as hold them.
+
+# Lengths of array rows, in halves of the longest row: longer ones waste less at their ends. Together they must be
+# shorter than without packing by a share.
+_HALVES, _WORTH = (2, 3, 4), 0.85
+# Every number of array rows is a program to compile: one for so many steps, three at most.
+_STEPS, _MOST = 200, 3
+
+
+def _packed_by_step(
+    split: Split, T: int, pad_id: int, config: ConfigDict, model: ModelConfig
+) -> tuple[Rows, Rows] | None:
+    """(Training rows, evaluation rows) of steps that are packed; None where that is no use, and a line says why."""
+    found, mesh, B = split.train, jax.sharding.get_mesh(), config.batch_size
+    steps = max(1, math.ceil(config.epochs * len(found) / B))
+
+    @lru_cache
+    def planned(length: int, B: int, unit: int) -> tuple[tuple[int, ...], float, np.ndarray, np.ndarray]:
+        """(Sizes, the mean one, the rows of every step, the array row of each)."""
+        index_SB = row_indices(0, steps * B, len(found), config.seed).reshape(steps, B)
+        places_SB, needed_S = best_fit(found.lengths[index_SB], length)
+        needed_S = -(-needed_S // unit) * unit
+        sizes = few_sizes(needed_S, min(_MOST, 1 + steps // _STEPS))
+        return sizes, float(np.array(sizes)[np.searchsorted(sizes, needed_S)].mean()), index_SB, places_SB
+
+    def plan(length: int, page: ConfigDict, mesh: Mesh) -> tuple:
+        return planned(length, page.batch_size, page.microbatches * mesh.shape["data"] * mesh.shape["fsdp"])
+
+    alone = f"rows of one each are {found.lengths.mean() / T:.0%} full"
+    lengths = [n for x in _HALVES if _kernel_packs(model, T, n := bucket(T * x // 2, 8))]
+    costs = [plan(n, config, mesh)[1] * n for n in lengths]
+    if not lengths or min(costs) > _WORTH * B * T:
+        why = "would save too little" if lengths else "is not for the attention kernel of these rows"
+        _print(f"packing: off, it {why}; {alone}")
+        return None
+    # Attention costs a little more in longer rows.
+    length = min(zip(costs, lengths, strict=True), key=lambda x: x[0] * (1 + 0.03 * (x[1] / T - 1)))[1]
+    sizes, mean, index_SB, places_SB = plan(length, config, mesh)
+    # Numbered through all steps, so that what lies in each can be counted.
+    places_N = (places_SB + np.arange(steps)[:, None] * B).reshape(-1)
+    R = int(np.bincount(places_N, target_counts(found)[index_SB].reshape(-1)).max())
+    S = int(np.bincount(places_N).max())
+
+    def make(index_B: np.ndarray, _: Any) -> dict[str, np.ndarray]:
+        (places_B,), (needed,) = best_fit(found.lengths[index_B][None], length)
+        size = next(size for size in sizes if size >= needed)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(places_B, minlength=size))])
+        packs = Packs(found, index_B[np.argsort(places_B, kind="stable")], offsets, length)
+        return pad_packs(packs, np.arange(size), R, S, pad_id, host_rows(size))
+
+    full = found.lengths[index_SB].sum() / (mean * steps * length)
+    _print(
+        f"packing: {len(found):,} rows in {round(mean * len(found) / B):,} of {length} tokens, {full:.0%} full; "
+        f"each step has its {B} rows in {' or '.join(map(str, sizes))} of these; {alone}"
+    )
+    held = pack(split.eval, length, config.seed)
+    return (
+        Rows(len(found), found.lengths, make, sizes=lambda *x: plan(length, *x)[0], share=mean / sizes[-1]),
+        _packed_rows(held, held.most_targets, held.most_documents, pad_id, batch=sizes[-1]),
+    )
+
+
+def _kernel_packs(model: ModelConfig, T: int, length: int) -> bool:
+    """Whether packed rows of `length` tokens have the attention kernel that rows of T tokens have without packing."""
+    if model.positions == "learned" and length > model.max_positions:
+        return False
+    platform, capability = fused.here()
+    about = {"K": model.head_dim, "dtype": model.dtype, "platform": platform, "capability": capability}
+    kernel = fused.choose_kernel(model.attention, T=T, **about)
+    # A fused kernel that cannot tell documents apart is worth more than what padding costs.
+    return kernel in ("xla", fused.choose_kernel("auto", T=length, packed=True, **about))
 
 
 def packing_said(p: Packs) -> str:
@@ -283,5 +387,9 @@ def aligned_split(
 
 def say(text: str, skipped: Counter) -> None:
     """Prints, from the main process, what was read, what was left out of it and why."""
+    _print(f"{text}; {counts_text(skipped)}")
+
+
+def _print(line: str) -> None:
     if startup.is_main():
-        print(f"{text}; {counts_text(skipped)}", flush=True)
+        print(line, flush=True)

@@ -51,6 +51,7 @@ class Plan(NamedTuple):
       beside: bytes per device of other models, alive while the step runs.
       others: the other programs of an iteration.
       flops: of one step over all devices, as MFU counts them; `prepare_step` fills it in.
+      smaller: the other shapes that a batch may have, of fewer rows.
     """
 
     loss_fn: LossFn
@@ -62,6 +63,7 @@ class Plan(NamedTuple):
     beside: int = 0
     others: tuple[Phase, ...] = ()
     flops: float = 0.0
+    smaller: tuple[Shapes, ...] = ()
 
 
 STEP = "train step"
@@ -132,7 +134,7 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     own, compiled = compiled_needs(traced.lower())
     # The run calls this very program, so checking memory costs no second compilation.
     if compiled is not None:
-        plan.step.use(compiled)
+        plan.step.use(compiled, plan.batch)
     found, there = {STEP: own} | _others(plan), available()
     # Programs run one after the other, so the largest of them decides and not their sum.
     most = max(found, key=lambda name: found[name].total + _beside(plan, name))
@@ -150,6 +152,10 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
             f"memory: {most} needs {_gib(total)} on each device, {_gib(there)} are there; "
             f"{advice(plan_of, config, mesh, total)}"
         )
+    # Smaller ones take less memory. Compiled here, so that no step in the middle of a run waits for it.
+    for batch in plan.smaller:
+        smaller = plan.step.trace(plan.state, batch, plan.frozen)
+        plan.step.use(smaller.lower().compile(), batch)
     # Machines compile at different speeds, and the collectives that follow do not wait for so long.
     startup.barrier("train step compiled", startup.SLOW_S)
     return plan._replace(flops=step_flops(plan_of, config, mesh, traced, remat="none"))

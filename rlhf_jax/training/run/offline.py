@@ -173,7 +173,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         # Evaluated is what would be exported: the average where the optimizer keeps one.
         params = ema_params(state.params, state.opt_state)
         params = (frozen, params) if members else joined(frozen, params)
-        batches = _eval_batches(held, config.batch_size, mesh)
+        batches = _eval_batches(held, held.batch or config.batch_size, mesh)
         found = evaluator(params, (enrich(batch, params) for batch in batches))
         return found | method.rivals | (method.judged.measure(params, step) if method.judged else {})
 
@@ -192,7 +192,8 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         show=method.show,
         # A win rate may be against what the policy answered before its first step.
         eval_first=method.judged is not None,
-        flops=plan.flops,
+        # Those of the largest step; they are in proportion to its rows.
+        flops=plan.flops * rows.share,
     )
     return frozen, ema_params(state.params, state.opt_state)
 
@@ -216,7 +217,8 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, around=around)
     # The arrays of a real row tell names, shapes and dtypes, packed or not; only the first axis is another.
     one_row = method.train.make(np.zeros(1, np.int64), slice(0, 1))
-    batch = batch_shapes(mesh, rows_of_a_step(config, several), one_row)
+    sizes = method.train.sizes(config, mesh) if method.train.sizes else (rows_of_a_step(config, several),)
+    *smaller, batch = (batch_shapes(mesh, size, one_row) for size in sizes)
     beside = bytes_per_device(state.params) if method.keeps_start else 0
     alive, others = bytes_per_device((state.params, state.opt_state, start.frozen)) + beside, ()
     if method.before:
@@ -225,7 +227,7 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         others += method.before(config, mesh, joined(start.frozen, state.params), batch, idle)
     if method.judged:
         others += (method.judged.phase(config, mesh, alive),)
-    return Plan(loss_fn, tx, step, state, batch, start.frozen, beside=beside, others=others)
+    return Plan(loss_fn, tx, step, state, batch, start.frozen, beside, others, smaller=tuple(smaller))
 
 
 def _win_rate(session: Session, network: Network) -> SampledEvaluation | None:
