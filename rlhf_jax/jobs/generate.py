@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import Prompts, bucket, eval_batches, pad_prompts
+from rlhf_jax.data.by_length import batches_by_length
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.records.records import counts_text, read_prompts, write_parquet
 from rlhf_jax.data.templates import handling_of
@@ -214,12 +215,12 @@ def drawn_tokens(
     *,
     samples: int = 1,
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Yields (tokens, whether they end) of every response; response r answers prompt r // samples."""
+    """Yields (tokens, whether they end) of every response, in order; response r answers prompt r // samples."""
     # One key for all batches: each response draws from its own number in `rows`, so that neither the batch
     # size nor the number of devices changes a sample.
     key = jax.random.key(config.seed)
     total = len(prompts) * samples
-    progress = Progress(total, unit="responses")
+    progress, drawn = Progress(total, unit="responses"), {}
     for index_B, batch in _batches(prompts, samples, config.batch_size, mesh, pad_id):
         sampled = generator.generate(batch["tokens"], batch["lengths"], batch["rows"], key)
         *found, logprobs_BR = gather(
@@ -227,24 +228,24 @@ def drawn_tokens(
         )
         # A policy with NaN in its logits still samples tokens; here that becomes an error.
         check_finite(logprobs_BR, path)
-        # Not strict: in the last batch copies of the last response follow, which `index_B` does not number.
-        for _, tokens_R, length, ended in zip(index_B, *found, strict=False):
-            yield tokens_R[:length], bool(ended)
-        progress.update(min(len(index_B) + progress.done, total))
+        # Not strict: in the last batch copies of its last response follow, which `index_B` does not number.
+        for response, tokens_R, length, ended in zip(index_B, *found, strict=False):
+            drawn[int(response)] = (tokens_R[:length].copy(), bool(ended))
+        progress.update(len(drawn))
     progress.close()
+    yield from (drawn[response] for response in range(total))
 
 
 def _batches(
     prompts: Prompts, samples: int, B: int, mesh: Mesh, pad_id: int
 ) -> Iterator[tuple[np.ndarray, dict]]:
     """Yields (numbers of the batch's responses, its arrays on the mesh); response r answers prompt r // samples."""
-    # One prompt length for all batches, so that the decode loop compiles once.
-    P = bucket(int(prompts.lengths.max()))
-    mine = host_rows(B, mesh)
-    for index_B, _ in eval_batches(len(prompts) * samples, B):
+    lengths, mine = np.repeat(prompts.lengths, samples), host_rows(B, mesh)
+    # The decode loop is compiled for every prompt length, and takes longer to compile than scoring.
+    for index_B, count, P in batches_by_length(lengths, B, 16, every=16):
         arrays = pad_prompts(prompts, index_B // samples, P, pad_id, rows=mine)
         arrays["rows"] = index_B[mine].astype(np.int32)
-        yield np.unique(index_B), to_global(arrays, mesh)
+        yield index_B[:count], to_global(arrays, mesh)
 
 
 def _records(config: ConfigDict, rows: list[dict], samples: list[list[Sample]]) -> list[dict]:

@@ -19,7 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Sequences, bucket, eval_batches, pad
+from rlhf_jax.data.batches import Sequences, pad
+from rlhf_jax.data.by_length import batches_by_length, in_order
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.records.left_out import is_kept
 from rlhf_jax.data.records.records import counts_text, write_parquet
@@ -181,7 +182,9 @@ def logprob_sums(
 
     @jax.jit
     def score(params: Params, batch: Batch) -> jax.Array:
-        logprobs_BR, _, mask_BR = plain_row_logprobs(model, params, batch, R, chunk=128)
+        # Of a batch of short rows no response is longer than those.
+        longest = min(R, batch["tokens"].shape[1])
+        logprobs_BR, _, mask_BR = plain_row_logprobs(model, params, batch, longest, chunk=128)
         return jnp.stack([sequence_logprob(logprobs_BR, mask_BR), mask_BR.sum(axis=1)], axis=1)
 
     return _scores(config, mesh, found, lambda batch: score(params, batch))
@@ -256,13 +259,11 @@ def _scores(
     config: ConfigDict, mesh: Mesh, found: Sequences, score: Callable[[Batch], jax.Array]
 ) -> np.ndarray:
     """Computes the score of every sequence [n], on every process."""
-    B = config.batch_size
-    T, progress = bucket(int(found.lengths.max()), 8), Progress(len(found), unit="responses")
-    parts = []
-    for index_B, _ in eval_batches(len(found), B):
+    B, progress, parts = config.batch_size, Progress(len(found), unit="responses"), []
+    for index_B, count, T in batches_by_length(found.lengths, B):
         # Pad id 0 will do: the score is read at places given by the lengths, and attention is causal.
-        parts.append(gather(score(to_global(pad(found, index_B, T, 0, host_rows(B, mesh)), mesh))))
-        progress.update(min(len(parts) * B, len(found)))
+        scores_B = gather(score(to_global(pad(found, index_B, T, 0, host_rows(B, mesh)), mesh)))
+        parts.append((index_B[:count], scores_B[:count]))
+        progress.update(progress.done + count)
     progress.close()
-    # The last batch was filled up with copies of the last row.
-    return np.concatenate(parts)[: len(found)]
+    return in_order(parts)
