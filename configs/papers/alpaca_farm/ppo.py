@@ -37,7 +37,9 @@ def get_config() -> ConfigDict:
     c.steps = 390  # Ten passes over 20k prompts.
     c.epochs = 2
     c.minibatch_size = 256
-    c.microbatches = 4  # 16 rows per device at a time. Each gathers all weights again: 16 send three times as much.
+    c.microbatches = (
+        4  # 16 rows per device at a time. Each gathers all weights again: 16 send three times as much.
+    )
     c.kl_coef = 0.0067
     c.kl_estimator = "k1"  # AlpacaFarm sets a token's negative estimate to 0.
     c.kl_horizon = 5120.0  # AlpacaFarm's k_beta of 0.1 per rollout; it does not adapt by default.
