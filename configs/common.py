@@ -29,6 +29,9 @@ def responses(data: ConfigDict) -> None:
 
 def training_rows(data: ConfigDict) -> None:
     data.train_rows = 0  # So many rows, drawn with the seed; 0 takes all.
+    # Folder in which the tokens of large files are kept for the next start; "" is rlhf_jax/tokens in the user's cache
+    # folder, none keeps none.
+    data.token_cache = ""
 
 
 def pair_rows(data: ConfigDict) -> None:

@@ -76,8 +76,10 @@ def program(name: str) -> ModuleType:
 
 
 def load_program(page: Any) -> ModuleType:
-    """The module of a page's job, with what comes at a method's evaluations: findings, and judges where it asks."""
+    """The module of a page's job, with what a method's file does not name: kept rows, and findings and judges at its
+    evaluations."""
     if is_method(page.job):
+        importlib.import_module("rlhf_jax.training.rows.kept_tokens")
         importlib.import_module("rlhf_jax.feedback.running_findings")
     if "win_rate" in page and page.win_rate.judges:
         importlib.import_module("rlhf_jax.feedback.sampled_win_rate")

@@ -253,7 +253,7 @@ RANGES: dict[str, Range] = {
     "beta": number(0, above=True),
     "label_smoothing": number(0, 0.5, below=True),  # Half of the labels flipped would say nothing.
     "reference": one_of("cached", "step"),
-    "reference_cache": TEXT,
+    **_all(TEXT, "reference_cache", "token_cache"),
     # PPO.
     **_all(FLAG, "adaptive_kl", "whiten_rewards"),
     **_all(number(0, above=True), "clip", "value_clip", "target_kl"),

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "distributed",
     "tensorboard",
     "wandb_project",
+    "data.token_cache",
     # How fast judges are asked, and what they may cost; their answers are the same.
     *(
         f"{group}.{name}"

@@ -34,6 +34,8 @@ from rlhf_jax.training.run.encoded_rows import (
     Split,
     aligned_split,
     array_sizes,
+    kept,
+    kept_split,
     say,
     split_of,
     two_files,
@@ -43,7 +45,7 @@ from rlhf_jax.training.run.encoded_rows import (
 def rated(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, scale: Mapping[str, Any]) -> Split:
     """Reads rated responses, as Sequences, with the records of those that are kept; scale: as `read_rated` takes it."""
     read = partial(read_rated, **scale)
-    return aligned_split(*two_files(read, data, seed, made_by), encode_answers, tokenizer, data)
+    return kept_split(read, encode_answers, data, tokenizer, seed, made_by, joined=aligned_split)
 
 
 def single_responses(data: ConfigDict, tokenizers: dict[str, Any], seed: int, made_by: str) -> Split:
@@ -52,25 +54,34 @@ def single_responses(data: ConfigDict, tokenizers: dict[str, Any], seed: int, ma
     tokenizers: for each side that is wanted, chosen or rejected, the one that its rows are encoded with. What is held
     out is whole pairs, which share no prompt with training.
     """
-    files, found = two_files(read_pairs, data, seed, made_by), []
-    for pairs, name in zip(files, ("train", "eval"), strict=True):
-        encoded, records = [], []
-        for side, tokenizer in tokenizers.items():
-            rows, left_out = responses_of_side(pairs, side)
-            sequences, dropped = encode_sft(
-                rows, tokenizer, data.template, data.max_length, handling_of(data)
-            )
-            say(f"data.{name}: {len(sequences)} {side} responses of {len(pairs)} pairs", left_out + dropped)
-            encoded.append(sequences)
-            records += rows
-        found.append((end_to_end(encoded), records))
-    return Split(found[0][0], found[1][0], found[1][1])
+
+    def make() -> Split:
+        files, found = two_files(read_pairs, data, seed, made_by), []
+        for pairs, name in zip(files, ("train", "eval"), strict=True):
+            encoded, records = [], []
+            for side, tokenizer in tokenizers.items():
+                rows, left_out = responses_of_side(pairs, side)
+                sequences, dropped = encode_sft(
+                    rows, tokenizer, data.template, data.max_length, handling_of(data)
+                )
+                say(
+                    f"data.{name}: {len(sequences)} {side} responses of {len(pairs)} pairs",
+                    left_out + dropped,
+                )
+                encoded.append(sequences)
+                records += rows
+            found.append((end_to_end(encoded), records))
+        return Split(found[0][0], found[1][0], found[1][1])
+
+    # The sides that are wanted are named with their tokenizers.
+    sides = partial(responses_of_side, side=",".join(tokenizers))
+    return kept(make, data, tuple(tokenizers.values()), seed, read_pairs, sides, encode_sft)
 
 
 def candidates(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads prompts with several scored responses, as Candidates; the files of data.train may be several."""
     read = partial(read_candidates, query=data.query)
-    split = split_of(*two_files(read, data, seed, made_by), encode_candidates, tokenizer, data)
+    split = kept_split(read, encode_candidates, data, tokenizer, seed, made_by, joined=split_of)
     check_ranked(split.train, "data.train")
     return split
 
@@ -79,7 +90,7 @@ def unpaired(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split
     """Reads single responses, as Sequences; the records beside them say which are `liked`. Of chats the last turn."""
     read = partial(read_unpaired, desirable_from=data.desirable_from)
     encode = partial(encode_answers, all_turns=False)
-    return aligned_split(*two_files(read, data, seed, made_by), encode, tokenizer, data)
+    return kept_split(read, encode, data, tokenizer, seed, made_by, joined=aligned_split)
 
 
 def spread(rows: Rows, x_n: np.ndarray) -> np.ndarray:

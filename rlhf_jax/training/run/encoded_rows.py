@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -229,12 +229,46 @@ class Split(NamedTuple):
     train: Any
     eval: Any
     eval_rows: list[dict]
-    train_rows: tuple[dict, ...] = ()
+    train_rows: Sequence[dict] = ()
+
+
+# What keeps rows for later starts: `rows.kept_tokens` puts itself here when it is loaded, which the front door does for
+# methods. And what has been said of rows, in this process, which is kept with them.
+keepers: list[Callable[..., Split]] = []
+said: list[str] = []
+
+
+def kept(
+    make: Callable[[], Split], data: ConfigDict, tokenizers: Sequence[Any], seed: int, *how: Callable
+) -> Split:
+    """The rows that `make` reads and encodes, or those of an earlier start that are known to be the same.
+
+    how: the functions that it calls; with what is bound to them they decide what comes out.
+    """
+    return keepers[-1](make, data, tokenizers, seed, how) if keepers else make()
 
 
 def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads demonstrations, as Sequences."""
-    return split_of(*two_files(read_instructions, data, seed, made_by), encode_sft, tokenizer, data)
+    return kept_split(read_instructions, encode_sft, data, tokenizer, seed, made_by, joined=split_of)
+
+
+def kept_split(
+    read: Any,
+    encode: Any,
+    data: ConfigDict,
+    tokenizer: Any,
+    seed: int,
+    made_by: str,
+    *,
+    joined: Callable[..., Split],
+) -> Split:
+    """Reads both files and encodes their records, where no earlier start has done it. joined: see `kept`."""
+
+    def make() -> Split:
+        return joined(*two_files(read, data, seed, made_by), encode, tokenizer, data)
+
+    return kept(make, data, (tokenizer,), seed, read, encode, joined)
 
 
 def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Beside | None = None) -> Split:
@@ -243,21 +277,25 @@ def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Bes
     The records beside them are those of the pairs that were kept, in the same order; beside: as `read_pairs` takes it.
     """
     read = partial(read_pairs, beside=beside)
-    return aligned_split(*two_files(read, data, seed, made_by), encode_labelled_pairs, tokenizer, data)
+    return kept_split(read, encode_labelled_pairs, data, tokenizer, seed, made_by, joined=aligned_split)
 
 
 def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
     """Reads prompts. The records beside them are those of the prompts that were kept, in the same order."""
-    train, held = two_files(read_prompts, data, seed, made_by)
-    encoded = []
-    for rows, name in ((train, "train"), (held, "eval")):
-        found, dropped, kept = encode_prompts(
-            rows, tokenizer, data.template, data.max_prompt_length, handling_of(data)
-        )
-        say(f"data.{name}: {len(found)} prompts", dropped)
-        # Aligned with the token rows: a reward model that reads text looks its records up by number.
-        encoded.append((found, [rows[i] for i in kept]))
-    return Split(encoded[0][0], encoded[1][0], encoded[1][1], tuple(encoded[0][1]))
+
+    def make() -> Split:
+        train, held = two_files(read_prompts, data, seed, made_by)
+        encoded = []
+        for rows, name in ((train, "train"), (held, "eval")):
+            found, dropped, there = encode_prompts(
+                rows, tokenizer, data.template, data.max_prompt_length, handling_of(data)
+            )
+            say(f"data.{name}: {len(found)} prompts", dropped)
+            # Aligned with the token rows: a reward model that reads text looks its records up by number.
+            encoded.append((found, [rows[i] for i in there]))
+        return Split(encoded[0][0], encoded[1][0], encoded[1][1], tuple(encoded[0][1]))
+
+    return kept(make, data, (tokenizer,), seed, read_prompts, encode_prompts)
 
 
 def response_lengths(sequences: Sequences) -> np.ndarray:
@@ -387,7 +425,8 @@ def aligned_split(
 
 def say(text: str, skipped: Counter) -> None:
     """Prints, from the main process, what was read, what was left out of it and why."""
-    _print(f"{text}; {counts_text(skipped)}")
+    said.append(f"{text}; {counts_text(skipped)}")
+    _print(said[-1])
 
 
 def _print(line: str) -> None:

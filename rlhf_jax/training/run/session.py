@@ -149,7 +149,7 @@ def start_up(needs: Needs, config: ConfigDict, workdir: str) -> Mesh:
     # Processes that disagree compile different programs, and hang in a collective that one of them lacks.
     startup.agree("workdir", workdir_name(workdir))
     startup.agree("config", config.to_json_best_effort(sort_keys=True))
-    startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {_code()}")
+    startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {code_version()}")
     _keep_compiled_programs()
     mesh = make_mesh(**config.mesh.to_dict())
     # After the processes have met: a model folder may be broken on one machine only, and all should end then.
@@ -286,7 +286,7 @@ def folder_of(workdir: str, name: str) -> Iterator[Path]:
             publish(Path(local) / name, at(workdir) / name)
 
 
-def _code() -> str:
+def code_version() -> str:
     """Returns a hash of the package's source files, since the checkout of one machine may be behind the others."""
     root, total = Path(rlhf_jax.__file__).parent, hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
