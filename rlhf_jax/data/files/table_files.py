@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,7 @@ def _way_out(value: Any) -> str:
 def parse_lines(text: str, path: Path) -> list[Any]:
     """Parses one value a line; empty lines are skipped."""
     rows = []
-    # str.splitlines would also split at U+2028 and others, which may stand within a JSON string.
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         if not line.strip():
             continue
         try:
@@ -77,6 +77,16 @@ def parse_lines(text: str, path: Path) -> list[Any]:
         except (ValueError, RecursionError) as e:
             raise UserError(f"{path}: broken JSON at line {number} ({_reason(e)})") from e
     return rows
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a text, one at a time: all of them beside the text would be as much memory again."""
+    # str.splitlines would also split at U+2028 and others, which may stand within a JSON string.
+    start = 0
+    while (stop := text.find("\n", start)) >= 0:
+        yield text[start:stop]
+        start = stop + 1
+    yield text[start:]
 
 
 def _reason(e: Exception) -> str:
@@ -118,6 +128,8 @@ def read_file(path: Path) -> list[Row]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError) as e:
         raise UserError(f"{path}: cannot be read ({' '.join(str(e).split())}); make it again") from e
     text = decode_json(data, path)
+    # Gigabytes may be read, and one form of them in memory is enough.
+    del data
     rows = parse_lines(text, path) if kind != ".json" else parse_json(text, path)
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
