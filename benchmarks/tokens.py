@@ -68,7 +68,7 @@ def ours(folder: Path, _: int) -> dict:
     from rlhf_jax.training.rows import kept_tokens
     from rlhf_jax.training.run import encoded_rows
 
-    assert encoded_rows.keepers == [kept_tokens.kept]
+    assert encoded_rows.keepers == [kept_tokens.rows_from_disk]
     tokenizer = load_tokenizer(folder / "tokenizer")
     data = {"train": str(folder / "rows.jsonl"), "eval": "", "eval_rows": 500, "train_rows": 0}
     data |= {
@@ -83,7 +83,6 @@ def ours(folder: Path, _: int) -> dict:
     split = encoded_rows.instructions(
         ConfigDict(data | {"token_cache": str(folder / "kept")}), tokenizer, 0, ""
     )
-    # A pass over all tokens, so that mapped rows are read, too.
     return began.read() | {"rows": len(split.train) + len(split.eval), "tokens": len(split.train.tokens)}
 
 

@@ -122,7 +122,8 @@ def mark_note(record: Mapping[str, Any], chat: bool) -> str | None:
     # A remark and not a refusal, since a text may speak about
     # templates. Tokens come first: they are the surer sign.
     for where, text in _texts(record):
-        if found := _TOKENS.search(text):
+        # All of them begin with one of these two, which most texts lack, and looking for a sign is quick.
+        if ("<" in text or "[" in text) and (found := _TOKENS.search(text)):
             return (
                 f"{where} already holds a template's {found[0]!r}, which is read as plain text and not as a "
                 "token; give messages without it and set data.template=chat"
@@ -132,7 +133,7 @@ def mark_note(record: Mapping[str, Any], chat: bool) -> str | None:
         # transcript is known as such and taken apart into its turns.
         if where in ("output", "chosen", "rejected") or is_transcript(text):
             continue
-        if found := _HEADS.search(text):
+        if ":" in text and (found := _HEADS.search(text)):
             how = _what_happens(where, chat)
             return f"{where} already holds a template's text ({found[1]!r}); {how}"
     messages = record.get("messages") or ()

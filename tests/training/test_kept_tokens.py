@@ -52,7 +52,7 @@ def tokenizer():
 def page_of(tmp_path, monkeypatch):
     """(kind of rows, settings of data) -> a page's data whose files are there; small files are kept, too."""
     monkeypatch.setattr(kept_tokens, "SMALLEST", 1)
-    monkeypatch.setattr(encoded_rows, "keepers", [kept_tokens.kept])
+    monkeypatch.setattr(encoded_rows, "keepers", [kept_tokens.rows_from_disk])
 
     def page(kind, **settings):
         file = tmp_path / f"{kind}.jsonl"

@@ -12,9 +12,11 @@ A row begins with exactly one BOS when the tokenizer has one, whether the templa
 would add another. BOS tokens that a template writes between turns (Llama 2) stay where they are.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import lru_cache, partial
 from itertools import zip_longest
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,7 +37,15 @@ from rlhf_jax.data.chat.turns import (
 )
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.templates import Handling
-from rlhf_jax.data.tokens.tokenizer_files import Tokens, ahead, heads, in_batches, tokens_of
+from rlhf_jax.data.tokens.tokenizer_files import (
+    Tokens,
+    ahead,
+    encodings_of,
+    end_to_end_ids,
+    heads,
+    in_batches,
+    tokens_of,
+)
 
 # The name under which a page asks for the tokenizer's own template.
 CHAT = "chat"
@@ -90,8 +100,8 @@ def encoded_chats(
             yield [(x if isinstance(x, str) else next(texts), after if whole else ()) for x, whole in batch]
 
     front = _Front.of(tokenizer)
-    for batch, tokens in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
-        yield from _encoded(batch, tokens, front)
+    for batch, tokens, marks in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
+        yield from _encoded(batch, tokens, marks, front)
 
 
 def encode_chat_prompts(
@@ -107,7 +117,7 @@ def encode_chat_prompts(
             yield [(x if isinstance(x, str) else next(texts), ()) for x in batch]
 
     front = _Front.of(tokenizer)
-    for batch, tokens in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
+    for batch, tokens, _ in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
         place = 0
         for text, _ in batch:
             if isinstance(text, str):
@@ -157,25 +167,78 @@ def _check_text(chat: Chat, specials: re.Pattern[str]) -> None:
             raise RowError("text holds a special token")
 
 
+# Which tokens of some texts are trained [N]; and in which of the P texts one joins prompt and response [P].
+Marks = tuple[np.ndarray, np.ndarray]
 B = TypeVar("B", bound=Sequence[tuple[Text | str, tuple[int, ...]]])
 
 
-def _tokenized(batch: B, tokenizer: Any) -> tuple[B, Tokens]:
-    """The same batch and the tokens of all its texts; special tokens are read as such, and none is added."""
+def _tokenized(batch: B, tokenizer: Any) -> tuple[B, Tokens, Marks | None]:
+    """The same batch, the tokens of all its texts and their marks; special tokens are read as such, none is added."""
     # In `tokenization` a special token within a text is only characters; here the template has written it.
     pieces = [piece for text, _ in batch if isinstance(text, Text) for piece in text.pieces]
-    return batch, tokens_of(pieces, tokenizer, read_specials=True, spans=True)
+    spans = [x for text, _ in batch if isinstance(text, Text) for x in text.spans]
+    if _covers(tokenizer) and any(spans):
+        found = encodings_of(pieces, tokenizer, read_specials=True, spans=True)
+        tokens = end_to_end_ids(one.ids for one in found)
+        if marks := _looked_up(found, tokens, spans):
+            return batch, tokens, marks
+    tokens = tokens_of(pieces, tokenizer, read_specials=True, spans=any(spans))
+    return batch, tokens, _marked(tokens, spans) if any(spans) else None
+
+
+@lru_cache(maxsize=16)
+def _covers(tokenizer: Any) -> bool:
+    """Whether the tokens of a text hold all its characters, in their order, each at least a part of one.
+
+    So it is for byte-level BPE without a normalizer that gives all offsets as they are. Where a turn begins and ends
+    can then be looked up; offsets of all tokens as Python objects take as long as a quarter of the tokenising.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or encodings_of([""], tokenizer, read_specials=True, spans=True) is None:
+        return False
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    # A part of a tokenizer that was written in Python has no such text, and raises what it likes.
+    with suppress(Exception):
+        split = json.loads(backend.pre_tokenizer.__getstate__())
+        after = backend.post_processor and json.loads(backend.post_processor.__getstate__())
+        steps = split.get("pretokenizers", [split])
+        levels = [x for x in steps if x["type"] == "ByteLevel"]
+        others = [x for x in steps if x["type"] not in ("ByteLevel", "Digits")]
+        return (
+            type(backend.model).__name__ == "BPE"
+            and backend.normalizer is None
+            and [x["add_prefix_space"] for x in levels] == [False]
+            and all(x["behavior"] == "Isolated" for x in others)
+            and "true" not in re.findall(r'"trim_offsets": (\w+)', json.dumps(after))
+            and all(backend.token_to_id(x) is not None for x in ByteLevel.alphabet())
+        )
+    return False
+
+
+def _looked_up(found: Sequence[Any], tokens: Tokens, spans: Sequence[list[Span]]) -> Marks | None:
+    """As `_marked`, of a tokenizer that covers its texts; None where a place is not as it should be."""
+    trained, joined = np.zeros(len(tokens.ids), bool), np.zeros(len(found), bool)
+    for i, (one, of_text) in enumerate(zip(found, spans, strict=True)):
+        for first, last in of_text:
+            begin, stop = one.char_to_token(first), one.char_to_token(last)
+            if begin is None or first >= last:
+                return None
+            # No token holds the character behind the end of the text.
+            stop = len(one) if stop is None else stop + (one.token_to_chars(stop)[0] < last)
+            trained[tokens.at[i] + begin : tokens.at[i] + stop] = True
+            joined[i] |= one.token_to_chars(begin)[0] < first
+    return trained, joined
 
 
 def _encoded(
-    batch: Sequence[tuple[Text | str, tuple[int, ...]]], tokens: Tokens, front: "_Front"
+    batch: Sequence[tuple[Text | str, tuple[int, ...]]], tokens: Tokens, marks: Marks | None, front: "_Front"
 ) -> Iterator[Encoded | str]:
     """Joins the tokens of rendered conversations, or says why one is left out.
 
     batch: texts, or reasons why there is none, and the ids to end each row with, when the template does not.
     """
-    texts = [text for text, _ in batch if isinstance(text, Text)]
-    trained, joins = _marked(tokens, [spans for text in texts for spans in text.spans])
+    trained, joins = marks or (np.zeros(len(tokens.ids), bool), np.zeros(len(tokens.at), bool))
     first = 0
     for text, after in batch:
         if isinstance(text, str):

@@ -117,12 +117,8 @@ _WAITING = 2
 
 
 class Tokens(NamedTuple):
-    """The tokens of several texts end to end: text i has those from at[i] to at[i + 1].
-
-    Attributes:
-      ids, at: [N] and [n + 1].
-      spans: the characters of each token [N, 2], its begin and its end; None where they were not asked for.
-    """
+    """The tokens of several texts end to end, text i's from at[i] to at[i + 1]; the characters that each has are
+    spans, None where they were not asked for."""
 
     ids: Int32[np.ndarray, " N"]
     at: Int64[np.ndarray, " M"]
@@ -135,33 +131,48 @@ class Tokens(NamedTuple):
 def tokens_of(
     texts: Sequence[str], tokenizer: Any, *, read_specials: bool = False, spans: bool = False
 ) -> Tokens:
-    """Tokenises texts in one call on all cores, and adds no special token.
-
-    read_specials: whether a text that looks like a special token becomes one; otherwise it is only characters.
-    """
+    """Tokenises texts in one call on all cores; adds no special token, and reads those that the texts hold if asked."""
     if not texts:
         return Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros((0, 2), np.int64))
-    options = {"add_special_tokens": False, "padding": False, "truncation": False, "verbose": False}
-    options |= {"return_attention_mask": False, "return_token_type_ids": False}
-    options |= {"split_special_tokens": not read_specials, "return_offsets_mapping": spans}
-    if _calls_backend(tokenizer):
-        # A call of one text sets the Rust tokenizer up. What transformers does beyond that is to make lists of all
-        # that is known of each token, and takes longer than the tokens.
-        tokenizer([""], **options)
-        backend = tokenizer.backend_tokenizer
-        encode = backend.encode_batch if spans else backend.encode_batch_fast
-        found = encode(list(texts), add_special_tokens=False)
-        ids, pairs = (one.ids for one in found), (one.offsets for one in found)
+    found = encodings_of(texts, tokenizer, read_specials=read_specials, spans=spans)
+    if found is None:
+        lists = tokenizer(list(texts), **_options(read_specials), return_offsets_mapping=spans)
+        ids, pairs = iter(lists["input_ids"]), iter(lists["offset_mapping"] if spans else ())
     else:
-        # verbose=False, because transformers warns of texts longer than its limit; our callers see to the length.
-        found = tokenizer(list(texts), **options)
-        ids, pairs = iter(found["input_ids"]), iter(found["offset_mapping"] if spans else ())
-    flat, at = array("i"), np.zeros(len(texts) + 1, np.int64)
-    for i, one in enumerate(ids, 1):
-        flat.fromlist(one)
-        at[i] = len(flat)
+        ids, pairs = (one.ids for one in found), (one.offsets for one in found if spans)
     joined = np.fromiter(chain.from_iterable(chain.from_iterable(pairs)), np.int64) if spans else None
-    return Tokens(np.array(flat, np.int32), at, None if joined is None else joined.reshape(-1, 2))
+    return end_to_end_ids(ids)._replace(spans=None if joined is None else joined.reshape(-1, 2))
+
+
+def end_to_end_ids(ids: Iterable[list[int]]) -> Tokens:
+    """Puts the ids of several texts end to end."""
+    flat, at = array("i"), array("q", [0])
+    for one in ids:
+        flat.fromlist(one)
+        at.append(len(flat))
+    return Tokens(np.array(flat, np.int32), np.array(at, np.int64))
+
+
+def encodings_of(texts: Sequence[str], tokenizer: Any, *, read_specials: bool, spans: bool) -> list | None:
+    """What the Rust tokenizer says of texts, asked itself; None for a tokenizer that does more than to ask it.
+
+    transformers makes lists of all that is known of each token, which takes longer than the tokens.
+    """
+    if not _calls_backend(tokenizer):
+        return None
+    # A call of one text sets the Rust tokenizer up.
+    tokenizer([""], **_options(read_specials))
+    backend = tokenizer.backend_tokenizer
+    encode = backend.encode_batch if spans else backend.encode_batch_fast
+    return encode(list(texts), add_special_tokens=False)
+
+
+def _options(read_specials: bool) -> dict[str, bool]:
+    # verbose=False, because transformers warns of texts longer than its limit; our callers see to the length.
+    names = ("add_special_tokens", "padding", "truncation", "verbose", "return_attention_mask")
+    return dict.fromkeys((*names, "return_token_type_ids"), False) | {
+        "split_special_tokens": not read_specials
+    }
 
 
 def _calls_backend(tokenizer: Any) -> bool:

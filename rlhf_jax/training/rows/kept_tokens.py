@@ -47,7 +47,7 @@ SMALLEST = 1 << 20
 # Files that nobody has read for so long are removed when another one is written.
 _UNUSED_S = 60 * 86400
 # What of a page's `data` decides no token.
-_BESIDE = ("train", "eval", "packing", "token_cache")
+_BESIDE = ("train", "eval", "packing", "share_prompts", "token_cache")
 _MAKERS = ("tokenizers", "transformers", "jinja2", "pyarrow", "datasets")
 # The first and the last bytes of a file, the number being that of this layout.
 _BEGINS, _ENDS = b"rlhf_jax tokens 1\n", b"rows end here\n"
@@ -55,7 +55,7 @@ _ALIGNED = 64
 _TYPES = {kind.__name__: kind for kind in (Prompts, Sequences, Pairs, Candidates)}
 
 
-def kept(
+def rows_from_disk(
     make: Callable[[], Split],
     data: ConfigDict,
     tokenizers: Sequence[Any],
@@ -86,7 +86,7 @@ def kept(
     return split
 
 
-encoded_rows.keepers.append(kept)
+encoded_rows.keepers.append(rows_from_disk)
 
 
 def _default_folder() -> Path:

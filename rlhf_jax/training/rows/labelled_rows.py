@@ -34,7 +34,7 @@ from rlhf_jax.training.run.encoded_rows import (
     Split,
     aligned_split,
     array_sizes,
-    kept,
+    kept_or_made,
     kept_split,
     say,
     split_of,
@@ -75,7 +75,7 @@ def single_responses(data: ConfigDict, tokenizers: dict[str, Any], seed: int, ma
 
     # The sides that are wanted are named with their tokenizers.
     sides = partial(responses_of_side, side=",".join(tokenizers))
-    return kept(make, data, tuple(tokenizers.values()), seed, read_pairs, sides, encode_sft)
+    return kept_or_made(make, data, tuple(tokenizers.values()), seed, read_pairs, sides, encode_sft)
 
 
 def candidates(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:

@@ -238,7 +238,7 @@ keepers: list[Callable[..., Split]] = []
 said: list[str] = []
 
 
-def kept(
+def kept_or_made(
     make: Callable[[], Split], data: ConfigDict, tokenizers: Sequence[Any], seed: int, *how: Callable
 ) -> Split:
     """The rows that `make` reads and encodes, or those of an earlier start that are known to be the same.
@@ -263,12 +263,12 @@ def kept_split(
     *,
     joined: Callable[..., Split],
 ) -> Split:
-    """Reads both files and encodes their records, where no earlier start has done it. joined: see `kept`."""
+    """Reads both files and encodes their records, where no earlier start has done it; joined: makes a Split of them."""
 
     def make() -> Split:
         return joined(*two_files(read, data, seed, made_by), encode, tokenizer, data)
 
-    return kept(make, data, (tokenizer,), seed, read, encode, joined)
+    return kept_or_made(make, data, (tokenizer,), seed, read, encode, joined)
 
 
 def pairs(data: ConfigDict, tokenizer: Any, seed: int, made_by: str, beside: Beside | None = None) -> Split:
@@ -295,7 +295,7 @@ def prompts(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
             encoded.append((found, [rows[i] for i in there]))
         return Split(encoded[0][0], encoded[1][0], encoded[1][1], tuple(encoded[0][1]))
 
-    return kept(make, data, (tokenizer,), seed, read_prompts, encode_prompts)
+    return kept_or_made(make, data, (tokenizer,), seed, read_prompts, encode_prompts)
 
 
 def response_lengths(sequences: Sequences) -> np.ndarray:
