@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
-from rlhf_jax.training.run import encoded_rows
+from rlhf_jax.training.run import session
 
 
 class Tokenizer:
@@ -19,7 +19,7 @@ class Timeless:
 
 def dated(workdir, tokenizer=Tokenizer, **data):
     config = ConfigDict({"data": {"template": "chat", "date": ""} | data})
-    encoded_rows.keep_date(config, str(workdir), tokenizer())
+    session.keep_date(config, str(workdir), tokenizer())
     return config.data.date
 
 
@@ -32,7 +32,7 @@ def test_the_day_of_the_first_start_is_kept(tmp_path, monkeypatch):
     import datetime
 
     inputs_day = datetime.date(2026, 3, 1)
-    monkeypatch.setattr(encoded_rows, "date", Day)
+    monkeypatch.setattr(session, "date", Day)
     assert dated(tmp_path) == "2026-03-01"
     inputs_day = datetime.date(2026, 3, 8)
     assert dated(tmp_path) == "2026-03-01"
@@ -41,12 +41,12 @@ def test_the_day_of_the_first_start_is_kept(tmp_path, monkeypatch):
 
 
 def test_other_versions_are_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoded_rows, "version", lambda name: {"tokenizers": "0.21"}.get(name, "5"))
-    with Checkpoints(tmp_path, config={"inputs": encoded_rows.digests()}) as checkpoints:
+    monkeypatch.setattr(session, "version", lambda name: {"tokenizers": "0.21"}.get(name, "5"))
+    with Checkpoints(tmp_path, config={"inputs": session.digests()}) as checkpoints:
         checkpoints.save(1, {"x": 1.0})
-    monkeypatch.setattr(encoded_rows, "version", lambda name: {"tokenizers": "0.22"}.get(name, "5"))
+    monkeypatch.setattr(session, "version", lambda name: {"tokenizers": "0.22"}.get(name, "5"))
     with (
-        Checkpoints(tmp_path, config={"inputs": encoded_rows.digests()}) as checkpoints,
+        Checkpoints(tmp_path, config={"inputs": session.digests()}) as checkpoints,
         pytest.raises(UserError, match=r"inputs\.tokenizers was '0\.21', is '0\.22'"),
     ):
         checkpoints.restore({"x": 1.0})

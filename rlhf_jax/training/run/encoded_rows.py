@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import lru_cache, partial
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import jax
@@ -32,8 +30,6 @@ from rlhf_jax.data.batches import (
     target_counts,
 )
 from rlhf_jax.data.chat.chat_encoding import CHAT
-from rlhf_jax.data.chat.chat_templates import asks_for_the_date
-from rlhf_jax.data.files.splits import local_path
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
 from rlhf_jax.data.templates import handling_of, render
 from rlhf_jax.data.tokenization import (
@@ -47,7 +43,6 @@ from rlhf_jax.models.attention import fused
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import host_rows
-from rlhf_jax.training.checkpoints.object_stores import at, write_text
 
 
 class Rows(NamedTuple):
@@ -214,10 +209,6 @@ def _sides(found: Sequences | Pairs) -> tuple[Sequences, ...]:
     return tuple(found) if isinstance(found, Pairs) else (found,)
 
 
-# The packages whose versions decide what tokens a text becomes; a run that goes on compares them.
-_TOKEN_MAKERS = ("tokenizers", "transformers", "jinja2")
-
-
 class Split(NamedTuple):
     """Encoded rows for training and for evaluation.
 
@@ -345,36 +336,6 @@ def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], l
     aside = set(held)
     # The plus drops what was counted 0 times.
     return [row for i, row in enumerate(rows) if i not in aside], [rows[i] for i in kept], +left_out
-
-
-def digests(*paths: str) -> dict[str, str]:
-    """Hashes of a run's inputs and the versions of the packages that tokenize them, for a resumed run to compare."""
-    from rlhf_jax.training.checkpoints.workdir import digest
-
-    # Some methods take several files in one field.
-    files = [one.strip() for path in paths for one in (path, *path.split(","))]
-    found = {path: digest(local_path(path)) for path in files if path and local_path(path).exists()}
-    return found | {name: version(name) for name in _TOKEN_MAKERS}
-
-
-def keep_date(config: ConfigDict, workdir: str, tokenizer: Any) -> None:
-    """Sets data.date to the day on which the run began, where a chat template asks for it and none is set.
-
-    It is kept in WORKDIR/date.txt: a run that goes on next week writes the same tokens. Every process calls this.
-    """
-    if config.data.date or config.data.template != CHAT or not asks_for_the_date(tokenizer):
-        return
-    path = at(workdir) / "date.txt"
-    if startup.is_main() and not path.exists():
-        write_text(path, f"{date.today().isoformat()}\n")
-    # The date of process 0 counts: at midnight, and across time zones, machines disagree.
-    startup.barrier("date")
-    config.data.date = path.read_text().strip()
-    if startup.is_main():
-        print(
-            f"data.date: the chat template is told {config.data.date}, in this run and when it goes on",
-            flush=True,
-        )
 
 
 def two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:

@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +26,9 @@ from ml_collections import ConfigDict
 
 import rlhf_jax
 from rlhf_jax import ranges
+from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.chat.chat_templates import asks_for_the_date
+from rlhf_jax.data.files.splits import local_path
 from rlhf_jax.data.templates import handling_of
 from rlhf_jax.data.tokens.special_ids import end_ids
 from rlhf_jax.data.tokens.tokenizer_files import add_markers, load_tokenizer
@@ -34,10 +39,13 @@ from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather, make_mesh
-from rlhf_jax.training.checkpoints.object_stores import at, is_remote, publish, workdir_name
-from rlhf_jax.training.checkpoints.workdir import prepare_workdir
-from rlhf_jax.training.run import encoded_rows, load_models, missing_inputs
+from rlhf_jax.training.checkpoints.object_stores import at, is_remote, publish, workdir_name, write_text
+from rlhf_jax.training.checkpoints.workdir import digest, prepare_workdir
+from rlhf_jax.training.run import load_models, missing_inputs
 from rlhf_jax.training.run.missing_inputs import Needs
+
+# The packages whose versions decide what tokens a text becomes; a run that goes on compares them.
+_TOKEN_MAKERS = ("tokenizers", "transformers", "jinja2")
 
 
 class Session(NamedTuple):
@@ -74,7 +82,7 @@ class Session(NamedTuple):
     def inputs(self, *folders: str) -> dict[str, str]:
         """Hashes of what the run reads: rows, model, and these folders too. A run that goes on compares them."""
         data, sources = self.config.data, load_models.sources(self.folder, self.config.model.adapter)
-        return encoded_rows.digests(data.train, data.eval, *sources, *folders)
+        return digests(data.train, data.eval, *sources, *folders)
 
 
 class Network(NamedTuple):
@@ -119,7 +127,7 @@ def open_session(
     tokenizer_from = find_tokenizer(resolved)
     tokenizer = load_tokenizer(tokenizer_from, made_by=made_by)
     # Changes the page in place: before anything is encoded, and after config.json was written as asked for.
-    encoded_rows.keep_date(config, workdir, tokenizer)
+    keep_date(config, workdir, tokenizer)
     return Session(config, workdir, mesh, resolved, tokenizer, tokenizer_from, lora_settings)
 
 
@@ -284,6 +292,34 @@ def folder_of(workdir: str, name: str) -> Iterator[Path]:
         yield Path(local) / name
         if startup.is_main():
             publish(Path(local) / name, at(workdir) / name)
+
+
+def digests(*paths: str) -> dict[str, str]:
+    """Hashes of a run's inputs and the versions of the packages that tokenize them, for a resumed run to compare."""
+    # Some methods take several files in one field.
+    files = [one.strip() for path in paths for one in (path, *path.split(","))]
+    found = {path: digest(local_path(path)) for path in files if path and local_path(path).exists()}
+    return found | {name: version(name) for name in _TOKEN_MAKERS}
+
+
+def keep_date(config: ConfigDict, workdir: str, tokenizer: Any) -> None:
+    """Sets data.date to the day on which the run began, where a chat template asks for it and none is set.
+
+    It is kept in WORKDIR/date.txt: a run that goes on next week writes the same tokens. Every process calls this.
+    """
+    if config.data.date or config.data.template != CHAT or not asks_for_the_date(tokenizer):
+        return
+    path = at(workdir) / "date.txt"
+    if startup.is_main() and not path.exists():
+        write_text(path, f"{date.today().isoformat()}\n")
+    # The date of process 0 counts: at midnight, and across time zones, machines disagree.
+    startup.barrier("date")
+    config.data.date = path.read_text().strip()
+    if startup.is_main():
+        print(
+            f"data.date: the chat template is told {config.data.date}, in this run and when it goes on",
+            flush=True,
+        )
 
 
 def code_version() -> str:
