@@ -34,7 +34,8 @@ def microfarm() -> ConfigDict:
     c.data.max_length = 56  # Tokens of prompt + response + end, of either side.
     # Longer pairs: drop, cut_response (no end then), or cut_prompt at its left, too.
     c.data.too_long = "drop"
-    c.data.packing = False  # As many pairs as fit in one of twice max_length tokens; batch_size counts those.
+    # on: as many pairs as fit share a row of twice max_length tokens, and batch_size counts those; off.
+    c.data.packing = "off"
     common.pair_rows(c.data)
     common.training_rows(c.data)
     common.texts(c.data)

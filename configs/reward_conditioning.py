@@ -30,8 +30,8 @@ def microfarm() -> ConfigDict:
     c.data.max_length = 56  # Tokens of marker + prompt + response + end.
     # Longer rows: drop, cut_response (no end then), or cut_prompt at its left, too.
     c.data.too_long = "cut_response"
-    # auto: each step's batch_size rows share array rows where that saves enough; false: a row has its own; true: as
-    # many as fit share one of max_length tokens, and batch_size counts those.
+    # auto: each step's batch_size rows share array rows where that saves enough; off: a row has its own; on: as many
+    # as fit share one of max_length tokens, and batch_size counts those.
     c.data.packing = "auto"
     common.training_rows(c.data)
     common.texts(c.data)

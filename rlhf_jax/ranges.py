@@ -171,7 +171,7 @@ RANGES: dict[str, Range] = {
     "data.eval_rows": COUNT,
     "data.max_length": COUNT,
     "max_prompt_length": COUNT,
-    "data.packing": Range(lambda x: str(x).lower() in ("true", "false", "auto"), "true or false, or auto"),
+    "data.packing": one_of("auto", "on", "off"),
     "data.not_ended": one_of("keep", "drop"),
     "data.too_long": one_of("drop", "cut_response", "cut_prompt"),
     "ppo.data.too_long": one_of("drop", "cut_prompt"),

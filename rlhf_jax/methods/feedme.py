@@ -42,7 +42,8 @@ NEEDS = Needs(
     remote=True,
 )
 ranges.own_rows(
-    "feedme", best_metric=ranges.one_of("eval/loss", "eval/entropy", "eval/win_rate", or_none=True)
+    "feedme",
+    best_metric=ranges.one_of("eval/loss", "eval/entropy", "eval/win_rate", or_none=True),
 )
 
 

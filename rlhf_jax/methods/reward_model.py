@@ -76,7 +76,7 @@ ranges.own_rows(
     member_order=ranges.FLAG,
     combine=ranges.one_of(*COMBINE),
     combine_coef=ranges.number(0),
-    **shared_prompt_rows.SHARE_PROMPTS,
+    **shared_prompt_rows.SHARE_PROMPTS | encoded_rows.PAIR_PACKING,
 )
 
 
@@ -165,7 +165,7 @@ def _check(config: ConfigDict) -> None:
         raise UserError(
             f"best_metric: {config.best_metric} is of pairs; with loss={config.loss} use eval/loss or nothing"
         )
-    if config.group_by_prompt and config.data.packing:
+    if config.group_by_prompt and config.data.packing == "on":
         raise UserError(
             "group_by_prompt: true, but data.packing puts pairs of several prompts into a row; set one of them"
         )

@@ -39,11 +39,11 @@ def test_a_number_of_each_pair_finds_its_place_in_any_row():
     split = encoded_rows.Split(PAIRS, PAIRS, [])
     grouped, _ = labelled_rows.grouped_rows_of(split, 0)
     assert labelled_rows.spread(grouped, numbers).tolist() == [[5, 8, 5], [7, 0, 0]]
-    for packing in (False, True):
+    for packing in ("off", "on"):
         rows, _, _ = encoded_rows.rows_of(split, ConfigDict({"packing": packing, "max_length": 5}), 0, 0)
         column = labelled_rows.spread(rows, numbers)
         batch = rows.with_columns({"number": column}).make(np.arange(rows.count), slice(None))
-        if packing:
+        if packing == "on":
             # The last token of every other document is that of a chosen response.
             said = np.take_along_axis(batch["tokens"], batch["lasts"], axis=1)[:, ::2]
             there = np.arange(said.shape[1]) < batch["documents"][:, None] // 2

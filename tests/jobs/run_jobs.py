@@ -30,7 +30,7 @@ CHANGES = {
     "reward_model": OFTEN | {"epochs": STEPS * 8 / 78},
     "dpo": OFTEN | {"epochs": STEPS * 8 / 78},
     "dpo-adapter": OFTEN
-    | {"epochs": STEPS * 8 / 38, "data.packing": True, "data.max_length": 200, "reference": "step"}
+    | {"epochs": STEPS * 8 / 38, "data.packing": "on", "data.max_length": 200, "reference": "step"}
     | {"lora.rank": 2, "lora.alpha": 8.0, "optimizer.learning_rate": 0.05, "optimizer.warmup_steps": 0},
     "ppo": OFTEN
     | {"steps": STEPS, "adaptive_kl": True, "data.eval_rows": 5}  # which two devices do not divide

@@ -99,7 +99,7 @@ def test_what_a_command_says_python_can_say(tmp_path, capsys):
     )
     said = {
         f"{ROOT}/configs/dpo.py:alpaca": {
-            "beta": 1, "data.packing": True, "model.dtype": "bfloat16", "mesh.fsdp": 1, "optimizer.eps": 1e-7,
+            "beta": 1, "data.packing": "on", "model.dtype": "bfloat16", "mesh.fsdp": 1, "optimizer.eps": 1e-7,
             "optimizer.name": "lion",
         },
         f"{ROOT}/configs/annotate.py": {"formats": ("trl", "rrhf"), "seed": 5, "samples": "a=b, c"},

@@ -104,18 +104,17 @@ def test_trainers_pack(job, farm, tmp_path, capsys):
     """The same held-out loss as without packing, in fewer rows; and an interrupted run ends with the same bits."""
     still = {"optimizer.learning_rate": 0.0, "epochs": 0.01, "batch_size": 4, "center_on": ""}
     still = {k: v for k, v in still.items() if job == "reward_model" or k != "center_on"}
-    for packing in (False, True):
-        value = str(packing).lower() if job == "sft" else packing  # where it may be auto, it is a word
-        config = tiny_farm.settings(job, farm, **still, **{"data.packing": value})
-        observed.run(job, config, tmp_path / str(packing))
+    for packing in ("off", "on"):
+        config = tiny_farm.settings(job, farm, **still, **{"data.packing": packing})
+        observed.run(job, config, tmp_path / packing)
     assert "% filled" in capsys.readouterr().out
-    plain, packed = (eval_row(tmp_path / name) for name in ("False", "True"))
+    plain, packed = (eval_row(tmp_path / name) for name in ("off", "on"))
     assert plain.keys() == packed.keys()
     for name in plain:
         if name != "epoch":
             assert packed[name] == pytest.approx(plain[name], rel=2e-5, abs=1e-6), name
     if job == "dpo":
-        assert tiny_farm.rows(tmp_path / "True")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert tiny_farm.rows(tmp_path / "on")[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def eval_row(workdir):
@@ -124,7 +123,7 @@ def eval_row(workdir):
 
 
 def test_a_packed_run_that_was_interrupted_ends_with_the_same_bits(farm, tmp_path):
-    config = tiny_farm.settings("dpo", farm, **{"data.packing": True, "epochs": 1.0, "batch_size": 4})
+    config = tiny_farm.settings("dpo", farm, **{"data.packing": "on", "epochs": 1.0, "batch_size": 4})
     observed.run("dpo", config, tmp_path / "whole")
     _, part = observed.run("dpo", config, tmp_path / "parts", stop_before=6)
     assert max(part.at) == 6

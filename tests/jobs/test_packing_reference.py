@@ -9,7 +9,7 @@ from rlhf_jax.methods import dpo
 
 
 def run(farm, folder, cache, **changes):
-    page = {"data.packing": True, "epochs": 0.2, "batch_size": 4, "reference_cache": str(cache)}
+    page = {"data.packing": "on", "epochs": 0.2, "batch_size": 4, "reference_cache": str(cache)}
     dpo.run(tiny_farm.settings("dpo", farm, **(page | changes)), str(folder))
     return tiny_farm.rows(folder)
 
@@ -23,5 +23,5 @@ def test_both_ways_are_the_same_numbers(farm, tmp_path):
     stepwise = run(farm, tmp_path / "three", tmp_path / "unused", reference="step", microbatches=2)
     for a, b in zip(stepwise, first, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=5e-6)
-    run(farm, tmp_path / "four", cache, **{"data.packing": False})  # other rows, other arrays
+    run(farm, tmp_path / "four", cache, **{"data.packing": "off"})  # other rows, other arrays
     assert len(set(cache.iterdir())) == 4

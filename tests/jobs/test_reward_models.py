@@ -202,7 +202,7 @@ def continued(farm, models, tmp_path_factory):
     """A chat reward model whose config.json does not say where it is read, after a step that changes nothing."""
     folder = tmp_path_factory.mktemp("continued")
     given = {"model.init": str(models["chat"]), "data.template": "chat", "data.max_length": 250}
-    still = {"optimizer.learning_rate": 1e-12, "epochs": 0.1, "center_rows": 5, "data.packing": True}
+    still = {"optimizer.learning_rate": 1e-12, "epochs": 0.1, "center_rows": 5, "data.packing": "on"}
     reward_model.run(tiny_farm.settings("reward_model", farm, **given, **still), str(folder))
     return folder
 

@@ -28,7 +28,7 @@ def microfarm() -> ConfigDict:
     c.data.eval_rows = 300
     c.data.max_length = 56  # Tokens of prompt + response + end, of either side.
     c.data.too_long = "drop"
-    c.data.packing = False
+    c.data.packing = "off"
     common.training_rows(c.data)
     common.texts(c.data)
     common.responses(c.data)

@@ -83,7 +83,7 @@ def close(found, wanted):
 def test_ratings(words, tmp_path, kind, capsys):
     rows = rated(30)
     off = rows[0] | {"rating": 8.0}
-    changes = {"loss": kind, "score_as": "sigmoid", "microbatches": 2, "data.packing": False}
+    changes = {"loss": kind, "score_as": "sigmoid", "microbatches": 2, "data.packing": "off"}
     losses, found = train(tmp_path, words, [*rows, off], rated(40), "reward", **changes)
     assert "rating out of [1, 7] 1" in capsys.readouterr().out
     encoded = [tiny_words.encoded(x["prompt"], x["output"]) for x in rows]

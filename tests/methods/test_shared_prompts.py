@@ -83,7 +83,7 @@ def params_of(config, *, scalar=False):
 
 
 def page(**data):
-    fields = {"packing": False, "max_length": 28, "share_prompts": "on"} | data
+    fields = {"packing": "off", "max_length": 28, "share_prompts": "on"} | data
     return ConfigDict(fields)
 
 
@@ -174,7 +174,7 @@ def test_an_adapter_and_microbatches_and_packing_change_nothing_either():
         lambda x: np.float32(np.asarray(x) + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape)), fresh
     )
     plain, _, R, _ = batches(pairs_made, config)
-    apart, shared, _, room = batches(pairs_made, config, packing=True)
+    apart, shared, _, room = batches(pairs_made, config, packing="on")
     assert shared["documents"].max() > 2 and shared["tokens"].shape[1] < apart["tokens"].shape[1]
     wanted = updated(config, frozen, adapter, plain, R)
     tiny_losses.assert_same(updated(config, frozen, adapter, shared, room, parts=2), wanted, atol=2e-7)

@@ -34,7 +34,7 @@ def test_the_tokens_of_a_row_are_those_of_its_prompt_and_its_responses():
 def test_rows_are_packed_with_the_seed(capsys):
     found = sequences(np.random.default_rng(1).integers(3, 20, 40))
     members = [
-        rows_of(found, found, seed=seed, packing="true", max_length=48)[0].layout[0] for seed in (1, 1, 2)
+        rows_of(found, found, seed=seed, packing="on", max_length=48)[0].layout[0] for seed in (1, 1, 2)
     ]
     assert members[0].tolist() == members[1].tolist() != members[2].tolist()
     assert sorted(members[2]) == list(range(40))

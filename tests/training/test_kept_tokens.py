@@ -147,7 +147,7 @@ def test_whatever_decides_the_rows_names_them(page_of, tokenizer, tmp_path, monk
         way += 1
         assert len(kept_files(page_of("instructions"))) == way
     # Packing is decided after the tokens.
-    rows_of("instructions", page_of("instructions", packing=True), tokenizer)
+    rows_of("instructions", page_of("instructions", packing="on"), tokenizer)
     assert len(kept_files(page_of("instructions"))) == way
     # The same functions with other values bound to them, and a file of the same size, are others, too.
     names = [

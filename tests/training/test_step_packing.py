@@ -43,7 +43,7 @@ def three_sizes(monkeypatch):
 def test_a_step_has_its_rows_in_fewer_array_rows_and_the_same_loss_and_gradient(three_sizes, capsys):
     found = sequences(50)
     page, train, held, R = rows_of(found)
-    _, plain, plain_held, _ = rows_of(found, "false")
+    _, plain, plain_held, _ = rows_of(found, "off")
     sizes, T = train.sizes(page, make_mesh(1, 1, 1)), plain.make(np.arange(B), slice(None))["tokens"].shape[1]
     assert len(sizes) == 3 and train.count == plain.count == 50
     np.testing.assert_array_equal(train.tokens, plain.tokens)
@@ -111,7 +111,7 @@ def test_a_run_is_the_same_packed_or_not_and_compiles_before_its_first_step(
 ):
     monkeypatch.setattr(encoded_rows, "_WORTH", 1.0)  # the farm's rows are 76 % full
     rows = {}
-    for packing in ("auto", "false"):
+    for packing in ("auto", "off"):
         changes = {"data.packing": packing, "epochs": 1.6, "batch_size": 16, "log_every": 1, "eval_every": 10}
         config = tiny_farm.settings("sft", farm, **changes)
         _, compiles = observed.run("sft", config, tmp_path / packing)
@@ -119,6 +119,6 @@ def test_a_run_is_the_same_packed_or_not_and_compiles_before_its_first_step(
         # Of the second iteration and those after it; evaluations and checkpoints have programs of their own.
         assert len({compiles.at[i] for i in range(1, 9)}) == 1
         assert compiles.steps[0].cache_size() == (3 if packing == "auto" else 1)
-    assert len(rows["auto"]) == len(rows["false"])
-    for one, other in zip(rows["auto"], rows["false"], strict=True):
+    assert len(rows["auto"]) == len(rows["off"])
+    for one, other in zip(rows["auto"], rows["off"], strict=True):
         assert one == pytest.approx(other, rel=1e-4, abs=1e-5)

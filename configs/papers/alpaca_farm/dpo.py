@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     c.model.remat = "full"
     c.beta = 0.1
     c.batch_size = 64
-    c.microbatches = 1  # More gather all weights again for each, and with remat save no memory.
     c.epochs = 2.0
     c.optimizer.learning_rate = 1e-6
     c.optimizer.warmup_steps = 9  # 3 % of 300 steps.

@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     c.model.dtype = "bfloat16"  # Over float32 weights, as theirs.
     c.model.remat = "full"
     c.batch_size = 128
-    c.microbatches = 1  # More gather all weights again for each, and with remat save no memory.
     c.epochs = 3.0
     c.optimizer.learning_rate = 2e-5
     c.optimizer.warmup_steps = 8  # 3 % of 235 steps.

@@ -83,7 +83,7 @@ def _misfit(kernel: str, K: int, dtype: str, platform: str, capability: tuple[in
     if dtype not in ("bfloat16", "float16"):
         return f"takes bfloat16, and model.dtype is {dtype}"
     if packed:
-        return "does not tell the documents of a row apart, and data.packing is true"
+        return "does not tell the documents of a row apart, and data.packing is on"
     fits = K % 8 == 0 and most >= K
     return "" if fits else f"takes heads of a multiple of 8 up to {most}, and these have {K}"
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.data.batches import (
     Packs,
     Pairs,
@@ -86,7 +87,7 @@ def rows_of(
 
     auto: the page and the model, by which data.packing=auto is decided.
     """
-    if data.packing in (True, "true"):
+    if data.packing == "on":
         return _packed(split, data.max_length, pad_id, seed)
     # One row length for both files and both sides of a pair, so that step and evaluation compile once.
     sides = [side for found in (split.train, split.eval) for side in _sides(found)]
@@ -122,6 +123,9 @@ def _packed_rows(p: Packs, R: int, S: int, pad_id: int, **more: int) -> Rows:
 
     return Rows(len(p), p.tokens, make, layout=(p.members, p.offsets, np.array([p.length, S])), **more)
 
+
+# The range of data.packing of pairs, which are not packed by step.
+PAIR_PACKING = {"data.packing": ranges.one_of("on", "off")}
 
 # Packing by step: each step has the same `batch_size` rows as without packing, in as few array rows as hold them.
 
