@@ -81,7 +81,7 @@ ranges.own_rows(
     sft_coef=ranges.number(0),
     sft_nll=ranges.one_of(*preference_losses.NLL),
     importance=ranges.one_of(*preference_losses.IMPORTANCE),
-    **shared_prompt_rows.SHARE_PROMPTS,
+    **shared_prompt_rows.SHARE_PROMPTS | encoded_rows.PAIR_PACKING,
 )
 
 
