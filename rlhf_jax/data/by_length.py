@@ -7,22 +7,22 @@ from jaxtyping import Int64, Integer, Shaped
 
 from rlhf_jax.data.batches import bucket, eval_batches, few_sizes
 
-_MOST = 4  # different lengths of arrays
+MANY = 4  # different lengths of arrays
 
 
 def batches_by_length(
-    lengths: Integer[np.ndarray, "n"], batch_size: int, multiple: int = 8, *, every: int = 8
+    lengths: Integer[np.ndarray, "n"], batch_size: int, multiple: int = 8, *, every: int = 8, most: int = MANY
 ) -> Iterator[tuple[Int64[np.ndarray, "B"], int, int]]:
     """Goes once over all rows, the longest first: yields (rows of a batch, how many of them count, T of its arrays).
 
     T is a multiple of `multiple`, and one of few numbers, each of which is a program to compile: one for `every` so
-    many batches. The last batch is filled up with copies of its last row.
+    many batches, and `most` at most. The last batch is filled up with copies of its last row.
     """
     n = len(lengths)
     # Stable, and the longest first: what does not fit into memory ends a job at its beginning.
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     longest = [bucket(lengths[i], multiple) for i in order[::batch_size]]
-    sizes = few_sizes(np.array(longest), min(_MOST, 1 + len(longest) // every))
+    sizes = few_sizes(np.array(longest), min(most, 1 + len(longest) // every))
     for (index_B, weight_B), needed in zip(eval_batches(n, batch_size), longest, strict=True):
         yield order[index_B], int(weight_B.sum()), next(size for size in sizes if size >= needed)
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.data.batches import Sequences, pad
-from rlhf_jax.data.by_length import batches_by_length, in_order
+from rlhf_jax.data.by_length import MANY, batches_by_length, in_order
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.records.left_out import is_kept
 from rlhf_jax.data.records.records import counts_text, write_parquet
@@ -168,15 +168,19 @@ def logprob_scorer(
     def scores(found: Sequences) -> np.ndarray:
         about["tokens"] = len(tokenizer)
         checkpoint, params = load_models.load_model(path, config.model, mesh, made_by("sft"), **about)
-        return logprob_sums(config, mesh, checkpoint.config, params, found)
+        return logprob_sums(config, mesh, checkpoint.config, params, found, lengths=MANY)
 
     return ResponseScorer(tokenizer, False, scores)
 
 
 def logprob_sums(
-    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, found: Sequences
+    config: ConfigDict, mesh: Mesh, model: ModelConfig, params: Params, found: Sequences, *, lengths: int = 1
 ) -> np.ndarray:
-    """(The log-prob of every response, how many tokens it has) by a language model that has been read: [n, 2]."""
+    """(The log-prob of every response, how many tokens it has) by a language model that has been read: [n, 2].
+
+    lengths: of arrays, at most. With 1 rows round alike whatever rows they stand beside, so that a policy is at no
+    distance from itself.
+    """
     params = load_models.merged_params(model, params)
     R = max(int((found.lengths - found.prompt_lengths).max()), 1)
 
@@ -187,7 +191,7 @@ def logprob_sums(
         logprobs_BR, _, mask_BR = plain_row_logprobs(model, params, batch, longest, chunk=128)
         return jnp.stack([sequence_logprob(logprobs_BR, mask_BR), mask_BR.sum(axis=1)], axis=1)
 
-    return _scores(config, mesh, found, lambda batch: score(params, batch))
+    return _scores(config, mesh, found, lambda batch: score(params, batch), lengths)
 
 
 def scored_responses(
@@ -256,11 +260,11 @@ def _why_not(record: dict, tokenizer: Any, template: str, limit: int, how: Handl
 
 
 def _scores(
-    config: ConfigDict, mesh: Mesh, found: Sequences, score: Callable[[Batch], jax.Array]
+    config: ConfigDict, mesh: Mesh, found: Sequences, score: Callable[[Batch], jax.Array], lengths: int = MANY
 ) -> np.ndarray:
     """Computes the score of every sequence [n], on every process."""
     B, progress, parts = config.batch_size, Progress(len(found), unit="responses"), []
-    for index_B, count, T in batches_by_length(found.lengths, B):
+    for index_B, count, T in batches_by_length(found.lengths, B, most=lengths):
         # Pad id 0 will do: the score is read at places given by the lengths, and attention is causal.
         scores_B = gather(score(to_global(pad(found, index_B, T, 0, host_rows(B, mesh)), mesh)))
         parts.append((index_B[:count], scores_B[:count]))
