@@ -14,13 +14,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models.lora import joined
 from rlhf_jax.parallel.mesh import compiling_for
 from rlhf_jax.planning import stand_ins
 from rlhf_jax.planning.slices import Slice, devices_of
 from rlhf_jax.programs import is_method, load_program
 from rlhf_jax.ranges import value_at
-from rlhf_jax.training.loop.step import bytes_per_device
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.memory_check import Phase, Plan, PlanOf
 
@@ -49,6 +47,8 @@ def page_on(page: ConfigDict, found: Slice, asked: Mapping[str, str]) -> Iterato
     if page.get("win_rate", {}).get("judges", ""):
         page.win_rate.judges = ""
         notices = (*notices, "win_rate.judges is left out: what its evaluations sample is not planned")
+    if str(page.data.get("packing", "")) == "auto":
+        notices = (*notices, "data.packing=auto: planned for rows of max_length, of which none share an array's row")
     before = jax.sharding.get_mesh()
     # What programs are compiled for cannot be kept for a run that has other devices.
     cache = jax.config.jax_enable_compilation_cache
@@ -65,16 +65,7 @@ def page_on(page: ConfigDict, found: Slice, asked: Mapping[str, str]) -> Iterato
 def programs_of(plan: Plan) -> list[Phase]:
     """All programs of an iteration: the train step, what runs beside it, and the evaluation of held-out rows."""
     step = Phase(memory_check.STEP, lambda: memory_check.traced_step(plan), plan.beside)
-    evaluation = ()
-    if isinstance(plan.batch, dict):
-        ways = next(iter(plan.batch.values())).sharding
-        rows = next(iter(plan.batch.values())).shape[0]
-        weight = jax.ShapeDtypeStruct((rows,), "float32", sharding=ways)
-        params = joined(plan.frozen, plan.state.params)
-        beside = plan.beside + bytes_per_device(plan.state.opt_state)
-        trace = lambda: jax.jit(plan.loss_fn).trace(params, plan.batch | {"weight": weight})  # noqa: E731
-        evaluation = (Phase("evaluation", trace, beside),)
-    return [step, *plan.others, *evaluation]
+    return [step, *plan.others, *filter(None, [plan.evaluation])]
 
 
 def scaled(page: ConfigDict, times: float) -> ConfigDict:

@@ -168,7 +168,10 @@ def stood_in(page: ConfigDict, needs: Needs, asked: Mapping[str, str], folder: P
     given, changes = page.to_dict(), {"distributed": "off"}
     online = "rollout" in given
     longest = given["data"].get("max_prompt_length" if online else "max_length", 0)
-    about = {"prompts": online, "packed": given["data"].get("packing") == "on"}
+    packing = given["data"].get("packing")
+    # The most that a step may be where short rows decide: none is short enough to share its array's row.
+    changes |= {"data.packing": "off"} if packing == "auto" else {}
+    about = {"prompts": online, "packed": packing == "on"}
     table = write_rows(folder / f"{kind}.jsonl", kind, longest, **about)
     # A PAD that the page adds to the tokenizer makes the model one row larger, as it will in the run.
     pad = not given["model"].get("pad_token", "")

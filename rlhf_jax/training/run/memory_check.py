@@ -50,6 +50,7 @@ class Plan(NamedTuple):
       state, batch, frozen: as the step will see them.
       beside: bytes per device of other models, alive while the step runs.
       others: the other programs of an iteration.
+      evaluation: the program of held-out rows, which needs less than the step; None where evaluations sample.
       flops: of one step over all devices, as MFU counts them; `prepare_step` fills it in.
       smaller: the other shapes that a batch may have, of fewer rows.
     """
@@ -62,6 +63,7 @@ class Plan(NamedTuple):
     frozen: Shapes
     beside: int = 0
     others: tuple[Phase, ...] = ()
+    evaluation: Phase | None = None
     flops: float = 0.0
     smaller: tuple[Shapes, ...] = ()
 

@@ -227,7 +227,20 @@ def offline_plan(network: Network, method: Offline, steps: int, config: ConfigDi
         others += method.before(config, mesh, joined(start.frozen, state.params), batch, idle)
     if method.judged:
         others += (method.judged.phase(config, mesh, alive),)
-    return Plan(loss_fn, tx, step, state, batch, start.frozen, beside, others, smaller=tuple(smaller))
+    held_row = method.held.make(np.zeros(1, np.int64), slice(0, 1)) | {"weight": np.ones(1, np.float32)}
+    held = batch_shapes(mesh, method.held.batch or config.batch_size, held_row)
+    evaluate = partial(_trace_evaluation, loss_fn, several, start.frozen, state.params, held)
+    evaluation = Phase("evaluation", evaluate, beside + bytes_per_device(state.opt_state))
+    about = {"beside": beside, "others": others, "smaller": tuple(smaller), "evaluation": evaluation}
+    return Plan(loss_fn, tx, step, state, batch, start.frozen, **about)
+
+
+def _trace_evaluation(
+    loss_fn: LossFn, members: Members | None, frozen: Params, trained: Params, batch: Any
+) -> jax.stages.Traced:
+    if members:
+        return jax.jit(members.evaluate(loss_fn)).trace((frozen, trained), batch)
+    return jax.jit(loss_fn).trace(joined(frozen, trained), batch)
 
 
 def _win_rate(session: Session, network: Network) -> SampledEvaluation | None:
