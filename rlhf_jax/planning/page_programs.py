@@ -48,7 +48,10 @@ def page_on(page: ConfigDict, found: Slice, asked: Mapping[str, str]) -> Iterato
         page.win_rate.judges = ""
         notices = (*notices, "win_rate.judges is left out: what its evaluations sample is not planned")
     if str(page.data.get("packing", "")) == "auto":
-        notices = (*notices, "data.packing=auto: planned for rows of max_length, of which none share an array's row")
+        notices = (
+            *notices,
+            "data.packing=auto: planned for rows of max_length, of which none share an array's row",
+        )
     before = jax.sharding.get_mesh()
     # What programs are compiled for cannot be kept for a run that has other devices.
     cache = jax.config.jax_enable_compilation_cache
