@@ -81,8 +81,8 @@ def test_every_method_can_be_planned(job, tmp_path, monkeypatch):
         assert "sampling" in names_found
     else:
         columns = {x.shape[-1] for name, x in plan.batch.items() if name.endswith("tokens")}
-        longest = page.data.max_length
-        assert columns and max(columns) in range(longest, longest + 8 + 2), (columns, longest)
+        # Responses that share their prompt share a row, which is longer.
+        assert columns and max(columns) >= page.data.max_length
 
 
 def test_a_stand_in_of_a_model_takes_no_room(tmp_path):
