@@ -5,7 +5,7 @@
     python -m rlhf_jax.main --config=configs/papers/alpaca_farm/dpo.py --workdir=runs/alpaca_farm/dpo
 
 Hardware: eight accelerators of 80 GB (theirs: A100).
-A step plans 20 GiB on each, as compiled for CPUs.
+A step plans 21 GiB on each, as compiled for CPUs.
 Time: they publish none; not run to its end here.
 Result: win rate against text-davinci-003 of 46.8 ± 1.7 % by the simulated annotators, as high as PPO's; SFT 10k has
 36.7 % (Dubois et al. 2023, table 2 of version 4).

@@ -5,7 +5,7 @@
     python -m rlhf_jax.main --config=configs/papers/alpaca_farm/sft.py --workdir=runs/alpaca_farm/sft
 
 Hardware: eight accelerators of 80 GB (theirs: A100; four are enough for SFT and reward model, says their README).
-A step plans 20 GiB on each, as compiled for CPUs.
+A step plans 21 GiB on each, as compiled for CPUs; for H100 18 GiB.
 Time: they publish none; not run to its end here.
 Result: win rate against text-davinci-003 of 36.7 ± 1.7 % (simulated annotators), 44.3 ± 1.7 % (humans), on 805
 instructions (Dubois et al. 2023, table 2). Without any training LLaMA-7B has 11.3 %.
