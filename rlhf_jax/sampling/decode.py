@@ -180,7 +180,7 @@ def generate(
             done_B=jnp.zeros((B,), bool),
             cache=cache,
         ),
-        compaction.stages(B, max_new_tokens, groups),
+        compaction.stages(B, max_new_tokens, groups, config.layers),
     )
     mask_BR = jnp.arange(max_new_tokens) < loop.lengths_B[:, None]
     return Generation(loop.tokens_BR, loop.logprobs_BR, mask_BR, loop.lengths_B, loop.done_B, loop.t)

@@ -70,7 +70,13 @@ def test_samples_are_those_of_the_whole_batch_and_the_tail_does_not_hold_it(monk
     ],
 )
 def test_the_rows_of_each_stage(B, R, groups, sizes):
-    assert compaction.stages(B, R, groups) == sizes
+    assert compaction.stages(B, R, groups, 2) == sizes
+
+
+def test_models_of_many_layers_have_few_stages():
+    """Each stage is compiled with all layers."""
+    found = [len(compaction.stages(512, 128, 1, layers)) - 1 for layers in (8, 12, 24, 25, 80)]
+    assert found == [3, 2, 1, 1, 1]
 
 
 def test_rows_are_taken_and_put_back_within_their_group():
