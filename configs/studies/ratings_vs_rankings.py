@@ -4,6 +4,9 @@
 
 The judge rates every sample and compares every pair of the same samples. `:ratings_vs_rankings,quick` is one seed and
 best of 16. The paper's policies and judge are real models (GPT-3.5); here judge and world are embedded.
+
+`:ratings_vs_rankings,quick` took 6 minutes on two CPU cores beside other programs: 28 % of pairs disagree; evaluated by
+rankings, best of 16 by rankings is above best of 16 by ratings by 2.1 points [-0.5, 4.8].
 """
 
 from ml_collections import ConfigDict
