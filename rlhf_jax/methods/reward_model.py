@@ -269,14 +269,14 @@ def _trained_and_exported(
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Trains and writes WORKDIR/export; returns what the exported model, or ensemble, says of both sides of pairs."""
     config = session.config
-    exporter = partial(
-        reward_models.export_rewards, session, network, demonstrations=demonstrations, pairs=held
-    )
+    reading = Reading(combine=config.combine, combine_coef=config.combine_coef)
+    how = {"demonstrations": demonstrations, "pairs": held}
+    exporter = partial(reward_models.export_rewards, session, network, **how)
     if method.members is None:
         return exporter([lambda: offline.train_offline(session, network, method)])
     member = offline.train_members(session, network, method)
     models = [partial(member, number) for number in range(config.members)]
-    return exporter(models, reading=Reading(combine=config.combine, combine_coef=config.combine_coef))
+    return exporter(models, reading=reading)
 
 
 def _tell_accuracy(session: Session, chosen: np.ndarray, rejected: np.ndarray, rows: list[dict]) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.annotation.answers.answers import LOW_MASS, PARSE_ERROR, REFUSED, STATUSES, Answer
@@ -160,6 +160,8 @@ def test_who_only_quotes_a_verdict_and_declines_has_refused(
 @FAST
 @given(quoting=st.sampled_from(QUOTING), before=st.text("abcdefgh ,", max_size=40))
 def test_a_quoted_verdict_alone_is_never_the_verdict(name: str, quoting: str, before: str) -> None:
+    # Of some forms a lone letter is a verdict, and then it is the one that counts.
+    assume(label(parse_all(Answer(before), SPECS[name], 1, 3)[0]) is None)
     text = before + "\n" + quoting.format(VERDICTS[name][0])
     assert label(parse_all(Answer(text), SPECS[name], 1, 3)[0]) is None
 

@@ -23,6 +23,7 @@ from rlhf_jax.jobs import score
 from rlhf_jax.methods import ppo, reward_model
 from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.training.rows import shared_prompt_rows
 from rlhf_jax.training.run import encoded_rows, reward_models, session
 from rlhf_jax.training.run.session import Network
 
@@ -237,7 +238,7 @@ def test_training_and_held_out_rows_end_where_the_score_stands(farm, models, tmp
         seen.extend([*split.train, *split.eval])
         raise UserError("enough")
 
-    monkeypatch.setattr(encoded_rows, "rows_of", stop)
+    monkeypatch.setattr(shared_prompt_rows, "rows_of", stop)
     given = {"model.init": str(models["chat"]), "data.template": "chat", "data.max_length": 250}
     with pytest.raises(UserError, match=r"^enough$"):
         reward_model.run(tiny_farm.settings("reward_model", farm, center_on="", **given), str(tmp_path))

@@ -42,7 +42,7 @@ def sample(monkeypatch, stages=compaction.stages):
 
 def test_samples_are_those_of_the_whole_batch_and_the_tail_does_not_hold_it(monkeypatch):
     found, sizes = sample(monkeypatch)
-    plain, all_rows = sample(monkeypatch, lambda B, R, groups: (B,))
+    plain, all_rows = sample(monkeypatch, lambda B, R, groups, layers: (B,))
     for one, other in zip(found, plain, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-6)
     np.testing.assert_array_equal(found.tokens_BR, plain.tokens_BR)

@@ -45,9 +45,12 @@ class StageProcesses:
 
     def __init__(self, at_once: int) -> None:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._at_once = min(at_once, len(cores) or os.cpu_count() or 1)
-        each = len(cores) // self._at_once
-        self._cores = [tuple(cores[i * each : (i + 1) * each]) for i in range(self._at_once)]
+        each = max(1, len(cores) // at_once) if cores else 0
+        self._at_once = at_once
+        # With fewer cores than stages some share one.
+        self._cores = [
+            tuple(cores[k % len(cores)] for k in range(i * each, (i + 1) * each)) for i in range(at_once)
+        ]
         self._running: list[_Running] = []
         self._told = time.monotonic()
         self._asked_to_end = False
