@@ -87,7 +87,7 @@ def decoding_gathers_no_weight(mesh):
 def rows_that_have_ended_leave_without_moving_any(mesh):
     """Compaction picks rows on each device: neither a cache nor a response is sent to another."""
     groups, rows = mesh.shape["data"] * mesh.shape["fsdp"], 16 * WAYS
-    assert len(stages(rows, R, groups)) == 2
+    assert len(stages(rows, R, groups, 1)) == 2
     config = dataclasses.replace(CONFIG, layers=1)
     params = rollout_copier(config, mesh, "float32")(init_sharded(config, mesh, 0))
     lines = decode_text(config, params, rows).splitlines()
