@@ -62,7 +62,7 @@ def packing(size: setting.Size, config: ModelConfig, params: Any, repetitions: i
     whole = [np.array(row["prompt"] + row["response"], np.int32) for row in rows]
     found = Sequences(*flattened(whole), np.array([len(row["prompt"]) for row in rows], np.int32))
     ways, said = {}, []
-    for how in ("false", "auto"):
+    for how in ("off", "auto"):
         page = {"batch_size": len(rows), "epochs": 1.0, "microbatches": 1, "seed": 0}
         page = ConfigDict(page | {"data": {"packing": how}})
         train, _, R = rows_of(Split(found, found, []), page.data, 0, 0, auto=(page, config))
@@ -89,7 +89,7 @@ def decoding(size: setting.Size, config: ModelConfig, params: Any, repetitions: 
     ends_E = jnp.arange(3, 3 + size.vocab * 4 // R)
     given = (params, tokens_BP, jnp.full(B, P), jnp.arange(B), jax.random.key(0), Sampling(), ends_E, 0)
     ways, results, stages = {}, {}, compaction.stages
-    for how, rule in (("whole", lambda B, R, groups: (B,)), ("compacted", stages)):
+    for how, rule in (("whole", lambda B, R, groups, layers: (B,)), ("compacted", stages)):
         compaction.stages = rule
         jax.clear_caches()
         program = generate.lower(config, *given, max_new_tokens=R).compile()

@@ -10,12 +10,16 @@ far loss and gradient norm of the first step are apart: a form that computed les
 
 import argparse
 import statistics
+import sys
 import time
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax.linen import meta
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from rlhf_jax.data.batches import Pairs, Sequences, alternating, bucket, flattened
 from rlhf_jax.data.shared_prompts import pad_shared, shared_rows
@@ -95,7 +99,7 @@ def form(shape: Shape, job: str, batch: dict, R: int) -> Form:
     step, state, batch = make_train_step(loss_fn, tx), create(params, tx, seed=0), jax.device_put(batch)
     traced = step.trace(state, batch)
     compiled = traced.lower().compile()
-    step.use(compiled)
+    step.use(compiled, batch)
     analysis = compiled.cost_analysis()
     tokens = sum(x.size for name, x in batch.items() if name.endswith("tokens"))
     return Form(step, state, batch, matrix_flops(traced.jaxpr), analysis["flops"], tokens)

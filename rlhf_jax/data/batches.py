@@ -313,8 +313,7 @@ def few_sizes(needed_S: Int64[np.ndarray, "S"], most: int) -> tuple[int, ...]:
     sizes, counts = np.unique(needed_S, return_counts=True)
     smaller = (x for k in range(min(most, len(sizes))) for x in combinations(sizes[:-1], k))
     choices = [np.array([*x, sizes[-1]]) for x in smaller]
-    best = min(choices, key=lambda x: (x[np.searchsorted(x, sizes)] * counts).sum())
-    return tuple(best.tolist())
+    return tuple(min(choices, key=lambda x: (x[np.searchsorted(x, sizes)] * counts).sum()).tolist())
 
 
 def pack(found: Sequences | Pairs, length: int, seed: int) -> Packs:
@@ -377,7 +376,10 @@ def pad_packs(
 
 def target_counts(documents: Sequences) -> Int64[np.ndarray, "n"]:
     """How many tokens of each document are trained in a packed row."""
-    return np.array([len(_targets(documents, i)) for i in range(len(documents))], np.int64)
+    begins = np.minimum(np.maximum(documents.prompt_lengths, 1), documents.lengths)
+    trained = np.ones(len(documents.tokens), bool) if documents.trained is None else documents.trained
+    before = np.concatenate([[0], np.cumsum(trained)])
+    return before[documents.offsets[1:]] - before[documents.offsets[:-1] + begins]
 
 
 def _targets(documents: Sequences, i: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
-from rlhf_jax.data.batches import ALL_ROWS, Rows, Sequences
+from rlhf_jax.data.batches import ALL_ROWS, Rows, Sequences, target_counts
 
 # Units whose prompts are compared at one time: enough for NumPy, and few enough for memory.
 _AT_ONCE = 8192
@@ -74,14 +74,7 @@ class SharedRows:
     @property
     def most_targets(self) -> int:
         """The number of trained tokens in the row that has most."""
-        found, at = self.documents, self._layout
-        begins = np.maximum(found.prompt_lengths, 1)
-        counts = np.maximum(found.lengths - begins, 0).astype(np.int64)
-        if found.trained is not None:
-            before = np.concatenate([[0], np.cumsum(found.trained)])
-            counts = (
-                before[found.offsets[1:]] - before[found.offsets[:-1] + np.minimum(begins, found.lengths)]
-            )
+        at, counts = self._layout, target_counts(self.documents)
         return int(np.add.reduceat(counts[at.documents], at.first_documents[:-1]).max())
 
     @cached_property

@@ -64,7 +64,7 @@ class ProgramCost(NamedTuple):
         return self.needs.total + self.beside
 
     @property
-    def sent(self) -> float:
+    def received(self) -> float:
         """Bytes that a chip receives from others."""
         return sum(x.total for x in self.collectives)
 
@@ -109,7 +109,7 @@ def per_chip(program: ProgramCost) -> dict[str, float]:
     return {
         "TFLOP": program.flops / 1e12,
         "GiB needed": program.total / 2**30,
-        "GB received": program.sent / 1e9,
+        "GB received": program.received / 1e9,
         "GB of memory traffic": program.traffic / 1e9,
     }
 

@@ -38,12 +38,9 @@ def _slice_section(found: SliceCost) -> str:
     said = [*found.notices, *bounds(found), *(f"{x.name}: {y}" for x in found.programs for y in x.warnings)]
     said += [found.advice] if found.advice else []
     notes = "".join(f"<li>{escape_html(line)}</li>" for line in said)
-    head = ("program", "collective", "over", "times", "bytes received")
-    return (
-        f"<p>{escape_html(about)}</p>{_table((*HEAD, 'memory, GiB'), programs)}<ul>{notes}</ul>{_table(head, sent)}"
-        if sent
-        else f"<p>{escape_html(about)}</p>{_table((*HEAD, 'memory, GiB'), programs)}<ul>{notes}</ul>"
-    )
+    messages = _table(("program", "collective", "over", "times", "bytes received"), sent) if sent else ""
+    table = _table((*HEAD, "memory, GiB"), programs)
+    return f"<p>{escape_html(about)}</p>{table}<ul>{notes}</ul>{messages}"
 
 
 def _scaling(slices: Sequence[SliceCost]) -> str:

@@ -54,7 +54,7 @@ def program_row(program: ProgramCost, there: int) -> tuple[str, ...]:
         fits,
         needed,
         f"{program.flops / 1e12:.4g}",
-        size(program.sent),
+        size(program.received),
         *three,
         times.bound,
     )

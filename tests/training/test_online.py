@@ -1,122 +1,33 @@
 """The driver of methods that sample: its keys, its prompts, its order, what it carries on; with a policy of paper."""
 
-import gc
 import json
 import re
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_farm
-from jax.sharding import NamedSharding, PartitionSpec
+from paper_policy import (
+    EPOCHS,
+    MINIBATCH,
+    B,
+    N,
+    Watched,
+    after,
+    iterations,
+    prompts,
+    session,
+)
 
 from rlhf_jax.data.tokenization import Prompts
 from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import masked_mean
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training.loop.state import TrainState, planned_state
-from rlhf_jax.training.loop.step import TrainStep, make_train_step
-from rlhf_jax.training.run import load_models, online
+from rlhf_jax.training.loop.state import TrainState
+from rlhf_jax.training.loop.step import TrainStep
+from rlhf_jax.training.run import online
 from rlhf_jax.training.run.encoded_rows import Split
-from rlhf_jax.training.run.load_models import Start
-from rlhf_jax.training.run.memory_check import Plan, batch_shapes, optimizer_of
-from rlhf_jax.training.run.session import Session
-
-N, B, MINIBATCH, EPOCHS = 24, 8, 2, 3
-
-
-class Sampled(NamedTuple):
-    tokens_BR: jax.Array
-    lengths_B: jax.Array
-    ended_B: jax.Array
-    logprobs_BR: jax.Array
-
-
-class Experience(NamedTuple):
-    """row: of the rollout; twice: the same number twice, to see that fields stay together."""
-
-    row: jax.Array
-    twice: jax.Array
-
-
-class Tokenizer:
-    def decode(self, ids, **_):
-        return " ".join(map(str, ids))
-
-
-class Watched:
-    """A learner that keeps what it is given. It answers prompt i with the one token i, which ends number 1 alone; its
-    score is i."""
-
-    def __init__(self):
-        self.asked, self.keys, self.seen, self.extras, self.samples = [], [], [], [], []
-
-    def roll_out(self, networks, records, batch, key, samples):
-        self.asked.append((records, jax.device_get(batch)))
-        self.samples.append(samples)
-        self.keys.append(tuple(np.ravel(jax.random.key_data(key)).tolist()))
-        self.seen.append(jax.device_get(networks["policy"]["weight"]).tolist())
-        B = len(records)
-        said = jnp.asarray([[record["number"]] for record in records], jnp.int32)
-        sampled = Sampled(said, jnp.ones(B, jnp.int32), said[:, 0] == 1, jnp.zeros((B, 1)))
-        return sampled, lambda: sampled.tokens_BR[:, 0].astype(jnp.float32)
-
-    def read(self, networks, batch, sampled):
-        return sampled.tokens_BR[:, 0]
-
-    def experience(self, readings, batch, sampled, scores, extra):
-        self.extras.append(float(extra["price"]))
-        rows = jnp.arange(len(readings))
-        return Experience(rows, 2 * rows), {"objective/kl": 1.0 + len(self.extras)}
-
-    def measure(self, networks, batch, sampled, score, count):
-        scores = score()[:count]
-        return scores, {"scores": scores.mean(), "sampling/logp_difference": jnp.float32(0)}
-
-    def learner(self, starts):
-        return online.Learner(starts, self.roll_out, self.read, self.experience, self.measure)
-
-
-def session(folder, **changes):
-    given = {"data.train": "", "data.eval": "", "rollout.batch_size": B, "minibatch_size": MINIBATCH}
-    given |= {"epochs": EPOCHS, "steps": 4, "eval_every": 0, "save_every": 0, "best_metric": ""}
-    page = tiny_farm.settings("ppo", folder, **given | changes)
-    mesh = make_mesh(1, 1, 1)
-    return Session(page, str(folder), mesh, "", Tokenizer(), "", load_models.lora_settings(page.lora))
-
-
-def prompts(count):
-    """Prompt i is the one token i."""
-    found = Prompts(np.arange(count, dtype=np.int32), np.arange(count + 1, dtype=np.int64))
-    return online.PromptRows(found, tuple({"number": i} for i in range(count)), 2, 99)
-
-
-def after(extra, metrics):
-    return {"price": extra["price"] * metrics["objective/kl"]}
-
-
-def iterations(folder, steps, **changes):
-    """(what the learner was asked, minibatches by iteration, the last state)."""
-    watched, minibatches = Watched(), []
-
-    class Step(TrainStep):
-        def __call__(self, state, batch, frozen=None):
-            minibatches[-1].append(batch)
-            return state.replace(step=state.step + 1), {"loss": masked_mean(batch.row, batch.row >= 0)}
-
-    opened = session(folder, **changes)
-    state = TrainState(
-        0, {"policy": {"weight": jnp.zeros(())}}, (), jax.random.key(opened.config.seed), {"price": 0.5}
-    )
-    iterate = online.make_iteration(opened, prompts(N), watched.learner({}), after, Step(lambda *_: None), {})
-    for i in range(steps):
-        minibatches.append([])
-        state, metrics, _ = iterate(state, i)
-        assert metrics["loss"] == pytest.approx((B - 1) / 2)
-    return watched, minibatches, state
 
 
 @pytest.fixture(scope="module")
@@ -310,101 +221,3 @@ def test_batches_are_as_wide_as_the_longest_prompt_of_both_files():
         assert [rows.records[0]["of"] for rows in both] == ["train", "held"]
         mine = both[1].batch(np.array([1]), make_mesh(1, 1, 1))
         assert mine["tokens"].tolist() == [[99] * (24 - held[1]) + [1] * held[1]]
-
-
-def whole_run(folder, reads=(), **changes):
-    """A method whose policy is one weight that falls by the rate of every update: (watched, result, metrics)."""
-    watched = Watched()
-    opened = session(folder, **changes)
-    where = NamedSharding(opened.mesh, PartitionSpec())
-    weight = jax.device_put(jnp.float32(1.0), where)
-
-    def loss_fn(params, batch):
-        nothing = (0.0 * batch.row) @ jnp.ones(MINIBATCH)  # a matrix product, whose operations are counted
-        return {"loss": masked_mean(params["policy"]["weight"] + nothing, jnp.ones(()))}
-
-    def plan(config, mesh):
-        tx = optimizer_of(
-            config.optimizer, config.steps, updates_per_step=online.updates_per_iteration(config)
-        )
-        like = {"policy": {"weight": jax.ShapeDtypeStruct((), jnp.float32, sharding=where)}}
-        batch = batch_shapes(
-            mesh, config.minibatch_size, Experience(np.zeros(1, np.int32), np.zeros(1, np.int32))
-        )
-        step = make_train_step(loss_fn, tx, divided=False)
-        return Plan(loss_fn, tx, step, planned_state(like, tx), batch, {"policy": {}})
-
-    starts = {"policy": Start({}, {"weight": weight})}
-    method = online.Online(plan, lambda: watched.learner(starts), after, {"price": 0.5}, ("loss",), reads)
-    trained = online.train_online(opened, prompts(N), prompts(3), method)
-    assert float(starts["policy"].trained["weight"]) == 1.0  # what training starts from outlives it
-    return watched, float(trained["policy"]["weight"]), tiny_farm.rows(folder)
-
-
-SGD = {
-    "optimizer.name": "sgd",
-    "optimizer.b1": 0.0,
-    "optimizer.learning_rate": 0.01,
-    "optimizer.max_grad_norm": 0.0,
-}
-SGD |= {"optimizer.schedule": "linear", "optimizer.warmup_steps": 0, "optimizer.ema": 0.5}
-
-
-def test_a_whole_run(tmp_path):
-    """Rollouts sample the newest policy and evaluations the average; both keys follow the seed."""
-    watched, trained, rows = whole_run(tmp_path / "0", steps=2, **SGD)
-    updates = EPOCHS * B // MINIBATCH
-    weight, average, rates, wanted = 1.0, 1.0, [0.01, 0.005], [(1.0, 1.0)]
-    for rate in rates:
-        for _ in range(updates):
-            weight -= rate
-            average = (average + weight) / 2
-        wanted.append((weight, average))
-    # An evaluation of the start, two rollouts, an evaluation of the end.
-    assert watched.seen == pytest.approx([wanted[0][1], wanted[0][0], wanted[1][0], wanted[2][1]])
-    assert trained == pytest.approx(wanted[2][1])
-    assert [row["learning_rate"] for row in rows if "loss" in row] == pytest.approx(rates)
-    assert [row["step"] for row in rows if "eval/scores" in row] == [0, 2]
-    assert watched.extras == pytest.approx([0.5, 1.0])
-    first, *inside, last = watched.keys
-    assert first == last and len({first, *inside}) == 3
-    other, *_ = whole_run(tmp_path / "1", steps=1, seed=1, **SGD)
-    assert not {*other.keys} & {*watched.keys}
-
-
-def test_a_long_run_keeps_no_more_arrays_than_a_short_one(tmp_path, monkeypatch):
-    """Of rollouts, experience and minibatches nothing stays."""
-    held, roll_out = [], Watched.roll_out
-
-    def counted(self, *asked):
-        gc.collect()
-        held.append(len(jax.live_arrays()))
-        return roll_out(self, *asked)
-
-    monkeypatch.setattr(Watched, "roll_out", counted)
-    whole_run(tmp_path, steps=9, **SGD)
-    # The first and the last are evaluations', and the first rollout sees a run that has not trained yet.
-    assert held[3] == held[-2]
-
-
-def test_a_run_goes_on_only_with_the_models_that_it_read(tmp_path):
-    reward = tmp_path / "reward"
-    reward.mkdir()
-    (reward / "weights").write_text("one")
-    whole_run(tmp_path / "run", (str(reward),), steps=1, **SGD)
-    (reward / "weights").write_text("another")
-    with pytest.raises(UserError, match=rf"inputs\.{reward} was "):
-        whole_run(tmp_path / "run", (str(reward),), steps=1, **SGD)
-
-
-def test_the_loop_is_told_the_operations_of_all_updates_of_a_rollout(tmp_path, monkeypatch):
-    told, fit = [], online.fit
-
-    def watched(*args, flops, **options):
-        told.append(flops)
-        return fit(*args, flops=flops, **options)
-
-    monkeypatch.setattr(online, "fit", watched)
-    whole_run(tmp_path, steps=1, **SGD)
-    # One product of as many numbers as a minibatch has rows, 2 operations each, in every update.
-    assert told == [EPOCHS * (B // MINIBATCH) * 2 * MINIBATCH]

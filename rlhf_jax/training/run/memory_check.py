@@ -138,13 +138,13 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     if compiled is not None:
         plan.step.use(compiled, plan.batch)
     found, there = {STEP: own} | _others(plan), available()
+    seconds, flops = time.perf_counter() - began, step_flops(plan_of, config, mesh, traced)
     # Programs run one after the other, so the largest of them decides and not their sum.
     most = max(found, key=lambda name: found[name].total + _beside(plan, name))
     total = found[most].total + _beside(plan, most)
     if startup.is_main():
         print(
-            f"{STEP}: {parameters_said(plan)}, {step_flops(plan_of, config, mesh, traced):.3g} FLOPs; "
-            f"compiled in {time.perf_counter() - began:.1f} s\n"
+            f"{STEP}: {parameters_said(plan)}, {flops:.3g} FLOPs; compiled in {seconds:.1f} s\n"
             f"memory per device: {_gib(total)} needed ({_parts(found[most], _beside(plan, most), most)}), "
             f"{_gib(there)} there",
             flush=True,
@@ -160,7 +160,9 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
         plan.step.use(smaller.lower().compile(), batch)
     # Machines compile at different speeds, and the collectives that follow do not wait for so long.
     startup.barrier("train step compiled", startup.SLOW_S)
-    return plan._replace(flops=step_flops(plan_of, config, mesh, traced, remat="none"))
+    if config.model.remat != "none":
+        flops = step_flops(plan_of, config, mesh, traced, remat="none")
+    return plan._replace(flops=flops)
 
 
 def placed(params: Any, planned: Any) -> Any:
