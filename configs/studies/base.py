@@ -27,9 +27,6 @@ def farm(*, seeds: tuple[int, ...]) -> ConfigDict:
     c = sibling(__file__, "../farm")
     c.seeds = seeds
     c.once = ONCE
-    c.at_once = (
-        2  # On two cores, two stages on one each take a fifth to a third less time than one after the other.
-    )
     c.stages = tuple(stage for stage in c.stages if stage[0] in START)
     c.report = ""
     return c

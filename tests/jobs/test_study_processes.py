@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+import sys
 import time
 
 import pytest
 import tiny_farm
+from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.jobs.study import study_job
+from rlhf_jax.jobs.study import study_job, study_processes
+from rlhf_jax.jobs.study.study_stages import Stage, without_company
 from rlhf_jax.settings import load_page
 
 PAGE = """
@@ -54,6 +57,43 @@ def test_stages_run_side_by_side_and_are_finished(page, tmp_path, capfd):
     assert (root / "two/sft.parquet").is_file() and (root / "looked/finished.json").is_file()
     study_job.run(load_page(str(page())), str(root))
     assert capfd.readouterr().out.count("finished before") == 3
+
+
+def test_a_stage_that_never_has_company_has_all_cores():
+    """Of (one, two; both -> looked; looked -> last) the first two share the cores, whoever comes first."""
+    edges = {"one": (), "two": (), "looked": ("one", "two"), "last": ("looked",)}
+    stages = [Stage(name, name, None, None, None, upstream) for name, upstream in edges.items()]
+    assert without_company(stages) == {"looked", "last"}
+    chain = [
+        stages[0],
+        stages[2]._replace(upstream=("one",)),
+        stages[3],
+        stages[1]._replace(upstream=("looked",)),
+    ]
+    assert without_company(chain) == {"one", "looked"}
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="this system does not tell a process's cores"
+)
+@pytest.mark.parametrize("alone", [False, True])
+def test_cores_of_a_stage(tmp_path, monkeypatch, alone):
+    """All of them, or its half; the study keeps its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    started = []
+    popen = study_processes.subprocess.Popen
+
+    def start(command, **settings):
+        started.append(sorted(os.sched_getaffinity(0)))
+        return popen([sys.executable, "-c", "import sys; sys.stdin.buffer.read()"], **settings)
+
+    monkeypatch.setattr(study_processes.subprocess, "Popen", start)
+    processes = study_processes.StageProcesses(2)
+    stage = Stage("one", "one", None, ConfigDict(), None, ())
+    with processes.ended_with_us():
+        processes.start(stage, tmp_path / "one", alone=alone)
+    assert started == [cores if alone else cores[: max(1, len(cores) // 2)]]
+    assert sorted(os.sched_getaffinity(0)) == cores
 
 
 def test_a_stage_that_fails_in_its_process_is_named_with_its_own_last_line(page, tmp_path, capfd):

@@ -26,7 +26,7 @@ from rlhf_jax.jobs.study.study_stages import Stage
 from rlhf_jax.training.checkpoints import workdir as folders
 
 LOG = "output.txt"  # In a stage's folder: what it has printed.
-_LOOK_S, _TELL_S = 0.2, 60.0
+_LOOK_S, _TELL_S = 0.2, 20.0
 
 
 class _Running(NamedTuple):
@@ -38,15 +38,16 @@ class _Running(NamedTuple):
 
 
 class StageProcesses:
-    """At most `at_once` stages at a time.
+    """At most `at_once` stages at a time, each on its share of the cores.
 
-    Every one has the same number of cores, on which its digits depend, whichever of them these are.
+    A stage that never has company gets all of them. On their number its digits depend, not on which these are; so that
+    is decided by the page, and not by what happens to run.
     """
 
     def __init__(self, at_once: int) -> None:
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         each = max(1, len(cores) // at_once) if cores else 0
-        self._at_once = at_once
+        self._at_once, self._all_cores = at_once, tuple(cores)
         # With fewer cores than stages some share one.
         self._cores = [
             tuple(cores[k % len(cores)] for k in range(i * each, (i + 1) * each)) for i in range(at_once)
@@ -54,7 +55,7 @@ class StageProcesses:
         self._running: list[_Running] = []
         self._told = time.monotonic()
         self._asked_to_end = False
-        share = f", each on {each} of {len(cores)} cores" if cores else ""
+        share = f", on {each} of {len(cores)} cores each where they have company" if cores else ""
         print(f"{self._at_once} stages at one time{share}; what they print is in STAGE/{LOG}", flush=True)
 
     @property
@@ -65,8 +66,8 @@ class StageProcesses:
     def busy(self) -> bool:
         return bool(self._running)
 
-    def start(self, stage: Stage, folder: Path) -> None:
-        """Starts a stage; `full` must not be so."""
+    def start(self, stage: Stage, folder: Path, *, alone: bool = False) -> None:
+        """Starts a stage; `full` must not be so. alone: no other one runs until it has ended."""
         slot = min(set(range(self._at_once)) - {r.slot for r in self._running})
         log = folder / LOG
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ class StageProcesses:
         # The package is found where this process has found it.
         root = str(Path(rlhf_jax.__file__).parents[1])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        with log.open("ab") as out, _on_cores(self._cores[slot]):
+        with log.open("ab") as out, _on_cores(self._all_cores if alone else self._cores[slot]):
             process = subprocess.Popen(
                 [
                     sys.executable,

@@ -13,7 +13,7 @@ from pathlib import Path
 from rlhf_jax.errors import UserError, problem_of_machine
 from rlhf_jax.jobs.study.study_fingerprints import fingerprint
 from rlhf_jax.jobs.study.study_processes import StageProcesses
-from rlhf_jax.jobs.study.study_stages import Stage
+from rlhf_jax.jobs.study.study_stages import Stage, without_company
 from rlhf_jax.parallel import startup
 from rlhf_jax.training.checkpoints import workdir as folders
 from rlhf_jax.training.run import missing_inputs
@@ -41,6 +41,7 @@ class _Run:
         self.ran: dict[str, bool] = {}
         self.failed: dict[str, str] = {}
         self._marks: dict[str, str] = {}
+        self._alone = without_company(stages)
 
     def all(self) -> None:
         """Begins every stage once those that it reads have ended, the page's first ones first."""
@@ -69,7 +70,7 @@ class _Run:
             folders.unfinish(self.root / stage.name)
             self._ended(stage, self._run_here(stage))
         else:
-            self.processes.start(stage, self.root / stage.name)
+            self.processes.start(stage, self.root / stage.name, alone=stage.name in self._alone)
 
     def _is_finished(self, number: int, stage: Stage) -> bool:
         """Says what a stage is, and keeps the mark of what it is made of; whether it need not be run."""

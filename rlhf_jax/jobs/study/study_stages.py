@@ -178,6 +178,15 @@ def _upstream(stage: Stage, before: list[str], real: Mapping[str, str]) -> tuple
     return tuple(name for name in before if name in found)
 
 
+def without_company(stages: list[Stage]) -> set[str]:
+    """The stages that run alone, however many may run at once: each of the others comes before or after them."""
+    before: dict[str, set[str]] = {}  # What a stage reads, what that reads, and so on.
+    for stage in stages:
+        before[stage.name] = set(stage.upstream).union(*(before[name] for name in stage.upstream))
+    after = {name: sum(name in others for others in before.values()) for name in before}
+    return {name for name in before if len(before[name]) + after[name] == len(stages) - 1}
+
+
 def _check_names(given: list[str]) -> None:
     """Names are folders: no two may be the same, nor one lie in the other, whose files would then be both's."""
     for i, name in enumerate(given):
