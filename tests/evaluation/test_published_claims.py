@@ -19,7 +19,7 @@ tables:
   ranked: {row: method, item: [instruction, input]}
   steps: {row: run, at: step}
 columns:
-  win: {label: "win rate, %", table: ranked, column: win, scale: 100}
+  win: {label: "win rate, %", table: ranked, column: win, percent: true}
   truth: {label: truth, table: ranked, column: true_win, digits: 3}
   along: {label: along, table: steps, column: win}
 samples: {table: ranked, text: output, score: utility}
@@ -56,7 +56,7 @@ def test_every_entry_is_read(tmp_path):
         "ranked": TableSpec("method", ("instruction", "input")),
         "steps": TableSpec("run", at="step"),
     }
-    assert found.columns["win"] == ColumnSpec("win rate, %", "ranked", "win", 100.0, 1)
+    assert found.columns["win"] == ColumnSpec("win rate, %", "ranked", "win", True, 1)
     assert found.columns["truth"].digits == 3
     assert found.samples == SampleSpec("ranked", "output", "utility")
     assert found.rows["a"].published == {"paper": 46.8} and found.rows["16"].label == "best of 16"
@@ -94,9 +94,8 @@ WRONG = [
     (("columns", "win", "label"), KeyError, "columns.win: label is missing"),
     (("columns", "win", "table"), "rankd", "columns.win.table: 'rankd'; there are ranked, steps"),
     (("columns", "win", "table"), ["ranked"], "columns.win.table: ['ranked'] is no text"),
-    (("columns", "win", "scale"), "100", "columns.win.scale: '100' is no number"),
-    (("columns", "win", "scale"), True, "columns.win.scale: True is no number"),
-    (("columns", "win", "scale"), math.inf, "columns.win.scale: inf is no number"),
+    (("columns", "win", "percent"), "yes", "columns.win.percent: 'yes'; use true or false"),
+    (("columns", "win", "percent"), 100, "columns.win.percent: 100; use true or false"),
     (("columns", "win", "digits"), 1.5, "columns.win.digits: 1.5; use a whole number from 0 to 9"),
     (("columns", "win", "digits"), -1, "columns.win.digits: -1; use a whole number"),
     (("columns", "win", "unit"), "%", "columns.win: 'unit' is no key here"),

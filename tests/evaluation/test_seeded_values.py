@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rlhf_jax.evaluation.claims.seeded_values import difference, estimate
+from rlhf_jax.evaluation.claims.seeded_values import Estimate, as_percentage, difference, estimate
 
 NAN = math.nan
 
@@ -132,3 +132,39 @@ def test_a_difference_is_pairwise_on_what_both_have():
     assert found.mean == pytest.approx(1, abs=0.1) and found.error < 0.1 and found.sign == 1
     assert (found.seeds, found.items) == (2, 20)
     assert math.isnan(difference(a[2:], b[2:]).mean)
+
+
+def test_an_interval_of_a_percentage_stays_between_0_and_100():
+    """Of three seeds that differ: by hand, at p = 77.1 and a half of 24.3."""
+    found = as_percentage(Estimate(77.1, 5.6, (52.8, 101.4), 3, 805))
+    odds, half = math.log(0.771 / 0.229), 0.243 / (0.771 * 0.229)
+    ends = [100 / (1 + math.exp(-x)) for x in (odds - half, odds + half)]
+    assert found.interval == pytest.approx(ends) and ends == pytest.approx([45.95, 93.02], abs=0.05)
+    assert (found.mean, found.error, found.seeds, found.items) == (77.1, 5.6, 3, 805)
+
+
+def test_a_small_error_leaves_the_interval_of_a_percentage_as_it_is():
+    found = as_percentage(Estimate(60.0, 0.1, (59.8, 60.2), 3, 805))
+    assert found.interval == pytest.approx((59.8, 60.2), abs=2e-3)
+
+
+@pytest.mark.parametrize("mean", [0.0, 100.0, NAN])
+def test_a_percentage_at_its_end_or_of_one_number_has_the_interval_that_it_had(mean):
+    for ends in ((mean, mean), (NAN, NAN)):
+        one = Estimate(mean, 0.0, ends, 1, 1)
+        assert as_percentage(one) is one
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.95])
+def test_intervals_of_percentages_hold_the_truth(share):
+    """Three seeds of 200 answers each, whose shares differ between seeds: in 19 of 20 draws, but for chance."""
+    rng, held, draws = np.random.default_rng(0), 0, 400
+    for _ in range(draws):
+        of_seed = 1 / (1 + np.exp(-(math.log(share / (1 - share)) + 0.3 * rng.normal(size=(3, 1)))))
+        truth = 100 * float(np.mean(1 / (1 + np.exp(-(math.log(share / (1 - share)) + 0.3 * GRID)))))
+        low, high = as_percentage(estimate(100.0 * (rng.random((3, 200)) < of_seed))).interval
+        held += low <= truth <= high
+    assert held >= 0.93 * draws
+
+
+GRID = stats.norm.ppf((np.arange(200) + 0.5) / 200)

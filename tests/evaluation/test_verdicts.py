@@ -16,11 +16,11 @@ NAN = math.nan
 NOISE = np.random.default_rng(0).normal(size=(3, 1, 40))
 
 
-def measured(values, *claims, at=(0.0,), scale=1.0):
+def measured(values, *claims, at=(0.0,), percent=False):
     """One table `t`, one column `v` and the rows' values, each [S, X, N]."""
     table = SeededTable({(row, "v"): v for row, v in values.items()}, tuple(values), ("0",), np.array(at))
     rows = {row: RowSpec(row.upper()) for row in (*values, "gone")}
-    columns = {name: ColumnSpec("V", "t", "v", scale) for name in ("v", "w")}
+    columns = {name: ColumnSpec("V", "t", "v", percent) for name in ("v", "w")}
     return Measured(
         Publication("", "", "", {"t": TableSpec("row")}, columns, {}, rows, (), claims), {"t": table}
     )
@@ -203,9 +203,17 @@ def test_methods_without_one_of_the_measures_are_not_ranked():
 
 
 def test_values_are_in_the_columns_unit():
-    found = measured({"a": number(0.5, 0.6)}, scale=100.0)
+    found = measured({"a": number(0.5, 0.6)}, percent=True)
     assert found.estimate("a", "v").mean == pytest.approx(55)
+    assert 0 < found.estimate("a", "v").interval[0] < found.estimate("a", "v").interval[1] < 100
     assert found.rows() == ["a", "gone"] and found.label("a") == "A" and found.label("unnamed") == "unnamed"
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_per_cent_of_what_is_no_share_is_refused(value):
+    found = measured({"a": number(0.5, value)}, percent=True)
+    with pytest.raises(UserError, match=r"results: t: v of a goes from .* no shares of 1; leave percent out"):
+        found.estimate("a", "v")
 
 
 def test_an_estimate_in_words():

@@ -13,7 +13,7 @@ import yaml
 
 from rlhf_jax.data.records.records import write_parquet
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation.claims.seeded_values import estimate
+from rlhf_jax.evaluation.claims.seeded_values import as_percentage, estimate
 from rlhf_jax.evaluation.report.report_data import ReportStage
 from rlhf_jax.jobs import compare
 from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds
@@ -31,7 +31,7 @@ CLAIMS = {
         "runs": {"row": "run"},
     },
     "columns": {
-        "win": {"label": f"win rate {EVIL}", "table": "ranked", "column": "win", "scale": 100},
+        "win": {"label": f"win rate {EVIL}", "table": "ranked", "column": "win", "percent": True},
         "truth": {"label": "truth", "table": "ranked", "column": "true_win", "digits": 2},
         "along": {"label": "along", "table": "steps", "column": "score"},
         "depth": {"label": "depth", "table": "steps", "column": "kl"},
@@ -191,7 +191,7 @@ def test_the_table_has_means_and_intervals_of_both_seeds_and_the_published_numbe
         "train",
     ]  # The publication's first, then the study's.
     for method in MEANS:
-        wanted = estimate(100 * np.array([found[method] for found in wins]))
+        wanted = as_percentage(estimate(100 * np.array([found[method] for found in wins])))
         row = rows[method]
         assert float(row["win"]) == pytest.approx(wanted.mean)
         assert float(row["win_error"]) == pytest.approx(wanted.error)

@@ -5,7 +5,7 @@
     tables:                                     # files that a study has measured, one of each seed
       ranked: {row: method, item: [instruction, input]}
     columns:                                    # what is shown of every row
-      simulated: {label: "win rate, simulated judges, %", table: ranked, column: win, scale: 100}
+      simulated: {label: "win rate, simulated judges, %", table: ranked, column: win, percent: true}
     published: {simulated: "paper, simulated judges"}
     rows:
       ppo: {label: PPO, published: {simulated: 46.8}}
@@ -53,12 +53,15 @@ class TableSpec:
 
 @dataclass(frozen=True)
 class ColumnSpec:
-    """What is measured: the values of `column` of a table, times `scale`; label: with its unit."""
+    """What is measured: the values of `column` of a table; label: with its unit.
+
+    percent: the values are shares from 0 to 1, shown in per cent; no interval of theirs leaves 0 to 100.
+    """
 
     label: str
     table: str
     column: str
-    scale: float = 1.0
+    percent: bool = False
     digits: int = 1
 
 
@@ -240,13 +243,15 @@ class _Reader:
 
     def column(self, name: str, value: Any, tables: Mapping[str, TableSpec]) -> ColumnSpec:
         where = f"columns.{name}"
-        entry = self.mapping(value, where, ("label", "table", "column"), ("scale", "digits"))
+        entry = self.mapping(value, where, ("label", "table", "column"), ("percent", "digits"))
         table = self.one_of(entry["table"], tables, f"{where}.table")
         label, column = (self.text(entry[k], f"{where}.{k}") for k in ("label", "column"))
-        scale, digits = self.number(entry.get("scale", 1), f"{where}.scale"), entry.get("digits", 1)
+        percent, digits = entry.get("percent", False), entry.get("digits", 1)
+        if not isinstance(percent, bool):
+            raise self.wrong(f"{where}.percent", f"{percent!r}; use true or false")
         if digits not in range(10) or isinstance(digits, bool):
             raise self.wrong(f"{where}.digits", f"{digits!r}; use a whole number from 0 to 9")
-        return ColumnSpec(label, table, column, scale, digits)
+        return ColumnSpec(label, table, column, percent, digits)
 
     def samples(self, value: Any, tables: Mapping[str, TableSpec]) -> SampleSpec:
         entry = self.mapping(value, "samples", ("table", "text"), ("score",))

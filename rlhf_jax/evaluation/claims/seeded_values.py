@@ -18,7 +18,7 @@ The items' share of the spread of the seeds is counted in both terms, so the err
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,6 +67,22 @@ def estimate(values_SN: np.ndarray) -> Estimate:
 def difference(a_SN: np.ndarray, b_SN: np.ndarray) -> Estimate:
     """How far a is above b, pairwise: on the seeds and items that both have."""
     return estimate(a_SN - b_SN)
+
+
+def as_percentage(found: Estimate) -> Estimate:
+    """The same mean of numbers from 0 to 100, with an interval that stays there too.
+
+    That of log(p / (100 - p)), whose error is error / (p (1 - p / 100)) to first order (the delta method), carried
+    back: the same for a small error, and for a large one longer on the side of 50 % than on the other.
+    """
+    low, high = found.interval
+    if not (0 < found.mean < 100 and high > low):
+        return found
+    from scipy.special import expit, logit
+
+    # Half the interval is the quantile times the error.
+    centre, half = logit(found.mean / 100), (high - low) / 2 / (found.mean * (1 - found.mean / 100))
+    return replace(found, interval=tuple(100 * float(expit(x)) for x in (centre - half, centre + half)))
 
 
 def _interval(mean: float, terms: list[tuple[float, int]]) -> tuple[float, tuple[float, float]]:

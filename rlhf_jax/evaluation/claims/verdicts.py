@@ -14,7 +14,7 @@ from rlhf_jax.evaluation.claims.published_claims import Claim, Publication
 from rlhf_jax.evaluation.claims.rank_agreement import rank_agreement
 from rlhf_jax.evaluation.claims.rise_and_fall import rise_and_fall
 from rlhf_jax.evaluation.claims.seeded_tables import SeededTable
-from rlhf_jax.evaluation.claims.seeded_values import Estimate, difference, estimate
+from rlhf_jax.evaluation.claims.seeded_values import Estimate, as_percentage, difference, estimate
 
 VERDICTS = ("shows", "does not show", "cannot be told", "not measured")
 SHOWS, NOT, OPEN, MISSING = VERDICTS
@@ -37,9 +37,18 @@ class Measured:
         self.publication, self.tables = publication, tables
 
     def curve(self, row: str, column: str) -> np.ndarray:
-        """A row's values [S, X, N] in the column's unit."""
+        """A row's values [S, X, N] in the column's unit. UserError for per cent of what is no share."""
         spec = self.publication.columns[column]
-        return self.tables[spec.table].of(row, spec.column) * spec.scale
+        curve_SXN = self.tables[spec.table].of(row, spec.column)
+        if not spec.percent:
+            return curve_SXN
+        if ((curve_SXN < 0) | (curve_SXN > 1)).any():
+            low, high = np.nanmin(curve_SXN), np.nanmax(curve_SXN)
+            raise UserError(
+                f"results: {spec.table}: {spec.column} of {row} goes from {low:g} to {high:g}, which are "
+                f"no shares of 1; leave percent out of the claims' columns.{column}"
+            )
+        return 100 * curve_SXN
 
     def last(self, row: str, column: str) -> np.ndarray:
         """A row's values [S, N]; of a curve, those at its end, which is not the table's where others go on."""
@@ -60,7 +69,11 @@ class Measured:
         return self.publication.rows[row].label if row in self.publication.rows else row
 
     def estimate(self, row: str, column: str) -> Estimate:
-        return estimate(self.last(row, column))
+        return self.estimate_of(self.last(row, column), column)
+
+    def estimate_of(self, values_SN: np.ndarray, column: str) -> Estimate:
+        found = estimate(values_SN)
+        return as_percentage(found) if self.publication.columns[column].percent else found
 
 
 def verdicts(measured: Measured) -> list[Verdict]:

@@ -81,7 +81,8 @@ def curve_chart(
             at_X = np.array([estimate(one).mean for one in np.moveaxis(measured.curve(row, x), 1, 0)])
         known = [i for i in range(len(at_X)) if not (np.isnan(curve_SXN[:, i]).all() or np.isnan(at_X[i]))]
         if len(known) > 1:
-            drawn.append(_Drawn(measured.label(row), at_X[known], [estimate(curve_SXN[:, i]) for i in known]))
+            found = [measured.estimate_of(curve_SXN[:, i], y) for i in known]
+            drawn.append(_Drawn(measured.label(row), at_X[known], found))
     if not drawn:
         return ""
     room = _room([one.label for one in drawn])
