@@ -1,17 +1,15 @@
-import gc
 import json
-import math
 import os
 import shlex
 import signal
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy_training as toy
+from held_arrays import live_arrays
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
@@ -127,16 +125,6 @@ def test_a_long_run_keeps_no_more_arrays_than_a_short_one(tmp_path):
 
     toy.train(tmp_path, steps=32, save_every=99, eval_every=4, log_every=3, hook=count)
     assert held[30] <= held[6]
-
-
-def live_arrays(at_most, seconds=2.0):
-    """The fewest arrays seen: other threads (the clock, those that wrote a checkpoint) let go of theirs in a while."""
-    fewest, until = math.inf, time.monotonic() + seconds
-    while fewest > at_most and time.monotonic() < until:
-        gc.collect()
-        fewest = min(fewest, len(jax.live_arrays()))
-        time.sleep(0.05)
-    return fewest
 
 
 def still(folder, iterate, **settings):
