@@ -5,8 +5,6 @@ from __future__ import annotations
 from statistics import median
 from typing import Any
 
-from setting import SIZES, matrix_flops, tokens_per_repetition
-
 BUSY = 0.1  # Share of a repetition that a thread may wait for a core before the table says so.
 AGREE = 1e-4  # Relative difference of loss and gradient norm at step 0 that counts as equal.
 HEADER = (
@@ -17,14 +15,13 @@ HEADER = (
 
 def table(found: dict[str, Any]) -> str:
     """One task at one size. Rates are of the fastest repetition: what the machine's other work disturbed least."""
-    size, task, ragged = SIZES[found["size"]], found["task"], found["ragged"]
-    tokens, flops = tokens_per_repetition(task, size, ragged), matrix_flops(task, size, ragged)
+    tokens, flops = found["tokens"], found["flops"]
     contestants = dict(found["contestants"])
     yardstick = contestants.pop("yardstick")["notes"]
     gflops, gbytes = (max(note[name] for note in yardstick) for name in ("gflops", "gbytes"))
     ours = _best(contestants.get("ours"))
     lines = [
-        f"\n{found['size']}, {task}{', ragged' if ragged else ''}: {tokens} tokens and {flops / 1e9:.0f} GFLOP of "
+        f"\n{found['title']}: {tokens} tokens and {flops / 1e9:.0f} GFLOP of "
         f"matrix products a repetition; this machine: {gflops:.0f} GFLOP/s, {gbytes:.0f} GB/s read",
         HEADER,
     ]

@@ -16,14 +16,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE / "contestants"), str(HERE.parent)]
 
 import folders  # noqa: E402
 import report  # noqa: E402
+from session import Job  # noqa: E402
 from setting import SIZES, TASKS  # noqa: E402
 
 from rlhf_jax.allocator import tunables  # noqa: E402
@@ -35,6 +37,7 @@ CONTESTANTS = {
     "ours": ("ours", Path(sys.executable), TASKS),
     "lean": ("lean", TORCH, TASKS),
     "trl": ("trl_trainers", TORCH, ("sft", "reward_model", "dpo", "ppo")),
+    "trl_free": ("trl_free", TORCH, ("sft",)),
     "tunix": ("tunix_trainers", TUNIX, TASKS),
     "transformers": ("hf_generate", TORCH, ("generate",)),
 }
@@ -44,28 +47,19 @@ YARDSTICK = ("matrix_product", Path(sys.executable))
 class Worker:
     """One contestant's process."""
 
-    def __init__(self, name: str, module: str, python: Path, setup: dict[str, Any], log: Path) -> None:
+    def __init__(
+        self, name: str, module: str, python: Path, job: Path, log: Path, *, own_malloc: bool
+    ) -> None:
         self.name, self.failed, self.notes = name, "", []
         self.peak_bytes = 0
         self._log = log
-        command = [
-            str(python),
-            str(HERE / "session.py"),
-            module,
-            "--task",
-            setup["task"],
-            "--size",
-            setup["size"],
-        ]
-        command += ["--root", str(setup["root"]), "--repetitions", str(setup["repetitions"])]
-        command += ["--ragged"] if setup["ragged"] else []
         self._process = subprocess.Popen(
-            command,
+            [str(python), str(HERE / "contestants" / "session.py"), module, str(job)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.open("w"),
             text=True,
-            env=_environment(setup["own_malloc"] or name in ("ours", "yardstick")),
+            env=environment(own_malloc or name in ("ours", "yardstick")),
             cwd=HERE,
         )
         self._hear()
@@ -107,38 +101,37 @@ class Worker:
         self.failed = (lines or ["no output"])[-1][:160]
 
 
-def measure(task: str, size: str, args: argparse.Namespace, root: Path) -> dict[str, Any]:
+def measure(job: Job, title: str, args: argparse.Namespace) -> dict[str, Any]:
     """One table: {contestant: {"notes": [...], "peak_bytes": int, "failed": str}}, and the yardstick's notes."""
-    setup = {
-        "task": task,
-        "size": size,
-        "ragged": args.ragged,
-        "root": root,
-        "repetitions": args.repetitions + 1,
-        "own_malloc": args.own_malloc_for_all,
-    }
     logs = args.results / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    label = f"{size}-{task}{'-ragged' if args.ragged else ''}"
+    label = title.replace(", ", "-").replace(" ", "-")
     wanted = {"yardstick": YARDSTICK} | {
-        name: CONTESTANTS[name][:2] for name in args.contestants if task in CONTESTANTS[name][2]
+        name: CONTESTANTS[name][:2] for name in args.contestants if job.task in CONTESTANTS[name][2]
     }
+    job.write(job.root / "job.json")
     workers = []
     for name, (module, python) in wanted.items():
-        print(f"{label}: starting {name}", file=sys.stderr, flush=True)
-        workers.append(Worker(name, module, python, setup, logs / f"{label}-{name}.log"))
+        print(f"{title}: starting {name}", file=sys.stderr, flush=True)
+        about = (name, module, python, job.root / "job.json", logs / f"{label}-{name}.log")
+        workers.append(Worker(*about, own_malloc=args.own_malloc_for_all))
         workers[-1].turn()  # The first step, with what is compiled in it, while nobody else runs.
     for i in range(args.repetitions):
-        print(f"{label}: round {i + 1} of {args.repetitions}", file=sys.stderr, flush=True)
+        print(f"{title}: round {i + 1} of {args.repetitions}", file=sys.stderr, flush=True)
         for worker in workers[i % len(workers) :] + workers[: i % len(workers)]:
             worker.turn()
     for worker in workers:
         worker.stop()
     found = {w.name: {"notes": w.notes, "peak_bytes": w.peak_bytes, "failed": w.failed} for w in workers}
-    return {"task": task, "size": size, "ragged": args.ragged, "contestants": found}
+    found = {"title": title, **job.work, "contestants": found}
+    with (args.results / "results.jsonl").open("a") as file:
+        file.write(json.dumps(found) + "\n")
+    print(report.table(found), flush=True)
+    return found
 
 
-def _environment(own_malloc: bool) -> dict[str, str]:
+def environment(own_malloc: bool) -> dict[str, str]:
+    """What a contestant's process is started with."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "2")
     path = {"PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}", "TOKENIZERS_PARALLELISM": "false"}
     # What `python -m rlhf_jax.main` asks of glibc at its start; the peers run as their users run them.
@@ -153,7 +146,9 @@ def _environment(own_malloc: bool) -> dict[str, str]:
     )
 
 
-def _names(known: tuple[str, ...]) -> Any:
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """An argument's type: some of these, with commas between them."""
+
     def parse(text: str) -> list[str]:
         found = text.split(",")
         for name in found:
@@ -164,20 +159,20 @@ def _names(known: tuple[str, ...]) -> Any:
     return parse
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--tasks", type=_names(TASKS), default=list(TASKS))
-    parser.add_argument("--sizes", type=_names(tuple(SIZES)), default=["small"])
-    parser.add_argument("--contestants", type=_names(tuple(CONTESTANTS)), default=list(CONTESTANTS))
-    parser.add_argument("--ragged", action="store_true", help="lengths from a quarter to the full one")
-    parser.add_argument("--repetitions", type=int, default=5, help="timed ones, after the first step")
+def parser_of(doc: str, contestants: Sequence[str]) -> argparse.ArgumentParser:
+    """What all measurements can be told."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contestants", type=names(contestants), default=list(contestants))
+    parser.add_argument("--repetitions", type=int, default=5, help="timed ones, after the first")
     parser.add_argument(
         "--own-malloc-for-all", action="store_true", help="give the peers our glibc setting too"
     )
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    args = parser.parse_args()
+    return parser
+
+
+def prepare_to_measure(args: argparse.Namespace) -> None:
+    """Leaves where a contestant is not installed; then keeps this process and its children to two cores."""
     for name in args.contestants:
         if not CONTESTANTS[name][1].exists():
             sys.exit(
@@ -186,14 +181,21 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):  # Two threads each, also on a larger machine; children inherit it.
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     args.results.mkdir(parents=True, exist_ok=True)
+
+
+def main() -> None:
+    parser = parser_of(__doc__, tuple(CONTESTANTS))
+    parser.add_argument("--tasks", type=names(TASKS), default=list(TASKS))
+    parser.add_argument("--sizes", type=names(tuple(SIZES)), default=["small"])
+    parser.add_argument("--ragged", action="store_true", help="lengths from a quarter to the full one")
+    args = parser.parse_args()
+    prepare_to_measure(args)
     for size in args.sizes:
         with tempfile.TemporaryDirectory() as root:
             folders.write(Path(root), SIZES[size])
             for task in args.tasks:
-                found = measure(task, size, args, Path(root))
-                with (args.results / "results.jsonl").open("a") as file:
-                    file.write(json.dumps(found) + "\n")
-                print(report.table(found), flush=True)
+                job = Job(task, SIZES[size], args.ragged, Path(root), args.repetitions + 1)
+                measure(job, f"{size}, {task}{', ragged' if args.ragged else ''}", args)
 
 
 if __name__ == "__main__":

@@ -27,8 +27,9 @@ class Size:
     prompt: int
     response: int
     rows: int
-    generated: int
-    ppo_prompts: int
+    generated: int = 0
+    ppo_prompts: int = 0
+    kv_heads: int = 0  # 0: as many as heads
 
     @property
     def head_dim(self) -> int:
@@ -37,7 +38,8 @@ class Size:
     @property
     def layer_parameters(self) -> int:
         """Parameters in matrix products of all layers."""
-        return self.layers * (4 * self.width**2 + 3 * self.width * self.ff)
+        attention = 2 * self.width**2 * (1 + (self.kv_heads or self.heads) / self.heads)
+        return round(self.layers * (attention + 3 * self.width * self.ff))
 
 
 SIZES = {
@@ -108,37 +110,47 @@ def responses(size: Size, count: int) -> list[list[int]]:
     return [_tokens(rng, size, size.response) for _ in range(count)]
 
 
+def tokens_of(rows: list[dict[str, list[int]]]) -> int:
+    """Real tokens of training rows: of every response and of a prompt before each, which a form may compute once."""
+    return sum(len(row["prompt"]) + len(x) for row in rows for name, x in row.items() if name != "prompt")
+
+
 def tokens_per_repetition(task: str, size: Size, ragged: bool) -> int:
     """Real tokens that one repetition works through; for generate, those it makes."""
     if task == "sft":
-        return sum(len(row["prompt"]) + len(row["response"]) for row in demonstrations(size, ragged))
+        return tokens_of(demonstrations(size, ragged))
     if task in ("reward_model", "dpo"):
-        found = pairs(size, ragged)
-        return sum(2 * len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"]) for row in found)
+        return tokens_of(pairs(size, ragged))
     if task == "generate":
         return size.generated * size.response
     return sum(len(row) + size.response for row in prompts(size, size.ppo_prompts, ragged))
 
 
+def training_flops(task: str, size: Size, rows: list[dict[str, list[int]]], lora: bool = False) -> float:
+    """Floating-point operations of the matrix products of training on rows once, attention not counted.
+
+    2 per parameter and token forward, 4 backward, or 2 where weights have no gradient. DPO adds a forward pass of the
+    reference. The language head counts on response tokens only, and adapters not at all.
+    """
+    total = 2.0 * tokens_of(rows) * size.layer_parameters
+    if task != "reward_model":
+        made = sum(len(x) for row in rows for name, x in row.items() if name != "prompt")
+        total += 2.0 * made * size.width * size.vocab
+    return total * ((2 if lora else 3) + (task == "dpo"))
+
+
 def matrix_flops(task: str, size: Size, ragged: bool) -> float:
     """Floating-point operations of the matrix products of one repetition, on real tokens, attention not counted.
 
-    2 per parameter and token forward, 4 backward. DPO adds a forward pass of the reference. The language head
-    counts on response tokens only. PPO: rollout, then policy, reference, value and reward model forward, then
+    Training as `training_flops`. PPO: rollout, then policy, reference, value and reward model forward, then
     `ppo_epochs` times policy and value model forward and backward.
     """
-    trunk = 2.0 * size.layer_parameters
-    head = 2.0 * size.width * size.vocab
+    if task in ("sft", "reward_model", "dpo"):
+        return training_flops(task, size, (demonstrations if task == "sft" else pairs)(size, ragged))
+    trunk, head = 2.0 * size.layer_parameters, 2.0 * size.width * size.vocab
     total = tokens_per_repetition(task, size, ragged)
     if task == "generate":
         return (total + sum(map(len, prompts(size, size.generated, ragged)))) * trunk + total * head
-    if task == "reward_model":
-        return 3 * total * trunk
-    if task == "sft":
-        return 3 * (total * trunk + sum(len(row["response"]) for row in demonstrations(size, ragged)) * head)
-    if task == "dpo":
-        responses_tokens = sum(len(row["chosen"]) + len(row["rejected"]) for row in pairs(size, ragged))
-        return 4 * (total * trunk + responses_tokens * head)
     made = size.ppo_prompts * size.response
     epochs = TRAINING.ppo_epochs
     return (1 + 4 + 6 * epochs) * total * trunk + (1 + 2 + 3 * epochs) * made * head

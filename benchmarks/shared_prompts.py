@@ -1,17 +1,24 @@
-"""What it saves to compute the prompt of a pair once: a train step of DPO and of a reward model, both ways.
+"""What it saves to compute a prompt once: a train step of DPO and of a reward model, and best of 16, both ways.
 
     python benchmarks/shared_prompts.py [--rounds 9] [--only 256]
+    python benchmarks/shared_prompts.py --only "best of 16"
 
 Both programs are compiled, then take turns in one process, so that whatever else the machine does falls on both.
 Printed for each shape: floating-point operations of the step's matrix products as counted in its program (beside it
 XLA's own analysis, which counts a layer once however many there are), the median of the rounds' ratios of time, and how
 far loss and gradient norm of the first step are apart: a form that computed less than was asked would show there.
+
+Best of 16 samples 16 responses to each prompt, without the scoring: `apart` takes every prompt 16 times, as a sampler
+that knows no samples must, `shared` once, and the cache is copied to its 16 rows. Both draw with the same keys, so the
+tokens are the same. A response runs to its full length, so the ratio is that of prompts to such responses.
 """
 
 import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +26,10 @@ import jax
 import numpy as np
 from flax.linen import meta
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from lengths import in_turns
 
 from rlhf_jax.data.batches import Pairs, Sequences, alternating, bucket, flattened
 from rlhf_jax.data.shared_prompts import pad_shared, shared_rows
@@ -27,6 +37,8 @@ from rlhf_jax.methods.dpo import dpo_loss_fn
 from rlhf_jax.methods.reward_model import reward_model_loss_fn
 from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
+from rlhf_jax.sampling.choose import Sampling
+from rlhf_jax.sampling.decode import Generation, generate
 from rlhf_jax.training.loop.state import create
 from rlhf_jax.training.loop.step import make_train_step, matrix_flops
 from rlhf_jax.training.optimizers.optimizer import make_optimizer
@@ -62,6 +74,11 @@ SHAPES = (
     Shape("512 + 2 x 64", llama(4096, 512, 2, 8, 1376), 4, (512, 512), (64, 64)),
     Shape("64 + 2 x 256", llama(4096, 512, 2, 8, 1376), 4, (64, 64), (256, 256)),
 )
+
+
+# Best of n: of 4 prompts, tokens of each and of every response.
+SAMPLES, PROMPTS = 16, 4
+SAMPLED = ((64, 64), (256, 64), (512, 64), (256, 256))
 
 
 def drawn(shape: Shape) -> Pairs:
@@ -136,8 +153,36 @@ def compare(shape: Shape, job: str, rounds: int) -> None:
     )
 
 
+def samples(model: ModelConfig, prompts: int, P: int, R: int) -> dict[str, Callable[[], Generation]]:
+    """Both ways to sample SAMPLES responses to each prompt, compiled."""
+    rng, params = np.random.default_rng(0), meta.unbox(decoder.init(model, jax.random.key(0)))
+    tokens_BP = rng.integers(3, model.vocab_size, (prompts, P)).astype(np.int32)
+    ways = {}
+    for name, times in (("apart", SAMPLES), ("shared", 1)):
+        B = prompts * times
+        rows = (np.repeat(tokens_BP, times, axis=0), np.full(B, P, np.int32), np.arange(B, dtype=np.int32))
+        given = (params, *rows, jax.random.key(1), Sampling(), np.array([-1], np.int32), 0)
+        program = generate.lower(model, *given, max_new_tokens=R, samples=SAMPLES // times).compile()
+        ways[name] = partial(program, *given)
+    return ways
+
+
+def best_of(P: int, R: int, rounds: int) -> None:
+    ways = samples(llama(4096, 512, 2, 8, 1376), PROMPTS, P, R)
+    apart, shared = (jax.block_until_ready(way()) for way in ways.values())
+    same = np.mean(np.asarray(apart.tokens_BR) == np.asarray(shared.tokens_BR))
+    gap = float(np.abs(apart.logprobs_BR - shared.logprobs_BR).max())
+    print(
+        f"best of {SAMPLES}, {PROMPTS} prompts of {P} and responses of {R}: {in_turns(ways, rounds)} as fast with the "
+        f"prompt shared; {same:.2%} of the tokens are the same, log-probs within {gap:.0e}",
+        flush=True,
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="shapes whose name begins so")
     options = parser.parse_args()
@@ -145,6 +190,9 @@ def main() -> None:
         if shape.name.startswith(options.only):
             for job in ("DPO", "reward model"):
                 compare(shape, job, options.rounds)
+    if f"best of {SAMPLES}".startswith(options.only):
+        for P, R in SAMPLED:
+            best_of(P, R, options.rounds)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -12,24 +13,29 @@ from ml_collections import ConfigDict
 from session import Job, Session
 from setting import GREEDY, PAD, TRAINING
 
-from rlhf_jax.data.batches import Sequences, bucket, flattened
+from rlhf_jax.data.batches import Pairs, Sequences, bucket, flattened, permutation, row_indices
 from rlhf_jax.data.tokens.scored_text import EOS, Closing
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
+from rlhf_jax.models import peft
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, value_from_reward
 from rlhf_jax.models.huggingface import import_folder
+from rlhf_jax.models.lora import Lora, joined
 from rlhf_jax.models.model import Model, RewardModel
-from rlhf_jax.models.response_pairs import pair_logprobs
-from rlhf_jax.parallel.mesh import make_mesh, to_global
+from rlhf_jax.parallel.mesh import host_rows, make_mesh, to_global
 from rlhf_jax.rollout.experience import RolloutSettings, read_rollout
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.settings.pages import PAGES, load_page
 from rlhf_jax.training.loop.state import create
 from rlhf_jax.training.loop.step import LossFn, make_train_step
 from rlhf_jax.training.optimizers.optimizer import make_optimizer, partitioned
-from rlhf_jax.training.run.encoded_rows import Split, rows_of
+from rlhf_jax.training.rows.shared_prompt_rows import pair_rows
+from rlhf_jax.training.run import reference_logprobs
+from rlhf_jax.training.run.encoded_rows import Rows, Split, rows_of
+from rlhf_jax.training.run.load_models import Start, start_network
 
 CHUNK = 128
 NO_EOS = -1  # Nothing ends a row early.
@@ -41,29 +47,67 @@ def run(job: Job, session: Session) -> None:
 
 
 def _offline(job: Job, session: Session, mesh: Any) -> None:
-    config, params = _load(job.reward if job.task == "reward_model" else job.policy, mesh)
-    batch, R = _sft_batch(job, config) if job.task == "sft" else _pair_batch(job)
-    batch = to_global(batch, mesh)
-    reference = params
-    if job.task == "dpo":  # The train step donates its parameters; the reference must outlive it.
-        params = jax.tree.map(lambda x: x.copy(), params)
-        reference_logprobs = jax.jit(pair_logprobs(config, R, CHUNK))
+    page = _page(job)
+    config, start = _start(job, mesh)
+    rows, R = _rows(job, page, config)
+    about = (page, mesh, config, start, rows.pairs, R)
+    add_reference = (
+        reference_logprobs.with_every_step(*about) if job.task == "dpo" else lambda batch, _: batch
+    )
     loss_fn = {
         "sft": lambda: sft.sft_loss_fn(config, R, CHUNK),
         "reward_model": lambda: reward_model.reward_model_loss_fn(config),
         "dpo": lambda: dpo.dpo_loss_fn(config, R, CHUNK, beta=TRAINING.dpo_beta, label_smoothing=0.0),
     }[job.task]()
-    step = make_train_step(loss_fn, _optimizer(job.repetitions))
-    state = create(params, _optimizer(job.repetitions), 0)
-    del params
+    optimizer = _optimizer(job.repetitions * job.steps)
+    step, state = make_train_step(loss_fn, optimizer), create(start.trained, optimizer, 0)
     while True:
         session.turn()
-        if job.task == "dpo":
-            chosen, rejected = reference_logprobs(reference, batch)
-            batch |= {"ref_chosen": chosen, "ref_rejected": rejected}
-        state, metrics = step(state, batch)
-        session.note(loss=metrics["loss"], grad_norm=metrics["grad_norm"])
+        for i in range(job.steps):
+            index_B = row_indices(i, page.batch_size, rows.count, page.seed)
+            batch = to_global(rows.make(index_B, host_rows(page.batch_size, mesh)), mesh)
+            state, metrics = step(state, add_reference(batch, None), start.frozen)
+            first = metrics if i == 0 else first
+        session.note(loss=first["loss"], grad_norm=first["grad_norm"])
         jax.block_until_ready(state)
+
+
+def _page(job: Job) -> ConfigDict:
+    """The method's own page with this job's batch, so that all that is `auto` is decided as in a run."""
+    page = load_page(str(PAGES / f"{job.task}.py"))
+    page.update({"batch_size": job.step_rows, "epochs": 1.0})
+    return page
+
+
+def _start(job: Job, mesh: Any) -> tuple[ModelConfig, Start]:
+    """The model, divided into what is frozen and what is trained."""
+    config, params = _load(job.trained, mesh)
+    if not job.lora:
+        return config, start_network(config, params, Lora(0, 0.0, ()), mesh, 0)
+    found = peft.load(f"{job.trained}_adapter", config, mesh)
+    adapted = joined(params, found.adapter)
+    config = dataclasses.replace(config, adapter_scale=found.lora.scale)
+    return config, start_network(config, adapted, found.lora, mesh, 0)
+
+
+def _rows(job: Job, page: ConfigDict, config: ModelConfig) -> tuple[Rows, int]:
+    """(rows, R) as the job makes them: packed, or with prompts that are computed once, where that pays."""
+    # Steps take rows in an order drawn with the seed; they are laid so that it comes to the given one.
+    order = np.argsort(permutation(0, len(job.rows), page.seed))
+    given = [job.rows[i] for i in order]
+    found = [_sequences(given, side) for side in ("response", "chosen", "rejected") if side in given[0]]
+    rows = found[0] if job.task == "sft" else Pairs(*found)
+    about = (Split(rows, rows, []), page.data, PAD, page.seed)
+    if job.task == "sft":
+        made, _, R = rows_of(*about, auto=(page, config))
+    else:
+        made, _, R = pair_rows(*about, config, logits=job.task == "dpo")
+    return made, R
+
+
+def _sequences(rows: list[dict[str, list[int]]], side: str) -> Sequences:
+    whole = [np.array(row["prompt"] + row[side], np.int32) for row in rows]
+    return Sequences(*flattened(whole), np.array([len(row["prompt"]) for row in rows], np.int32))
 
 
 def _generate(job: Job, session: Session, mesh: Any) -> None:
@@ -181,35 +225,8 @@ def _sampler(config: ModelConfig, mesh: Any, new: int, sampling: Sampling) -> De
     return DecodeGenerator(config, mesh, max_new_tokens=new, sampling=sampling, end_ids=(NO_EOS,), pad_id=PAD)
 
 
-def _right_pad(rows: list[list[int]], T: int) -> np.ndarray:
-    return np.array([row + [PAD] * (T - len(row)) for row in rows], np.int32)
-
-
 def _prompt_batch(rows: list[list[int]]) -> dict[str, np.ndarray]:
     lengths = np.array([len(row) for row in rows], np.int32)
     P = bucket(lengths.max(), 8)
     tokens = np.array([[PAD] * (P - len(row)) + row for row in rows], np.int32)
     return {"tokens": tokens, "lengths": lengths, "rows": np.arange(len(rows), dtype=np.int32)}
-
-
-def _sft_batch(job: Job, config: ModelConfig) -> tuple[dict[str, np.ndarray], int]:
-    """(batch, R) as the job makes them: rows that are ragged share array rows."""
-    rows = setting.demonstrations(job.size, job.ragged)
-    whole = [np.array(row["prompt"] + row["response"], np.int32) for row in rows]
-    found = Sequences(*flattened(whole), np.array([len(row["prompt"]) for row in rows], np.int32))
-    page = {"batch_size": len(rows), "epochs": 1.0, "microbatches": 1, "seed": 0}
-    page = ConfigDict(page | {"data": {"packing": "auto"}})
-    train, _, R = rows_of(Split(found, found, []), page.data, PAD, 0, auto=(page, config))
-    return train.make(np.arange(len(rows)), slice(0, len(rows))), R
-
-
-def _pair_batch(job: Job) -> tuple[dict[str, np.ndarray], int]:
-    found = setting.pairs(job.size, job.ragged)
-    sides = {side: [row["prompt"] + row[side] for row in found] for side in ("chosen", "rejected")}
-    T = bucket(max(len(row) for side in sides.values() for row in side), 8)
-    batch = {}
-    for side, rows in sides.items():
-        batch[f"{side}_tokens"] = _right_pad(rows, T)
-        batch[f"{side}_lengths"] = np.array([len(row) for row in rows], np.int32)
-        batch[f"{side}_prompt_lengths"] = np.array([len(row["prompt"]) for row in found], np.int32)
-    return batch, max(len(row[side]) for row in found for side in sides)

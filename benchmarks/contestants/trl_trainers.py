@@ -8,24 +8,27 @@ from typing import Any
 import setting
 import torch
 from datasets import Dataset
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
 from session import Job, Session
 from setting import TRAINING
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
     TrainerCallback,
 )
 
 
-class OneStepPerTurn(TrainerCallback):
-    """Waits for its turn before every step, and notes what the trainer logs."""
+class OneRepetitionPerTurn(TrainerCallback):
+    """Waits for its turn before the steps of every repetition, and notes what the trainer logs."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, steps: int) -> None:
+        self._session, self._steps = session, steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self._session.turn()
+        if state.global_step % self._steps == 0:
+            self._session.turn()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
         self._session.note(
@@ -46,18 +49,26 @@ class OneUpdatePerTurn(TrainerCallback):
         self._session.turn()
 
 
-def run(job: Job, session: Session) -> None:
+def run(job: Job, session: Session, **more: Any) -> None:
+    """more: settings of the trainer that are not its defaults."""
     torch.set_num_threads(2)
-    trainer = {"sft": _sft, "reward_model": _reward_model, "dpo": _dpo, "ppo": _ppo}[job.task](job, session)
+    trainer = {"sft": _sft, "reward_model": _reward_model, "dpo": _dpo, "ppo": _ppo}[job.task](
+        job, session, **more
+    )
+    if job.lora:
+        # TRL makes a fresh adapter of the settings, as for its users; it begins with everybody's weights.
+        set_peft_model_state_dict(
+            trainer.model, load_file(f"{job.trained}_adapter/adapter_model.safetensors")
+        )
     trainer.train()
     session.turn()
 
 
-def _arguments(job: Job, rows: int, **more: Any) -> dict[str, Any]:
+def _arguments(job: Job, batch: int, steps: int, **more: Any) -> dict[str, Any]:
     return {
         "output_dir": tempfile.mkdtemp(dir=job.root),
-        "per_device_train_batch_size": rows,
-        "max_steps": job.repetitions,
+        "per_device_train_batch_size": batch,
+        "max_steps": job.repetitions * steps,
         "learning_rate": TRAINING.learning_rate,
         "lr_scheduler_type": "constant",
         "adam_beta1": TRAINING.b1,
@@ -78,16 +89,28 @@ def _arguments(job: Job, rows: int, **more: Any) -> dict[str, Any]:
     }
 
 
+def _in_order(job: Job) -> dict[str, Any]:
+    """Settings of the trainers on fixed rows, which take them as they come."""
+    return _arguments(job, job.step_rows, job.steps, train_sampling_strategy="sequential")
+
+
 def _common(job: Job, session: Session, rows: list[dict]) -> dict[str, Any]:
-    """Rows repeat, and every batch is one whole round of them: each step sees the same tokens."""
+    """Rows repeat, so that every repetition sees the same tokens."""
     return {
         "processing_class": AutoTokenizer.from_pretrained(job.policy),
         "train_dataset": Dataset.from_list(rows * job.repetitions),
-        "callbacks": [OneStepPerTurn(session)],
+        "callbacks": [OneRepetitionPerTurn(session, job.steps)],
+        "peft_config": _adapter(job) if job.lora else None,
     }
 
 
-def _sft(job: Job, session: Session) -> Any:
+def _adapter(job: Job) -> LoraConfig:
+    found = LoraConfig.from_pretrained(f"{job.trained}_adapter")
+    found.inference_mode = False
+    return found
+
+
+def _sft(job: Job, session: Session, **more: Any) -> Any:
     from trl import SFTConfig, SFTTrainer
 
     rows = [
@@ -95,34 +118,30 @@ def _sft(job: Job, session: Session) -> Any:
             "input_ids": row["prompt"] + row["response"],
             "completion_mask": [0] * len(row["prompt"]) + [1] * len(row["response"]),
         }
-        for row in setting.demonstrations(job.size, job.ragged)
+        for row in job.rows
     ]
-    config = SFTConfig(
-        **_arguments(job, len(rows), train_sampling_strategy="sequential", completion_only_loss=True)
-    )
-    return SFTTrainer(LlamaForCausalLM.from_pretrained(job.policy), config, **_common(job, session, rows))
+    config = SFTConfig(**_in_order(job), completion_only_loss=True, **more)
+    return SFTTrainer(AutoModelForCausalLM.from_pretrained(job.policy), config, **_common(job, session, rows))
 
 
-def _reward_model(job: Job, session: Session) -> Any:
+def _reward_model(job: Job, session: Session, **more: Any) -> Any:
     from trl import RewardConfig, RewardTrainer
 
-    rows = [
-        {f"{side}_ids": row["prompt"] + row[side] for side in ("chosen", "rejected")}
-        for row in setting.pairs(job.size, job.ragged)
-    ]
-    config = RewardConfig(**_arguments(job, len(rows), train_sampling_strategy="sequential"))
-    model = LlamaForSequenceClassification.from_pretrained(job.reward)
+    rows = [{f"{side}_ids": row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in job.rows]
+    config = RewardConfig(**_in_order(job), **more)
+    model = AutoModelForSequenceClassification.from_pretrained(job.reward)
     return RewardTrainer(model, config, **_common(job, session, rows))
 
 
-def _dpo(job: Job, session: Session) -> Any:
+def _dpo(job: Job, session: Session, **more: Any) -> Any:
     from trl import DPOConfig, DPOTrainer
 
-    rows = setting.pairs(job.size, job.ragged)
-    text = [{name: setting.text(tokens) for name, tokens in row.items()} for row in rows]
-    more = {"beta": TRAINING.dpo_beta, "train_sampling_strategy": "sequential"}
-    config = DPOConfig(**_arguments(job, len(rows), **more))
-    model, reference = (LlamaForCausalLM.from_pretrained(job.policy) for _ in range(2))
+    rows = job.rows
+    text = [{name: setting.text(tokens[:1]) for name, tokens in row.items()} for row in rows]
+    config = DPOConfig(**_in_order(job), beta=TRAINING.dpo_beta, **more)
+    model = AutoModelForCausalLM.from_pretrained(job.policy)
+    # With an adapter the reference is the model without it.
+    reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.policy)
     trainer = DPOTrainer(model, reference, config, **_common(job, session, text))
     # It takes text only, and appends an end token to it; its prepared rows are replaced by the very tokens.
     prepared = [{f"{name}_ids": tokens for name, tokens in row.items()} for row in rows]
@@ -130,11 +149,11 @@ def _dpo(job: Job, session: Session) -> Any:
     return trainer
 
 
-def _ppo(job: Job, session: Session) -> Any:
+def _ppo(job: Job, session: Session, **more: Any) -> Any:
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     rows = [{"input_ids": row} for row in setting.prompts(job.size, job.size.ppo_prompts, job.ragged)]
-    arguments = _arguments(job, len(rows))
+    arguments = _arguments(job, len(rows), 1)
     for name in ("max_steps", "max_length"):
         del arguments[name]
     config = PPOConfig(
@@ -153,10 +172,11 @@ def _ppo(job: Job, session: Session) -> Any:
         cliprange_value=TRAINING.value_clip,
         gamma=TRAINING.gamma,
         lam=TRAINING.lam,
+        **more,
     )
     tokenizer = AutoTokenizer.from_pretrained(job.policy, padding_side="left")
-    policy, reference = (LlamaForCausalLM.from_pretrained(job.policy) for _ in range(2))
-    value, reward = (LlamaForSequenceClassification.from_pretrained(job.reward) for _ in range(2))
+    policy, reference = (AutoModelForCausalLM.from_pretrained(job.policy) for _ in range(2))
+    value, reward = (AutoModelForSequenceClassification.from_pretrained(job.reward) for _ in range(2))
     torch.nn.init.zeros_(value.score.weight)
     return PPOTrainer(
         args=config,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.insert(1, str(Path(__file__).resolve().parents[2] / "benchmarks" / "contestants"))
 
 import folders
 import report
@@ -90,7 +91,12 @@ def _notes(seconds, loss=0.5, waited=0.0):
 def _found(**contestants):
     yardstick = {"notes": [{"gflops": 200.0, "gbytes": 30.0}], "peak_bytes": 0, "failed": ""}
     given = {name: {"notes": notes, "peak_bytes": 2**30, "failed": ""} for name, notes in contestants.items()}
-    return {"task": "sft", "size": "small", "ragged": False, "contestants": given | {"yardstick": yardstick}}
+    return {
+        "title": "small, sft",
+        "tokens": 2048,
+        "flops": 1e11,
+        "contestants": given | {"yardstick": yardstick},
+    }
 
 
 def test_table_compares_the_fastest_timed_repetitions():

@@ -6,7 +6,6 @@ contestants take turns on the same cores. Standard library only.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import json
@@ -14,22 +13,33 @@ import os
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from setting import SIZES, Size
+import setting
+from setting import Size
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to measure."""
+    """What to measure.
+
+    Attributes:
+      root: folder of the models, which may also hold the rows of training tasks; without those they are `setting`'s.
+      repetitions: passes over the rows; the first is not timed.
+      batch: rows of a step, or pairs; 0 for all of them.
+      lora: whether the adapters of the folder are trained instead of the models.
+    """
 
     task: str
     size: Size
     ragged: bool
     root: Path
     repetitions: int
+    batch: int = 0
+    lora: bool = False
 
     @property
     def policy(self) -> str:
@@ -38,6 +48,46 @@ class Job:
     @property
     def reward(self) -> str:
         return str(self.root / "reward")
+
+    @property
+    def trained(self) -> str:
+        """The folder of the model that a training task begins with; its adapter's is called so with _adapter."""
+        return self.reward if self.task == "reward_model" else self.policy
+
+    @cached_property
+    def rows(self) -> list[dict[str, list[int]]]:
+        """The token rows of a training task, in the order of training."""
+        kind = "demonstrations" if self.task == "sft" else "pairs"
+        given = self.root / f"{kind}.json"
+        if given.is_file():
+            return json.loads(given.read_text())
+        return getattr(setting, kind)(self.size, self.ragged)
+
+    @property
+    def step_rows(self) -> int:
+        return self.batch or len(self.rows)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a repetition."""
+        return len(self.rows) // self.step_rows
+
+    @property
+    def work(self) -> dict[str, float]:
+        """Real tokens of a repetition, and the FLOPs of its matrix products."""
+        if self.task in ("sft", "reward_model", "dpo"):
+            flops = setting.training_flops(self.task, self.size, self.rows, self.lora)
+            return {"tokens": setting.tokens_of(self.rows), "flops": flops}
+        about = (self.task, self.size, self.ragged)
+        return {"tokens": setting.tokens_per_repetition(*about), "flops": setting.matrix_flops(*about)}
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self) | {"root": str(self.root)}))
+
+    @classmethod
+    def read(cls, path: Path) -> Job:
+        found = json.loads(path.read_text())
+        return cls(**found | {"size": Size(**found["size"]), "root": Path(found["root"])})
 
 
 class Session:
@@ -58,8 +108,8 @@ class Session:
         self._started = (time.perf_counter(), _cpu_seconds(), _system_seconds(), _waiting_seconds())
 
     def note(self, **numbers: float) -> None:
-        """Numbers of the running repetition, e.g. loss and grad_norm at step 0."""
-        self._notes |= {name: float(x) for name, x in numbers.items()}
+        """Numbers of the running repetition, e.g. loss and grad_norm at step 0; the first of a name stays."""
+        self._notes = {name: float(x) for name, x in numbers.items()} | self._notes
 
     def _finished(self) -> dict[str, float]:
         wall, cpu, system, waiting = self._started
@@ -105,20 +155,11 @@ def _waiting_seconds() -> dict[str, float]:
 
 
 def main() -> None:
-    """`python session.py MODULE --task ...`: runs contestants/MODULE.py's `run(job, session)`."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("module")
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--size", required=True)
-    parser.add_argument("--ragged", action="store_true")
-    parser.add_argument("--root", type=Path, required=True)
-    parser.add_argument("--repetitions", type=int, required=True)
-    args = parser.parse_args()
+    """`python session.py MODULE JOB.json`: runs MODULE.py's `run(job, session)`."""
+    module, job = sys.argv[1:]
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # What libraries print goes to the log; the conversation keeps the real stdout.
-    module = importlib.import_module(f"contestants.{args.module}")
-    job = Job(args.task, SIZES[args.size], args.ragged, args.root, args.repetitions)
-    module.run(job, Session(out))
+    importlib.import_module(f"contestants.{module}").run(Job.read(Path(job)), Session(out))
 
 
 if __name__ == "__main__":
