@@ -24,6 +24,7 @@ from rlhf_jax.models.lora import Lora, joined
 from rlhf_jax.models.model import Model, RewardModel
 from rlhf_jax.parallel.mesh import host_rows, make_mesh, to_global
 from rlhf_jax.rollout.experience import RolloutSettings, read_rollout
+from rlhf_jax.rollout.on_policy import READ, Unread, for_later, unread
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation
@@ -136,6 +137,14 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
     R = job.size.response
     params = jax.tree.map(lambda x: x.copy(), {"policy": reference, "value": value_from_reward(reward)})
     tx = partitioned({name: _optimizer(job.repetitions) for name in params})
+    settings = RolloutSettings(
+        temperature=1.0,
+        kl_estimator="k1",
+        missing_eos_penalty=0.0,
+        logprob_chunk=CHUNK,
+    )
+    advantage = ppo.AdvantageSettings(TRAINING.gamma, TRAINING.lam, whiten_rewards=False)
+    # One minibatch is all of a rollout, which its updates read themselves then, as the job has it.
     loss_fn = ppo.ppo_loss_fn(
         config,
         config,
@@ -144,39 +153,31 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         value_coef=TRAINING.value_coef,
         temperature=1.0,
         chunk=CHUNK,
+        experience_of=partial(ppo.make_experience, settings=settings, advantage=advantage),
     )
-    settings = RolloutSettings(
-        temperature=1.0,
-        kl_estimator="k1",
-        missing_eos_penalty=0.0,
-        logprob_chunk=CHUNK,
-    )
-    advantage = ppo.AdvantageSettings(TRAINING.gamma, TRAINING.lam, whiten_rewards=False)
     read = jax.jit(partial(read_rollout, settings=settings, pad_id=PAD))
     rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS, Closing(0)), PAD)
-    experience_of = jax.jit(partial(ppo.make_experience, settings=settings, advantage=advantage))
+    before_updates, later = jax.jit(partial(unread, scalar=("value",))), jax.jit(for_later)
 
-    def experience(params: dict[str, Params], sampled: Generation) -> Any:
-        language = {"policy": Model(config, params["policy"]), "reference": Model(config, reference)}
-        scalar = {"value": Model(config, params["value"])}
+    def rollout(sampled: Generation) -> Unread:
         where = {"prompts_BP": batch["tokens"], "prompt_lengths_B": batch["lengths"]}
-        readings = read(language, scalar, sampled=sampled, **where)
+        readings = read({"reference": Model(config, reference)}, {}, sampled=sampled, **where)
         scored = rewards([], sampled=sampled, **where)()
-        return experience_of(readings, sampled, scored, np.float32(TRAINING.kl_coef))[0]
+        return before_updates(readings, sampled, scored, {"kl_coef": np.float32(TRAINING.kl_coef)})
 
-    check = _check(loss_fn, params, experience(params, to_global(_given(job, len(prompts)), mesh)))
-    state, step = create(params, tx, 0), make_train_step(loss_fn, tx)
+    check = _check(loss_fn, params, rollout(to_global(_given(job, len(prompts)), mesh)))
+    state, step = create(params, tx, 0), make_train_step(loss_fn, tx, divided=False)
     del params
     sampler = _sampler(config, mesh, R, Sampling())
-    shuffled = jax.jit(lambda key, e: jax.tree.map(lambda x: jax.random.permutation(key, x), e))
     for i in range(job.repetitions):
         session.turn()
         sampler.load(state.params["policy"])
         sampled = sampler.generate(batch["tokens"], batch["lengths"], batch["rows"], jax.random.key(i))
         sampler.close()
-        found = experience(state.params, sampled)
-        for epoch in range(TRAINING.ppo_epochs):
-            state, _ = step(state, shuffled(jax.random.key(epoch), found))
+        found = rollout(sampled)
+        for _ in range(TRAINING.ppo_epochs):
+            state, metrics = step(state, found)
+            found = later(found, metrics[READ])
         jax.block_until_ready(state)
         session.note(**check)
     session.turn()

@@ -6,12 +6,13 @@ an aggregation and sampler weights (`objectives/policy_losses`). The KL to the m
 the reward. Which settings are which paper stands in configs/grpo.py.
 
 One iteration: `rollout.samples` responses of each of `rollout.batch_size` prompts are sampled and scored, then trained
-on for `epochs` passes in minibatches. A row is a response.
+on for `epochs` passes in minibatches. A row is a response. Where one minibatch is all of them, its update reads them
+itself (`rollout.on_policy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -44,6 +45,7 @@ from rlhf_jax.rollout.experience import (
     rollout_metrics,
     sampler_correction,
 )
+from rlhf_jax.rollout.on_policy import Unread, read_by_update, unread, unread_shapes
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
@@ -51,7 +53,7 @@ from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import made_by
-from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online
+from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online, rollout_settings
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("objective/scores", "objective/kl", "completions/mean_length", "eval/scores")
@@ -130,14 +132,20 @@ def run(config: ConfigDict, workdir: str) -> None:
     export_model(session, policy, trained["policy"], ends=session.ends)
 
 
-def grpo_loss_fn(config: ModelConfig, how: PolicyLoss, *, temperature: float, chunk: int) -> LossFn:
-    """Policy loss, and kl_coef * KL where that is in the loss. Params: {policy}; batch: a GroupExperience."""
+def grpo_loss_fn(
+    config: ModelConfig, how: PolicyLoss, *, temperature: float, chunk: int, experience_of: Any = None
+) -> LossFn:
+    """Policy loss, and kl_coef * KL where that is in the loss. Params: {policy}; batch: a GroupExperience.
 
-    def loss_fn(params: dict[str, Params], batch: GroupExperience) -> dict[str, Mean]:
+    experience_of: `make_group_experience`, for batches that are an Unread rollout.
+    """
+
+    def loss_fn(params: dict[str, Params], batch: GroupExperience | Unread) -> dict[str, Mean]:
         where = (batch.tokens_BT, batch.prompt_lengths_B, batch.mask_BR.shape[1])
         logprobs_BR, entropy_BR = response_logprobs(
             config, params["policy"], *where, temperature=temperature, chunk=chunk
         )
+        batch, told = read_by_update(experience_of, batch, logprobs_BR, entropy_BR, {})
         found = composed_policy_loss(
             logprobs_BR,
             batch.old_logprobs_BR,
@@ -148,7 +156,7 @@ def grpo_loss_fn(config: ModelConfig, how: PolicyLoss, *, temperature: float, ch
             batch.kl_coef_B,
             how=how,
         )
-        return found | {"policy/entropy": masked_mean(entropy_BR, batch.mask_BR)}
+        return found | {"policy/entropy": masked_mean(entropy_BR, batch.mask_BR), **told}
 
     return loss_fn
 
@@ -210,15 +218,15 @@ def _learner(
     c, params = session.config, policy.read()
     rewards, _ = reward_sources.open_rewards(session, sources, pad_id)
     actor, starts = open_actor(session, models, params, rewards, pad_id)
-    groups = GroupSettings(c.rollout.samples, c.baseline, c.scale, c.filter_groups, c.kl_in)
     # kl_coef is an argument: as a constant it would compile a new program whenever it has moved.
-    learn_from = jax.jit(partial(make_group_experience, settings=actor.settings, groups=groups))
+    learn_from = jax.jit(_experience_of(c))
 
     def experience(readings: Readings, _: dict, sampled: Any, scores: Any, extra: dict) -> tuple:
         return learn_from(readings, sampled, scores, extra["kl_coef"])
 
-    measure = partial(actor.measure_at_price, c.kl_coef)
-    return online.Learner(starts, actor.roll_out, actor.read, experience, measure)
+    measure, whole = partial(actor.measure_at_price, c.kl_coef), online.one_minibatch(c)
+    read = partial(actor.read, trained=not whole)
+    return online.Learner(starts, actor.roll_out, read, experience, measure, unread=unread if whole else None)
 
 
 def _check(session: Session) -> None:
@@ -253,6 +261,7 @@ def _check(session: Session) -> None:
 
 def grpo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
     """Plans the method on prompts of P columns, from shapes."""
+    whole, R = online.one_minibatch(config), config.rollout.max_new_tokens
 
     def loss(trained: Mapping[str, ModelConfig], page: ConfigDict) -> LossFn:
         return grpo_loss_fn(
@@ -260,9 +269,9 @@ def grpo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mes
             policy_loss_of(page),
             temperature=page.rollout.temperature,
             chunk=page.logprob_chunk,
+            experience_of=_experience_of(page) if whole else None,
         )
 
-    R = config.rollout.max_new_tokens
     numbers = jax.ShapeDtypeStruct((1, R), jnp.float32)
     row = GroupExperience(
         tokens_BT=jax.ShapeDtypeStruct((1, P + R), jnp.int32),
@@ -274,7 +283,14 @@ def grpo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mes
         kl_coef_B=jax.ShapeDtypeStruct((1,), jnp.float32) if config.kl_in == "loss" else None,
         weights_BR=numbers if config.rollout.correction != "none" else None,
     )
-    return plan_online(models, loss, row, P, pad_id, config, mesh)
+    if whole:
+        row = unread_shapes(P, R)
+    return plan_online(models, loss, row, P, pad_id, config, mesh, unread=whole)
+
+
+def _experience_of(page: ConfigDict) -> Callable:
+    groups = GroupSettings(page.rollout.samples, page.baseline, page.scale, page.filter_groups, page.kl_in)
+    return partial(make_group_experience, settings=rollout_settings(page), groups=groups)
 
 
 def policy_loss_of(page: ConfigDict) -> PolicyLoss:

@@ -6,12 +6,14 @@ generalised advantage estimates (Schulman et al. 2015, eq. 16), whitened over th
 and starts from the reward model's trunk where that reads the policy's tokens, else from the policy's (AlpacaFarm).
 
 One iteration: `rollout.batch_size` prompts are sampled and scored, then trained on for `epochs` passes in
-minibatches.
+minibatches. Where one minibatch is all of them, its update reads them itself (`rollout.on_policy`). Log-probs and
+entropy come from one forward pass of the policy. Reference and value model share none with it, adapters or not: what an
+adapter adds to the first layer changes what all layers behind it read, so that only weights are common.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -47,6 +49,7 @@ from rlhf_jax.rollout.experience import (
     rollout_metrics,
     sampler_correction,
 )
+from rlhf_jax.rollout.on_policy import Unread, read_by_update, unread, unread_shapes
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
@@ -54,7 +57,7 @@ from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import made_by
-from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online
+from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online, rollout_settings
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("objective/scores", "objective/kl", "completions/mean_length", "eval/scores")
@@ -132,19 +135,23 @@ def ppo_loss_fn(
     value_coef: float,
     temperature: float,
     chunk: int,
+    experience_of: Callable | None = None,
 ) -> LossFn:
     """Clipped policy loss + value_coef * clipped value loss. Params: {policy, value}; batch: an Experience.
 
     Both terms are sums over the same response tokens, so they share one weight.
+    experience_of: `make_experience`, for batches that are an Unread rollout.
     """
 
-    def loss_fn(params: dict[str, Params], batch: Experience) -> dict[str, Mean]:
+    def loss_fn(params: dict[str, Params], batch: Experience | Unread) -> dict[str, Mean]:
         # A window of R positions in each row: neither head ever runs on prompt tokens.
         where = (batch.tokens_BT, batch.prompt_lengths_B, batch.mask_BR.shape[1])
         logprobs_BR, entropy_BR = response_logprobs(
             policy_config, params["policy"], *where, temperature=temperature, chunk=chunk
         )
         values_BR = response_values(value_config, params["value"], *where)
+        now = (logprobs_BR, entropy_BR, {"value": values_BR})
+        batch, told = read_by_update(experience_of, batch, *now)
         policy = policy_loss(
             logprobs_BR,
             batch.old_logprobs_BR,
@@ -163,6 +170,7 @@ def ppo_loss_fn(
             "policy/entropy": masked_mean(entropy_BR, batch.mask_BR),
             **policy,
             **value,
+            **told,
         }
 
     return loss_fn
@@ -225,19 +233,20 @@ def _learner(
     value_from = "reward" if models.of_reward else "policy"
     values = actor_networks.value_params(value_from, policy.config, reward_params, params, session.lora)
     actor, starts = open_actor(session, models, params, rewards, pad_id, scalar={"value": values})
-    numbers = AdvantageSettings(c.gamma, c.lam, c.whiten_rewards)
     # kl_coef is an argument: as a constant it would compile a new program whenever it has moved.
-    learn_from = jax.jit(partial(make_experience, settings=actor.settings, advantage=numbers))
+    learn_from = jax.jit(_experience_of(c))
 
     def experience(readings: Readings, _: dict, sampled: Any, scores: Any, extra: dict) -> tuple:
         return learn_from(readings, sampled, scores, extra["kl_coef"])
 
-    measure = partial(actor.measure_at_price, c.kl_coef)
-    return online.Learner(starts, actor.roll_out, actor.read, experience, measure)
+    measure, whole = partial(actor.measure_at_price, c.kl_coef), online.one_minibatch(c)
+    read, own = partial(actor.read, trained=not whole), partial(unread, scalar=("value",)) if whole else None
+    return online.Learner(starts, actor.roll_out, read, experience, measure, unread=own)
 
 
 def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh: Mesh) -> Plan:
     """Plans PPO on prompts of P columns, from shapes."""
+    whole, R = online.one_minibatch(config), config.rollout.max_new_tokens
 
     def loss(trained: Mapping[str, ModelConfig], page: ConfigDict) -> LossFn:
         return ppo_loss_fn(
@@ -248,11 +257,19 @@ def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh
             value_coef=page.value_coef,
             temperature=page.rollout.temperature,
             chunk=page.logprob_chunk,
+            experience_of=_experience_of(page) if whole else None,
         )
 
-    row = experience_shapes(P, config.rollout.max_new_tokens, corrected=config.rollout.correction != "none")
+    row = experience_shapes(P, R, corrected=config.rollout.correction != "none")
+    if whole:
+        row = unread_shapes(P, R, ("value",))
     rates = {"value": config.value_learning_rate}
-    return plan_online(models, loss, row, P, pad_id, config, mesh, rates=rates)
+    return plan_online(models, loss, row, P, pad_id, config, mesh, rates=rates, unread=whole)
+
+
+def _experience_of(page: ConfigDict) -> Callable:
+    numbers = AdvantageSettings(page.gamma, page.lam, page.whiten_rewards)
+    return partial(make_experience, settings=rollout_settings(page), advantage=numbers)
 
 
 def experience_shapes(P: int, R: int, *, corrected: bool = False) -> Experience:

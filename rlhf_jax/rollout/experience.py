@@ -54,7 +54,7 @@ class Readings(NamedTuple):
     Attributes:
       logprobs: of each language model by its name, "policy" and "reference" among them, each [B, R]; at the sampling
         temperature, by the training graph.
-      entropy_BR: of the policy.
+      entropy_BR: of the policy; None where it was not run.
       values: of each model with a scalar head by its name, before each response token, each [B, R].
     """
 
@@ -62,7 +62,7 @@ class Readings(NamedTuple):
     prompt_lengths_B: Int[Array, " B"]
     mask_BR: Bool[Array, "B R"]
     logprobs: dict[str, Float[Array, "B R"]]
-    entropy_BR: Float[Array, "B R"]
+    entropy_BR: Float[Array, "B R"] | None
     values: dict[str, Float[Array, "B R"]]
 
 
@@ -75,7 +75,7 @@ def read_rollout(
     settings: RolloutSettings,
     pad_id: int,
 ) -> Readings:
-    """Runs language models, "policy" first of them, and models with a scalar head over sampled responses."""
+    """Runs language models and models with a scalar head over sampled responses."""
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
     where = (tokens_BT, prompt_lengths_B, sampled.tokens_BR.shape[1])
     # At the sampling temperature, here and in the loss: at any other one ratio and KL are those of a policy
@@ -88,7 +88,7 @@ def read_rollout(
         logprobs[name], entropies[name] = response_logprobs(model.config, model.params, *seen, **how)
     for name, model in scalar.items():
         values[name] = response_values(model.config, model.params, *where)
-    return Readings(tokens_BT, prompt_lengths_B, sampled.mask_BR, logprobs, entropies["policy"], values)
+    return Readings(tokens_BT, prompt_lengths_B, sampled.mask_BR, logprobs, entropies.get("policy"), values)
 
 
 def final_scores(sampled: Generation, scored: Scored, settings: RolloutSettings) -> Float[Array, " B"]:
@@ -193,17 +193,26 @@ class Actor(NamedTuple):
         asked = [record for given in records for record in [dict(given)] * samples]
         return self.rewards(asked, sampled=responses, **_prompts(batch, responses))
 
-    def read(self, networks: Networks, batch: dict, sampled: Generation, *, values: bool = True) -> Readings:
+    def read(
+        self,
+        networks: Networks,
+        batch: dict,
+        sampled: Generation,
+        *,
+        values: bool = True,
+        trained: bool = True,
+    ) -> Readings:
         """Log-probs, entropies and values of the responses, in one compiled program.
 
         values: whether models with a scalar head are run, too; evaluation is spared them.
+        trained: whether any network is run that is trained; an update may read by itself (see `on_policy`).
         """
         models = {name: Model(config, networks[name]) for name, config in self.trained.items()}
         scalar = {name: models.pop(name) for name in self.scalar}
         program = reading_program(self.settings, self.pad_id)
         return program(
-            language=models | dict(self.frozen),
-            scalar=scalar if values else {},
+            language=(models if trained else {}) | dict(self.frozen),
+            scalar=scalar if values and trained else {},
             sampled=sampled,
             **_prompts(batch, sampled),
         )

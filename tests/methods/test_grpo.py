@@ -25,12 +25,14 @@ HOW = PolicyLoss("sequence_token", "ppo", 0.2, 0.3, 2.0, "sequences", 20, "k3", 
 
 
 class TestGrpo(MethodSuite):
-    """Rollouts are an iteration old and corrected, so that a run which goes on needs the policies it had."""
+    """Rollouts are an iteration old and corrected, so that a run which goes on needs the policies it had; and updates
+    read their rollout, since one minibatch is all of it."""
 
     job = "grpo"
     small = {
         "rollout.batch_size": 4,
         "rollout.samples": 2,
+        "minibatch_size": 8,
         "rollout.staleness": 1,
         "rollout.correction": "token",
     }
@@ -121,7 +123,7 @@ SETTINGS = recorded_rollouts.PLAIN | {
 }
 IN_LOSS = {"kl_coef": 0.3, "clip_low": 0.1, "clip_high": 0.15, "adaptive_kl": True, "target_kl": 0.02}
 IN_LOSS |= {"kl_horizon": 40.0, "optimizer.learning_rate": 0.15}
-# The second rollout is sampled by the policy as it starts.
+# The second rollout is sampled by the policy as it starts; two micro-batches are given it as it was read beforehand.
 BEHIND = {
     "baseline": "leave_one_out",
     "scale": "none",
@@ -131,6 +133,7 @@ BEHIND = {
 }
 BEHIND |= {"ratio": "sequence", "clip_low": 0.02, "clip_high": 0.03, "aggregation": "tokens"}
 BEHIND |= {
+    "microbatches": 2,
     "optimizer.learning_rate": 0.6,
     "rollout.staleness": 1,
     "rollout.correction": "token",

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import PurePath
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.objectives.reduce import Mean, add, value
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather
 from rlhf_jax.training.checkpoints.object_stores import at
@@ -251,6 +253,25 @@ def _named_arrays(batch: PyTree) -> dict[str, np.ndarray]:
 
 _waiting: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
 _thread: threading.Thread | None = None
+
+
+def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Metrics of an iteration from those of its updates.
+
+    A Mean is taken over the tokens or rows of all updates together, since minibatches hold unequal numbers of them.
+    Learning rates and parameter norms are those of the last update; non-finite updates are counted; any other number
+    is averaged over the updates.
+    """
+
+    def one(name: str) -> Any:
+        values = [update[name] for update in found]
+        if isinstance(values[0], Mean):
+            return value(reduce(add, values))
+        if name == "nonfinite":
+            return sum(values)
+        return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
+
+    return {name: one(name) for name in found[0]}
 
 
 def done_at(x: Any) -> Future[float]:

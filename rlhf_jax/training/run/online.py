@@ -7,7 +7,7 @@ method brings the networks, the scores and the loss; the order of things, the ra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial, reduce
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,13 +24,13 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
 from rlhf_jax.objectives.policy_gradient import adaptive_kl_coef
-from rlhf_jax.objectives.reduce import Mean, add, value
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, to_global
+from rlhf_jax.rollout.on_policy import READ, for_later
 from rlhf_jax.sampling.decode import check_finite
 from rlhf_jax.training.checkpoints.workdir import write_samples
 from rlhf_jax.training.loop.loop import fit, tell_warmup
-from rlhf_jax.training.loop.recorder import done_at
+from rlhf_jax.training.loop.recorder import done_at, overall_metrics
 from rlhf_jax.training.loop.state import TrainState, create
 from rlhf_jax.training.loop.step import TrainStep, check_microbatches
 from rlhf_jax.training.optimizers.optimizer import ema_params
@@ -101,6 +101,8 @@ class Learner(NamedTuple):
       remember: (readings, sampled, scores, extra) -> extra, before `experience` is given that: for a method that learns
         from more than its last rollout.
       draw: (key, what to learn from) -> minibatches; None cuts all of it into minibatches, in an order of its own.
+      unread: (readings, sampled, scores, extra) -> the rollout for updates that read it themselves (`one_minibatch`);
+        `read` then runs only what is not trained. None where it runs all networks.
     """
 
     starts: dict[str, Start]
@@ -111,6 +113,7 @@ class Learner(NamedTuple):
     beside: Networks = MappingProxyType({})
     remember: Callable[[Any, Any, Any, dict], dict] | None = None
     draw: Callable[[jax.Array, Any], list[Any]] | None = None
+    unread: Callable[[Any, Any, Any, dict], Any] | None = None
 
 
 # (responses of an evaluation on process 0, step) -> metrics, on every process.
@@ -195,19 +198,22 @@ def make_iteration(
     shuffled = jax.jit(partial(_shuffled, size=c.minibatch_size), out_shardings=rows)
     minibatches = shuffled if learner.draw is None else jax.jit(learner.draw, out_shardings=rows)
     samples, staleness, epochs = c.rollout.samples, c.rollout.staleness, epochs_of(c)
-    overall = jax.jit(overall_metrics)
+    overall, later = jax.jit(overall_metrics), jax.jit(for_later, out_shardings=rows)
+    unread = None if learner.unread is None else jax.jit(learner.unread, out_shardings=rows)
     last: dict[str, Any] = {}  # Metrics of the iteration before, which the devices are done with.
 
-    def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, dict]:
+    def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, Any, dict]:
         found = []
         for epoch in range(epochs):
             # A fresh order in every pass, by the pass's number, so that a resumed run draws the same.
             key = key_of(state.key, ORDER, i * epochs + epoch)
-            for minibatch in minibatches(key, experience):
+            for minibatch in minibatches(key, experience) if unread is None else (experience,):
                 state, metrics = step(state, minibatch, frozen)
+                if unread is not None:
+                    experience = later(experience, metrics.pop(READ))
                 found.append(metrics)
         # The clock waits for metrics and not for the state, whose buffers the next step overwrites.
-        return state, overall(found) | {"timing_s/update": done_at(found[-1])}
+        return state, experience, overall(found) | {"timing_s/update": done_at(found[-1])}
 
     def iterate(state: TrainState, i: int) -> tuple[TrainState, dict, Any]:
         # The state's key is never consumed: what iteration i samples depends on the seed and on i alone.
@@ -226,13 +232,20 @@ def make_iteration(
         scores = score()
         if learner.remember is not None:
             extra = learner.remember(readings, sampled, scores, extra)
-        experience, found = learner.experience(readings, batch, sampled, scores, extra)
-        metrics |= found | {"timing_s/score": done_at(found)}
         if staleness:
             # A copy, since the updates that follow write over the policy's buffers.
             past = (*past[1:], jax.tree.map(jnp.copy, state.params["policy"]))
-        state, found = update(state, i, experience)
+        if unread is None:
+            experience, found = learner.experience(readings, batch, sampled, scores, extra)
+        else:
+            experience, found = unread(readings, sampled, scores, extra), {}
+        metrics |= found | {"timing_s/score": done_at(found or scores)}
+        state, experience, found = update(state, i, experience)
         metrics |= found
+        if unread is not None:
+            # For its metrics: those of the rollout, too, are known only now.
+            experience, found = learner.experience(experience.read, batch, sampled, scores, extra)
+            metrics |= found
         # What a method carries (PPO's KL coefficient) changes between rollouts, not between updates on one.
         carried = after(extra, metrics) | ({PAST: past} if staleness else {})
         _tell_unended(c, last)
@@ -303,6 +316,12 @@ def updates_per_iteration(config: ConfigDict, rows: int = 0) -> int:
     return epochs_of(config) * ((rows or rows_of_experience(config)) // config.minibatch_size)
 
 
+def one_minibatch(config: ConfigDict) -> bool:
+    """Whether an update is of a whole rollout at once, so that it may read that by itself (`rollout.on_policy`)."""
+    # Advantages are whitened over all rows, or compare those of a group: a part of them would not do.
+    return config.minibatch_size == rows_of_experience(config) and config.microbatches == 1
+
+
 def epochs_of(config: ConfigDict) -> int:
     """The passes over one rollout: the page's `epochs`, or 1 for a method that draws its minibatches otherwise."""
     return config.epochs if "epochs" in config else 1
@@ -343,25 +362,6 @@ def check_kl_horizon(config: ConfigDict) -> None:
             f"kl_horizon: {config.kl_horizon:g} responses are fewer than the {responses} of one rollout, so that "
             f"kl_coef would swing; use ten rollouts ({10 * responses}) or more"
         )
-
-
-def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """Metrics of an iteration from those of its updates.
-
-    A Mean is taken over the tokens or rows of all updates together, since minibatches hold unequal numbers of them.
-    Learning rates and parameter norms are those of the last update; non-finite updates are counted; any other number
-    is averaged over the updates.
-    """
-
-    def one(name: str) -> Any:
-        values = [update[name] for update in found]
-        if isinstance(values[0], Mean):
-            return value(reduce(add, values))
-        if name == "nonfinite":
-            return sum(values)
-        return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
-
-    return {name: one(name) for name in found[0]}
 
 
 def _shuffled(key: jax.Array, experience: Any, size: int) -> list[Any]:

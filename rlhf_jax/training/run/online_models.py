@@ -106,6 +106,7 @@ def plan_online(
     rates: Mapping[str, float] = MappingProxyType({}),
     rows: int = 0,
     provided: int = 0,
+    unread: bool = False,
 ) -> Plan:
     """Plans an online method from shapes: the update, and the programs of sampling, reading and scoring.
 
@@ -115,6 +116,7 @@ def plan_online(
     rates: learning rates of networks beside the policy.
     rows: of experience that a rollout gives; 0 means one for every response.
     provided: responses of each prompt that are read and scored beside those that are sampled.
+    unread: whether updates read a rollout themselves, so that beforehand only what is not trained does.
     """
     # The page may be another than the models were described for: the advice about memory plans changed ones.
     computed = partial(load_models.computed_as, model=config.model)
@@ -155,9 +157,10 @@ def plan_online(
 
     def reading() -> jax.stages.Traced:
         whole, prompts = Model(policy_config, policy.whole), whole_groups.prompts(N + provided)
+        values = {name: Model(scalar[name], start.whole) for name, start in beside_it.items()}
         return reading_program(settings, pad_id).trace(
-            language={"policy": whole, REFERENCE: whole, **read},
-            scalar={name: Model(scalar[name], start.whole) for name, start in beside_it.items()},
+            language=({} if unread else {"policy": whole}) | {REFERENCE: whole, **read},
+            scalar={} if unread else values,
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
             sampled=whole_groups.sampled(policy_config),
@@ -168,14 +171,13 @@ def plan_online(
     # Reading gets policy and reference as arguments: so `beside` counts no copy for the reference there, and what two
     # of its arguments share counts once.
     twice = [x for name, x in frozen.items() if name not in models.of_reward]
+    aside, shared = bytes_per_device(state.opt_state) + beside - kept - others, bytes_per_device(twice)
+    if unread:
+        # Of the trained networks it has as arguments only what the reference shares with the policy.
+        aside, shared = alive - kept - others, bytes_per_device(frozen["policy"])
     phases = [
         Phase("sampling", partial(rollout.trace_sampling, policy_config, config.rollout.dtype), alive),
-        Phase(
-            "reading",
-            reading,
-            bytes_per_device(state.opt_state) + beside - kept - others,
-            shared=bytes_per_device(twice),
-        ),
+        Phase("reading", reading, aside, shared=shared),
     ]
     for i, (scorer, reward) in enumerate(zip(models.scorers, rewards, strict=True)):
         name = f"scoring {i + 1}" if len(rewards) > 1 else "scoring"
