@@ -11,6 +11,7 @@ this file too. A page of your own, in any folder, gets at it by the same line.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
 
 
 def texts(data: ConfigDict) -> None:
@@ -137,7 +138,9 @@ def devices(c: ConfigDict) -> None:
     processes(c)
     c.mesh = ConfigDict()
     c.mesh.data = 1  # Each has all parameters and some of the rows.
-    c.mesh.fsdp = -1  # Each has a part of all parameters and some of the rows.
+    # Each has a part of all parameters and some of the rows. A number, or auto: as few as the memory plan of training
+    # allows, on several hosts at least one host's; mesh.data takes the rest.
+    c.mesh.fsdp = FieldReference(-1, field_type=object)
     c.mesh.tensor = 1  # Each has a part of every matrix product, and they share rows.
 
 

@@ -98,6 +98,7 @@ AXIS = Range(
     lambda value: whole(1).fits(value) or (whole(-1, -1).fits(value)),
     "a whole number of at least 1, or -1 for the devices that are left",
 )
+FSDP = Range(lambda value: value == "auto" or AXIS.fits(value), f"auto, {AXIS.says}", ("auto",))
 # From 1e-6 on, because logits are divided by it.
 TEMPERATURE = Range(
     lambda value: number(1e-6, 100).fits(value) or (number(0, 0).fits(value)),
@@ -153,18 +154,11 @@ RANGES: dict[str, Range] = {
     "job": TEXT,
     "seed": whole(0, 2**32 - 1),
     "distributed": one_of("auto", "on", "off"),
-    **_all(AXIS, "mesh.data", "mesh.fsdp", "mesh.tensor"),
+    **_all(AXIS, "mesh.data", "mesh.tensor"),
+    "mesh.fsdp": FSDP,
     # Data.
-    **_all(
-        TEXT,
-        "data.train",
-        "data.eval",
-        "data.path",
-        "prompts",
-        "data.responses",
-        "data.chat_template",
-        "tokenizer",
-    ),
+    **_all(TEXT, "data.train", "data.eval", "data.path", "data.responses"),
+    **_all(TEXT, "data.chat_template", "prompts", "tokenizer"),
     "data.kind": one_of("auto", "instruction", "pair", "prompt"),
     "data.template": one_of("alpaca", "brief", "human_assistant", "chat"),
     **_all(ALL_OR_COUNT, "data.rows", "data.train_rows", "max_instructions"),

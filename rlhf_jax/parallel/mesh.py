@@ -17,6 +17,7 @@ from rlhf_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 # The rows of a batch are split over both: devices that share parameters still see different rows.
 BATCH_AXES = ("data", "fsdp")
+AUTO = "auto"  # The word for mesh.fsdp by which the memory plan of training decides.
 
 
 # A device of every kind that a mesh was made of: a trace knows the kind alone, and it may be that of an absent one.
@@ -38,7 +39,7 @@ def make_mesh(
     Axis types are Auto, so models say where arrays live by sharding constraints, not in their types.
     Raises UserError naming `mesh.<axis>` when the numbers do not fit the device count.
     """
-    devices = (_ABSENT or jax.devices()) if devices is None else list(devices)
+    devices = present_devices() if devices is None else list(devices)
     sizes = _resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
     # jax's own default is Explicit axes, with which flax.linen and sharding constraints do not work.
     mesh = jax.make_mesh(
@@ -47,6 +48,11 @@ def make_mesh(
     jax.set_mesh(mesh)
     _KINDS[devices[0].device_kind] = devices[0]
     return mesh
+
+
+def present_devices() -> list[jax.Device]:
+    """What meshes are made of: the devices of all processes, or those that `compiling_for` names."""
+    return _ABSENT or jax.devices()
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.parallel.mesh import compiling_for
+from rlhf_jax.parallel.mesh import AUTO, compiling_for, make_mesh
 from rlhf_jax.planning import stand_ins
 from rlhf_jax.planning.slices import Slice, devices_of
 from rlhf_jax.programs import is_method, load_program
 from rlhf_jax.ranges import value_at
+from rlhf_jax.training.loop.step import available
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.memory_check import Phase, Plan, PlanOf
 
@@ -37,6 +38,21 @@ class PagePlan(NamedTuple):
     page: ConfigDict
     mesh: Mesh
     notices: tuple[str, ...] = ()
+
+    def on_meshes(self) -> Iterator[PagePlan]:
+        """The page on its mesh; with `mesh.fsdp=auto` on each that its run would try, which is then the current one.
+
+        As there, those on which not even what is always there has room are left out, but for the last.
+        """
+        if self.page.mesh.fsdp != AUTO:
+            yield self
+            return
+        tried = memory_check.meshes_to_try(self.page)
+        for sizes in tried:
+            mesh = make_mesh(**sizes)
+            if sizes is tried[-1] or memory_check.always_there(self.plan_of(self.page, mesh)) <= available():
+                said = f"mesh.fsdp: auto, which takes {sizes['fsdp']} here, with mesh.data {sizes['data']}"
+                yield self._replace(mesh=mesh, notices=(*self.notices, said))
 
 
 @contextlib.contextmanager
@@ -88,6 +104,8 @@ def _with_mesh(page: ConfigDict, count: int) -> tuple[ConfigDict, tuple[str, ...
     """The page with a mesh of so many devices: its own where that is one, else the rest goes to fsdp."""
     page = ConfigDict(page.to_dict())
     sizes = page.mesh.to_dict()
+    if sizes["fsdp"] == AUTO:
+        return page, ()
     product = 1
     for size in sizes.values():
         product *= max(size, 1)

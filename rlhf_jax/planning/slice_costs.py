@@ -63,33 +63,41 @@ def slice_cost(
 
     advise: whether to compile, where it does not fit, the settings that may help.
     """
-    with page_on(page, found, asked) as planned:
-        plan, count = planned.plan_of(planned.page, planned.mesh), planned.mesh.size
-        flops, model_flops = _flops(planned, plan)
-        programs = []
-        for phase in programs_of(plan):
-            cost = _program_cost(phase, planned, plan, found, flops[phase.name] / count)
-            if phase.name == STEP:
-                cost = cost._replace(model_flops=model_flops / count)
-            tell(f"{found.name}: {phase.name} compiled in {cost.seconds:.0f} s")
-            programs.append(cost)
-        result = SliceCost(
-            found,
-            dict(planned.mesh.shape),
-            count,
-            tuple(programs),
-            memory_check.parameters_said(plan),
-            planned.page.model.dtype,
-            planned.notices,
-            _kept(plan),
-            _updates(planned.page),
-        )
+    with page_on(page, found, asked) as one:
+        for planned in one.on_meshes():
+            result = _cost_on(planned, found, tell)
+            if result.fits:
+                break
         if advise and not result.fits:
             tell(f"{found.name}: does not fit; compiling what may help")
             most = max(x.total for x in result.programs)
             said = memory_check.advice(planned.plan_of, planned.page, planned.mesh, most)
             result = result._replace(advice=said)
     return result
+
+
+def _cost_on(planned: PagePlan, found: Slice, tell: Tell) -> SliceCost:
+    """Compiles the programs on one mesh, the current one."""
+    plan, count = planned.plan_of(planned.page, planned.mesh), planned.mesh.size
+    flops, model_flops = _flops(planned, plan)
+    programs = []
+    for phase in programs_of(plan):
+        cost = _program_cost(phase, planned, plan, found, flops[phase.name] / count)
+        if phase.name == STEP:
+            cost = cost._replace(model_flops=model_flops / count)
+        tell(f"{found.name}: {phase.name} compiled in {cost.seconds:.0f} s")
+        programs.append(cost)
+    return SliceCost(
+        found,
+        dict(planned.mesh.shape),
+        count,
+        tuple(programs),
+        memory_check.parameters_said(plan),
+        planned.page.model.dtype,
+        planned.notices,
+        _kept(plan),
+        _updates(planned.page),
+    )
 
 
 def _kept(plan: Plan) -> dict[str, float]:

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import lru_cache, wraps
 from pathlib import Path, PurePath
 from typing import Any
@@ -58,13 +59,29 @@ def prepare_workdir(workdir: str | PurePath, config: Mapping[str, Any]) -> Path 
     return workdir
 
 
+class StartAgainError(Exception):
+    """Raised by a run that has found out how it must be started, before it has read or written what takes long.
+
+    within: the context in which it is started again, once.
+    """
+
+    def __init__(self, within: AbstractContextManager[None]) -> None:
+        super().__init__("this run is started again by `one_writer`, which its `run` lacks")
+        self.within = within
+
+
 def one_writer(run: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
-    """Decorates a job's `run`: its workdir is given back at the end, however it ends."""
+    """Decorates a job's `run`: its workdir is given back at the end, however it ends; see also `StartAgainError`."""
 
     @wraps(run)
     def alone(config: Any, workdir: str) -> None:
         try:
-            run(config, workdir)
+            try:
+                return run(config, workdir)
+            except StartAgainError as again:
+                within = again.within
+            with within:
+                run(config, workdir)
         finally:
             lock.release(workdir)
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +21,19 @@ from ml_collections import ConfigDict
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.attention import fused
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.mesh import BATCH_AXES, make_mesh
+from rlhf_jax.parallel.mesh import AUTO, BATCH_AXES, make_mesh, present_devices
+from rlhf_jax.training.checkpoints.workdir import StartAgainError
 from rlhf_jax.training.loop.state import TrainState
-from rlhf_jax.training.loop.step import GIB, LossFn, MemoryNeeds, TrainStep, available, matrix_flops, needs
+from rlhf_jax.training.loop.step import (
+    GIB,
+    LossFn,
+    MemoryNeeds,
+    TrainStep,
+    available,
+    bytes_per_device,
+    matrix_flops,
+    needs,
+)
 from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
 Shapes = Any  # a tree of ShapeDtypeStructs with shardings
@@ -116,6 +127,91 @@ def stopped_at_plan() -> Iterator[None]:
         _stop.pop()
 
 
+# What `mesh.fsdp=auto` is in a run that was started again for it.
+_chosen: list[int] = []
+
+
+def auto_mesh(config: ConfigDict) -> dict[str, int]:
+    """The mesh of a run with `mesh.fsdp=auto`: what was chosen, or else the first to be tried."""
+    tried = meshes_to_try(config)
+    return next((sizes for sizes in tried if sizes["fsdp"] in _chosen), tried[0])
+
+
+def meshes_to_try(config: ConfigDict) -> list[dict[str, int]]:
+    """The meshes of which `mesh.fsdp=auto` takes the first that fits: as few devices share the parameters as can.
+
+    What they share they gather again for every micro-batch. On several hosts it is at least one host's devices: only
+    sums of gradients then pass between hosts, and not all weights. UserError where the page says something else, too.
+    """
+    devices, tensor = present_devices(), config.mesh.tensor
+    if config.mesh.data not in (1, -1) or tensor == -1:
+        field = "data" if tensor != -1 else "tensor"
+        raise UserError(
+            f"mesh.{field}: {config.mesh[field]}, and mesh.fsdp is auto, which chooses mesh.data, too; leave "
+            f"mesh.{field} at 1, or give mesh.fsdp as a number"
+        )
+    ways, hosts = len(devices) // tensor, len({device.process_index for device in devices})
+    least = 1 if hosts == 1 else max(1, len(devices) // hosts // tensor)
+    tried = [n for n in range(least, ways + 1) if ways % n == 0] or [1]
+    # Left open where tensor does not divide the devices: that is refused where the mesh is made.
+    return [{"data": -1 if len(devices) % tensor else ways // n, "fsdp": n, "tensor": tensor} for n in tried]
+
+
+@contextmanager
+def auto_is(fsdp: int) -> Iterator[None]:
+    """A context in which `mesh.fsdp=auto` is this number and no question any more."""
+    _chosen.append(fsdp)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def choose_fsdp(config: ConfigDict, here: int, total_on: Callable[[dict[str, int], int], int | None]) -> None:
+    """Decides on `mesh.fsdp=auto` and says so. Raises StartAgainError where that is not what this run has, `here`.
+
+    total_on: (a mesh, bytes there are) -> bytes per device that the run needs on it, as far as they fit; None where it
+      cannot split the model.
+    """
+    # Process 0 decides for all: machines may differ in what memory they have.
+    there, too_large = startup.from_main("memory there", available(), startup.SLOW_S), ""
+    for sizes in meshes_to_try(config):
+        total = total_on(sizes, there)
+        if startup.from_main("mesh.fsdp", total is not None and total <= there, startup.SLOW_S):
+            break
+        if total is not None:
+            too_large += f"; {sizes['fsdp']} would need at least {_gib(total)}"
+    again = sizes["fsdp"] != here
+    if startup.is_main():
+        need = "no plan" if total is None else f"{_gib(total)} needed"
+        print(
+            f"mesh.fsdp: auto takes {sizes['fsdp']}, with mesh.data {sizes['data']}: {need} on each device, "
+            f"{_gib(there)} there{too_large}{'; the run starts again on it' if again else ''}",
+            flush=True,
+        )
+    if again:
+        raise StartAgainError(auto_is(sizes["fsdp"]))
+
+
+def _total_on(
+    plan_of: PlanOf, config: ConfigDict, mesh: Mesh, sizes: dict[str, int], there: int
+) -> int | None:
+    """See `choose_fsdp`; `mesh` stays the current one."""
+    try:
+        plan = plan_of(config, make_mesh(**sizes))
+        kept = always_there(plan)
+        return kept if kept > there else needed(plan)
+    except UserError:
+        return None
+    finally:
+        jax.set_mesh(mesh)
+
+
+def always_there(plan: Plan) -> int:
+    """Bytes per device of what a run holds all the time. Where they are too many, nothing needs to be compiled."""
+    return bytes_per_device((plan.state.params, plan.state.opt_state, plan.frozen)) + plan.beside
+
+
 def batch_shapes(mesh: Mesh, B: int, arrays: Any) -> Shapes:
     """From some rows of a batch, arrays or shapes: the shapes of the whole batch of B rows, split over the mesh."""
     where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -131,6 +227,8 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     """Compiles a trainer's step and prints what it takes. Raises UserError when that is more memory than there is."""
     if _stop:
         raise StoppedAtPlanError(plan_of, config, mesh)
+    if config.mesh.fsdp == AUTO and not _chosen:
+        choose_fsdp(config, mesh.shape["fsdp"], partial(_total_on, plan_of, config, mesh))
     plan, began = plan_of(config, mesh), time.perf_counter()
     traced = traced_step(plan)
     own, compiled = compiled_needs(traced.lower())

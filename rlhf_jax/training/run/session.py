@@ -38,7 +38,7 @@ from rlhf_jax.models.decoder import Params, increasing
 from rlhf_jax.models.huggingface import export_folder
 from rlhf_jax.models.lora import Lora
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.mesh import gather, make_mesh
+from rlhf_jax.parallel.mesh import AUTO, gather, make_mesh
 from rlhf_jax.training.checkpoints.object_stores import at, is_remote, publish, workdir_name, write_text
 from rlhf_jax.training.checkpoints.workdir import digest, prepare_workdir
 from rlhf_jax.training.run import load_models, missing_inputs
@@ -119,7 +119,7 @@ def open_session(
     made_by: the command that makes the tokenizer, for the error when it is not there.
     find_tokenizer: the tokenizer's folder of a model folder.
     """
-    mesh = start_up(needs, config, workdir)
+    mesh = start_up(needs, config, workdir, trains=True)
     # From here on this run alone writes into the folder; before, nothing was written.
     prepare_workdir(workdir, config.to_dict())
     lora_settings = load_models.lora_settings(config.lora)
@@ -147,8 +147,11 @@ def marked_tokenizer(workdir: str, tokens: Sequence[str], prefix: str, made_by: 
     return str(found)
 
 
-def start_up(needs: Needs, config: ConfigDict, workdir: str) -> Mesh:
-    """Checks the settings, joins the processes of the run, sees that they agree on what it is, and builds the mesh."""
+def start_up(needs: Needs, config: ConfigDict, workdir: str, *, trains: bool = False) -> Mesh:
+    """Checks the settings, joins the processes of the run, sees that they agree on what it is, and builds the mesh.
+
+    trains: whether the run has a train step, by whose plan `mesh.fsdp=auto` goes; without one it takes all devices.
+    """
     # A value out of range is wrong in every process. A missing file may be missing on one machine only, and
     # that process has to join the others before it can tell them.
     ranges.check_ranges(config.to_dict())
@@ -159,10 +162,23 @@ def start_up(needs: Needs, config: ConfigDict, workdir: str) -> Mesh:
     startup.agree("config", config.to_json_best_effort(sort_keys=True))
     startup.agree("rlhf_jax's code", f"{rlhf_jax.__version__} {code_version()}")
     _keep_compiled_programs()
-    mesh = make_mesh(**config.mesh.to_dict())
+    mesh = make_mesh(**mesh_sizes(config, trains=trains))
     # After the processes have met: a model folder may be broken on one machine only, and all should end then.
     missing_inputs.check_models(needs, config)
     return mesh
+
+
+def mesh_sizes(config: ConfigDict, *, trains: bool) -> dict[str, int]:
+    """A page's mesh in numbers, of which one may be -1."""
+    sizes = config.mesh.to_dict()
+    if sizes["fsdp"] != AUTO:
+        return sizes
+    if not trains:
+        return sizes | {"data": max(1, sizes["data"]), "fsdp": -1}
+    # Here, because jobs that train nothing need none of what a train step does.
+    from rlhf_jax.training.run import memory_check
+
+    return memory_check.auto_mesh(config)
 
 
 def network_of(session: Session, made_by: str) -> Network:
