@@ -26,8 +26,7 @@ import numpy as np  # noqa: E402
 import setting  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from rlhf_jax.data.batches import Sequences, bucket, flattened, pad  # noqa: E402
-from rlhf_jax.data.by_length import batches_by_length  # noqa: E402
+from rlhf_jax.data.batches import Sequences, batches_by_length, bucket, flattened, pad  # noqa: E402
 from rlhf_jax.methods import sft  # noqa: E402
 from rlhf_jax.models import decoder  # noqa: E402
 from rlhf_jax.models.config import ModelConfig  # noqa: E402

@@ -127,7 +127,7 @@ def compare(shape: Shape, job: str, rounds: int) -> None:
     T, R = array_sizes(*found)
     everything = np.arange(shape.pairs)
     laid_out = shared_rows(alternating(found), np.arange(0, 2 * shape.pairs + 1, 2))
-    sizes = (bucket(laid_out.longest, 8), laid_out.most_targets, 2)
+    sizes = (bucket(laid_out.lengths.max(), 8), laid_out.most_targets, 2)
     forms = [
         form(shape, job, pad_pairs(found, everything, T, 0, slice(None)), R),
         form(shape, job, pad_shared(laid_out, everything, sizes, 0), sizes[1]),

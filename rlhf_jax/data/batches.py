@@ -78,23 +78,6 @@ def flattened(rows: Sequence[np.ndarray]) -> tuple[Int32[np.ndarray, "N"], Int64
     return np.concatenate(rows), offsets
 
 
-def end_to_end(parts: Sequence[Sequences]) -> Sequences:
-    """Puts sets of sequences behind one another."""
-    tokens, offsets = flattened([part[i] for part in parts for i in range(len(part))])
-    trained = None
-    # A mask is only carried where not all that follows a prompt is trained; made here for a set without one.
-    if any(part.trained is not None for part in parts):
-        trained = np.concatenate([_trained(part) for part in parts])
-    return Sequences(tokens, offsets, np.concatenate([part.prompt_lengths for part in parts]), trained)
-
-
-def _trained(part: Sequences) -> Bool[np.ndarray, "N"]:
-    if part.trained is not None:
-        return part.trained
-    places = np.arange(len(part.tokens)) - np.repeat(part.offsets[:-1], part.lengths)
-    return places >= np.repeat(part.prompt_lengths, part.lengths)
-
-
 def row_indices(step: int, batch_size: int, n: int, seed: int) -> Int64[np.ndarray, "B"]:
     """Returns the data rows of batch number `step`: entries step*B .. (step+1)*B - 1 of an endless stream.
 
@@ -188,6 +171,23 @@ def eval_batches(
     for first in range(0, n, batch_size):
         indices = np.arange(first, first + batch_size)
         yield np.minimum(indices, n - 1)[rows], (indices < n).astype(np.float32)[rows]
+
+
+def batches_by_length(
+    lengths: Integer[np.ndarray, "n"], batch_size: int, multiple: int = 8, *, every: int = 8, most: int = 4
+) -> Iterator[tuple[Int64[np.ndarray, "B"], int, int]]:
+    """Goes once over all rows, the longest first: yields (rows of a batch, how many of them count, T of its arrays).
+
+    T is a multiple of `multiple` and one of few numbers, each a program to compile: one for `every` so many batches,
+    `most` at most. The last batch is filled up with copies of its last row.
+    """
+    # Stable, and the longest first: what does not fit into memory ends a job at its beginning.
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    batches = list(eval_batches(len(order), batch_size))
+    longest = np.array([bucket(lengths[order[index_B[0]]], multiple) for index_B, _ in batches])
+    sizes = few_sizes(longest, min(most, 1 + len(batches) // every))
+    for (index_B, weight_B), needed in zip(batches, longest, strict=True):
+        yield order[index_B], int(weight_B.sum()), next(size for size in sizes if size >= needed)
 
 
 def _take(

@@ -32,8 +32,17 @@ class Candidates(NamedTuple):
     @property
     def tokens(self) -> Int64[np.ndarray, "n"]:
         """Real tokens of each prompt with its responses, the prompt counted with every one."""
+        return self._lengths_nN.sum(axis=1)
+
+    @property
+    def longest(self) -> Int64[np.ndarray, "n"]:
+        """Tokens of the longest response to each prompt, the prompt among them."""
+        return self._lengths_nN.max(axis=1)
+
+    @property
+    def _lengths_nN(self) -> Int64[np.ndarray, "n N"]:
         lengths_nN = self.sequences.lengths.astype(np.int64)[self.places_nN]
-        return np.where(self.places_nN >= 0, lengths_nN, 0).sum(axis=1)
+        return np.where(self.places_nN >= 0, lengths_nN, 0)
 
 
 def encode_candidates(

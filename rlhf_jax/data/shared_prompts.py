@@ -6,14 +6,14 @@ candidates of a prompt) begin with. Where one was cut, or a tokenizer joined its
 it stands in the branch of its response: nothing has to be equal, and no row is left out.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, Integer
 
-from rlhf_jax.data.batches import ALL_ROWS, Rows, Sequences, target_counts
+from rlhf_jax.data.batches import ALL_ROWS, Rows, Sequences, first_fit, target_counts
 
 # Units whose prompts are compared at one time: enough for NumPy, and few enough for memory.
 _AT_ONCE = 8192
@@ -49,7 +49,7 @@ class SharedRows:
     Attributes:
       documents: all of them; unit u has the documents first[u]:first[u + 1].
       shared: how many tokens the prompts of each unit have in common.
-      members, offsets: row i holds the units members[offsets[i]:offsets[i + 1]], in that order.
+      members, offsets: row i holds the units members[offsets[i]:offsets[i + 1]], in that order; it may have none.
     """
 
     documents: Sequences
@@ -62,9 +62,9 @@ class SharedRows:
         return len(self.offsets) - 1
 
     @property
-    def longest(self) -> int:
-        """The tokens of the longest row."""
-        return int(np.add.reduceat(self._unit_lengths[self.members], self.offsets[:-1]).max())
+    def lengths(self) -> Int64[np.ndarray, "rows"]:
+        """The tokens of every row."""
+        return _sums(self._unit_lengths, np.diff(self.offsets))
 
     @property
     def most_documents(self) -> int:
@@ -75,24 +75,26 @@ class SharedRows:
     def most_targets(self) -> int:
         """The number of trained tokens in the row that has most."""
         at, counts = self._layout, target_counts(self.documents)
-        return int(np.add.reduceat(counts[at.documents], at.first_documents[:-1]).max())
+        return int(_sums(counts[at.documents], np.diff(at.first_documents)).max())
 
     @cached_property
     def _unit_lengths(self) -> Int64[np.ndarray, "units"]:
-        """Tokens of each unit, what is shared counted once."""
-        tails = self.documents.lengths.astype(np.int64) - np.repeat(self.shared, np.diff(self.first))
-        return self.shared + np.add.reduceat(tails, self.first[:-1])
+        """Tokens of each of `members`, what is shared counted once."""
+        sizes, shared = np.diff(self.first)[self.members], self.shared[self.members]
+        documents = _ranges(self.first[self.members], sizes)
+        tails = self.documents.lengths[documents].astype(np.int64) - np.repeat(shared, sizes)
+        return shared + _sums(tails, sizes)
 
     @cached_property
     def _layout(self) -> _Layout:
         rows, sizes = np.diff(self.offsets), np.diff(self.first)[self.members]
-        lengths, shared = self._unit_lengths[self.members], self.shared[self.members]
-        columns = _within(lengths, rows)
+        shared = self.shared[self.members]
+        columns = _within(self._unit_lengths, rows)
         documents = _ranges(self.first[self.members], sizes)
         unit_of = np.repeat(np.arange(len(self.members)), sizes)
         tails = self.documents.lengths[documents] - shared[unit_of]
         roots = columns + shared - 1
-        per_row = np.add.reduceat(sizes, self.offsets[:-1])
+        per_row = _sums(sizes, rows)
         return _Layout(
             documents,
             _ranges(np.zeros(len(rows), np.int64), per_row),
@@ -117,6 +119,14 @@ def shared_rows(
     if members is None or offsets is None:
         members, offsets = np.arange(len(first) - 1), np.arange(len(first))
     return SharedRows(documents, first, shared_lengths(documents, first), members, offsets)
+
+
+def fitted(found: SharedRows, length: int) -> SharedRows:
+    """The units, of which `found` has one a row, in few rows of `length` tokens: by first fit, the longest first."""
+    order = np.argsort(-found.lengths, kind="stable")
+    rows = first_fit(found.lengths[order].tolist(), length)
+    members = found.members[order[np.argsort(rows, kind="stable")]]
+    return replace(found, members=members, offsets=_starts(np.bincount(rows)))
 
 
 def shared_lengths(documents: Sequences, first: Int64[np.ndarray, "M"]) -> Int32[np.ndarray, "units"]:
@@ -150,7 +160,7 @@ def pad_shared(
 ) -> dict[str, np.ndarray]:
     """Makes training arrays of the chosen rows: those of `batches.pad_packs`, and two more.
 
-    sizes: (T, R, S), at least `longest`, `most_targets` and `most_documents`; fixed over a run.
+    sizes: (T, R, S), at least the longest of `lengths`, `most_targets` and `most_documents`; fixed over a run.
     Also returns, int32: roots [B, T], the segment that a token sees beside its own (what its unit shares; for a shared
     token its own), and before [B, R], the column that predicts each target. For the first token behind the shared ones
     that is the last shared one, which stands right before it only in the first response.
@@ -212,6 +222,11 @@ def _of_rows(first: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return np.repeat(np.arange(len(rows)), counts), _ranges(first[:-1][rows], counts)
 
 
+def _sums(x: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The sum of each part, where parts of so many numbers stand end to end; 0 of one without any."""
+    return np.diff(_starts(x)[_starts(counts)])
+
+
 def _starts(counts: np.ndarray) -> np.ndarray:
     """Where each part begins if they stand end to end, and where the last one ends."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -224,5 +239,5 @@ def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 def _within(lengths: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """The sum of the lengths before each within its group; groups: how many belong to each."""
-    before = _starts(lengths)[:-1]
-    return before - np.repeat(before[_starts(groups)[:-1]], groups)
+    starts = _starts(lengths)
+    return starts[:-1] - np.repeat(starts[_starts(groups)[:-1]], groups)

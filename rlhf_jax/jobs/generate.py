@@ -15,8 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Prompts, bucket, eval_batches, pad_prompts
-from rlhf_jax.data.by_length import batches_by_length
+from rlhf_jax.data.batches import Prompts, batches_by_length, bucket, eval_batches, pad_prompts
 from rlhf_jax.data.chat.chat_encoding import CHAT
 from rlhf_jax.data.records.records import counts_text, read_prompts, write_parquet
 from rlhf_jax.data.templates import handling_of

@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Sequences, pad
-from rlhf_jax.data.by_length import MANY, batches_by_length, in_order
+from rlhf_jax.data.batches import Sequences, batches_by_length, pad
 from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.joining import in_order
 from rlhf_jax.data.records.left_out import is_kept
 from rlhf_jax.data.records.records import counts_text, write_parquet
 from rlhf_jax.data.records.scored_responses import Answered, read_responses
@@ -50,6 +50,7 @@ NEEDS = Needs(
         *model_reads("model.path", made_by("reward_model")),
     )
 )
+MANY = 4  # different lengths of arrays
 
 
 @one_writer
@@ -186,9 +187,7 @@ def logprob_sums(
 
     @jax.jit
     def score(params: Params, batch: Batch) -> jax.Array:
-        # Of a batch of short rows no response is longer than those.
-        longest = min(R, batch["tokens"].shape[1])
-        logprobs_BR, _, mask_BR = plain_row_logprobs(model, params, batch, longest, chunk=128)
+        logprobs_BR, _, mask_BR = plain_row_logprobs(model, params, batch, R, chunk=128)
         return jnp.stack([sequence_logprob(logprobs_BR, mask_BR), mask_BR.sum(axis=1)], axis=1)
 
     return _scores(config, mesh, found, lambda batch: score(params, batch), lengths)

@@ -199,15 +199,19 @@ def row_weight(batch: Batch) -> Array:
 def plain_row_logprobs(
     config: ModelConfig, params: decoder.Params, batch: Batch, R: int, chunk: int, *, temperature: float = 1.0
 ) -> tuple[Array, Array, Array]:
-    """`row_logprobs` of rows that hold one sequence each; rows of weight 0 are not masked out here."""
-    logprobs_BR, entropy_BR = response_logprobs(
-        config, params, batch["tokens"], batch["prompt_lengths"], R, temperature=temperature, chunk=chunk
-    )
-    return logprobs_BR, entropy_BR, plain_row_mask(batch, R)
+    """`row_logprobs` of rows that hold one sequence each; rows of weight 0 are not masked out here.
+
+    Of arrays of fewer than R columns the window is as long as they are.
+    """
+    mask_BR = plain_row_mask(batch, R)
+    about = (batch["tokens"], batch["prompt_lengths"], mask_BR.shape[1])
+    return *response_logprobs(config, params, *about, temperature=temperature, chunk=chunk), mask_BR
 
 
 def plain_row_mask(batch: Batch, R: int) -> Array:
     """Which tokens of the window of each row are trained [B, R]; rows that hold one sequence each."""
+    # No response is longer than its row, and evaluations cut the arrays of short ones.
+    R = min(R, batch["tokens"].shape[1])
     mask_BR = response_mask(batch["lengths"], batch["prompt_lengths"], R)
     # In a conversation the window begins at the assistant's first turn, and users speak in between.
     if "trained" in batch:

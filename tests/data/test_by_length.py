@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rlhf_jax.data.batches import bucket
-from rlhf_jax.data.by_length import batches_by_length, in_order
+from rlhf_jax.data.batches import batches_by_length, bucket
+from rlhf_jax.data.joining import in_order
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 61, 160])

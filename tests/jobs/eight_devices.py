@@ -94,7 +94,7 @@ def shared(mesh):
         rows += [np.int32([*prompt, *rng.integers(0, CONFIG.vocab_size, rng.integers(1, R))]) for _ in "12"]
         prompts.append(len(prompt))
     found = shared_rows(Sequences(*flattened(rows), np.repeat(np.int32(prompts), 2)), np.arange(0, 33, 2))
-    batch = pad_shared(found, np.arange(16), (found.longest, found.most_targets, 2), 0)
+    batch = pad_shared(found, np.arange(16), (int(found.lengths.max()), found.most_targets, 2), 0)
     loss = jax.jit(partial(tiny_losses.loss_and_gradient, dpo.dpo_loss_fn(CONFIG, R, 16, beta=0.3)))
     return gather(loss(place(CONFIG, CASES["sft"].params, mesh), to_global(batch, mesh)))
 

@@ -191,7 +191,7 @@ def updated(config, frozen, adapter, batch, R, *, parts=1):
 def test_rows_hold_the_prompt_once_and_every_response_knows_what_stands_before_it():
     found = sequences([[5, 6, 30, 31], [5, 7, 40], [1, 2, 3, 11], [1, 2, 3, 20, 21]], [2, 2, 3, 3])
     rows = shared_rows(found, np.array([0, 2, 4]))
-    assert rows.shared.tolist() == [1, 3] and rows.longest == rows.most_targets + 3 == 6
+    assert rows.shared.tolist() == [1, 3] and rows.lengths.max() == rows.most_targets + 3 == 6
     made = {k: x.tolist() for k, x in pad_shared(rows, np.array([1, 0]), (7, 4, 3), 9).items()}
     assert made == {
         "tokens": [[1, 2, 3, 11, 20, 21, 9], [5, 6, 30, 31, 7, 40, 9]],

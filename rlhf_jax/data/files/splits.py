@@ -6,10 +6,12 @@ A folder is one table as long as nothing in it says otherwise. Where the names o
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.data.files.table_files import SUFFIXES, read_file, suffix
+from rlhf_jax.data.templates import render
 from rlhf_jax.errors import UserError
 
 Row = dict[str, Any]
@@ -240,3 +242,45 @@ def _split_of_file(name: str) -> str | None:
 def _split_word(name: str) -> str | None:
     words = re.findall(r"[a-z]+", name.lower())
     return next((_WORDS[word] for word in words if word in _WORDS), None)
+
+
+# Rows of one table that are held out, and a number of rows drawn of it.
+
+
+def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], list[dict], Counter[str]]:
+    """Splits rows by prompt: (train, eval, counts of rows left out). No prompt is on both sides.
+
+    Prompts are set aside with all their rows until they hold eval_rows rows and are a twentieth of all prompts (or
+    eval_rows prompts): a hundred rows of one prompt would say little. eval_rows of these rows are drawn.
+    """
+    import numpy as np  # Here, since annotating reads tables without it.
+
+    # By the rendered text, as the same prompt may stand in different columns of different records.
+    by_prompt: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(render(row, "alpaca"), []).append(i)
+    rng = np.random.default_rng(seed)
+    groups = list(by_prompt.values())
+    # Of a small file at most about half is held out, so that something is left to train on.
+    wanted_rows, wanted_prompts = min(eval_rows, len(rows) // 2), min(eval_rows, len(groups) // 20)
+    held: list[int] = []
+    for prompts, k in enumerate(rng.permutation(len(groups))):
+        if len(held) >= wanted_rows and prompts >= wanted_prompts:
+            break
+        held += groups[k]
+    if len(held) == len(rows):
+        raise UserError(
+            f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval"
+        )
+    kept = draw(sorted(held), eval_rows, rng)
+    left_out = Counter({"other row of a held-out prompt": len(held) - len(kept)})
+    aside = set(held)
+    # The plus drops what was counted 0 times.
+    return [row for i, row in enumerate(rows) if i not in aside], [rows[i] for i in kept], +left_out
+
+
+def draw(rows: list, count: int, rng: Any) -> list:
+    """Draws `count` of the rows, or takes all when there are no more; they stay in their order."""
+    if len(rows) <= count:
+        return rows
+    return [rows[i] for i in sorted(rng.choice(len(rows), count, replace=False))]

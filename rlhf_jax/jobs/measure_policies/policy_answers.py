@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Pairs, Prompts, Sequences, end_to_end, flattened
+from rlhf_jax.data.batches import Pairs, Prompts, Sequences, flattened
 from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.joining import end_to_end
 from rlhf_jax.data.records.records import read_pairs, read_prompts
 from rlhf_jax.data.templates import handling_of
 from rlhf_jax.data.tokenization import decode, encode_labelled_pairs, encode_prompts

@@ -228,7 +228,7 @@ def make_evaluator(
     """Compiles loss_fn, without gradient, into `evaluate(params, batches) -> {name: mean}`.
 
     Sums and weights are added over the batches and divided once, so a last batch filled up with rows of
-    weight 0 counts as what it holds. All batches have the same shapes. No batches: an empty dict.
+    weight 0 counts as what it holds. Every shape of batches is a program. No batches: an empty dict.
     """
 
     means_of = jax.jit(loss_fn)

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Int64
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Sequences, bucket, end_to_end, flattened, pad
+from rlhf_jax.data.batches import Sequences, bucket, flattened, pad
 from rlhf_jax.data.candidate_arrays import Candidates, check_ranked, encode_candidates, pad_candidates
 from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.joining import end_to_end
 from rlhf_jax.data.prompt_groups import PromptGroups, group_by_prompt, pad_groups
 from rlhf_jax.data.records.candidates import read_candidates
 from rlhf_jax.data.records.label_columns import read_rated
@@ -125,8 +126,13 @@ def grouped_rows_of(split: Split, pad_id: int) -> tuple[Rows, Rows]:
 
     def rows(g: PromptGroups) -> Rows:
         layout = (g.pairs, g.offsets, np.array([sizes[0], sizes[2]]))
+        make = partial(pad_groups, g)
         return Rows(
-            len(g), g.tokens, lambda index_B, rows: pad_groups(g, index_B, sizes, pad_id, rows), layout=layout
+            len(g),
+            g.tokens,
+            lambda index_B, rows: make(index_B, sizes, pad_id, rows),
+            layout=layout,
+            lengths=np.maximum.reduceat(g.responses.lengths, g.first[:-1]),
         )
 
     return rows(groups[0]), rows(groups[1])
@@ -140,7 +146,12 @@ def candidate_rows(split: Split, pad_id: int) -> tuple[Rows, Rows, int]:
 
     def rows(found: Candidates) -> Rows:
         make = partial(pad_candidates, found)
-        return Rows(len(found), found.tokens, lambda index_B, rows: make(index_B, N, T, pad_id, rows))
+        return Rows(
+            len(found),
+            found.tokens,
+            lambda index_B, rows: make(index_B, N, T, pad_id, rows),
+            lengths=found.longest,
+        )
 
     return rows(split.train), rows(split.eval), R
 

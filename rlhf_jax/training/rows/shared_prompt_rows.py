@@ -156,14 +156,14 @@ def _rows(found: SharedRows, sizes: tuple[int, int, int], pad_id: int, plain: Ro
         # As of packed rows, in documents. The third number tells these rows from packed ones of the same pairs.
         members = (found.members[:, None] * 2 + np.arange(2)).reshape(-1)
         layout = (members, found.offsets * 2, np.array([sizes[0], sizes[2], 1]))
-    return Rows(plain.count, plain.tokens, make, pairs, layout)
+    return Rows(plain.count, plain.tokens, make, pairs, layout, lengths=found.lengths)
 
 
 def _decided(
     share: str, found: Sequence[SharedRows], model: ModelConfig, plain: Sizes, *, packed: bool, logits: bool
 ) -> tuple[int, int, int] | None:
     """(T, R, S) of rows that share prompts, or None for plain rows; says which, and why."""
-    T = bucket(max(x.longest for x in found), 8)
+    T = bucket(max(int(x.lengths.max()) for x in found), 8)
     R, S = (max(sizes) for sizes in zip(*((x.most_targets, x.most_documents) for x in found), strict=True))
     wanted = Sizes(1, T, R if logits else 0)
     part = products(model, wanted) / products(model, plain)

@@ -31,15 +31,10 @@ from rlhf_jax.data.batches import (
     target_counts,
 )
 from rlhf_jax.data.chat.chat_encoding import CHAT
+from rlhf_jax.data.files.splits import draw, hold_out
 from rlhf_jax.data.records.records import Beside, counts_text, read_instructions, read_pairs, read_prompts
-from rlhf_jax.data.templates import handling_of, render
-from rlhf_jax.data.tokenization import (
-    SIDES,
-    encode_labelled_pairs,
-    encode_prompts,
-    encode_sft,
-)
-from rlhf_jax.errors import UserError
+from rlhf_jax.data.templates import handling_of
+from rlhf_jax.data.tokenization import SIDES, encode_labelled_pairs, encode_prompts, encode_sft
 from rlhf_jax.models.attention import fused
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel import startup
@@ -56,6 +51,7 @@ class Rows(NamedTuple):
       pairs: how many pairs fit a packed row; 0 where a row is one document or pair.
       layout: arrays that say which documents share which row; none where a row is one document or pair.
       batch: rows of an evaluation's batch; 0 for the page's batch_size.
+      lengths: columns that each row needs [count], where evaluations are to go by them; else they go in order.
       sizes: where the rows of a step share array rows: (page, mesh) -> how many array rows steps have, the smallest
         number first. `make` then makes this process's part of those, whatever its second argument.
       share: the array rows of a step in the mean, as a share of the largest number.
@@ -67,6 +63,7 @@ class Rows(NamedTuple):
     pairs: int = 0
     layout: tuple[np.ndarray, ...] = ()
     batch: int = 0
+    lengths: np.ndarray | None = None
     sizes: Callable[[ConfigDict, Mesh], tuple[int, ...]] | None = None
     share: float = 1.0
 
@@ -100,7 +97,10 @@ def rows_of(
 def _plain(found: Sequences | Pairs, T: int, pad_id: int) -> Rows:
     make = pad_pairs if isinstance(found, Pairs) else pad
     tokens = sum(side.lengths for side in _sides(found))
-    return Rows(len(found), tokens, lambda index_B, rows: make(found, index_B, T, pad_id, rows))
+    longest = np.max([side.lengths for side in _sides(found)], axis=0)
+    return Rows(
+        len(found), tokens, lambda index_B, rows: make(found, index_B, T, pad_id, rows), lengths=longest
+    )
 
 
 def _packed(split: Split, max_length: int, pad_id: int, seed: int) -> tuple[Rows, Rows, int]:
@@ -312,36 +312,6 @@ def pad_pairs(
     return {f"{side}_{name}": x for side, arrays in sides.items() for name, x in arrays.items()}
 
 
-def hold_out(rows: list[dict], eval_rows: int, seed: int) -> tuple[list[dict], list[dict], Counter[str]]:
-    """Splits rows by prompt: (train, eval, counts of rows left out). No prompt is on both sides.
-
-    Prompts are set aside with all their rows until they hold eval_rows rows and are a twentieth of all prompts (or
-    eval_rows prompts): a hundred rows of one prompt would say little. eval_rows of these rows are drawn.
-    """
-    # By the rendered text, as the same prompt may stand in different columns of different records.
-    by_prompt: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        by_prompt.setdefault(render(row, "alpaca"), []).append(i)
-    rng = np.random.default_rng(seed)
-    groups = list(by_prompt.values())
-    # Of a small file at most about half is held out, so that something is left to train on.
-    wanted_rows, wanted_prompts = min(eval_rows, len(rows) // 2), min(eval_rows, len(groups) // 20)
-    held: list[int] = []
-    for prompts, k in enumerate(rng.permutation(len(groups))):
-        if len(held) >= wanted_rows and prompts >= wanted_prompts:
-            break
-        held += groups[k]
-    if len(held) == len(rows):
-        raise UserError(
-            f"data.eval_rows: {eval_rows} rows cannot be held out of {len(by_prompt)} prompt; set data.eval"
-        )
-    kept = draw(sorted(held), eval_rows, rng)
-    left_out = Counter({"other row of a held-out prompt": len(held) - len(kept)})
-    aside = set(held)
-    # The plus drops what was counted 0 times.
-    return [row for i, row in enumerate(rows) if i not in aside], [rows[i] for i in kept], +left_out
-
-
 def two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[list[dict], list[dict]]:
     """Reads the records of data.train and data.eval, or holds some of the former out: (training, evaluation)."""
     chat = data.template == CHAT
@@ -356,13 +326,6 @@ def two_files(read: Any, data: ConfigDict, seed: int, made_by: str) -> tuple[lis
         rows, held, skipped = hold_out(rows, data.eval_rows, seed)
         say(f"data.eval: {len(held)} rows held out", skipped)
     return draw(rows, data.train_rows or len(rows), np.random.default_rng(seed)), held
-
-
-def draw(rows: list, count: int, rng: np.random.Generator) -> list:
-    """Draws `count` of the rows, or takes all when there are no more; they stay in their order."""
-    if len(rows) <= count:
-        return rows
-    return [rows[i] for i in sorted(rng.choice(len(rows), count, replace=False))]
 
 
 def split_of(train: list[dict], held: list[dict], encode: Any, tokenizer: Any, data: ConfigDict) -> Split:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax import ranges
-from rlhf_jax.data.batches import eval_batches, row_indices
+from rlhf_jax.data.batches import batches_by_length, row_indices
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
@@ -41,6 +41,11 @@ from rlhf_jax.training.run.encoded_rows import Rows
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Phase, Plan, batch_shapes, optimizer_of
 from rlhf_jax.training.run.session import Network, Session
+
+# Evaluations go by length: every width of arrays is a program to compile, one for so many batches, three at most.
+_EVERY, _WIDTHS = 4, 3
+# What arrays are called whose last axis is a row's tokens, or columns of those that are trained.
+_ALONG_ROWS = ("tokens", "trained", "segments", "positions", "roots", "targets", "before", "owners")
 
 
 class Completed(NamedTuple):
@@ -102,7 +107,8 @@ class Offline(NamedTuple):
 
     Attributes:
       loss: (settings of the model, page) -> the loss of a batch. Advice about memory asks for it on changed pages, too.
-      train, held: the rows that are trained on and evaluated on. All batches have the shapes of theirs.
+      train, held: the rows that are trained on and evaluated on. All batches have the shapes of theirs; evaluations may
+        be narrower.
       show: the metrics on the progress line.
       complete: what the rows still lack and only the weights can tell, such as the log-probs of a reference model.
       keeps_start: whether `complete` keeps a copy of the trained arrays as they start, which takes memory.
@@ -313,7 +319,20 @@ def steps_of(config: ConfigDict, rows: int) -> int:
 
 
 def _eval_batches(rows: Rows, batch_size: int, mesh: Mesh) -> Iterator[dict]:
+    """Goes once over held-out rows, by length where they say it: in arrays about as wide as their longest row."""
     mine = host_rows(batch_size, mesh)
-    for index_B, weight_B in eval_batches(rows.count, batch_size):
-        # All batches have one shape. The rows that fill up the last one have weight 0 and count nowhere.
-        yield to_global({**rows.make(index_B, mine), "weight": weight_B[mine]}, mesh)
+    # Of one length they stay in their order.
+    lengths = np.zeros(rows.count, np.int64) if rows.lengths is None else rows.lengths
+    for index_B, count, T in batches_by_length(lengths, batch_size, every=_EVERY, most=_WIDTHS):
+        arrays = rows.make(index_B, mine)
+        if rows.lengths is not None:
+            arrays = _narrowed(arrays, T)
+        # The rows that fill up the last batch have weight 0 and count nowhere.
+        weight_B = np.float32(np.arange(batch_size) < count)
+        yield to_global({**arrays, "weight": weight_B[mine]}, mesh)
+
+
+def _narrowed(arrays: dict[str, np.ndarray], T: int) -> dict[str, np.ndarray]:
+    """The first T columns of arrays that go along rows, which hold all their tokens."""
+    wide = [name for name in arrays if name.rpartition("_")[2] in _ALONG_ROWS]
+    return arrays | {name: arrays[name][..., :T] for name in wide}
