@@ -1,4 +1,4 @@
-"""What ragged lengths cost, before and after: SFT with packing, decoding with compaction, scoring by length.
+"""What ragged lengths cost, before and after: SFT and DPO with packing, decoding with compaction, scoring by length.
 
     python benchmarks/lengths.py [--size tiny] [--repetitions 7]
 
@@ -26,8 +26,17 @@ import numpy as np  # noqa: E402
 import setting  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from rlhf_jax.data.batches import Sequences, batches_by_length, bucket, flattened, pad  # noqa: E402
-from rlhf_jax.methods import sft  # noqa: E402
+from rlhf_jax.data.batches import (  # noqa: E402
+    Pairs,
+    Sequences,
+    batches_by_length,
+    bucket,
+    flattened,
+    pad,
+    row_indices,
+)
+from rlhf_jax.data.tokenization import SIDES  # noqa: E402
+from rlhf_jax.methods import dpo, sft  # noqa: E402
 from rlhf_jax.models import decoder  # noqa: E402
 from rlhf_jax.models.config import ModelConfig  # noqa: E402
 from rlhf_jax.models.responses import plain_row_logprobs  # noqa: E402
@@ -36,9 +45,10 @@ from rlhf_jax.sampling import compaction  # noqa: E402
 from rlhf_jax.sampling.choose import Sampling  # noqa: E402
 from rlhf_jax.sampling.decode import generate  # noqa: E402
 from rlhf_jax.training.loop.state import create  # noqa: E402
-from rlhf_jax.training.loop.step import make_train_step  # noqa: E402
+from rlhf_jax.training.loop.step import LossFn, make_train_step  # noqa: E402
 from rlhf_jax.training.optimizers.optimizer import make_optimizer  # noqa: E402
-from rlhf_jax.training.run.encoded_rows import Split, rows_of  # noqa: E402
+from rlhf_jax.training.rows.shared_prompt_rows import pair_rows  # noqa: E402
+from rlhf_jax.training.run.encoded_rows import Rows, Split, rows_of  # noqa: E402
 
 CHUNK = 128
 
@@ -59,15 +69,40 @@ def in_turns(ways: dict[str, Callable[[], Any]], repetitions: int) -> str:
 def packing(size: setting.Size, config: ModelConfig, params: Any, repetitions: int) -> str:
     rows = setting.demonstrations(size, ragged=True)
     whole = [np.array(row["prompt"] + row["response"], np.int32) for row in rows]
-    found = Sequences(*flattened(whole), np.array([len(row["prompt"]) for row in rows], np.int32))
-    ways, said = {}, []
+    found, steps = Sequences(*flattened(whole), np.array([len(row["prompt"]) for row in rows], np.int32)), {}
     for how in ("off", "auto"):
-        page = {"batch_size": len(rows), "epochs": 1.0, "microbatches": 1, "seed": 0}
-        page = ConfigDict(page | {"data": {"packing": how}})
+        page = page_of(len(rows), packing=how)
         train, _, R = rows_of(Split(found, found, []), page.data, 0, 0, auto=(page, config))
-        batch = to_global(train.make(np.arange(len(rows)), slice(0, len(rows))))
+        steps[how] = sft.sft_loss_fn(config, R, CHUNK), train
+    return learning(steps, found.lengths.sum(), params, repetitions)
+
+
+def pairs(size: setting.Size, config: ModelConfig, params: Any, repetitions: int) -> str:
+    """DPO, whose two sides have rows of their own, then their prompt in common and array rows with other pairs."""
+    rows = setting.pairs(size, ragged=True)
+    heads = np.array([len(row["prompt"]) for row in rows], np.int32)
+    whole = ([np.array(row["prompt"] + row[side], np.int32) for row in rows] for side in SIDES)
+    found, steps = Pairs(*(Sequences(*flattened(side), heads) for side in whole)), {}
+    for how in ("off", "auto"):
+        page = page_of(len(rows), packing=how, share_prompts=how, max_length=size.prompt + size.response)
+        train, _, R = pair_rows(Split(found, found, []), page.data, 0, 0, config, auto=page)
+        zeros = {f"ref_{side}": np.zeros(len(rows), np.float32) for side in SIDES}
+        steps[how] = dpo.dpo_loss_fn(config, R, CHUNK, beta=0.1), train.with_columns(zeros)
+    # What has to be computed: the prompt of a pair once.
+    return learning(steps, sum(side.lengths.sum() for side in found) - heads.sum(), params, repetitions)
+
+
+def page_of(batch_size: int, **data: Any) -> ConfigDict:
+    return ConfigDict({"batch_size": batch_size, "epochs": 1.0, "microbatches": 1, "seed": 0, "data": data})
+
+
+def learning(steps: dict[str, tuple[LossFn, Rows]], real: int, params: Any, repetitions: int) -> str:
+    """Steps of two ways to lay out the same rows, in turns; real: tokens that both have to compute."""
+    ways, said = {}, []
+    for how, (loss_fn, rows) in steps.items():
+        batch = to_global(rows.make(row_indices(0, rows.count, rows.count, 0), slice(0, rows.count)))
         optimizer = make_optimizer(learning_rate=1e-5, total_steps=repetitions + 1)
-        step = make_train_step(sft.sft_loss_fn(config, R, CHUNK), optimizer)
+        step = make_train_step(loss_fn, optimizer)
         state, metrics = step(create(jax.tree.map(jnp.copy, params), optimizer, 0), batch)
         held = [jax.block_until_ready(state)]
 
@@ -76,7 +111,7 @@ def packing(size: setting.Size, config: ModelConfig, params: Any, repetitions: i
             return held[0]
 
         ways[how] = one
-        places = batch["tokens"].size / found.lengths.sum()
+        places = sum(x.size for name, x in batch.items() if name.endswith("tokens")) / real
         said.append(f"{places:.2f} places, loss {metrics['loss']:.6f}, gradient {metrics['grad_norm']:.6f}")
     return f"{in_turns(ways, repetitions)}; {'; then '.join(said)}"
 
@@ -135,7 +170,7 @@ def main() -> None:
     )
     parser.add_argument("--size", choices=setting.SIZES, default="tiny")
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--only", choices=("packing", "decoding", "scoring"))
+    parser.add_argument("--only", choices=("packing", "pairs", "decoding", "scoring"))
     args = parser.parse_args()
     size = setting.SIZES[args.size]
     make_mesh(1, 1, 1, devices=jax.devices()[:1])
@@ -149,7 +184,7 @@ def main() -> None:
         ff=size.ff,
     )
     params = nn.unbox(decoder.init(config, jax.random.key(0)))
-    for one in (packing, decoding, scoring):
+    for one in (packing, pairs, decoding, scoring):
         if args.only in (None, one.__name__):
             print(f"{args.size} {one.__name__}: {one(size, config, params, args.repetitions)}", flush=True)
 

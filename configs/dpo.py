@@ -34,8 +34,9 @@ def microfarm() -> ConfigDict:
     c.data.max_length = 56  # Tokens of prompt + response + end, of either side.
     # Longer pairs: drop, cut_response (no end then), or cut_prompt at its left, too.
     c.data.too_long = "drop"
-    # on: as many pairs as fit share a row of twice max_length tokens, and batch_size counts those; off.
-    c.data.packing = "off"
+    # auto: a step's batch_size pairs in as few array rows as hold them, with the same loss; on: as many pairs as fit
+    # into twice max_length tokens are a row, and batch_size counts those; off.
+    c.data.packing = "auto"
     common.pair_rows(c.data)
     common.training_rows(c.data)
     common.texts(c.data)

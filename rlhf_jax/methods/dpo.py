@@ -7,8 +7,8 @@ pair is
     -log sigmoid(beta * ((log pi(chosen) - log pi_ref(chosen)) - (log pi(rejected) - log pi_ref(rejected))))    (eq. 7)
 
 with log-probs summed over a response. The reference is the model that training starts from. A row is one labelled
-pair, whose sides share their prompt (`data.share_prompts`); ties and pairs without a usable label are left out when the
-file is read, and counted.
+pair. Its sides share their prompt (`data.share_prompts`), and with other pairs an array's row (`data.packing`); ties
+and pairs without a usable label are left out when the file is read, and counted.
 
 `loss` names another way to compare both sides: a row of `objectives.preference_losses.LOSSES`, where its paper stands.
 SimPO and ORPO have no reference, nor has any loss with `reference` none; then none is computed.
@@ -81,7 +81,7 @@ ranges.own_rows(
     sft_coef=ranges.number(0),
     sft_nll=ranges.one_of(*preference_losses.NLL),
     importance=ranges.one_of(*preference_losses.IMPORTANCE),
-    **shared_prompt_rows.SHARE_PROMPTS | encoded_rows.PAIR_PACKING,
+    **shared_prompt_rows.SHARE_PROMPTS,
 )
 
 
@@ -130,7 +130,7 @@ def _method(session: Session, network: Network, pairs: encoded_rows.Split) -> of
     """Describes DPO on these pairs. The reference's log-probs are computed once before the first step, or in each."""
     config, mesh = session.config, session.mesh
     about = (pairs, config.data, fill_id(session.tokenizer), config.seed)
-    train, held, R = shared_prompt_rows.pair_rows(*about, network.config)
+    train, held, R = shared_prompt_rows.pair_rows(*about, network.config, auto=config)
     # Once costs one forward pass over all rows and keeps no second model in memory; with every step nothing
     # is computed ahead, which suits a run that will see only a part of its rows.
     with_every_step = config.reference == "step"

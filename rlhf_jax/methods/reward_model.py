@@ -76,7 +76,7 @@ ranges.own_rows(
     member_order=ranges.FLAG,
     combine=ranges.one_of(*COMBINE),
     combine_coef=ranges.number(0),
-    **shared_prompt_rows.SHARE_PROMPTS | encoded_rows.PAIR_PACKING,
+    **shared_prompt_rows.SHARE_PROMPTS,
 )
 
 
@@ -187,8 +187,7 @@ def _batches(session: Session, network: Network, found: encoded_rows.Split) -> t
     config, pad_id = session.config, fill_id(session.tokenizer)
     rated = config.loss in RATED
     name, scale = ("rating", 1.0) if rated else ("margin", config.margin_scale)
-    shared = partial(shared_prompt_rows.scored_rows, model=network.config, grouped=config.group_by_prompt)
-    both = (encoded_rows.rows_of if rated else shared)(found, config.data, pad_id, config.seed)[:2]
+    both = shared_prompt_rows.scored_rows(found, pad_id, network.config, config, rated=rated)
     if not rated and not config.margin:
         return both
     low, columns = config.rating_low if rated else 0.0, []

@@ -10,11 +10,12 @@ import found_suites
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tiny_farm
 import tiny_losses
 from tiny_losses import CONFIG, P, R, assert_same
 from wide import WIDE
 
-from rlhf_jax.data.batches import Pairs, Sequences, flattened, pack, pad_packs
+from rlhf_jax.data.batches import Pairs, Sequences, flattened, pack, pad_packs, row_indices
 from rlhf_jax.data.shared_prompts import pad_shared, shared_rows
 from rlhf_jax.data.tokens.scored_text import EOS, Closing
 from rlhf_jax.methods import dpo, ppo, reward_model, sft
@@ -27,6 +28,10 @@ from rlhf_jax.rollout.experience import RolloutSettings, read_rollout
 from rlhf_jax.rollout.rewards import TokenRewards
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.loop.step import make_evaluator
+from rlhf_jax.training.rows import shared_prompt_rows
+from rlhf_jax.training.run import offline, reference_logprobs
+from rlhf_jax.training.run.encoded_rows import Split
 
 # Data-parallel alone comes with the others; with RLHF_JAX_WIDE=1 it is tried by itself, too.
 EVERY_AXIS = (2, 2, 2)
@@ -45,7 +50,8 @@ def outcomes(mesh, *, losses=True):
         found[name] = gather(loss(case.place(case.params, mesh), to_global(case.batch, mesh)))
     case = CASES["ppo"]
     found |= rollout(mesh, case, tiny_losses.compiled(case))
-    return found | {"lora": adapted(mesh), "packed": packed(mesh), "shared": shared(mesh)}
+    others = {"lora": adapted, "packed": packed, "shared": shared, "by step": by_step}
+    return found | {name: of(mesh) for name, of in others.items()}
 
 
 def adapted(mesh):
@@ -97,6 +103,30 @@ def shared(mesh):
     batch = pad_shared(found, np.arange(16), (int(found.lengths.max()), found.most_targets, 2), 0)
     loss = jax.jit(partial(tiny_losses.loss_and_gradient, dpo.dpo_loss_fn(CONFIG, R, 16, beta=0.3)))
     return gather(loss(place(CONFIG, CASES["sft"].params, mesh), to_global(batch, mesh)))
+
+
+def by_step(mesh):
+    """The same of a step whose pairs share as few array rows as every device has as many of, and held-out pairs."""
+    rng, sides = np.random.default_rng(7), ([], [])
+    prompts = [rng.integers(0, CONFIG.vocab_size, rng.integers(1, P)) for _ in range(64)]
+    for prompt in prompts:
+        for side in sides:
+            side.append(np.int32([*prompt, *rng.integers(0, CONFIG.vocab_size, rng.integers(1, 2 * R))]))
+    found = Pairs(*(Sequences(*flattened(side), np.int32([len(x) for x in prompts])) for side in sides))
+    page = tiny_farm.settings("dpo", "farm", batch_size=64, epochs=1.0)
+    about = (Split(found, found, []), page.data, 0, 0, CONFIG)
+    train, held, room = shared_prompt_rows.pair_rows(*about, auto=page)
+    assert train.sizes(page, mesh)[-1] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0
+    reference = {f"ref_{side}": np.float32(rng.normal(-30, 3, 64)) for side in ("chosen", "rejected")}
+    batch = train.with_columns(reference).make(row_indices(0, 64, 64, 0), slice(None))
+    loss_fn = dpo.dpo_loss_fn(CONFIG, room, 16, beta=0.3)
+    loss = jax.jit(partial(tiny_losses.loss_and_gradient, loss_fn))
+    params = place(CONFIG, CASES["sft"].params, mesh)
+    zeros = reference_logprobs.zeros(held)
+    measured = make_evaluator(loss_fn)(
+        params, offline._eval_batches(held.with_columns(zeros), held.batch, mesh)
+    )
+    return gather(loss(params, to_global(batch, mesh))), jax.tree.map(np.float32, measured)
 
 
 def rollout(mesh, case, loss):

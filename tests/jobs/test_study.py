@@ -210,7 +210,7 @@ REFUSED = [
     ((("one", "dpo", "bta=1"),), {}, r"stages: one: bta: the job dpo has no such field; did you mean beta\?"),
     ((("one", "dpo", "job=sft"),), {}, r"stages: one: job: the job dpo has no such field"),
     ((("one", "dpo", "beta=x"),), {}, r"stages: one: beta: 'x' does not fit; it takes a number, by default 0"),
-    ((("one", "dpo", "data.packing=1"),), {}, r"one: dpo\.data\.packing: '1'; use one of on, off"),
+    ((("one", "dpo", "data.packing=1"),), {}, r"one: dpo\.data\.packing: '1'; use one of auto, on, off"),
     ((("one", "dpo", "beta=-1"),), {}, r"one: dpo\.beta: -1\.0; use "),
     ((ONE,), {"dpo.data.train": "{to}/x"}, r"one: dpo\.data\.train: {to}/x: no stage is named 'to'; there are one"),
     ((ONE,), {"dpo.data.train": "{oen}"}, r"one: dpo\.data\.train: {oen}: no stage is named 'oen'; did you mean one"),

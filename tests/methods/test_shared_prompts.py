@@ -29,6 +29,7 @@ from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop.state import create
 from rlhf_jax.training.loop.step import make_train_step
 from rlhf_jax.training.rows import shared_prompt_rows
+from rlhf_jax.training.run import encoded_rows
 from rlhf_jax.training.run.encoded_rows import Split
 
 V, N = 40, 12
@@ -271,11 +272,13 @@ def test_no_kernel_of_an_accelerator_is_used_for_shared_prompts():
 
 # Of the others the rows are compared above, and their suites run them as the pages are.
 @pytest.mark.parametrize("job", ["dpo", *(["reward_model", "rrhf"] if WIDE else [])])
-def test_a_run_does_not_depend_on_it(job, farm, tmp_path):
-    """Every row of metrics, of training and of evaluation, is the same but for rounding."""
+def test_a_run_does_not_depend_on_it(job, farm, tmp_path, monkeypatch):
+    """Nor on packing: every row of metrics, of training and of evaluation, is the same but for rounding."""
+    monkeypatch.setattr(encoded_rows, "_WORTH", 1.0)
     few = {"epochs": 0.05, "batch_size": 4, "log_every": 1, "data.eval_rows": 6}
     few |= {"group_by_prompt": True, "center_on": ""} if job == "reward_model" else {}
-    for share in ("on", "off"):
-        config = tiny_farm.settings(job, farm, **few, **{"data.share_prompts": share})
+    for share, packing in (("on", "auto"), ("off", "off")):
+        data = {"data.share_prompts": share} | ({} if job == "rrhf" else {"data.packing": packing})
+        config = tiny_farm.settings(job, farm, **few, **data)
         observed.run(job, config, tmp_path / share)
     assert_same_curve(*(tiny_farm.rows(tmp_path / share) for share in ("on", "off")))

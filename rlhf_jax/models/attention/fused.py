@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.parallel.mesh import ACTIVATION_AXES, mesh_device
 
 # Rows are padded to a multiple of this: cuDNN's kernels have had bugs at other lengths.
@@ -99,6 +100,17 @@ def here() -> tuple[str, tuple[int, int]]:
     major, _, minor = str(getattr(device, "compute_capability", "0.0")).partition(".")
     known = major.isdigit() and minor.isdigit()
     return device.platform, (int(major), int(minor)) if known else (0, 0)
+
+
+def kernel_packs(model: ModelConfig, T: int, length: int) -> bool:
+    """Whether packed rows of `length` tokens have the attention kernel that rows of T tokens have without packing."""
+    if model.positions == "learned" and length > model.max_positions:
+        return False
+    platform, capability = here()
+    about = {"K": model.head_dim, "dtype": model.dtype, "platform": platform, "capability": capability}
+    kernel = choose_kernel(model.attention, T=T, **about)
+    # A fused kernel that cannot tell documents apart is worth more than what padding costs.
+    return kernel in ("xla", choose_kernel("auto", T=length, packed=True, **about))
 
 
 def cudnn(

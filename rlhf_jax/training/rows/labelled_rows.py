@@ -96,7 +96,7 @@ def unpaired(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split
 
 def spread(rows: Rows, x_n: np.ndarray) -> np.ndarray:
     """A number of every document or pair as a column of rows: [count], or [count, places] where they hold several."""
-    if not rows.layout:
+    if rows.place or not rows.layout:
         return x_n
     members, offsets, (_, places, *_) = rows.layout
     # Both sides of a pair are documents of the layout, chosen first, and the pair has one number.

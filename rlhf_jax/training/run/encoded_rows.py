@@ -16,7 +16,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from rlhf_jax import ranges
 from rlhf_jax.data.batches import (
     Packs,
     Pairs,
@@ -48,13 +47,15 @@ class Rows(NamedTuple):
       count: how many there are.
       tokens: real tokens of each [count].
       make: (indices of the global batch, rows of this process) -> this process's arrays.
-      pairs: how many pairs fit a packed row; 0 where a row is one document or pair.
+      pairs: how many pairs fit an array's row; 0 where that is one document or pair.
       layout: arrays that say which documents share which row; none where a row is one document or pair.
       batch: rows of an evaluation's batch; 0 for the page's batch_size.
       lengths: columns that each row needs [count], where evaluations are to go by them; else they go in order.
       sizes: where the rows of a step share array rows: (page, mesh) -> how many array rows steps have, the smallest
         number first. `make` then makes this process's part of those, whatever its second argument.
       share: the array rows of a step in the mean, as a share of the largest number.
+      place: of such rows: those of a step -> (the array row of each, how many array rows there are).
+      room: how many of them an array row has places for.
     """
 
     count: int
@@ -66,15 +67,32 @@ class Rows(NamedTuple):
     lengths: np.ndarray | None = None
     sizes: Callable[[ConfigDict, Mesh], tuple[int, ...]] | None = None
     share: float = 1.0
+    place: Callable[[np.ndarray], tuple[np.ndarray, int]] | None = None
+    room: int = 0
 
     def with_columns(self, columns: dict[str, np.ndarray]) -> Rows:
         """The same rows with further columns: arrays [count, ...] by name."""
 
         def make(index_B: np.ndarray, rows: Any) -> dict[str, np.ndarray]:
+            made = self.make(index_B, rows)
             # Columns are kept for all rows on every process; of a batch each takes the rows that it makes.
-            return self.make(index_B, rows) | {name: x[index_B[rows]] for name, x in columns.items()}
+            if self.place is None:
+                return made | {name: x[index_B[rows]] for name, x in columns.items()}
+            rows_B, places_B, shape = self.spots(index_B)
+            laid_out = {name: np.zeros(shape, x.dtype) for name, x in columns.items()}
+            for name, x in columns.items():
+                laid_out[name][rows_B, places_B] = x[index_B]
+            return made | {name: x[host_rows(len(x))] for name, x in laid_out.items()}
 
         return self._replace(make=make)
+
+    def spots(self, index_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+        """Where the rows of a step lie: (the array row of each, its place there, array rows and places of each)."""
+        rows_B, count = self.place(index_B)
+        order_B, offsets = in_array_rows(rows_B, count)
+        places_B = np.zeros_like(rows_B)
+        places_B[order_B] = np.arange(len(rows_B)) - offsets[rows_B[order_B]]
+        return rows_B, places_B, (count, self.room)
 
 
 def rows_of(
@@ -124,9 +142,6 @@ def _packed_rows(p: Packs, R: int, S: int, pad_id: int, **more: int) -> Rows:
     return Rows(len(p), p.tokens, make, layout=(p.members, p.offsets, np.array([p.length, S])), **more)
 
 
-# The range of data.packing of pairs, which are not packed by step.
-PAIR_PACKING = {"data.packing": ranges.one_of("on", "off")}
-
 # Packing by step: each step has the same `batch_size` rows as without packing, in as few array rows as hold them.
 
 # Lengths of array rows, in halves of the longest row: longer ones waste less at their ends. Together they must be
@@ -136,29 +151,40 @@ _HALVES, _WORTH = (2, 3, 4), 0.85
 _STEPS, _MOST = 200, 3
 
 
-def _packed_by_step(
-    split: Split, T: int, pad_id: int, config: ConfigDict, model: ModelConfig
-) -> tuple[Rows, Rows] | None:
-    """(Training rows, evaluation rows) of steps that are packed; None where that is no use, and a line says why."""
-    found, mesh, B = split.train, jax.sharding.get_mesh(), config.batch_size
-    steps = max(1, math.ceil(config.epochs * len(found) / B))
+def packed_steps(
+    lengths_n: np.ndarray,
+    T: int,
+    before: int,
+    fits: Callable[[int], bool],
+    config: ConfigDict,
+    called: str = "rows",
+) -> tuple[int, Rows, Callable[[np.ndarray], int]] | None:
+    """Packs rows of so many tokens by step; None where that is no use, and a line says why.
+
+    T, before: tokens of the longest row, and of a step's arrays without packing. fits: whether rows may be so long.
+    Returns their length, the rows without `make`, and a function: a number of each -> its largest sum in an array row.
+    """
+    n, mesh, B = len(lengths_n), jax.sharding.get_mesh(), config.batch_size
+    trained = max(1, math.ceil(config.epochs * n / B))
+    # All of an epoch, if less of it is trained: a reference goes through it before the first step.
+    steps = max(trained, math.ceil(n / B))
 
     @lru_cache
     def planned(length: int, B: int, unit: int) -> tuple[tuple[int, ...], float, np.ndarray, np.ndarray]:
         """(Sizes, the mean one, the rows of every step, the array row of each)."""
-        index_SB = row_indices(0, steps * B, len(found), config.seed).reshape(steps, B)
-        places_SB, needed_S = best_fit(found.lengths[index_SB], length)
+        index_SB = row_indices(0, steps * B, n, config.seed).reshape(steps, B)
+        places_SB, needed_S = best_fit(lengths_n[index_SB], length)
         needed_S = -(-needed_S // unit) * unit
-        sizes = few_sizes(needed_S, min(_MOST, 1 + steps // _STEPS))
+        sizes = few_sizes(needed_S, min(_MOST, 1 + trained // _STEPS))
         return sizes, float(np.array(sizes)[np.searchsorted(sizes, needed_S)].mean()), index_SB, places_SB
 
     def plan(length: int, page: ConfigDict, mesh: Mesh) -> tuple:
         return planned(length, page.batch_size, page.microbatches * mesh.shape["data"] * mesh.shape["fsdp"])
 
-    alone = f"rows of one each are {found.lengths.mean() / T:.0%} full"
-    lengths = [n for x in _HALVES if _kernel_packs(model, T, n := bucket(T * x // 2, 8))]
-    costs = [plan(n, config, mesh)[1] * n for n in lengths]
-    if not lengths or min(costs) > _WORTH * B * T:
+    alone = f"rows of one each are {lengths_n.mean() * B / before:.0%} full"
+    lengths = [length for x in _HALVES if fits(length := bucket(T * x // 2, 8))]
+    costs = [plan(length, config, mesh)[1] * length for length in lengths]
+    if not lengths or min(costs) > _WORTH * before:
         why = "would save too little" if lengths else "is not for the attention kernel of these rows"
         _print(f"packing: off, it {why}; {alone}")
         return None
@@ -167,37 +193,48 @@ def _packed_by_step(
     sizes, mean, index_SB, places_SB = plan(length, config, mesh)
     # Numbered through all steps, so that what lies in each can be counted.
     places_N = (places_SB + np.arange(steps)[:, None] * B).reshape(-1)
-    R = int(np.bincount(places_N, target_counts(found)[index_SB].reshape(-1)).max())
-    S = int(np.bincount(places_N).max())
+
+    def place(index_B: np.ndarray) -> tuple[np.ndarray, int]:
+        (rows_B,), (needed,) = best_fit(lengths_n[index_B][None], length)
+        return rows_B, next(size for size in sizes if size >= needed)
+
+    full = lengths_n[index_SB].sum() / (mean * steps * length)
+    _print(
+        f"packing: {n:,} {called} in {round(mean * n / B):,} rows of {length} tokens, {full:.0%} full; "
+        f"each step has its {B} {called} in {' or '.join(map(str, sizes))} of these; {alone}"
+    )
+    by_step = {"sizes": lambda *x: plan(length, *x)[0], "share": mean / sizes[-1], "place": place}
+    rows = Rows(n, lengths_n, lambda *_: {}, **by_step)
+    return length, rows, lambda x_n: int(np.bincount(places_N, x_n[index_SB].reshape(-1)).max())
+
+
+def in_array_rows(rows_B: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(the order in which rows lie in their array rows, where in that order each of `count` array rows begins)."""
+    ends = np.cumsum(np.bincount(rows_B, minlength=count))
+    return np.argsort(rows_B, kind="stable"), np.concatenate([[0], ends])
+
+
+def _packed_by_step(
+    split: Split, T: int, pad_id: int, config: ConfigDict, model: ModelConfig
+) -> tuple[Rows, Rows] | None:
+    """(Training rows, evaluation rows) of steps that are packed, or None."""
+    found, fits = split.train, partial(fused.kernel_packs, model, T)
+    packed = packed_steps(found.lengths, T, config.batch_size * T, fits, config)
+    if packed is None:
+        return None
+    length, rows, most = packed
+    R, S = most(target_counts(found)), most(np.ones(len(found), np.int64))
 
     def make(index_B: np.ndarray, _: Any) -> dict[str, np.ndarray]:
-        (places_B,), (needed,) = best_fit(found.lengths[index_B][None], length)
-        size = next(size for size in sizes if size >= needed)
-        offsets = np.concatenate([[0], np.cumsum(np.bincount(places_B, minlength=size))])
-        packs = Packs(found, index_B[np.argsort(places_B, kind="stable")], offsets, length)
-        return pad_packs(packs, np.arange(size), R, S, pad_id, host_rows(size))
+        rows_B, count = rows.place(index_B)
+        order_B, offsets = in_array_rows(rows_B, count)
+        packs = Packs(found, index_B[order_B], offsets, length)
+        return pad_packs(packs, np.arange(count), R, S, pad_id, host_rows(count))
 
-    full = found.lengths[index_SB].sum() / (mean * steps * length)
-    _print(
-        f"packing: {len(found):,} rows in {round(mean * len(found) / B):,} of {length} tokens, {full:.0%} full; "
-        f"each step has its {B} rows in {' or '.join(map(str, sizes))} of these; {alone}"
-    )
     held = pack(split.eval, length, config.seed)
-    return (
-        Rows(len(found), found.lengths, make, sizes=lambda *x: plan(length, *x)[0], share=mean / sizes[-1]),
-        _packed_rows(held, held.most_targets, held.most_documents, pad_id, batch=sizes[-1]),
-    )
-
-
-def _kernel_packs(model: ModelConfig, T: int, length: int) -> bool:
-    """Whether packed rows of `length` tokens have the attention kernel that rows of T tokens have without packing."""
-    if model.positions == "learned" and length > model.max_positions:
-        return False
-    platform, capability = fused.here()
-    about = {"K": model.head_dim, "dtype": model.dtype, "platform": platform, "capability": capability}
-    kernel = fused.choose_kernel(model.attention, T=T, **about)
-    # A fused kernel that cannot tell documents apart is worth more than what padding costs.
-    return kernel in ("xla", fused.choose_kernel("auto", T=length, packed=True, **about))
+    batch = rows.sizes(config, jax.sharding.get_mesh())[-1]
+    held_rows = _packed_rows(held, held.most_targets, held.most_documents, pad_id, batch=batch)
+    return rows._replace(make=make, room=S), held_rows
 
 
 def packing_said(p: Packs) -> str:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Pairs, Sequences, eval_batches
+from rlhf_jax.data.batches import Pairs, Sequences, eval_batches, row_indices
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
@@ -49,7 +49,9 @@ _VERSION = 2
 
 def zeros(found: Rows, columns: Columns = PAIRS) -> dict[str, np.ndarray]:
     """Zeros in the shape of the log-probs of all rows, before they are known: [n], or [n, pairs] of packed rows."""
-    return {name: np.zeros((found.count, *_of_a_row(found.pairs)), np.float32) for name in columns.names}
+    # Those of a step that is packed are columns of its pairs, wherever they lie.
+    shape = (found.count, *_of_a_row(0 if found.place else found.pairs))
+    return {name: np.zeros(shape, np.float32) for name in columns.names}
 
 
 def logprobs(
@@ -124,21 +126,31 @@ def _computed(
     R: int,
     columns: Columns,
 ) -> dict[str, np.ndarray]:
-    """Computes the log-probs in batches of the training shape.
+    """Computes the log-probs in batches of the shapes that steps and evaluations have.
 
     Other shapes round otherwise, and the loss of the first step would not be exactly ln 2.
     """
     score = jax.jit(columns.logprobs_of(model, R, config.logprob_chunk))
-    unit = f"rows of reference {columns.rows}" if rows.pairs else f"reference {columns.rows}"
-    mine, progress = host_rows(config.batch_size, mesh), Progress(rows.count, unit=unit)
+    several = rows.pairs and not rows.place
+    unit = f"rows of reference {columns.rows}" if several else f"reference {columns.rows}"
+    B = rows.batch or config.batch_size
+    mine, progress = host_rows(B, mesh), Progress(rows.count, unit=unit)
     found = zeros(rows, columns)
-    for index_B, weight_B in eval_batches(rows.count, config.batch_size):
+    for i, (index_B, weight_B) in enumerate(eval_batches(rows.count, B)):
         real = weight_B > 0
+        if rows.place:
+            # As the steps of the first epoch have them, whose pairs share array rows.
+            index_B = row_indices(i, B, rows.count, config.seed)
         both = gather(score(params, to_global(rows.make(index_B, mine), mesh)))
         for name, x in zip(columns.names, both, strict=True):
+            if rows.place:
+                rows_B, places_B, shape = rows.spots(index_B)
+                x_B = x.reshape(shape)[rows_B, places_B]
+            else:
+                x_B = x.reshape(len(index_B), *_of_a_row(rows.pairs))
             # The last batch repeats a row to be full; what was computed of the repetitions is dropped.
-            found[name][index_B[real]] = x.reshape(len(index_B), *_of_a_row(rows.pairs))[real]
-        progress.update(int(index_B[real][-1]) + 1)
+            found[name][index_B[real]] = x_B[real]
+        progress.update(progress.done + int(real.sum()))
     progress.close()
     return found
 
