@@ -34,8 +34,8 @@ def page(**mesh):
 def devices(monkeypatch):
     """Gives a run so many devices, on so many hosts."""
 
-    def give(count, hosts=1):
-        found = [SimpleNamespace(process_index=i * hosts // count) for i in range(count)]
+    def give(count, hosts=1, kind="cpu"):
+        found = [SimpleNamespace(process_index=i * hosts // count, device_kind=kind) for i in range(count)]
         monkeypatch.setattr(memory_check, "present_devices", lambda: found)
 
     return give
@@ -58,6 +58,12 @@ def test_the_fewest_devices_that_may_share_are_tried_first(count, hosts, tensor,
     devices(count, hosts)
     found = memory_check.meshes_to_try(page(tensor=tensor))
     assert found == [{"data": data, "fsdp": fsdp, "tensor": tensor} for data, fsdp in tried]
+
+
+@pytest.mark.parametrize(("count", "least"), [(4, 1), (8, 1), (16, 8)])
+def test_gpus_are_on_hosts_of_eight_even_with_a_process_for_each(count, least, devices):
+    devices(count, count, "NVIDIA H100 80GB HBM3")
+    assert memory_check.meshes_to_try(page())[0]["fsdp"] == least
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +30,7 @@ from rlhf_jax.training.loop.step import (
     TrainStep,
     available,
     bytes_per_device,
+    chip_of,
     matrix_flops,
     needs,
 )
@@ -140,8 +140,8 @@ def auto_mesh(config: ConfigDict) -> dict[str, int]:
 def meshes_to_try(config: ConfigDict) -> list[dict[str, int]]:
     """The meshes of which `mesh.fsdp=auto` takes the first that fits: as few devices share the parameters as can.
 
-    What they share they gather again for every micro-batch. On several hosts it is at least one host's devices: only
-    sums of gradients then pass between hosts, and not all weights. UserError where the page says something else, too.
+    What they share they gather for every micro-batch. On several hosts it is at least one host's devices: what passes
+    between hosts are then sums of gradients, cut in so many parts. UserError where the page says something else, too.
     """
     devices, tensor = present_devices(), config.mesh.tensor
     if config.mesh.data not in (1, -1) or tensor == -1:
@@ -150,8 +150,10 @@ def meshes_to_try(config: ConfigDict) -> list[dict[str, int]]:
             f"mesh.{field}: {config.mesh[field]}, and mesh.fsdp is auto, which chooses mesh.data, too; leave "
             f"mesh.{field} at 1, or give mesh.fsdp as a number"
         )
-    ways, hosts = len(devices) // tensor, len({device.process_index for device in devices})
-    least = 1 if hosts == 1 else max(1, len(devices) // hosts // tensor)
+    chip, ways = chip_of(devices[0].device_kind), len(devices) // tensor
+    # A launcher may start a process for each GPU, so the number of processes is not always that of hosts.
+    host = (chip and chip.host) or len(devices) // len({device.process_index for device in devices})
+    least = 1 if len(devices) <= host else max(1, host // tensor)
     tried = [n for n in range(least, ways + 1) if ways % n == 0] or [1]
     # Left open where tensor does not divide the devices: that is refused where the mesh is made.
     return [{"data": -1 if len(devices) % tensor else ways // n, "fsdp": n, "tensor": tensor} for n in tried]
@@ -170,8 +172,7 @@ def auto_is(fsdp: int) -> Iterator[None]:
 def choose_fsdp(config: ConfigDict, here: int, total_on: Callable[[dict[str, int], int], int | None]) -> None:
     """Decides on `mesh.fsdp=auto` and says so. Raises StartAgainError where that is not what this run has, `here`.
 
-    total_on: (a mesh, bytes there are) -> bytes per device that the run needs on it, as far as they fit; None where it
-      cannot split the model.
+    total_on: (a mesh, bytes there are) -> bytes per device that it needs, at least; None where it cannot be.
     """
     # Process 0 decides for all: machines may differ in what memory they have.
     there, too_large = startup.from_main("memory there", available(), startup.SLOW_S), ""
@@ -228,7 +229,7 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     if _stop:
         raise StoppedAtPlanError(plan_of, config, mesh)
     if config.mesh.fsdp == AUTO and not _chosen:
-        choose_fsdp(config, mesh.shape["fsdp"], partial(_total_on, plan_of, config, mesh))
+        choose_fsdp(config, mesh.shape["fsdp"], lambda *of: _total_on(plan_of, config, mesh, *of))
     plan, began = plan_of(config, mesh), time.perf_counter()
     traced = traced_step(plan)
     own, compiled = compiled_needs(traced.lower())
