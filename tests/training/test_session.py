@@ -8,6 +8,7 @@ import tiny_farm
 from chat_tokenizers import CHATML, build
 
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.programs import program
 from rlhf_jax.training.run import load_models, session
 from rlhf_jax.training.run.missing_inputs import Needs
 from rlhf_jax.training.run.session import Session
@@ -46,6 +47,7 @@ def test_a_run_that_is_opened_keeps_its_day(tmp_path, capsys):
         tmp_path / "m"
     )
     page = tiny_farm.settings("dpo", tmp_path, **{"data.template": "chat"})
+    program("dpo")  # Its file brings the rows of settings that it alone has.
     first = datetime.date.today().isoformat()
     session.open_session(Needs(), page, str(tmp_path / "run"), folder=str(tmp_path / "m"), made_by="")
     assert first <= page.data.date <= datetime.date.today().isoformat()
