@@ -90,11 +90,15 @@ def logits_warning(
     parts: Mapping[str, Computation],
     runs: Mapping[str, Runs],
     sizes: ModelSizes,
+    fsdp: int,
     tensor: int,
     rows: int,
     T: int,
 ) -> list[str]:
-    """An array with the whole vocabulary at every position of a chip's rows. rows, T: of a micro-batch on one chip."""
+    """An array with the whole vocabulary at every position of a chip's rows. rows, T: of a micro-batch on one chip.
+
+    An array of the head's size, or a part of it, is taken for the head.
+    """
     widths = set(sizes.vocabularies) | {V // tensor for V in sizes.vocabularies}
     largest, dims = 0, ()
     for part in parts.values():
@@ -103,7 +107,9 @@ def logits_warning(
                 vocabulary = next((n for n in shape if n in widths), 0)
                 if vocabulary and math.prod(shape) // vocabulary == rows * T and size > largest:
                     largest, dims = size, shape
-    if not largest or rows * T in sizes.weights:
+    if not largest or any(
+        math.prod(dims) * ways in sizes.weights for ways in (1, fsdp, tensor, fsdp * tensor)
+    ):
         return []
     return [
         f"an array of all logits, {list(dims)}, {largest / 2**30:.2f} GiB; a smaller logprob_chunk avoids it"

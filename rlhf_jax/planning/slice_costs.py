@@ -160,7 +160,7 @@ def _program_cost(phase: Phase, planned: PagePlan, plan: Plan, found: Slice, flo
         warnings += plan_warnings.attention_warning(kernels, fused.here()[0], page.model.attention)
         rows, T = _rows_and_columns(plan)
         each = rows // (mesh["data"] * mesh["fsdp"]) // micro
-        warnings += plan_warnings.logits_warning(parts, runs, sizes, mesh["tensor"], each, T)
+        warnings += plan_warnings.logits_warning(parts, runs, sizes, mesh["fsdp"], mesh["tensor"], each, T)
     times = chip_times(found.chip, dtype, flops, sent, traffic)
     rest = {
         "collectives": sent,

@@ -7,7 +7,7 @@ import pytest
 from rlhf_jax.planning import estimates, plan_warnings
 from rlhf_jax.planning.estimates import ProgramCost, Times
 from rlhf_jax.planning.hlo_costs import Collective
-from rlhf_jax.planning.hlo_text import Runs
+from rlhf_jax.planning.hlo_text import Computation, Operation, Runs
 from rlhf_jax.training.loop.step import Chip, MemoryNeeds, chip_of, chips
 
 CARD = Chip("card", "Card", {"bfloat16": 1e15, "float32": 5e14}, 80.0, 4e12, 4e11, 5e10, 8)
@@ -118,6 +118,22 @@ def test_weights_in_loops_and_sums_kept_whole_are_said():
     (line,) = plan_warnings.sending_warnings([sent("all-reduce", arrays=weight)], sizes, 1, fsdp=16, tensor=1)
     assert "mesh.fsdp=8" in line
     assert said(sent("all-reduce", ("data",), loops=(4,), arrays=weight)) == []
+
+
+def test_an_array_of_all_logits_is_said_and_the_head_is_none():
+    sizes = plan_warnings.model_sizes({"policy": shapes()})
+
+    def said(shape, rows, T):
+        parts = {"main": Computation("main", True, {"x": Operation("x", shape, "fusion", (), "", True)})}
+        return plan_warnings.logits_warning(
+            parts, {"main": Runs(1, (), True)}, sizes, fsdp=4, tensor=1, rows=rows, T=T
+        )
+
+    (line,) = said("f32[4,32,1000]{2,1,0}", 4, 32)
+    assert line.startswith("an array of all logits, [4, 32, 1000], 0.00 GiB; a smaller logprob_chunk")
+    assert said("f32[4,16,1000]{2,1,0}", 4, 32) == []
+    # As many positions as the model is wide, or as a chip's part of the head is.
+    assert said("f32[64,1000]{1,0}", 2, 32) == said("f32[16,1000]{1,0}", 2, 8) == []
 
 
 def test_attention_that_fell_back_is_said():
