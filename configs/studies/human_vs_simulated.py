@@ -5,9 +5,10 @@
 AlpacaFarm's two columns: what a simulator is for is that methods developed in it rank alike with people. People are the
 embedded world's, who know its true utility and are noisy. `:human_vs_simulated,quick` is one seed with fewer labels.
 
-Win rates of three seeds, ranked by people: PPO 63.2, Quark 61.4, best of 16 59.2, DPO 58.2, FeedME 54.4, SFT 51.8, reward
-conditioning 51.3 %; by the pool: 61.3, 59.8, 57.3, 57.9, 51.9, 51.0, 51.4 %. The ranks: Spearman 0.93 [0.71, 1.00]. On two CPU
-cores beside other programs 41 minutes behind `:table2` in the same workdir, whose stages it shares.
+Win rates of three seeds, ranked by people: PPO 63.2, Quark 61.4, best of 16 59.2, DPO 58.2, FeedME 54.4, SFT 51.8,
+reward conditioning 51.3 %; by the pool: 61.3, 59.8, 57.3, 57.9, 51.9, 51.0, 51.4 %. The ranks: Spearman 0.93
+[0.71, 1.00]. On two CPU cores beside other programs it took 41 minutes behind `:table2` in the same workdir, whose
+stages it shares.
 """
 
 from ml_collections import ConfigDict
