@@ -105,7 +105,7 @@ def read_by_update(
     def one(now: Array, before: Array) -> Array:
         return jnp.where(rollout.first_B.reshape(-1, *[1] * (now.ndim - 1)), now, before)
 
-    # Constants: a gradient that went through ratios, rewards and advantages would be another method's.
+    # Constants, as all losses take them: so that no backward pass through rewards and advantages is even traced.
     read = jax.tree.map(one, jax.lax.stop_gradient(own), rollout.read)
     kl_coef = jnp.max(rollout.kl_coef_B)
     return experience_of(read, rollout.sampled, rollout.scored, kl_coef)[0], {READ: read}
