@@ -8,4 +8,5 @@ from contestants import trl_trainers
 
 
 def run(job: Job, session: Session) -> None:
-    trl_trainers.run(job, session, padding_free=True)
+    # It refuses a length that it would have to cut to; no row is longer than that.
+    trl_trainers.run(job, session, padding_free=True, max_length=None)

@@ -89,9 +89,9 @@ def _arguments(job: Job, batch: int, steps: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def _in_order(job: Job) -> dict[str, Any]:
+def _in_order(job: Job, more: dict[str, Any]) -> dict[str, Any]:
     """Settings of the trainers on fixed rows, which take them as they come."""
-    return _arguments(job, job.step_rows, job.steps, train_sampling_strategy="sequential")
+    return _arguments(job, job.step_rows, job.steps, train_sampling_strategy="sequential") | more
 
 
 def _common(job: Job, session: Session, rows: list[dict]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _sft(job: Job, session: Session, **more: Any) -> Any:
         }
         for row in job.rows
     ]
-    config = SFTConfig(**_in_order(job), completion_only_loss=True, **more)
+    config = SFTConfig(**_in_order(job, more), completion_only_loss=True)
     return SFTTrainer(AutoModelForCausalLM.from_pretrained(job.policy), config, **_common(job, session, rows))
 
 
@@ -128,7 +128,7 @@ def _reward_model(job: Job, session: Session, **more: Any) -> Any:
     from trl import RewardConfig, RewardTrainer
 
     rows = [{f"{side}_ids": row["prompt"] + row[side] for side in ("chosen", "rejected")} for row in job.rows]
-    config = RewardConfig(**_in_order(job), **more)
+    config = RewardConfig(**_in_order(job, more))
     model = AutoModelForSequenceClassification.from_pretrained(job.reward)
     return RewardTrainer(model, config, **_common(job, session, rows))
 
@@ -138,7 +138,7 @@ def _dpo(job: Job, session: Session, **more: Any) -> Any:
 
     rows = job.rows
     text = [{name: setting.text(tokens[:1]) for name, tokens in row.items()} for row in rows]
-    config = DPOConfig(**_in_order(job), beta=TRAINING.dpo_beta, **more)
+    config = DPOConfig(**_in_order(job, more), beta=TRAINING.dpo_beta)
     model = AutoModelForCausalLM.from_pretrained(job.policy)
     # With an adapter the reference is the model without it.
     reference = None if job.lora else AutoModelForCausalLM.from_pretrained(job.policy)
