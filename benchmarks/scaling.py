@@ -91,7 +91,7 @@ def _legend(measured: Sequence[Measured]) -> str:
         out.append(f'<line class="line s{i + 1}" x1="{x}" x2="{x + 18}" y1="9" y2="9"/>')
         out.append(f'<text class="label" x="{x + 24}" y="9" dy=".32em">{said}</text>')
     x = 46 + 110 * len(out) // 2
-    out.append(f'<path class="leader dashed" d="M{x} 9L{x + 18} 9"/>')
+    out.append(f'<path class="line dashed s6" d="M{x} 9L{x + 18} 9"/>')
     return (
         "".join(out) + f'<text class="label" x="{x + 24}" y="9" dy=".32em">as the matrix products grow</text>'
     )
@@ -109,13 +109,13 @@ def _panel(measured: Sequence[Measured], job: str, name: str, along: Sequence[Po
     slopes = " and ".join(f"{slope(sizes, found):.2f}" for found in times.values())
     said = f"{job.upper()}, s a step: slope {slopes}, ideal {slope(sizes, flops):.2f}"
     out = [_grid(axes, sizes), f'<text class="label" x="4" y="-4">{escape_html(said)}</text>']
-    out.append(f'<path class="leader dashed" d="{path_data(axes, np.log2(sizes), np.log2(ideal))}"/>')
     for i, (devices, found) in enumerate(times.items(), 1):
         out.append(f'<path class="line s{i}" d="{path_data(axes, np.log2(sizes), np.log2(found))}"/>')
         for x, y in zip(sizes, found, strict=True):
             place = f'cx="{axes.px(math.log2(x)):.1f}" cy="{axes.py(math.log2(y)):.1f}"'
             told = f"{x} {AXES[name]}, {devices} device{'s' if devices > 1 else ''}: {y:.3g} s"
             out.append(f'<circle class="mark s{i}" r="4" {place}><title>{escape_html(told)}</title></circle>')
+    out.append(f'<path class="line dashed s6" d="{path_data(axes, np.log2(sizes), np.log2(ideal))}"/>')
     return "".join(out)
 
 
