@@ -16,6 +16,7 @@ from stood_in_programs import FARM, KilledError, Programs, farm, stand_in
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.jobs.study import study_job, study_stages
+from rlhf_jax.jobs.study.study_settings import overridden
 from rlhf_jax.jobs.study.study_stages import plan_stages
 from rlhf_jax.programs import check_values
 from rlhf_jax.settings import load_page
@@ -72,6 +73,12 @@ def test_stages_get_the_settings_of_their_groups_and_the_folders_of_other_stages
         assert (settings.model.name, settings.model.path) == (model, f"{finished}/{model}/export")
     seeds = {x.seed for x in (s.config for s in plan_stages(farm(seed=3), "x")) if "seed" in x}
     assert seeds == {3}
+
+
+@pytest.mark.parametrize(("page", "text", "value"), [(-1, "4", 4), (-1, "auto", "auto"), ("auto", "8", 8)])
+def test_a_field_that_is_a_number_or_a_word_takes_both(page, text, value):
+    settings = ConfigDict({"job": "dpo", "mesh": {"fsdp": page}})
+    assert overridden(settings, [f"mesh.fsdp={text}"], "stages: one").mesh.fsdp == value
 
 
 def test_what_is_printed_and_where_the_report_is(programs, tmp_path, capsys):

@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
 from rlhf_jax.ranges import value_at
 from rlhf_jax.settings.page_fields import leaves
@@ -27,18 +28,24 @@ def overridden(page: ConfigDict, overrides: list[str], where: str) -> ConfigDict
             raise UserError(f"{where}: {override!r} is not FIELD=VALUE")
         if field not in known:
             raise UserError(f"{where}: {field}: the job {page.job} has no such field{closest(field, known)}")
-        settings.update_from_flattened_dict(
-            {field: _value(text, value_at(settings, field), f"{where}: {field}")}
-        )
+        value = _value(text, value_at(settings, field), ranges.RANGES.get(field), f"{where}: {field}")
+        # Some fields are a number or a word, and a page has one of the two.
+        with settings.ignore_type():
+            settings.update_from_flattened_dict({field: value})
     return settings
 
 
-def _value(text: str, default: Any, field: str) -> Any:
+def _value(text: str, default: Any, allowed: ranges.Range | None, field: str) -> Any:
+    words = () if allowed is None else allowed.words
+    if text in words:
+        return text
     try:
         if isinstance(default, bool):
             return {"true": True, "false": False}[text.lower()]
         if isinstance(default, tuple):
             return tuple(ast.literal_eval(text))
+        if default in words and text.isdigit():
+            return int(text)
         return type(default)(text)
     except (KeyError, TypeError, ValueError, SyntaxError):
         kind = KINDS[type(default).__name__]
