@@ -62,7 +62,9 @@ def stand_in(monkeypatch):
 
 
 def farm(**changes):
+    """The farm's page. Its stages run in this process, where programs can be stood in for."""
     page = load_page("configs/farm.py")
+    page.at_once = 1
     judges = {f"{name}.judges": "configs/judges/micro_clean.yaml" for name in ("labels", "evaluate")}
     page.update_from_flattened_dict(judges | changes)
     return page

@@ -44,7 +44,7 @@ def _value(text: str, default: Any, allowed: ranges.Range | None, field: str) ->
             return {"true": True, "false": False}[text.lower()]
         if isinstance(default, tuple):
             return tuple(ast.literal_eval(text))
-        if default in words and text.isdigit():
+        if default in words and text.isdigit() and allowed.fits(int(text)):
             return int(text)
         return type(default)(text)
     except (KeyError, TypeError, ValueError, SyntaxError):
