@@ -98,7 +98,8 @@ def test_the_first_step_is_the_base_model_exactly(done):
     elif job == "ppo":
         row = next(row for row in tiny_farm.rows(workdir) if "policy/ratio" in row)
         assert row["policy/ratio"] == pytest.approx(1, abs=1e-6) and row["policy/approxkl"] < 1e-10
-        assert row["objective/kl"] == 0 and row["val/mean"] == 0
+        # One minibatch is all of a rollout: the update reads the policy, and another program the reference.
+        assert abs(row["objective/kl"]) < 2e-6 and row["val/mean"] == 0
     assert any(row.get("grad_norm", 0) > 0 for row in tiny_farm.rows(workdir))
 
 
