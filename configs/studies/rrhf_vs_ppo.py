@@ -75,9 +75,7 @@ def _study(*, seeds: tuple[int, ...]) -> ConfigDict:
     base.add(c, "policies", "measure_policies")
 
     trained = ("ppo", *(f"rrhf_{name}" for name in (*SAMPLED, "ip_2", *ONLINE)))
-    c.policies.data.pair_rows = (
-        1500  # An accuracy to a point or so; all of the labels take five minutes a policy.
-    )
+    c.policies.data.pair_rows = 1500  # All of the labels take five minutes a policy.
     c.policies.policies = ",".join(f"{name}={{{name}}}/export" for name in trained) + ",sft={sft}/export"
     c.evaluate.outputs = base.ranked("sft", *trained)
     c.evaluate.runs, c.evaluate.labels, c.evaluate.scored = "", "", ""

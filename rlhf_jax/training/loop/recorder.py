@@ -245,16 +245,6 @@ def _named_arrays(batch: PyTree) -> dict[str, np.ndarray]:
     return named
 
 
-# What a program takes of time, by the one clock of a run: when the devices were done with something.
-#
-# Work is handed to the devices long before it is done, so the moment at which a function returns says
-# nothing. A thread of its own waits for each result in turn and notes the time; a duration is the time
-# between two such moments.
-
-_waiting: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
-_thread: threading.Thread | None = None
-
-
 def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:
     """Metrics of an iteration from those of its updates.
 
@@ -272,6 +262,16 @@ def overall_metrics(found: list[dict[str, Any]]) -> dict[str, Any]:
         return values[-1] if name.startswith(("learning_rate", "param_norm")) else sum(values) / len(values)
 
     return {name: one(name) for name in found[0]}
+
+
+# What a program takes of time, by the one clock of a run: when the devices were done with something.
+#
+# Work is handed to the devices long before it is done, so the moment at which a function returns says
+# nothing. A thread of its own waits for each result in turn and notes the time; a duration is the time
+# between two such moments.
+
+_waiting: queue.SimpleQueue[tuple[Any, Future]] = queue.SimpleQueue()
+_thread: threading.Thread | None = None
 
 
 def done_at(x: Any) -> Future[float]:
