@@ -75,7 +75,7 @@ def test_what_is_rejected_is_not_asked_again() -> None:
 def test_the_wait_a_server_asks_for_is_kept() -> None:
     started = time.monotonic()
     outcomes, _ = run(Script(Retryable("429", wait_s=0.4, rate_limit=True), Answer("a")))
-    assert 0.4 <= time.monotonic() - started < 2.0
+    assert 0.4 <= time.monotonic() - started < 10
     assert outcomes[0].text == "a"
 
 
