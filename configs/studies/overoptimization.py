@@ -6,10 +6,11 @@ Labels of the world's human, of the noisy pool and of one careful judge; fewer o
 has no KL penalty here and goes on long after the reward model is fooled. `:overoptimization,quick` has three reward
 models and fewer steps. --config.seeds="(0,1,2)" repeats all behind the SFT model.
 
-At seed 0 (two CPU cores shared with other runs, 62 minutes for three of the reward models with 260 steps), true win
-rate along PPO: people's labels 37.3 to 68.4 (steps 40 to 60) to 41.2 %, the pool 37.3 to 63.1 to 29.1 %, the careful
-judge 37.3 to 72.9 to 53.7 %; the scores end at their highest, the pool's within 0.01 of it. docs/findings.md has the
-rest.
+At seed 0 (two CPU cores shared with other runs, 62 minutes for three reward models and 34 for the rest), true win rate
+along PPO: people's labels 37.3 to 68.4 (steps 40 to 60) to 41.2 %, the pool 37.3 to 63.1 to 29.1 %, the careful judge
+37.3 to 72.9 to 53.7 %; the scores end at their highest, the pool's within 0.01 of it. Best of 64: 62.7, 59.8 and
+70.3 %; with 4,000 labels instead of 18,800 the pool's 58.1 and the careful judge's 68.1 %; ensembles of 3 and 5 of the
+pool's reward models 65.4 and 64.9 %. docs/findings.md has the rest.
 """
 
 from ml_collections import ConfigDict

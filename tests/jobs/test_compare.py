@@ -5,6 +5,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from rlhf_jax.data.records.records import write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.claims.seeded_values import as_percentage, estimate
+from rlhf_jax.evaluation.report.claim_charts import curve_chart
 from rlhf_jax.evaluation.report.report_data import ReportStage
 from rlhf_jax.jobs import compare
 from rlhf_jax.jobs.compare.compare_inputs import by_seed, mean_over_seeds
@@ -238,6 +240,21 @@ def test_a_column_against_another_stands_at_the_means_of_that_one(study):
     places = [float(one.get("cx")) for one in root.iter("{http://www.w3.org/2000/svg}circle")]
     # At 0, 1 and 4 and not at steps 0, 10 and 20.
     assert (places[2] - places[0]) / (places[1] - places[0]) == pytest.approx(4.0, abs=0.02)
+
+
+@pytest.mark.parametrize(("count", "faint"), [(2, False), (5, True)])
+def test_bands_lie_behind_every_line_and_are_fainter_where_many_lie_over_each_other(count, faint):
+    measured = SimpleNamespace(
+        label=str,
+        curve=lambda row, column: np.array([[[10.0, 20.0, 30.0], [20.0, 30.0, 50.0]]]),
+        at=lambda column: np.array([0.0, 1.0]),
+        estimate_of=lambda values, column: estimate(values),
+        publication=SimpleNamespace(columns={"win": SimpleNamespace(label="win")}),
+    )
+    drawn = curve_chart(measured, "win", "step", "Curves", [f"run {k}" for k in range(count)])
+    parts = re.findall(r'<path class="(band|line)( faint)?', drawn)
+    assert [name for name, _ in parts] == ["band"] * count + ["line"] * count
+    assert [bool(more) for _, more in parts[:count]] == [faint] * count
 
 
 def test_what_runs_have_cost_is_a_table_of_its_own(study):

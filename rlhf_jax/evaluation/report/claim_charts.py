@@ -23,6 +23,7 @@ _X_NAME = 14  # Room below the axis for its name, which is long here and would h
 # letter, and no more of them than this.
 _LETTER, _LONGEST = 6.4, 56
 _COLOURS = 6
+_FEW_BANDS = 4  # The bands of more curves than this lie over each other, and are drawn fainter.
 _LINE = 15  # Height of a name.
 
 
@@ -93,7 +94,7 @@ def curve_chart(
         size=(_PLOT + room, _HEIGHT),
         right=room,
     )
-    body = [axes.svg(), _axis_names(x_label, measured.publication.columns[y].label)]
+    lines, bands, faint = [], [], " faint" if len(drawn) > _FEW_BANDS else ""
     for k, one in enumerate(drawn):
         colour = k % _COLOURS + 1
         low, high = (np.array([_ends(found)[side] for found in one.found]) for side in (0, 1))
@@ -104,10 +105,10 @@ def curve_chart(
             f"<title>{escape_html(f'{one.label} at {x:g}: {estimate_text(found)}')}</title></circle>"
             for x, found in zip(one.at, one.found, strict=True)
         )
-        body.append(
-            f'<g class="s{colour}"><path class="band" d="{around}Z"/><path class="line{_dashed(k)}" d="{line}"/>'
-            f"{dots}</g>"
-        )
+        bands.append(f'<path class="band{faint} s{colour}" d="{around}Z"/>')
+        lines.append(f'<g class="s{colour}"><path class="line{_dashed(k)}" d="{line}"/>{dots}</g>')
+    # Behind all lines, whose colours tell them apart.
+    body = [axes.svg(), _axis_names(x_label, measured.publication.columns[y].label), *bands, *lines]
     places = [(one.label, axes.px(one.at[-1]), axes.py(one.found[-1].mean)) for one in drawn]
     return svg_chart("".join([*body, _names(places)]), title, (_PLOT + room, _HEIGHT + _X_NAME))
 
