@@ -5,10 +5,10 @@
     python benchmarks/real.py --model FOLDER --instructions alpaca.json --tasks sft --ways lora --rows 16
 
 Models, adapters and rows are written once, to a folder that every contestant reads. `ours` lays rows out as the
-methods' pages do: packing, and prompts that a pair's sides share, are decided by `auto`. `trl` pads a batch to its
-longest row, as TRL does by default; `trl_free` sets its padding_free, where the trainer has one. A repetition is one
-pass over all rows, of DPO with the reference's; tokens/s count real tokens. Loss and gradient norm are the very first
-step's.
+methods' pages do: packing, and prompts that a pair's sides share, are decided by `auto`, as in a run of 600 steps.
+`trl` pads a batch to its longest row, as TRL does by default; `trl_free` sets its padding_free, where the trainer has
+one. A repetition is one pass over all rows, of DPO with the reference's; tokens/s count real tokens. Loss and gradient
+norm are the very first step's.
 """
 
 from __future__ import annotations

@@ -40,6 +40,8 @@ from rlhf_jax.training.run.load_models import Start, start_network
 
 CHUNK = 128
 NO_EOS = -1  # Nothing ends a row early.
+# How long a run packing plans for, as long as fine-tuning is: for a few steps it would compile one program alone.
+RUN_STEPS = 600
 
 
 def run(job: Job, session: Session) -> None:
@@ -74,9 +76,9 @@ def _offline(job: Job, session: Session, mesh: Any) -> None:
 
 
 def _page(job: Job) -> ConfigDict:
-    """The method's own page with this job's batch, so that all that is `auto` is decided as in a run."""
+    """The method's own page with this job's batch, so that all that is `auto` is decided as in a run of RUN_STEPS."""
     page = load_page(str(PAGES / f"{job.task}.py"))
-    page.update({"batch_size": job.step_rows, "epochs": 1.0})
+    page.update({"batch_size": job.step_rows, "epochs": max(1.0, RUN_STEPS * job.step_rows / len(job.rows))})
     return page
 
 
