@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,20 @@ def test_glibc_takes_every_setting(cores, count):
         pytest.skip("before version 2.33 glibc does not list its settings")
     found = dict(re.findall(r"^([\w.]+): (\S+)", listed.stdout, re.MULTILINE))
     assert {name: int(found[name], 0) for name in wanted} == {k: int(v) for k, v in wanted.items()}
+
+
+# Which of two arrays, of 16 and of 64 MiB, come from the heap.
+PLACES = """
+import numpy as np
+arrays = [np.ones(mebibytes << 17) for mebibytes in (16, 64)]
+(heap,) = [line.split()[0] for line in open("/proc/self/maps") if line.rstrip().endswith("[heap]")]
+low, high = (int(x, 16) for x in heap.split("-"))
+print([low <= array.ctypes.data < high for array in arrays])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc")
+def test_small_arrays_come_from_the_heap_and_large_ones_leave_no_holes_in_it():
+    env = {**os.environ, "GLIBC_TUNABLES": tunables(2)}
+    ran = subprocess.run([sys.executable, "-c", PLACES], env=env, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[True, False]"
