@@ -318,7 +318,7 @@ def test_table_2_trains_every_method_from_one_model_for_every_seed(programs):
     check_values(page)  # as the front door does, which imports the methods with settings of their own
     stages = {stage.name: stage for stage in plan_stages(page, "runs/studies")}
     others = set(tiny_farm.METHODS) - {"sft", "reward_model"}
-    for seed in (0, 1, 2):
+    for seed in (0, 1, 2, 3):
         assert {f"seed_{seed}/{name}" for name in others} <= stages.keys()
         assert {f"seed_{seed}/outputs/{name}" for name in others} <= stages.keys()
     # All start from the one SFT model and read nothing of another workdir.
@@ -328,7 +328,7 @@ def test_table_2_trains_every_method_from_one_model_for_every_seed(programs):
     assert stages["seed_1/kto"].config.model.init == "runs/studies/sft/export"
     ranked = stages["table2"].config.results
     assert ranked == ",".join(
-        f"ranked@{seed}=runs/studies/seed_{seed}/evaluate/per_instruction.parquet" for seed in (0, 1, 2)
+        f"ranked@{seed}=runs/studies/seed_{seed}/evaluate/per_instruction.parquet" for seed in (0, 1, 2, 3)
     )
 
 
