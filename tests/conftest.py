@@ -49,6 +49,13 @@ def _forget_programs():
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _forget_notices():
+    """Every test hears the notices that a run says once, whatever ran before it in this process."""
+    if (startup := sys.modules.get("rlhf_jax.parallel.startup")) is not None:
+        startup.forget_notices()
+
+
 @pytest.fixture(scope="session")
 def farm(tmp_path_factory):
     """The inputs of every job, for the tests of all rooms. Tests read it and write elsewhere."""
