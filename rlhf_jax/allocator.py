@@ -13,7 +13,7 @@ import platform
 import sys
 
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
-# One heap for all threads, which is grown by 64 MiB and never trimmed; older glibc takes no higher threshold than this.
+# One heap for all threads, which is grown by 64 MiB and never trimmed. The threshold is glibc's own upper bound of it.
 _ONE_HEAP = "arena_max=1", f"mmap_threshold={1 << 25}", f"trim_threshold={1 << 34}", f"top_pad={1 << 26}"
 # On a machine with more cores than this threads would wait for each other's turn at the one heap.
 _FEW_CORES = 8

@@ -198,7 +198,6 @@ def test_that_no_response_comes_to_an_end_is_said_once(tmp_path, capsys, monkeyp
 
     said = "notice: no response came to an end, .* raise rollout.max_new_tokens \\(8\\), or start from"
     monkeypatch.setattr(Watched, "experience", experienced)
-    startup.forget_notices()
     iterations(tmp_path, 3)
     assert len(re.findall(said, capsys.readouterr().out)) == times
     monkeypatch.setattr(Watched, "measure", measured)
