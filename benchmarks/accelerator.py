@@ -187,7 +187,9 @@ def timed(work: Callable[[], None], times: int) -> float:
 def line(side: str, found: dict[str, Any], shape: Shape, args: argparse.Namespace) -> str:
     """A row of the table."""
     sys.path.insert(0, str(ROOT))
-    from rlhf_jax.training.loop.step import chip_of  # what the run's own perf/mfu is measured against
+    from rlhf_jax.training.loop.program_costs import (
+        chip_of,  # what the run's own perf/mfu is measured against
+    )
 
     chip = chip_of(found["device"])
     flops, bandwidth = (chip.flops["bfloat16"], chip.bandwidth) if chip else (None, None)

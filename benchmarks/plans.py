@@ -110,7 +110,7 @@ def rows_of(
 ) -> list[tuple[str, ...]]:
     """The lines of the table that tell a plan; of one that is not there, or failed, one that says so."""
     from rlhf_jax.planning.plan_text import duration, size
-    from rlhf_jax.training.loop.step import GIB
+    from rlhf_jax.training.loop.program_costs import GIB
 
     head = HEAD_OF_PROGRAMS if programs else HEAD
     why = "not planned" if found is None else found.get("failed") or found.get("refused")

@@ -39,7 +39,7 @@ from rlhf_jax.planning.page_programs import programs_of  # noqa: E402
 from rlhf_jax.programs import load_program  # noqa: E402
 from rlhf_jax.sampling import compaction  # noqa: E402
 from rlhf_jax.settings import load_page  # noqa: E402
-from rlhf_jax.training.loop.step import matrix_flops  # noqa: E402
+from rlhf_jax.training.loop.program_costs import matrix_flops  # noqa: E402
 from rlhf_jax.training.run import memory_check, online  # noqa: E402
 
 

@@ -143,8 +143,9 @@ def measure(mesh: Any, job: str, size: str, point: Point, steps: int) -> Cost:
     from rlhf_jax.models.config import ModelConfig
     from rlhf_jax.models.placement import init_sharded
     from rlhf_jax.parallel.mesh import to_global
+    from rlhf_jax.training.loop.program_costs import matrix_flops
     from rlhf_jax.training.loop.state import create
-    from rlhf_jax.training.loop.step import make_train_step, matrix_flops
+    from rlhf_jax.training.loop.step import make_train_step
     from rlhf_jax.training.optimizers.optimizer import make_optimizer
     from rlhf_jax.training.run.encoded_rows import pad_pairs
 

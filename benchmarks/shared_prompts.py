@@ -39,8 +39,9 @@ from rlhf_jax.models import decoder
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
+from rlhf_jax.training.loop.program_costs import matrix_flops
 from rlhf_jax.training.loop.state import create
-from rlhf_jax.training.loop.step import make_train_step, matrix_flops
+from rlhf_jax.training.loop.step import make_train_step
 from rlhf_jax.training.optimizers.optimizer import make_optimizer
 from rlhf_jax.training.run.encoded_rows import array_sizes, pad_pairs
 

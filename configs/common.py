@@ -105,6 +105,8 @@ def rollout(c: ConfigDict, *, batch_size: int, max_new_tokens: int, samples: int
     c.rollout.batch_size = batch_size  # Prompts per step, over all devices.
     c.rollout.samples = samples  # Responses of each prompt; they share its prefill.
     c.rollout.max_new_tokens = max_new_tokens  # The longest response.
+    # Parts that are sampled, scored and read one after the other, to save memory; divides the prompts of each device.
+    c.rollout.microbatches = 1
     c.rollout.temperature = 1.0  # Log-probs are taken at this temperature everywhere.
     c.rollout.dtype = "float32"  # Of the policy copy that samples.
     c.rollout.staleness = (

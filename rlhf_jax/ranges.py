@@ -215,6 +215,7 @@ RANGES: dict[str, Range] = {
         COUNT,
         "batch_size",
         "microbatches",
+        "rollout.microbatches",
         "minibatch_size",
         "steps",
         "log_every",

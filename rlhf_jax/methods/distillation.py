@@ -35,6 +35,7 @@ from rlhf_jax.feedback import feedback_needs
 from rlhf_jax.feedback.judged_evaluation import judged_evaluation
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
+from rlhf_jax.models.lora import stored
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.responses import response_head, window
 from rlhf_jax.objectives import divergences
@@ -49,7 +50,7 @@ from rlhf_jax.training.loop.step import LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, load_models, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import Needs, made_by, model_reads, train_and_eval
-from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_online
+from rlhf_jax.training.run.online_models import OnlineModels, kept_dtype, open_actor, plan_online
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("divergence", "objective/teacher_kl", "completions/mean_length", "eval/scores")
@@ -132,7 +133,8 @@ def teacher_of(session: Session, policy: ModelConfig) -> Network:
     def read() -> Params:
         about["base_dtype"] = session.lora.base_dtype
         params = load_models.load_model(folder, m, session.mesh, made, **about)[1]
-        return load_models.merged_params(found.config, params)
+        # Merged as it is, and rounded once, at the end.
+        return stored(load_models.merged_params(found.config, params), kept_dtype(session.config))
 
     return Network(found.config, read)
 

@@ -53,7 +53,7 @@ from rlhf_jax.rollout.on_policy import Unread, read_by_update, unread, unread_sh
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 from rlhf_jax.training.checkpoints.workdir import one_writer
-from rlhf_jax.training.loop.step import LossFn
+from rlhf_jax.training.loop.step import Losses, LossFn
 from rlhf_jax.training.run import actor_networks, encoded_rows, online
 from rlhf_jax.training.run.memory_check import Plan
 from rlhf_jax.training.run.missing_inputs import made_by
@@ -61,9 +61,8 @@ from rlhf_jax.training.run.online_models import OnlineModels, open_actor, plan_o
 from rlhf_jax.training.run.session import Network, Session, export_model, open_session, write_model_folder
 
 SHOW = ("objective/scores", "objective/kl", "completions/mean_length", "eval/scores")
-
-
 NEEDS = feedback_needs.SCORED_POLICY
+NETWORKS = ("policy", "value")
 
 
 class Experience(NamedTuple):
@@ -136,42 +135,46 @@ def ppo_loss_fn(
     temperature: float,
     chunk: int,
     experience_of: Callable | None = None,
+    networks: tuple[str, ...] = NETWORKS,
 ) -> LossFn:
     """Clipped policy loss + value_coef * clipped value loss. Params: {policy, value}; batch: an Experience.
 
     Both terms are sums over the same response tokens, so they share one weight.
     experience_of: `make_experience`, for batches that are an Unread rollout.
+    networks: whose terms it has, of a batch that is not Unread: they share nothing, so either has a gradient by itself.
     """
 
     def loss_fn(params: dict[str, Params], batch: Experience | Unread) -> dict[str, Mean]:
         # A window of R positions in each row: neither head ever runs on prompt tokens.
         where = (batch.tokens_BT, batch.prompt_lengths_B, batch.mask_BR.shape[1])
-        logprobs_BR, entropy_BR = response_logprobs(
-            policy_config, params["policy"], *where, temperature=temperature, chunk=chunk
-        )
-        values_BR = response_values(value_config, params["value"], *where)
-        now = (logprobs_BR, entropy_BR, {"value": values_BR})
-        batch, told = read_by_update(experience_of, batch, *now)
-        policy = policy_loss(
-            logprobs_BR,
-            batch.old_logprobs_BR,
-            batch.advantages_BR,
-            batch.mask_BR,
-            batch.weights_BR,
-            clip=clip,
-        )
-        value = value_loss(values_BR, batch.old_values_BR, batch.returns_BR, batch.mask_BR, clip=value_clip)
+        logprobs_BR = entropy_BR = values_BR = None
+        if "policy" in networks:
+            logprobs_BR, entropy_BR = response_logprobs(
+                policy_config, params["policy"], *where, temperature=temperature, chunk=chunk
+            )
+        if "value" in networks:
+            values_BR = response_values(value_config, params["value"], *where)
+        told: dict[str, Any] = {}
+        if experience_of is not None:
+            batch, told = read_by_update(experience_of, batch, logprobs_BR, entropy_BR, {"value": values_BR})
         # Sums and not means: the train step divides once, by the response tokens of all micro-batches.
-        pg, vf = policy.pop("loss"), value.pop("loss")
-        return {
-            "loss": Mean(pg.sum + value_coef * vf.sum, pg.weight),
-            "loss/policy": pg,
-            "loss/value": vf,
-            "policy/entropy": masked_mean(entropy_BR, batch.mask_BR),
-            **policy,
-            **value,
-            **told,
-        }
+        losses: list[Mean] = []
+        if logprobs_BR is not None:
+            before = (batch.old_logprobs_BR, batch.advantages_BR, batch.mask_BR, batch.weights_BR)
+            policy = policy_loss(logprobs_BR, *before, clip=clip)
+            losses.append(policy.pop("loss"))
+            told |= {
+                "loss/policy": losses[-1],
+                "policy/entropy": masked_mean(entropy_BR, batch.mask_BR),
+                **policy,
+            }
+        if values_BR is not None:
+            before = (batch.old_values_BR, batch.returns_BR, batch.mask_BR)
+            value = value_loss(values_BR, *before, clip=value_clip)
+            vf = value.pop("loss")
+            losses.append(Mean(value_coef * vf.sum, vf.weight))
+            told |= {"loss/value": vf, **value}
+        return {"loss": Mean(sum(x.sum for x in losses), losses[0].weight), **told}
 
     return loss_fn
 
@@ -248,8 +251,9 @@ def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh
     """Plans PPO on prompts of P columns, from shapes."""
     whole, R = online.one_minibatch(config), config.rollout.max_new_tokens
 
-    def loss(trained: Mapping[str, ModelConfig], page: ConfigDict) -> LossFn:
-        return ppo_loss_fn(
+    def loss(trained: Mapping[str, ModelConfig], page: ConfigDict) -> Losses:
+        of = partial(
+            ppo_loss_fn,
             trained["policy"],
             trained["value"],
             clip=page.clip,
@@ -257,8 +261,10 @@ def ppo_plan(models: OnlineModels, P: int, pad_id: int, config: ConfigDict, mesh
             value_coef=page.value_coef,
             temperature=page.rollout.temperature,
             chunk=page.logprob_chunk,
-            experience_of=_experience_of(page) if whole else None,
         )
+        if whole:
+            return of(experience_of=_experience_of(page))
+        return {name: of(networks=(name,)) for name in NETWORKS}
 
     row = experience_shapes(P, R, corrected=config.rollout.correction != "none")
     if whole:

@@ -213,6 +213,7 @@ def _learner(
     rewards, _ = reward_sources.open_rewards(session, sources, pad_id)
     actor, starts = open_actor(session, models, policy.read(), rewards, pad_id)
     only_best = c.train_on == "best"
+    reference = starts["policy"].trained if c.lora.rank else actor.frozen[REFERENCE].params
     # The pool stays where it lies: copied to all devices by XLA, it would make the next step compile again.
     add = jax.jit(with_rollout, out_shardings=shardings_of(models.carried))
     final = jax.jit(partial(final_scores, settings=actor.settings))
@@ -234,7 +235,7 @@ def _learner(
         actor.read,
         experience,
         actor.measure,
-        {REFERENCE: starts["policy"].trained},
+        {REFERENCE: reference},
         remember,
         partial(draw, how=drawing),
     )

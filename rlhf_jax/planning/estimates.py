@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rlhf_jax.planning.hlo_costs import Collective
-from rlhf_jax.training.loop.step import Chip, MemoryNeeds
+from rlhf_jax.training.loop.program_costs import Chip, MemoryNeeds
 
 # Per-chip numbers that grow by more than this from the smallest slice to another are flagged.
 GROWTH = 1.2

@@ -19,7 +19,7 @@ from rlhf_jax.planning import stand_ins
 from rlhf_jax.planning.slices import Slice, devices_of
 from rlhf_jax.programs import is_method, load_program
 from rlhf_jax.ranges import value_at
-from rlhf_jax.training.loop.step import available
+from rlhf_jax.training.loop.program_costs import available
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.memory_check import Phase, Plan, PlanOf
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rlhf_jax.planning.estimates import ProgramCost, by_kind, grown, per_chip, utilisation
 from rlhf_jax.planning.slice_costs import SliceCost
-from rlhf_jax.training.loop.step import GIB
+from rlhf_jax.training.loop.program_costs import GIB
 from rlhf_jax.training.run.memory_check import STEP
 
 HEAD = ("program", "fits", "needs", "TFLOP", "receives", "compute", "interconnect", "memory", "bound")

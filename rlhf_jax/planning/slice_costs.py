@@ -15,7 +15,7 @@ from rlhf_jax.planning import hlo_costs, hlo_text, plan_warnings
 from rlhf_jax.planning.estimates import ProgramCost, Times, chip_times
 from rlhf_jax.planning.page_programs import PagePlan, page_on, programs_of
 from rlhf_jax.planning.slices import Slice
-from rlhf_jax.training.loop.step import GIB, bytes_per_device, matrix_flops
+from rlhf_jax.training.loop.program_costs import GIB, bytes_per_device, matrix_flops
 from rlhf_jax.training.run import memory_check
 from rlhf_jax.training.run.memory_check import STEP, Phase, Plan
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rlhf_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from rlhf_jax.training.loop.step import Chip
+    from rlhf_jax.training.loop.program_costs import Chip
 
 _TPU = re.compile(r"\d+(x\d+){1,2}")
 _GPUS = re.compile(r"[1-9]\d*")
@@ -70,7 +70,7 @@ def slices_of(text: str, scale: str = "") -> list[Slice]:
 
     Raises UserError for a name that is none, with those that are.
     """
-    from rlhf_jax.training.loop.step import chips
+    from rlhf_jax.training.loop.program_costs import chips
 
     family, _, size = text.partition(":")
     known = chips()

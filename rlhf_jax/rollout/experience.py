@@ -20,6 +20,7 @@ from rlhf_jax.models.responses import join, response_logprobs, response_values, 
 from rlhf_jax.objectives.policy_gradient import score_with_missing_eos, sequence_kl, token_kl
 from rlhf_jax.objectives.policy_losses import sampler_weights
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
+from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.rollout.generator import Generator
 from rlhf_jax.rollout.rewards import Rewards, Scored
 from rlhf_jax.sampling.decode import Generation
@@ -37,6 +38,7 @@ class RolloutSettings(NamedTuple):
       logprob_chunk: positions whose logits exist at one time.
       correction, correction_cap: see `sampler_correction`; "none" for methods that have no such weights.
       marker: the column of a control token in every prompt which only networks that are trained are shown; -1 for none.
+      microbatches: a rollout is read in this many parts.
     """
 
     temperature: float
@@ -46,6 +48,7 @@ class RolloutSettings(NamedTuple):
     correction: str = "none"
     correction_cap: float = 1.0
     marker: int = -1
+    microbatches: int = 1
 
 
 class Readings(NamedTuple):
@@ -76,6 +79,23 @@ def read_rollout(
     pad_id: int,
 ) -> Readings:
     """Runs language models and models with a scalar head over sampled responses."""
+    return in_parts(
+        lambda rows: _read(language, scalar, *rows, settings, pad_id),
+        (prompts_BP, prompt_lengths_B, sampled),
+        settings.microbatches,
+    )
+
+
+def _read(
+    language: Mapping[str, Model],
+    scalar: Mapping[str, Model],
+    prompts_BP: Int[Array, "B P"],
+    prompt_lengths_B: Int[Array, " B"],
+    sampled: Generation,
+    settings: RolloutSettings,
+    pad_id: int,
+) -> Readings:
+    """See `read_rollout`: a part of its rows, all at once."""
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
     where = (tokens_BT, prompt_lengths_B, sampled.tokens_BR.shape[1])
     # At the sampling temperature, here and in the loss: at any other one ratio and KL are those of a policy

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.models.model import Model, RewardModel, model_scores
 from rlhf_jax.models.responses import join
+from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.sampling.decode import Generation
 
 
@@ -52,9 +53,15 @@ class Rewards(Protocol):
 
 
 @lru_cache
-def token_program(closing: tuple[int, ...], pad_id: int) -> Any:
-    """Returns `score_tokens` as a compiled function, the same one for the memory plan and the run."""
-    return jax.jit(partial(score_tokens, closing=closing, pad_id=pad_id))
+def token_program(closing: tuple[int, ...], pad_id: int, microbatches: int = 1) -> Any:
+    """Returns `score_tokens` in so many parts as a compiled function, the same one for the memory plan and the run."""
+
+    def scored(model: Model, *given: Any) -> Scored:
+        *rows, mean = given
+        score = partial(score_tokens, closing=closing, pad_id=pad_id)
+        return in_parts(lambda rows: score(model, *rows, mean), tuple(rows), microbatches)
+
+    return jax.jit(scored)
 
 
 def score_tokens(
@@ -96,9 +103,9 @@ def score_tokens(
 class TokenRewards:
     """A reward model that reads the tokens of the policy."""
 
-    def __init__(self, reward: RewardModel, pad_id: int) -> None:
+    def __init__(self, reward: RewardModel, pad_id: int, microbatches: int = 1) -> None:
         self.reward = reward
-        self._score = token_program(reward.behind.read(reward.score_at), pad_id)
+        self._score = token_program(reward.behind.read(reward.score_at), pad_id, microbatches)
 
     def __call__(
         self,

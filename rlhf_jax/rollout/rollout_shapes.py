@@ -24,9 +24,18 @@ class RolloutShapes:
     """Shapes and programs of a rollout: B prompts of P columns, each with `samples` responses of up to R tokens."""
 
     def __init__(
-        self, mesh: Mesh, B: int, P: int, R: int, temperature: float, pad_id: int, samples: int = 1
+        self,
+        mesh: Mesh,
+        B: int,
+        P: int,
+        R: int,
+        temperature: float,
+        pad_id: int,
+        samples: int = 1,
+        microbatches: int = 1,
     ) -> None:
         self._mesh, self._sizes, self._pad_id, self._samples = mesh, (B, P, R), pad_id, samples
+        self._microbatches = microbatches
         self._sampler = Sampling(temperature)
         self._everywhere = NamedSharding(mesh, PartitionSpec())
 
@@ -43,7 +52,7 @@ class RolloutShapes:
         # One end token, as most tokenizers have; with more the run compiles its own program of this size.
         ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=self._everywhere)
         _, _, R = self._sizes
-        sizes = {"max_new_tokens": R, "samples": self._samples}
+        sizes = {"max_new_tokens": R, "samples": self._samples, "microbatches": self._microbatches}
         return generate.trace(model, copy, *self._given(), self._sampler, ends, 0, **sizes)
 
     def sampled(self, model: ModelConfig) -> Generation:
@@ -67,9 +76,9 @@ class RolloutShapes:
             tokens, lengths = (
                 self._cut(jax.ShapeDtypeStruct(shape, jnp.int32)) for shape in ((B, text_length), (B,))
             )
-            return text_program.trace(reward, tokens, lengths, 0.0)
+            return text_program(self._microbatches).trace(reward, tokens, lengths, 0.0)
         prompts = self.prompts(self._samples)
-        return token_program(closing, self._pad_id).trace(
+        return token_program(closing, self._pad_id, self._microbatches).trace(
             reward, prompts["tokens"], prompts["lengths"], self.sampled(policy), 0.0
         )
 

@@ -7,23 +7,33 @@ devices need not wait for it: they run the other networks meanwhile. Each proces
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from rlhf_jax.data.tokenization import decode
 from rlhf_jax.data.tokens.scored_text import encode_scored
 from rlhf_jax.data.tokens.special_ids import without_end
-from rlhf_jax.models.model import RewardModel, check_embedded, longest_row, model_scores
+from rlhf_jax.models.model import Model, RewardModel, check_embedded, longest_row, model_scores
 from rlhf_jax.parallel.mesh import gather, host_rows, to_global
+from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.rollout.rewards import Scored
 from rlhf_jax.sampling.decode import Generation
 
-text_program = jax.jit(model_scores)
+
+@lru_cache
+def text_program(microbatches: int = 1) -> Any:
+    """Returns `model_scores` in so many parts as a compiled function, the same one for the memory plan and the run."""
+
+    def scored(model: Model, *given: Any) -> Float[Array, " B"]:
+        *rows, mean = given
+        return in_parts(lambda rows: model_scores(model, *rows, mean), tuple(rows), microbatches)
+
+    return jax.jit(scored)
 
 
 class TextRewards:
@@ -33,8 +43,10 @@ class TextRewards:
     Where a row is longer the width doubles, and scoring is compiled once more.
     """
 
-    def __init__(self, reward: RewardModel, policy_tokenizer: Any, mesh: Mesh, longest: int) -> None:
-        self.reward = reward
+    def __init__(
+        self, reward: RewardModel, policy_tokenizer: Any, mesh: Mesh, longest: int, microbatches: int = 1
+    ) -> None:
+        self.reward, self._score_rows = reward, text_program(microbatches)
         self._decoder, self._mesh, self._longest = policy_tokenizer, mesh, longest
 
     def __call__(
@@ -73,7 +85,7 @@ class TextRewards:
             row[: len(x)] = x
         check_embedded(reward, int(tokens.max()))
         batch = to_global({"tokens": tokens, "lengths": lengths, "readable": readable}, self._mesh)
-        scores_B = text_program(reward.model, batch["tokens"], batch["lengths"], reward.mean)
+        scores_B = self._score_rows(reward.model, batch["tokens"], batch["lengths"], reward.mean)
         return Scored(scores_B, batch["readable"])
 
     def _width(self, lengths: np.ndarray) -> int:

@@ -17,6 +17,7 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.layers import Block, KeyValue, Masks, Norm
 from rlhf_jax.models.placement import both_ways
 from rlhf_jax.parallel.mesh import constrain
+from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.sampling import compaction
 from rlhf_jax.sampling.choose import Sampling, choose
 
@@ -32,7 +33,7 @@ class Generation(NamedTuple):
       mask_BR: True on response tokens, the end token included.
       lengths_B: response lengths, the end token included.
       ended_B: whether the row produced an end token.
-      steps: decode steps run (<= R: decoding stops when all rows have ended).
+      steps: decode steps run (<= R for each micro-batch: decoding stops when all rows have ended).
     """
 
     tokens_BR: Int[Array, "B R"]
@@ -76,7 +77,7 @@ def _taken(given: _Given, loop: _Loop, places_Gb: Int[Array, "G b"]) -> tuple[_G
     return given, _Loop(t=loop.t, cache=cache, **rows)
 
 
-@partial(jax.jit, static_argnames=("config", "max_new_tokens", "samples"))
+@partial(jax.jit, static_argnames=("config", "max_new_tokens", "samples", "microbatches"))
 def generate(
     config: ModelConfig,
     params: decoder.Params,
@@ -90,6 +91,7 @@ def generate(
     *,
     max_new_tokens: int,
     samples: int = 1,
+    microbatches: int = 1,
 ) -> Generation:
     """Samples responses, those of one prompt next to each other: [B * samples, R].
 
@@ -105,7 +107,32 @@ def generate(
       sampling, end_ids_E, pad_id: traced; changing them compiles nothing.
       max_new_tokens: R, static.
       samples: responses of each prompt, static. They share its prefill.
+      microbatches: the prompts are worked through in this many parts, static; one part's cache exists at a time.
     """
+    how = {"max_new_tokens": max_new_tokens, "samples": samples}
+    given = (key, sampling, end_ids_E, pad_id)
+    return in_parts(
+        lambda rows: _generated(config, params, *rows, *given, **how),
+        (tokens_BP, lengths_B, rows_B),
+        microbatches,
+    )
+
+
+def _generated(
+    config: ModelConfig,
+    params: decoder.Params,
+    tokens_BP: Int[Array, "B P"],
+    lengths_B: Int[Array, " B"],
+    rows_B: Int[Array, " B"],
+    key: Key[Array, ""],
+    sampling: Sampling,
+    end_ids_E: Int[Array, " E"],
+    pad_id: ScalarLike,
+    *,
+    max_new_tokens: int,
+    samples: int,
+) -> Generation:
+    """See `generate`: a part of its rows, all at once."""
     B, P = tokens_BP.shape
     S = P + max_new_tokens
     decoder.check_length(config, S)

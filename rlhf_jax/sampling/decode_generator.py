@@ -30,10 +30,11 @@ class DecodeGenerator:
         end_ids: tuple[int, ...],
         pad_id: int,
         dtype: str = "float32",
+        microbatches: int = 1,
     ) -> None:
         self._config = config
         self._copy = rollout_copier(config, mesh, dtype)
-        self._max_new_tokens = max_new_tokens
+        self._max_new_tokens, self._microbatches = max_new_tokens, microbatches
         self._sampling, self._pad_id = sampling, pad_id
         self._end_ids_E = np.array(end_ids, np.int32)
         self._rows = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -67,6 +68,7 @@ class DecodeGenerator:
             self._pad_id,
             max_new_tokens=self._max_new_tokens,
             samples=samples,
+            microbatches=self._microbatches,
         )
         # Left to itself XLA names the same places by other axes of the mesh, for which the programs that were compiled
         # before the run would be compiled again.

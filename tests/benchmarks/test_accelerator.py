@@ -18,7 +18,8 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop import state
-from rlhf_jax.training.loop.step import make_train_step, matrix_flops
+from rlhf_jax.training.loop.program_costs import matrix_flops
+from rlhf_jax.training.loop.step import make_train_step
 
 SMALL = [
     "--batch",

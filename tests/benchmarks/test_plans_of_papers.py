@@ -15,7 +15,7 @@ import plans
 from rlhf_jax.planning.estimates import ProgramCost, Times
 from rlhf_jax.planning.slice_costs import SliceCost
 from rlhf_jax.planning.slices import slices_of
-from rlhf_jax.training.loop.step import GIB, MemoryNeeds
+from rlhf_jax.training.loop.program_costs import GIB, MemoryNeeds
 
 
 def program(name, gib, times, *, refused=False, tokens=0, model_flops=0.0):

@@ -17,7 +17,7 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.settings import load_page
-from rlhf_jax.training.loop.step import GIB, matrix_flops
+from rlhf_jax.training.loop.program_costs import GIB, matrix_flops
 from rlhf_jax.training.run import memory_check, offline
 from rlhf_jax.training.run.encoded_rows import Rows
 from rlhf_jax.training.run.online_models import OnlineModels, Scorer

@@ -217,6 +217,11 @@ def test_a_file_without_any_usable_preference(refused, farm, tmp_path):
         ("ppo", {"minibatch_size": 3}, r"^minibatch_size: 3 does not divide rollout.batch_size=8"),
         ("ppo", {"rollout.batch_size": 0}, r"^rollout.batch_size: 0; use a whole number"),
         ("ppo", {"microbatches": 8}, r"^microbatches: 8 does not divide the 4 rows per device"),
+        (
+            "ppo",
+            {"rollout.microbatches": 3},
+            r"^rollout.microbatches: 3 does not divide the 8 rows per device",
+        ),
         ("ppo", {"steps": 0}, r"^steps: 0; use a whole number of at least 1"),
         ("ppo", {"epochs": 0}, r"^epochs: 0; use a whole number of at least 1"),
         ("ppo", {"kl_estimator": "k4"}, r"^kl_estimator: 'k4'; use one of k1, k2, k3"),

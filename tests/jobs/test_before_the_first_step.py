@@ -63,6 +63,25 @@ def test_the_settings_that_would_help_do(farm, tmp_path, monkeypatch):
     assert int(size) < int(re.search(r"needs (\d+) B", said)[1])
 
 
+def test_a_rollout_that_is_too_large_is_told_of_its_parts(farm, tmp_path, monkeypatch):
+    candidates, only = memory_check._candidates, "rollout.microbatches"
+    monkeypatch.setattr(
+        memory_check,
+        "_candidates",
+        lambda *x: (found for found in candidates(*x) if found[0].startswith(only)),
+    )
+    monkeypatch.setattr(memory_check, "available", lambda: 0)
+    monkeypatch.setattr(memory_check, "_gib", lambda size: f"{size} B")
+    large = {"rollout.batch_size": 64, "minibatch_size": 4, "rollout.max_new_tokens": 40}
+    with pytest.raises(UserError) as error:
+        program("ppo").run(tiny_farm.settings("ppo", farm, **large), str(tmp_path))
+    whole, parts = re.search(
+        r"needs (\d+) B on each .* helps most: --config\.rollout\.microbatches=64 \((\d+) B\)",
+        str(error.value),
+    ).groups()
+    assert int(parts) < 0.8 * int(whole)
+
+
 @pytest.mark.parametrize(
     ("said", "used"),
     [

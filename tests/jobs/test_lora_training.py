@@ -21,7 +21,7 @@ from rlhf_jax.models.lora import joined
 from rlhf_jax.models.model import Model
 from rlhf_jax.parallel.mesh import make_mesh
 from rlhf_jax.training.loop import loop
-from rlhf_jax.training.loop.step import bytes_per_device
+from rlhf_jax.training.loop.program_costs import bytes_per_device
 from rlhf_jax.training.run import load_models, memory_check, online
 from rlhf_jax.training.run.online_models import OnlineModels, Scorer
 

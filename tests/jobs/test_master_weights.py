@@ -12,8 +12,9 @@ import tiny_losses
 from safetensors.numpy import load_file
 
 from rlhf_jax.methods import reward_model, sft
+from rlhf_jax.training.loop.program_costs import programs_inside
 from rlhf_jax.training.loop.state import create
-from rlhf_jax.training.loop.step import make_train_step, programs_inside
+from rlhf_jax.training.loop.step import make_train_step
 from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
 CONFIG = dataclasses.replace(tiny_losses.CONFIG, dtype="bfloat16")

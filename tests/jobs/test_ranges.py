@@ -147,6 +147,7 @@ WRONG = {
         "data.template": ("brif",),
         "logprob_chunk": (0,),
         "microbatches": (0,),
+        "rollout.microbatches": (0, -1),
         "model.width": (0, -4),
         "model.vocab_size": (100,),
         "log_every": (0,),

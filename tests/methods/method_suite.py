@@ -181,10 +181,12 @@ class MethodSuite:
         self.assert_same_run(continued[0], whole.folder)
 
     def test_microbatches_do_not_matter_to_a_run(self, farm, changes, whole, tmp_path):
-        """Only the drivers read this setting; they give it to the train step, as the losses are tried with above."""
+        """Neither of updates nor of rollouts. Only the drivers read these; the losses are tried with them above."""
         if not (WIDE or self.shows_its_driver):
             pytest.skip("another method shows it of its driver; RLHF_JAX_WIDE=1 runs it")
         config = tiny_farm.settings(self.job, farm, **changes | {"microbatches": 2})
+        if "rollout" in config:
+            config.rollout.microbatches = 2
         observed.run(self.job, config, tmp_path, stop_before=FEW)
         found = tiny_farm.rows(tmp_path)
         assert found[-1]["step"] == FEW

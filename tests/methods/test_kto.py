@@ -12,7 +12,7 @@ from rlhf_jax.data.files.tables import write_jsonl
 from rlhf_jax.data.records.unpaired import read_unpaired
 from rlhf_jax.errors import UserError
 from rlhf_jax.methods import kto
-from rlhf_jax.training.loop.step import bytes_per_device, needs
+from rlhf_jax.training.loop.program_costs import bytes_per_device, needs
 from rlhf_jax.training.run import offline
 
 

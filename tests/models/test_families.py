@@ -1,5 +1,6 @@
 """Every family without torch: recorded outputs of transformers, the way out and back, and what is refused."""
 
+import dataclasses
 import json
 import os
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_families import CONFIGS, IDS, assert_same_tree, left_padded, right_padded, write_folder
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.models import responses
+from rlhf_jax.models import lora, responses
 from rlhf_jax.models.huggingface import export_folder, import_folder
 from rlhf_jax.models.huggingface.families import FAMILIES
 
@@ -48,6 +49,17 @@ def test_logits_samples_and_scores_are_the_recorded_ones(tmp_path, name):
     found, params = import_folder.load(write_folder(tmp_path / "scalar", name, scalar=True))
     scores_B = running.scores(found.config, params, *right_padded())
     np.testing.assert_allclose(scores_B, RECORDED[f"{name}/scores"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_computed_in_bfloat16_may_be_kept_in_it(tmp_path, name):
+    """As references and reward models are: to the bit, since every use would round the weights anyway."""
+    for scalar, run, rows in ((False, running.logits, left_padded()), (True, running.scores, right_padded())):
+        found, params = import_folder.load(write_folder(tmp_path / f"{name} {scalar}", name, scalar=scalar))
+        config, kept = dataclasses.replace(found.config, dtype="bfloat16"), lora.stored(params, "bfloat16")
+        assert {x.dtype for x in jax.tree.leaves(kept)} == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
+        np.testing.assert_array_equal(run(config, kept, *rows), run(config, params, *rows))
+        assert not np.array_equal(run(found.config, kept, *rows), run(found.config, params, *rows))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -8,7 +8,7 @@ from rlhf_jax.planning import estimates, plan_warnings
 from rlhf_jax.planning.estimates import ProgramCost, Times
 from rlhf_jax.planning.hlo_costs import Collective
 from rlhf_jax.planning.hlo_text import Computation, Operation, Runs
-from rlhf_jax.training.loop.step import Chip, MemoryNeeds, chip_of, chips
+from rlhf_jax.training.loop.program_costs import Chip, MemoryNeeds, chip_of, chips
 
 CARD = Chip("card", "Card", {"bfloat16": 1e15, "float32": 5e14}, 80.0, 4e12, 4e11, 5e10, 8)
 TORUS = CARD._replace(network=0.0, host=0, slices=("2x2",))

@@ -94,7 +94,7 @@ def test_devices_of_a_tpu_slice(text):
     code = (
         "import sys; from rlhf_jax.planning import slices; slices.prepare_environment()\n"
         "(found,) = slices.slices_of(sys.argv[1]); devices = slices.devices_of(found)\n"
-        "from rlhf_jax.training.loop.step import chip_of\n"
+        "from rlhf_jax.training.loop.program_costs import chip_of\n"
         "assert len(devices) == found.count and chip_of(devices[0].device_kind) == found.chip, devices"
     )
     subprocess.run([sys.executable, "-c", code, text], check=True, env={**os.environ, "XLA_FLAGS": ""})

@@ -68,3 +68,18 @@ def test_the_papers_recipes_are_bound_by_their_products(recipe, slice_):
     assert all(fits for fits, *_ in rows.values()), rows
     *_, compute, interconnect, _ = rows["train step"]
     assert interconnect < compute
+
+
+@pytest.mark.parametrize("slice_", [TPU])
+def test_of_networks_one_after_the_other_one_gradient_exists_at_a_time(slice_):
+    """Three take no more than one; all at once they take twice as much."""
+    del slice_
+    script = str(Path(__file__).with_name("networks_in_turn.py"))
+
+    def mebibytes(how):
+        out = tiny_farm.finish(tiny_farm.start([script, how], XLA_FLAGS="", PYTHONPATH=str(ROOT)))
+        return [int(x) for x in re.findall(r"^(\d+)$", out, re.M)]
+
+    turns, together = mebibytes("turns"), mebibytes("together")
+    assert len(turns) == len(together) == 3 and turns[0] == pytest.approx(together[0], rel=0.01)
+    assert turns[2] < 1.02 * turns[0] and together[2] > 1.5 * turns[2]

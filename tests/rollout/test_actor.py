@@ -90,5 +90,8 @@ def test_evaluation_measures_the_rows_that_were_asked_and_not_those_that_fill_up
     models = {"policy": Model(CONFIG, policy), "reference": Model(CONFIG, reference)}
     given = {"prompts_BP": BATCH["tokens"], "prompt_lengths_B": BATCH["lengths"], "sampled": SAMPLED}
     read = reading_program(SETTINGS, 0)(language=models, scalar={}, **given)
+    parts = reading_program(SETTINGS._replace(microbatches=2), 0)(language=models, scalar={}, **given)
+    for a, b in zip(jax.tree.leaves(read), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
     gap_BR = np.where(SAMPLED.mask_BR, read.logprobs["policy"] - read.logprobs["reference"], 0.0)
     assert metrics["kl"] == pytest.approx(gap_BR.sum(1)[:count].mean(), rel=1e-4)

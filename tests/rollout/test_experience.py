@@ -368,7 +368,7 @@ def test_text_longer_than_a_reward_models_learned_positions_has_no_score(monkeyp
         seen.append(tokens_BT.shape)
         return lengths_B - mean
 
-    monkeypatch.setattr(text_rewards, "text_program", program)
+    monkeypatch.setattr(text_rewards, "text_program", lambda parts: program)
     config = dataclasses.replace(CONFIG, positions="learned", max_positions=9)
     reward = RewardModel(Model(config, {}), None, "", "", AT_EOS, Closing(EOS), mean=MEAN)
     found = text_rewards.TextRewards(reward, None, make_mesh(1, 1, 1), 8)(

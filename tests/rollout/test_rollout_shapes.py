@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rlhf_jax.models.config import ModelConfig
@@ -16,7 +17,7 @@ from rlhf_jax.rollout.text_rewards import text_program
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import generate
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
-from rlhf_jax.training.loop.step import bytes_per_device
+from rlhf_jax.training.loop.program_costs import bytes_per_device
 
 CONFIG = ModelConfig(vocab_size=24, width=16, layers=1, heads=2, kv_heads=1, head_dim=8, ff=24)
 B, P, R, PAD, TEMPERATURE = 4, 3, 6, 2, 0.7
@@ -77,7 +78,12 @@ def test_scoring_is_planned_for_what_was_sampled(run):
     planned = dataclasses.replace(reward, params=planned_params(CONFIG, mesh, scalar=True))
     tokens = shapes.trace_scoring(planned, CONFIG, (1, 5), 0).lower()
     wanted = token_program((1, 5), PAD).lower(reward, prompts["tokens"], prompts["lengths"], found, 0.0)
+    in_parts = RolloutShapes(mesh, B, P, R, TEMPERATURE, PAD, microbatches=2)
+    halves = in_parts.trace_scoring(planned, CONFIG, (1, 5), 0).lower().compile()
+    scored = token_program((1, 5), PAD, 2)(reward, prompts["tokens"], prompts["lengths"], found, 0.0)
+    whole = token_program((1, 5), PAD)(reward, prompts["tokens"], prompts["lengths"], found, 0.0)
+    assert "while" in halves.as_text() and np.allclose(scored.scores_B, whole.scores_B, atol=1e-6)
     assert tokens.as_text() == wanted.as_text() and tokens.out_info.scores_B.shape == (B,)
     text = shapes.trace_scoring(planned, CONFIG, (1, 5), 9).lower()
     tokens_BT = to_global({"tokens": jnp.ones((B, 9), jnp.int32)}, mesh)["tokens"]
-    assert text.as_text() == text_program.lower(reward, tokens_BT, prompts["lengths"], 0.0).as_text()
+    assert text.as_text() == text_program().lower(reward, tokens_BT, prompts["lengths"], 0.0).as_text()

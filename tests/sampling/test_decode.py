@@ -85,6 +85,24 @@ def test_samples_of_a_prompt_share_its_prefill_and_are_those_of_prompts_that_sta
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.parametrize("samples", [1, 3])
+def test_samples_are_the_same_in_parts_of_which_each_has_its_own_cache(samples):
+    given = (CONFIG, PARAMS, TOKENS_BP, LENGTHS_B, ROWS_B + 5, KEY, Sampling(0.9), jnp.array([5, 6]), 0)
+    whole, parts = (
+        generate(*given, max_new_tokens=R, samples=samples, microbatches=parts) for parts in (1, 2)
+    )
+    assert len({*map(int, whole.lengths_B)}) > 1  # so that rows in another order would show
+    for a, b in zip(whole[:-1], parts[:-1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert int(whole.steps) < int(parts.steps) <= 2 * R
+
+    def temporaries(parts):
+        lowered = generate.lower(*given, max_new_tokens=500, samples=samples, microbatches=parts)
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(2) < 0.6 * temporaries(1)
+
+
 def test_keys_and_rows_give_different_samples():
     same_prompt = {"tokens": jnp.tile(TOKENS_BP[:1], (4, 1)), "lengths": jnp.full(4, P, jnp.int32)}
     out = sample(Sampling(), **same_prompt)

@@ -11,9 +11,10 @@ import toy_training as toy
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax.parallel.mesh import make_mesh
+from rlhf_jax.parallel.microbatches import split
 from rlhf_jax.training.checkpoints.checkpoint import Checkpoints
 from rlhf_jax.training.loop import state
-from rlhf_jax.training.loop.step import _split, make_train_step
+from rlhf_jax.training.loop.step import make_train_step
 from rlhf_jax.training.optimizers.optimizer import partitioned
 
 
@@ -43,11 +44,11 @@ def moments_live_where_their_parameters_live():
 
 def splitting_moves_no_row():
     data = put(toy.batch(0))
-    split = jax.jit(lambda batch: jax.tree.map(lambda x: x * 2, _split(batch, 2)[0]))
-    text = split.lower(data).compile().as_text()
+    cut = jax.jit(lambda batch: jax.tree.map(lambda x: x * 2, split(batch, 2)[0]))
+    text = cut.lower(data).compile().as_text()
     for collective in ("all-gather", "all-to-all", "collective-permute", "all-reduce"):
         assert collective not in text, collective
-    for part in split(data):
+    for part in cut(data):
         assert part.sharding.spec[:2] == (None, ("data", "fsdp")), part.sharding
 
 

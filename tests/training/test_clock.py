@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.training.loop import recorder, step
+from rlhf_jax.training.loop import program_costs, recorder
 from rlhf_jax.training.loop.metrics import JsonlWriter
 from rlhf_jax.training.loop.recorder import CompileWatch, done_at
 from rlhf_jax.training.progress import Progress
@@ -155,7 +155,7 @@ def test_mfu_is_the_train_steps_share_of_the_peak(machine, rows, monkeypatch, lo
 
 
 def test_a_device_without_a_known_peak_has_no_mfu(rows):
-    assert step.peak_flops() is None
+    assert program_costs.peak_flops() is None
     assert "perf/mfu" not in rows([dict], flops=50.0)[0]
 
 
@@ -163,9 +163,9 @@ def test_peaks_are_found_by_the_devices_name():
     class Device:
         device_kind = "NVIDIA H100 80GB HBM3"
 
-    assert step.peak_flops(Device()) == 989e12
+    assert program_costs.peak_flops(Device()) == 989e12
     Device.device_kind = "TPU v5 lite"
-    assert step.peak_flops(Device()) == 197e12
+    assert program_costs.peak_flops(Device()) == 197e12
 
 
 def test_an_error_of_the_device_reaches_whoever_asks():

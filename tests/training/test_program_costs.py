@@ -8,11 +8,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from rlhf_jax.parallel.mesh import make_mesh
-from rlhf_jax.training.loop import step
+from rlhf_jax.training.loop import program_costs
 
 
 def flops(function, *arguments):
-    return step.matrix_flops(jax.jit(function).trace(*arguments).jaxpr)
+    return program_costs.matrix_flops(jax.jit(function).trace(*arguments).jaxpr)
 
 
 A, B = jnp.ones((3, 5)), jnp.ones((5, 7))
@@ -63,14 +63,14 @@ def test_the_dearer_branch_counts_and_a_rule_of_differentiation_does_not():
 
 def test_needs_are_arguments_results_and_what_is_in_between():
     x = jnp.ones((256, 1024), jnp.float32)
-    found = step.needs(jax.jit(lambda x: jnp.sort(x + 1, 0) @ x.T).lower(x).compile())
+    found = program_costs.needs(jax.jit(lambda x: jnp.sort(x + 1, 0) @ x.T).lower(x).compile())
     assert found.arguments == x.nbytes and found.outputs == 256 * 256 * 4 and found.temporaries >= x.nbytes
     assert found.total == found.arguments + found.outputs + found.temporaries
     # Where the compiler knows the peak it decides, and what two programs share is no part of it.
-    known = step.MemoryNeeds(100, 10, 50, 120)
-    assert known.total == 120 and known.without(30) == step.MemoryNeeds(70, 10, 50, 90)
-    assert step.MemoryNeeds(100, 10, 50).without(30) == step.MemoryNeeds(70, 10, 50)
-    donated = step.needs(jax.jit(lambda x: x * 2, donate_argnums=0).lower(x).compile())
+    known = program_costs.MemoryNeeds(100, 10, 50, 120)
+    assert known.total == 120 and known.without(30) == program_costs.MemoryNeeds(70, 10, 50, 90)
+    assert program_costs.MemoryNeeds(100, 10, 50).without(30) == program_costs.MemoryNeeds(70, 10, 50)
+    donated = program_costs.needs(jax.jit(lambda x: x * 2, donate_argnums=0).lower(x).compile())
     assert donated.outputs == 0 and donated.total == x.nbytes
 
 
@@ -78,9 +78,9 @@ def test_bytes_per_device_of_arrays_and_shapes():
     mesh = make_mesh(1, 1, 1)
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     shape = jax.ShapeDtypeStruct((6, 2), jnp.bfloat16, sharding=where)
-    assert step.bytes_per_device({"a": shape, "b": jnp.ones(3)}) == 24 + 12
+    assert program_costs.bytes_per_device({"a": shape, "b": jnp.ones(3)}) == 24 + 12
     cut = jax.sharding.NamedSharding(AbstractMesh((3, 2), ("data", "tensor")), where.spec)
-    assert step.bytes_per_device(jax.ShapeDtypeStruct((6, 2), jnp.bfloat16, sharding=cut)) == 24 // 3
+    assert program_costs.bytes_per_device(jax.ShapeDtypeStruct((6, 2), jnp.bfloat16, sharding=cut)) == 24 // 3
 
 
 def test_what_a_device_offers(monkeypatch):
@@ -94,10 +94,10 @@ def test_what_a_device_offers(monkeypatch):
         def memory_stats(self):
             raise jax.errors.JaxRuntimeError("MemoryStats is only supported for addressable PjRt devices.")
 
-    assert step.available(Card()) == 80 * 10**9
-    assert step.available(Elsewhere()) == int(15.75 * 2**30)
+    assert program_costs.available(Card()) == 80 * 10**9
+    assert program_costs.available(Elsewhere()) == int(15.75 * 2**30)
     lines = Path("/proc/meminfo").read_text().splitlines()
     machine = next(line for line in lines if line.startswith("MemTotal"))
-    assert step.available() == pytest.approx(int(machine.split()[1]) * 1024, rel=0.01)
+    assert program_costs.available() == pytest.approx(int(machine.split()[1]) * 1024, rel=0.01)
     monkeypatch.setattr(jax, "local_device_count", lambda: 8)
-    assert step.available() * 8 == pytest.approx(int(machine.split()[1]) * 1024, rel=0.01)
+    assert program_costs.available() * 8 == pytest.approx(int(machine.split()[1]) * 1024, rel=0.01)

@@ -10,6 +10,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.training.loop import state
 from rlhf_jax.training.loop.step import check_microbatches, make_train_step
+from rlhf_jax.training.optimizers.optimizer import partitioned
 
 
 def run_once(microbatches, batch, loss_fn=toy.loss_fn, **changes):
@@ -181,3 +182,59 @@ def test_microbatches_that_do_not_divide():
     check_microbatches(12, 2, cut_both_ways)
     with pytest.raises(UserError, match=r"4 .* the 2 rows per device \(batch of 12 on 6\); use one of 1, 2$"):
         check_microbatches(12, 4, cut_both_ways)
+
+
+def _networks(n=2):
+    """Losses of networks that share nothing, by name, and the sum of all as one."""
+    names = [f"net {i}" for i in range(n)]
+
+    def loss_of(name, factor):
+        def loss_fn(params, batch):
+            found = toy.loss_fn(params[name], batch)
+            return {
+                "loss": Mean(factor * found["loss"].sum, found["loss"].weight),
+                f"loss of {name}": found["loss"],
+            }
+
+        return loss_fn
+
+    losses = {name: loss_of(name, i + 1.0) for i, name in enumerate(names)}
+
+    def together(params, batch):
+        found = [loss_fn(params, batch) for loss_fn in losses.values()]
+        loss = Mean(sum(x["loss"].sum for x in found), found[0]["loss"].weight)
+        return {name: mean for x in found for name, mean in x.items()} | {"loss": loss}
+
+    optimizer = partitioned({name: toy.optimizer(eps=1.0, max_grad_norm=0.1) for name in names})
+    params = {
+        name: jax.tree.map(lambda x, i=i: x * (1 + i / 4), toy.params()) for i, name in enumerate(names)
+    }
+    return losses, together, optimizer, params
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_networks_one_after_the_other_are_as_good_as_all_at_once(microbatches):
+    losses, together, tx, params = _networks()
+
+    def after(loss_fn):
+        step = make_train_step(loss_fn, tx, microbatches=microbatches)
+        now, metrics = step(state.create(jax.tree.map(jnp.copy, params), tx, seed=0), toy.batch(0))
+        return {"params": now.params, "opt_state": now.opt_state, "metrics": metrics}
+
+    turns, once = after(losses), after(together)
+    assert jax.tree.structure(turns) == jax.tree.structure(once)
+    assert float(turns["metrics"]["nonfinite"]) == 0 and float(turns["metrics"]["grad_norm"]) > 0.1
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(turns), jax.tree.leaves(once), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7, err_msg=str(path))
+
+
+def test_of_networks_one_after_the_other_one_that_is_not_finite_stays_and_the_rest_moves():
+    losses, _, tx, params = _networks()
+    broken = losses | {"net 0": lambda p, batch: {"loss": Mean(jnp.float32(np.nan), jnp.float32(1))}}
+    before = state.create(params, tx, seed=0)
+    kept = jax.tree.map(jnp.copy, before)
+    now, metrics = make_train_step(broken, tx)(before, toy.batch(0))
+    assert float(metrics["nonfinite"]) == 1 and int(now.step) == 0
+    assert toy.same(now.params["net 0"], kept.params["net 0"])
+    assert toy.same(now.opt_state["net 0"], kept.opt_state["net 0"])
+    assert not toy.same(now.params["net 1"], kept.params["net 1"])

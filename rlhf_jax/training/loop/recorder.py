@@ -27,7 +27,7 @@ from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import gather
 from rlhf_jax.training.checkpoints.object_stores import at
 from rlhf_jax.training.loop.metrics import Writer
-from rlhf_jax.training.loop.step import peak_flops
+from rlhf_jax.training.loop.program_costs import peak_flops
 from rlhf_jax.training.progress import Progress
 
 # jax sends it for every compilation, and for a program that is read from the compilation cache.

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.lora import joined
 from rlhf_jax.objectives.reduce import Mean, add, value
-from rlhf_jax.parallel.mesh import mesh_device
+from rlhf_jax.parallel.microbatches import split
 from rlhf_jax.training.loop.state import TrainState, shardings_of
 from rlhf_jax.training.optimizers.optimizer import SkippingOptimizer, learning_rates, skip_nonfinite
 
 Metrics = dict[str, Float[Array, ""] | Mean]
 LossFn = Callable[[PyTree, PyTree], dict[str, Mean]]
+# One loss of all parameters, or one for each network by the name of its parameters.
+Losses = LossFn | Mapping[str, LossFn]
 StepFunction = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
 
 
@@ -71,7 +70,7 @@ class TrainStep:
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    loss_fn: Losses,
     optimizer: optax.GradientTransformation,
     *,
     microbatches: int = 1,
@@ -82,7 +81,9 @@ def make_train_step(
 
     loss_fn(params, batch) -> {"loss": Mean(sum, weight), name: Mean, ...}. The gradient is that of the total
         loss sum divided by the total weight. So neither padding, nor how rows fall into micro-batches, nor
-        the mesh changes it. Weights must not depend on params.
+        the mesh changes it. Weights must not depend on params. Networks that share nothing have one each, by the names
+        of their params: then they are updated one after the other, and one gradient exists at a time. Their losses
+        are added up, with the weight of the first.
     batch: tree of arrays [B, ...]; zero-dimensional leaves go whole to every micro-batch.
     microbatches: the batch is worked through in this many parts, to save memory; see `check_microbatches`.
     divided: if False, Means are returned as Means, for a caller that adds those of several steps.
@@ -93,7 +94,8 @@ def make_train_step(
 
     The step returns every Mean as one number, and grad_norm (before clipping), param_norm (after the step),
     learning_rate and nonfinite. When the loss or the gradient is not finite, nonfinite is 1 and params,
-    optimizer state (the schedule's count too) and state.step stay as they were.
+    optimizer state (the schedule's count too) and state.step stay as they were; of networks one after the other, those
+    of the network in question, and state.step.
     """
     step = partial(_train_step, loss_fn, skip_nonfinite(optimizer), microbatches, divided)
     return TrainStep(step if around is None else around(step))
@@ -122,7 +124,7 @@ def _without_bystanders(state: TrainState) -> TrainState:
 
 
 def _train_step(
-    loss_fn: LossFn,
+    loss_fn: Losses,
     optimizer: SkippingOptimizer,
     microbatches: int,
     divided: bool,
@@ -130,26 +132,66 @@ def _train_step(
     batch: PyTree,
     frozen: PyTree,
 ) -> tuple[TrainState, Metrics]:
-    grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
-    grads, means = grad_fn(lambda params, part: loss_fn(joined(frozen, params), part), state.params, batch)
-    metrics: dict[str, Any] = {name: value(mean) if divided else mean for name, mean in means.items()}
-    # Infinite and NaN entries survive a sum of squares, so the norm tells whether all gradients are finite.
-    # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.
-    grad_norm = optax.tree.norm(grads)
-    ok = jnp.isfinite(value(means["loss"])) & jnp.isfinite(grad_norm)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params, ok=ok)
-    moved = optax.apply_updates(state.params, updates)
-    # Decided on the device: asking the host would stop it from preparing the next batch.
-    params = jax.tree.map(lambda new, old: jnp.where(ok, new, old), moved, state.params)
-    metrics |= {
-        "grad_norm": grad_norm,
+    in_turn = isinstance(loss_fn, Mapping)
+    params, opt_state, updates = state.params, state.opt_state, []
+    for name, own in (loss_fn if in_turn else {"": loss_fn}).items():
+        if updates:
+            # Left to itself XLA may begin with this network before the one before it has its update.
+            batch, params, opt_state = jax.lax.optimization_barrier((batch, params, opt_state))
+        found = _update(
+            own,
+            optimizer,
+            microbatches,
+            {name: params[name]} if in_turn else params,
+            opt_state,
+            batch,
+            frozen,
+        )
+        params, opt_state = (params | found.params if in_turn else found.params), found.opt_state
+        updates.append(found)
+    means = {name: mean for found in updates for name, mean in found.means.items()}
+    loss = Mean(sum(found.means["loss"].sum for found in updates), updates[0].means["loss"].weight)
+    ok = jnp.all(jnp.stack([found.ok for found in updates]))
+    metrics = {name: value(mean) if divided else mean for name, mean in (means | {"loss": loss}).items()} | {
+        "grad_norm": optax.tree.norm([found.grad_norm for found in updates]),
         # Of the new parameters: the old ones can then be overwritten in place.
         "param_norm": optax.tree.norm(_float32(params)),
         "nonfinite": 1.0 - ok.astype(jnp.float32),
         **learning_rates(opt_state),
     }
-    state = state.replace(step=state.step + ok, params=params, opt_state=opt_state)
-    return state, metrics
+    return state.replace(step=state.step + ok, params=params, opt_state=opt_state), metrics
+
+
+class _Update(NamedTuple):
+    """What one gradient has made of parameters and optimizer state, and whether it was finite."""
+
+    params: PyTree
+    opt_state: PyTree
+    means: dict[str, Mean]
+    grad_norm: Float[Array, ""]
+    ok: Bool[Array, ""]
+
+
+def _update(
+    loss_fn: LossFn,
+    optimizer: SkippingOptimizer,
+    microbatches: int,
+    params: PyTree,
+    opt_state: PyTree,
+    batch: PyTree,
+    frozen: PyTree,
+) -> _Update:
+    grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
+    grads, means = grad_fn(lambda params, part: loss_fn(joined(frozen, params), part), params, batch)
+    # Infinite and NaN entries survive a sum of squares, so the norm tells whether all gradients are finite.
+    # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.
+    grad_norm = optax.tree.norm(grads)
+    ok = jnp.isfinite(value(means["loss"])) & jnp.isfinite(grad_norm)
+    updates, opt_state = optimizer.update(grads, opt_state, params, ok=ok)
+    moved = optax.apply_updates(params, updates)
+    # Decided on the device: asking the host would stop it from preparing the next batch.
+    params = jax.tree.map(lambda new, old: jnp.where(ok, new, old), moved, params)
+    return _Update(params, opt_state, means, grad_norm, ok)
 
 
 def _whole(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[PyTree, dict[str, Mean]]:
@@ -170,7 +212,7 @@ def _accumulated(
     microbatches: int, loss_fn: LossFn, params: PyTree, batch: PyTree
 ) -> tuple[PyTree, dict[str, Mean]]:
     """As `_whole`, one micro-batch at a time: sums are added in float32 and divided once, at the end."""
-    arrays, rebuild = _split(batch, microbatches)
+    arrays, rebuild = split(batch, microbatches)
 
     def sum_loss(params: PyTree, part: list[Array]) -> tuple[Float[Array, ""], dict[str, Mean]]:
         means = loss_fn(params, rebuild(part))
@@ -186,27 +228,6 @@ def _accumulated(
     means = jax.tree.map(lambda x: x.sum(0), means)
     divisor = _divisor(means["loss"])
     return jax.tree.map(lambda t: t / divisor, total), means
-
-
-def _split(batch: PyTree, microbatches: int) -> tuple[list[Array], Callable[[list[Array]], PyTree]]:
-    """([m, B/m, ...] arrays, function from one part of them back to a batch).
-
-    Micro-batch j takes rows j, j + m, j + 2m, ... A device holds neighbouring rows of the batch; so each
-    micro-batch takes its share of every device's rows and no row moves between devices. Neighbouring rows
-    would all lie on a few devices and leave the others idle, or be sent around.
-    """
-    leaves, tree = jax.tree.flatten(batch)
-
-    def split(x: Array) -> Array:
-        if x.shape[0] % microbatches:
-            raise UserError(f"microbatches: {microbatches} does not divide a batch of {x.shape[0]} rows")
-        return jnp.moveaxis(x.reshape(-1, microbatches, *x.shape[1:]), 1, 0)
-
-    def rebuild(part: list[Array]) -> PyTree:
-        rows = iter(part)
-        return jax.tree.unflatten(tree, [next(rows) if x.ndim else x for x in leaves])
-
-    return [split(x) for x in leaves if x.ndim], rebuild
 
 
 def _divisor(mean: Mean) -> Float[Array, ""]:
@@ -247,141 +268,3 @@ def make_evaluator(
         return {name: float(value(mean)) for name, mean in (totals or {}).items()}
 
     return evaluate
-
-
-# What a program will take, known before it runs: memory on each device, and floating-point operations.
-
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """What an accelerator can do, per jax device of it; chips.yaml says what each number means, and its source."""
-
-    name: str
-    kind: str
-    flops: Mapping[str, float]
-    memory: float
-    bandwidth: float
-    interconnect: float
-    network: float = 0.0
-    host: int = 0
-    slices: tuple[str, ...] = ()
-
-
-@lru_cache
-def chips() -> dict[str, Chip]:
-    """The accelerators that are known, by the name of their family."""
-    import yaml  # Here, since most runs ask for no chip.
-
-    rows = yaml.safe_load((Path(__file__).with_name("chips.yaml")).read_text())
-    return {name: Chip(name, **row) for name, row in rows.items()}
-
-
-def chip_of(kind: str) -> Chip | None:
-    """The accelerator of a jax device_kind; None of one that is not known, such as a CPU."""
-    return next((chip for chip in chips().values() if chip.kind in kind), None)
-
-
-class MemoryNeeds(NamedTuple):
-    """Bytes of one compiled program on each device.
-
-    Attributes:
-      arguments: what it is called with.
-      outputs: what it returns, without what it writes over its (donated) arguments.
-      temporaries: what it holds in between.
-      peak: the most that is alive at one time, where the compiler knows it; else 0.
-    """
-
-    arguments: int
-    outputs: int
-    temporaries: int
-    peak: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.peak or self.arguments + self.outputs + self.temporaries
-
-    def without(self, shared: int) -> MemoryNeeds:
-        """The same where so many bytes of the arguments are there only once."""
-        return self._replace(arguments=self.arguments - shared, peak=max(0, self.peak - shared))
-
-
-def needs(compiled: jax.stages.Compiled) -> MemoryNeeds:
-    """Memory of a program as the compiler plans it. The peak of a device's allocator may lie a few percent above."""
-    found = compiled.memory_analysis()
-    # The compiler for CPUs leaves temporaries out of its peak; the others' is below the sum, by a fifth on TPU.
-    peak = 0 if mesh_device().platform == "cpu" else getattr(found, "peak_memory_in_bytes", 0)
-    # Donated arguments are overwritten by results; those bytes count once, as arguments.
-    return MemoryNeeds(
-        found.argument_size_in_bytes,
-        found.output_size_in_bytes - found.alias_size_in_bytes,
-        found.temp_size_in_bytes,
-        peak,
-    )
-
-
-def bytes_per_device(tree: Any) -> int:
-    """Bytes that a tree of arrays, or of shapes with shardings, takes on one device."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def available(device: Any = None) -> int:
-    """Bytes a device offers programs. CPU devices share the machine's memory, each an equal part.
-
-    device: the current mesh's unless given; of one that is not there, what chips.yaml says.
-    """
-    device = mesh_device() if device is None else device
-    # The allocator's limit, which on GPUs is a share of the memory. CPU devices have no statistics.
-    try:
-        stats = device.memory_stats()
-    except jax.errors.JaxRuntimeError:  # of a device that programs are compiled for and that is elsewhere
-        return int(chip_of(device.device_kind).memory * GIB)
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
-
-
-def peak_flops(device: Any = None) -> float | None:
-    """FLOP/s of a device in dense bfloat16; None where that is not known, as of CPUs."""
-    chip = chip_of((mesh_device() if device is None else device).device_kind)
-    return None if chip is None else chip.flops["bfloat16"]
-
-
-def matrix_flops(jaxpr: Any) -> int:
-    """Floating-point operations of a program's matrix products, over all devices: 2 per multiply and add.
-
-    jaxpr: of `jax.jit(f).trace(...)`. A scan counts as often as it runs, what remat computes again counts again,
-    of a `cond` the dearer branch, and a `while` as often as it may run where its condition compares a counter with a
-    number, else once. The compiler's own `cost_analysis` counts the body of a scan once, whatever its length.
-    """
-    total = 0
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            a = eqn.invars[0].aval.shape
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(a[i] for i in contracted)
-        inner = [matrix_flops(sub) for sub in programs_inside(eqn)]
-        if eqn.primitive.name == "cond":
-            total += max(inner)
-        else:
-            total += eqn.params.get("length", _most_runs(eqn)) * sum(inner) if inner else 0
-    return total
-
-
-def _most_runs(eqn: Any) -> int:
-    """How often a `while` runs at most: the whole number that its condition compares with; of all else 1."""
-    asked = eqn.params["cond_jaxpr"].jaxpr.eqns if eqn.primitive.name == "while" else ()
-    most = [x.invars[1].val for x in asked if x.primitive.name == "lt" and hasattr(x.invars[1], "val")]
-    return max((int(x) for x in most if jnp.issubdtype(jnp.result_type(x), jnp.integer)), default=1)
-
-
-def programs_inside(eqn: Any) -> list[Any]:
-    """Lists the jaxprs inside an operation of a jaxpr, such as a scan's body, without rules of differentiation."""
-    found = []
-    for name, inner in eqn.params.items():
-        # Rules of differentiation: kept beside the operation, not run by it.
-        if name in ("fwd_jaxpr_thunk", "bwd", "jvp_jaxpr_fun"):
-            continue
-        several = inner if isinstance(inner, tuple | list) else (inner,)
-        found += [x for x in several if hasattr(getattr(x, "jaxpr", x), "eqns")]
-    return found

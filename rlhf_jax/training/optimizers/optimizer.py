@@ -64,11 +64,25 @@ def make_optimizer(
 def partitioned(optimizers: Mapping[str, optax.GradientTransformation]) -> SkippingOptimizer:
     """One optimizer per top-level key of the params, e.g. {"policy": ..., "value": ...}.
 
-    Each has its own learning rate, moments and clipping norm, and sees only its own gradients.
+    Each has its own learning rate, moments and clipping norm, and sees only its own gradients. An update may be given
+    the gradients of some keys alone; the state of the others then stays.
     """
-    # optax.partition takes a label for a whole subtree, so each top-level key is its own label.
     parts = {name: skip_nonfinite(optimizer) for name, optimizer in optimizers.items()}
-    return SkippingOptimizer(*optax.partition(parts, {name: name for name in parts}))
+
+    def init(params: PyTree) -> PyTree:
+        return {name: part.init({name: params[name]}) for name, part in parts.items()}
+
+    def update(
+        grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
+        updates, new = {}, dict(state)
+        for name, own in grads.items():
+            given = None if params is None else {name: params[name]}
+            moved, new[name] = parts[name].update({name: own}, state[name], given, **extra)
+            updates |= moved
+        return updates, new
+
+    return SkippingOptimizer(init, update)
 
 
 def learning_rate_at(

@@ -23,13 +23,14 @@ from rlhf_jax.data.tokens.same_tokens import same_tokens
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params, trunk, value_from_reward
-from rlhf_jax.models.lora import Lora
+from rlhf_jax.models.lora import Lora, stored
 from rlhf_jax.models.model import RewardModel, first_member, longest_row
 from rlhf_jax.parallel import startup
 from rlhf_jax.rollout.rewards import Rewards, TokenRewards
 from rlhf_jax.rollout.text_rewards import TextRewards
 from rlhf_jax.training.run import load_models, reward_models
 from rlhf_jax.training.run.missing_inputs import made_by
+from rlhf_jax.training.run.online_models import kept_dtype
 from rlhf_jax.training.run.session import Network, Session, network_of
 
 
@@ -156,9 +157,12 @@ def source_files(session: Session, source: RewardSource, folder: str = "") -> tu
 
 def rewards_of(session: Session, source: RewardSource, reward: RewardModel, pad_id: int) -> Rewards:
     """How a reward model that has been read scores responses: their tokens, or their text."""
+    kept = stored(reward.model.params, kept_dtype(session.config))
+    reward = dataclasses.replace(reward, model=dataclasses.replace(reward.model, params=kept))
+    microbatches = session.config.rollout.microbatches
     if source.text_length:
-        return TextRewards(reward, session.tokenizer, session.mesh, source.text_length)
-    return TokenRewards(reward, pad_id)
+        return TextRewards(reward, session.tokenizer, session.mesh, source.text_length, microbatches)
+    return TokenRewards(reward, pad_id, microbatches)
 
 
 def _writes_the_same(session: Session, reward: RewardModel) -> bool:

@@ -22,18 +22,17 @@ from rlhf_jax.models.attention import fused
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import AUTO, BATCH_AXES, make_mesh, present_devices
 from rlhf_jax.training.checkpoints.workdir import StartAgainError
-from rlhf_jax.training.loop.state import TrainState
-from rlhf_jax.training.loop.step import (
+from rlhf_jax.training.loop.program_costs import (
     GIB,
-    LossFn,
     MemoryNeeds,
-    TrainStep,
     available,
     bytes_per_device,
     chip_of,
     matrix_flops,
     needs,
 )
+from rlhf_jax.training.loop.state import TrainState
+from rlhf_jax.training.loop.step import Losses, TrainStep
 from rlhf_jax.training.optimizers.optimizer import make_optimizer
 
 Shapes = Any  # a tree of ShapeDtypeStructs with shardings
@@ -66,7 +65,7 @@ class Plan(NamedTuple):
       smaller: the other shapes that a batch may have, of fewer rows.
     """
 
-    loss_fn: LossFn
+    loss_fn: Losses
     optimizer: optax.GradientTransformation
     step: TrainStep
     state: TrainState
@@ -350,7 +349,7 @@ def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDic
     """Yields single settings that save memory and are not in use yet, each with the page that has it."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     field = "minibatch_size" if "rollout" in config else "batch_size"
-    B = config[field]
+    B, prompts = config[field], config.get("rollout", {}).get("batch_size", 0)
     # Of each setting the strongest value that leaves the model's shape and its rows as they are.
     wanted = {
         "model.remat": "full",
@@ -358,6 +357,7 @@ def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDic
         "optimizer.name": "adafactor",
         "logprob_chunk": 16,
         "rollout.dtype": "bfloat16",
+        "rollout.microbatches": prompts // ways,
         "model.dtype": "bfloat16",
         field: ways,
     } | ({"lora.base_dtype": "bfloat16"} if config.lora.rank else {})

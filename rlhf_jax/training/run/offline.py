@@ -26,11 +26,11 @@ from rlhf_jax.models.lora import joined
 from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel.mesh import check_batch, host_rows, to_global
 from rlhf_jax.training.loop.loop import fit, tell_warmup
+from rlhf_jax.training.loop.program_costs import bytes_per_device
 from rlhf_jax.training.loop.state import TrainState, create, planned_state
 from rlhf_jax.training.loop.step import (
     LossFn,
     StepFunction,
-    bytes_per_device,
     check_microbatches,
     make_evaluator,
     make_train_step,

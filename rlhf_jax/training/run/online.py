@@ -157,10 +157,9 @@ def train_online(
     frozen = {name: start.frozen for name, start in learner.starts.items()} | dict(learner.beside)
     frozen = memory_check.placed(frozen, plan.frozen)
     # The train step donates its buffers, but a reference model is the policy as it starts and must outlive
-    # the first step. So training gets the copy, and the arrays that were read stay the reference's.
-    trained = {name: start.trained for name, start in learner.starts.items()}
-    trained = jax.tree.map(lambda x: x.copy(), trained)
-    trained = memory_check.placed(trained, plan.state.params)
+    # the first step. So training gets the copy, and the arrays that were read stay the reference's, or go.
+    trained = {name: jax.tree.map(jnp.copy, start.trained) for name, start in learner.starts.items()}
+    trained, learner = memory_check.placed(trained, plan.state.params), learner._replace(starts={})
     # The first rollouts come from the policy as it starts, as there is none yet that is further behind.
     past = tuple(jax.tree.map(jnp.copy, trained["policy"]) for _ in range(config.rollout.staleness))
     extra = method.extra | ({PAST: past} if past else {})
@@ -265,8 +264,8 @@ def make_evaluation(
     """Returns `evaluate(networks, step)`: it samples the same prompts with the same noise each time, measures the
     responses, and writes them to samples/<step>.jsonl."""
     config, mesh, tokenizer = session.config, session.mesh, session.tokenizer
-    count, ways = len(prompts.prompts), mesh.shape["data"] * mesh.shape["fsdp"]
-    # The last row is repeated until the mesh divides the batch; `measure` leaves the repetitions out.
+    count, ways = len(prompts.prompts), mesh.shape["data"] * mesh.shape["fsdp"] * config.rollout.microbatches
+    # The last row is repeated until mesh and parts divide the batch; `measure` leaves the repetitions out.
     index_B = np.minimum(np.arange(-(-count // ways) * ways), count - 1)
     batch, asked = prompts.batch(index_B, mesh), [prompts.records[i] for i in index_B]
     # Of the seed and not of the state: evaluations then differ by the policy and not by their noise.
@@ -332,6 +331,9 @@ def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:
     check_batch(config.rollout.batch_size, mesh, field="rollout.batch_size")
     check_batch(config.minibatch_size, mesh, field="minibatch_size")
     check_microbatches(config.minibatch_size, config.microbatches, mesh)
+    check_microbatches(
+        config.rollout.batch_size, config.rollout.microbatches, mesh, field="rollout.microbatches"
+    )
     if (rows or rows_of_experience(config)) % config.minibatch_size:
         said = f"rollout.batch_size={config.rollout.batch_size}"
         if config.rollout.samples > 1:

@@ -25,8 +25,9 @@ from rlhf_jax.rollout.rewards import Rewards
 from rlhf_jax.rollout.rollout_shapes import RolloutShapes
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode_generator import DecodeGenerator
+from rlhf_jax.training.loop.program_costs import bytes_per_device
 from rlhf_jax.training.loop.state import planned_state
-from rlhf_jax.training.loop.step import LossFn, bytes_per_device, make_train_step
+from rlhf_jax.training.loop.step import Losses, make_train_step
 from rlhf_jax.training.optimizers.optimizer import partitioned
 from rlhf_jax.training.run import load_models, reward_models
 from rlhf_jax.training.run.load_models import Start
@@ -76,7 +77,27 @@ class OnlineModels(NamedTuple):
 # The name of the policy as it starts, among what is read and what the loss reads.
 REFERENCE = "reference"
 
-LossOf = Callable[[Mapping[str, ModelConfig], ConfigDict], LossFn]
+
+def kept_dtype(page: ConfigDict) -> str:
+    """Dtype in which an online run keeps the weights of models that it does not train, such as a reward model.
+
+    It is that of matrix products, to which these weights would be rounded at every use anyway. With an adapter it is
+    what the page says, since models then share weights.
+    """
+    return page.lora.base_dtype if page.lora.rank else page.model.dtype
+
+
+def reference_of(policy: Start, page: ConfigDict) -> Start:
+    """The policy as it starts, arrays or shapes, as it is kept beside the one that is trained; see `kept_dtype`.
+
+    What need not be rounded are the policy's own arrays.
+    """
+    return Start(
+        policy.frozen, policy.trained if page.lora.rank else stored(policy.trained, kept_dtype(page))
+    )
+
+
+LossesOf = Callable[[Mapping[str, ModelConfig], ConfigDict], Losses]
 
 
 def rollout_settings(config: ConfigDict, marker: int = -1) -> RolloutSettings:
@@ -91,12 +112,13 @@ def rollout_settings(config: ConfigDict, marker: int = -1) -> RolloutSettings:
         rollout.get("correction", "none"),
         rollout.get("correction_cap", 1.0),
         marker,
+        rollout.microbatches,
     )
 
 
 def plan_online(
     models: OnlineModels,
-    loss: LossOf,
+    loss: LossesOf,
     row: Any,
     P: int,
     pad_id: int,
@@ -131,14 +153,14 @@ def plan_online(
     planned = {"policy": policy, **beside_it}
     state = planned_state({name: start.trained for name, start in planned.items()}, tx)
     frozen = {name: start.frozen for name, start in planned.items()}
-    rewards = [reward_models.planned(scorer.model, mesh, lora.base_dtype) for scorer in models.scorers]
+    dtype, reference = kept_dtype(config), reference_of(policy, config)
+    rewards = [reward_models.planned(scorer.model, mesh, dtype) for scorer in models.scorers]
     read = {
-        name: Model(computed(c), stored(planned_params(c, mesh), lora.base_dtype))
-        for name, c in models.read.items()
+        name: Model(computed(c), stored(planned_params(c, mesh), dtype)) for name, c in models.read.items()
     }
     # What is frozen of the policy is the reference's, too, and what is frozen of a network that starts from a reward
     # model's trunk is that model's; so the reference costs what is trained of the policy, once more.
-    kept = bytes_per_device(policy.trained)
+    kept = bytes_per_device(reference.trained)
     # An ensemble's members are stacked, of which one that is taken out is a copy.
     alone = bool(models.scorers) and not models.scorers[0].model.reading.members
     common = bytes_per_device([frozen[name] for name in models.of_reward]) if alone else 0
@@ -146,20 +168,23 @@ def plan_online(
     scoring_models = bytes_per_device([m.params for m in rewards])
     # Old and new stand side by side until the iteration ends.
     carried = 2 * bytes_per_device(models.carried)
-    beside = max(0, kept * (1 + config.rollout.staleness) + scoring_models + others + carried - common)
+    behind = config.rollout.staleness * bytes_per_device(policy.trained)
+    beside = max(0, kept + behind + scoring_models + others + carried - common)
     R, N, settings = (
         config.rollout.max_new_tokens,
         config.rollout.samples,
         rollout_settings(config, models.marker),
     )
     sizes = (mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id)
-    rollout, whole_groups = RolloutShapes(*sizes, N), RolloutShapes(*sizes, N + provided)
+    parts = config.rollout.microbatches
+    rollout, whole_groups = RolloutShapes(*sizes, N, parts), RolloutShapes(*sizes, N + provided, parts)
 
     def reading() -> jax.stages.Traced:
-        whole, prompts = Model(policy_config, policy.whole), whole_groups.prompts(N + provided)
+        whole, first = (Model(policy_config, x.whole) for x in (policy, reference))
+        prompts = whole_groups.prompts(N + provided)
         values = {name: Model(scalar[name], start.whole) for name, start in beside_it.items()}
         return reading_program(settings, pad_id).trace(
-            language=({} if unread else {"policy": whole}) | {REFERENCE: whole, **read},
+            language=({} if unread else {"policy": whole}) | {REFERENCE: first, **read},
             scalar={} if unread else values,
             prompts_BP=prompts["tokens"],
             prompt_lengths_B=prompts["lengths"],
@@ -187,7 +212,9 @@ def plan_online(
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     batch = batch_shapes(mesh, config.minibatch_size, row)
     # What the loss reads is an argument of the step, and so no longer beside it.
-    arguments = {name: policy.trained if name == REFERENCE else read[name].params for name in models.of_loss}
+    arguments = {
+        name: reference.trained if name == REFERENCE else read[name].params for name in models.of_loss
+    }
     beside -= bytes_per_device(arguments)
     return Plan(loss_fn, tx, step, state, batch, frozen | arguments, beside, tuple(phases))
 
@@ -230,7 +257,7 @@ def open_actor(
         )
     }
     # No copy here: the driver copies what is trained, and these arrays stay the policy's first ones.
-    reference = Model(models.policy, starts["policy"].whole)
+    reference = Model(models.policy, reference_of(starts["policy"], c).whole)
     generator = DecodeGenerator(
         models.policy,
         mesh,
@@ -239,6 +266,7 @@ def open_actor(
         end_ids=session.ends,
         pad_id=pad_id,
         dtype=c.rollout.dtype,
+        microbatches=c.rollout.microbatches,
     )
     trained = {"policy": models.policy, **models.scalar}
     frozen = {REFERENCE: reference, **read}
