@@ -6,9 +6,9 @@ The weak teacher is the world's crowd of writers, the strong one always answers 
 careful judge. All start from the SFT model, which stands for a pretrained one. `:teacher_vs_feedback,quick` is one
 seed.
 
-`:teacher_vs_feedback,quick` took 20 minutes on two CPU cores beside the test suite, by the simulated judges: weak
-teacher, 10 % 48.1, with feedback 61.2; 100 % 52.7; strong teacher, 10 % 65.4, with feedback 75.0; 100 % 71.2;
-distilled 67.8 %.
+It took 1921 s on two CPU cores beside tests, behind `:ratings_vs_rankings` in the same workdir, by the simulated judge:
+weak teacher, 10 % 49.9, with feedback 64.8; 100 % 52.8; strong teacher, 10 % 68.2, with feedback 79.0; 100 % 73.9;
+distilled 67.1 %. `:teacher_vs_feedback,quick` took 20 minutes.
 """
 
 from ml_collections import ConfigDict

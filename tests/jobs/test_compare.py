@@ -359,3 +359,16 @@ def test_runs_of_several_seeds_are_one_stage():
     assert (one.name, one.rows, one.seconds, one.summary) == ("a", [{"step": 1}], 3.0, "s, mean of 2 seeds")
     assert other == stages[1]
     assert mean_over_seeds([ReportStage("c@0"), ReportStage("c@1")])[0].seconds is None
+
+
+def test_a_bar_has_its_name_above_it(study):
+    """And not beside it, where a narrow screen would cut it off."""
+    svg = "{http://www.w3.org/2000/svg}"
+    root = ET.fromstring((study[1] / "figures/4_bars.svg").read_text())
+    names = [one for one in root.iter(f"{svg}text") if one.get("class") == "label"]
+    bars = [one for one in root.iter(f"{svg}rect") if one.get("class") == "bar"]
+    assert len(names) == len(bars) > 1
+    tops = [float(bar.get("y")) for bar in bars]
+    for name, bar, before in zip(names, bars, [-20.0, *tops], strict=False):
+        assert float(name.get("x")) == float(bar.get("x"))
+        assert before + float(bar.get("height")) < float(name.get("y")) < float(bar.get("y"))

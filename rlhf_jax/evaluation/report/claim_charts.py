@@ -25,6 +25,7 @@ _LETTER, _LONGEST = 6.4, 56
 _COLOURS = 6
 _FEW_BANDS = 4  # The bands of more curves than this lie over each other, and are drawn fainter.
 _LINE = 15  # Height of a name.
+_ROW = 42  # Height of a bar and its name.
 
 
 class _Drawn(NamedTuple):
@@ -114,32 +115,27 @@ def curve_chart(
 
 
 def bar_chart(measured: Measured, column: str, title: str, rows: Sequence[str] = ()) -> str:
-    """Every row's column as a horizontal bar with its interval; "" without a value."""
+    """Every row's column as a horizontal bar with its interval, below its name; "" without a value."""
     found = [(measured.label(row), measured.estimate(row, column)) for row in rows or measured.rows()]
     found = [(label, one) for label, one in found if not math.isnan(one.mean)]
     if not found:
         return ""
-    room = _room([label for label, _ in found])
-    size = (_PLOT + room, 40 + 24 * len(found))
-    axes = Axes(
-        [0.0, *(e for _, one in found for e in _ends(one))],
-        [0.0, 1.0],
-        "",
-        size=size,
-        right=room,
-    )
+    # Names above, not beside: a narrow screen would show bars without them.
+    size = (_PLOT, 40 + _ROW * len(found))
+    axes = Axes([0.0, *(e for _, one in found for e in _ends(one))], [0.0, 1.0], "", size=size)
     body = [re.sub(r'<text x="40".*?</text>|<line class="grid".*?/>', "", axes.svg())]
     for k, (label, one) in enumerate(found):
-        y, zero, end = 12 + 24 * k, axes.px(0.0), axes.px(one.mean)
+        y, zero, end = 22 + _ROW * k, axes.px(0.0), axes.px(one.mean)
         low, high = _ends(one)
         body.append(
             f'<g class="s1"><title>{escape_html(f"{label}: {estimate_text(one)}")}</title>'
             f'<rect class="bar" x="{min(zero, end):.1f}" y="{y}" width="{abs(end - zero):.1f}" height="14"/>'
             f'<line class="thin" x1="{axes.px(low):.1f}" x2="{axes.px(high):.1f}" y1="{y + 7}" y2="{y + 7}"/></g>'
-            f'<text class="label" x="{_PLOT + 14}" y="{y + 7}" dy=".32em">{escape_html(_short(label))}</text>'
+            f'<text class="label" x="{axes.px(0.0):.1f}" y="{y - 10}" dy=".32em">{escape_html(_short(label))}</text>'
         )
     body.append(_x_name(measured.publication.columns[column].label, size[1]))
-    return svg_chart("".join(body), title, (size[0], size[1] + _X_NAME))
+    svg = svg_chart("".join(body), title, (size[0], size[1] + _X_NAME))
+    return svg.replace('class="chart"', 'class="chart bars"', 1)
 
 
 def standalone(svg: str) -> str:
@@ -149,9 +145,8 @@ def standalone(svg: str) -> str:
     wanted += re.findall(r"(?m)^\.(?:chart|grid|line|mark|hit|thin|band|bar|leader|s1)\b.*\n|^\.s4 .*\n", css)
     style = "".join(wanted).replace("color-scheme: light dark;", "")
     font = ".chart { font-family: system-ui, sans-serif; background: var(--card); }"
-    return svg.replace(
-        '<svg class="chart"', '<svg xmlns="http://www.w3.org/2000/svg" class="chart"', 1
-    ).replace(">", f"><style>{style}{font}</style>", 1)
+    named = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return named.replace(">", f"><style>{style}{font}</style>", 1)
 
 
 def _ends(found: Estimate) -> tuple[float, float]:
