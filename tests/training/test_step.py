@@ -238,3 +238,25 @@ def test_of_networks_one_after_the_other_one_that_is_not_finite_stays_and_the_re
     assert toy.same(now.params["net 0"], kept.params["net 0"])
     assert toy.same(now.opt_state["net 0"], kept.opt_state["net 0"])
     assert not toy.same(now.params["net 1"], kept.params["net 1"])
+
+
+def test_of_networks_one_after_the_other_one_gradient_exists_at_a_time():
+    """Sums, and the zeros that these start from; tests/planning/test_targets.py asks the compiler for TPUs."""
+    L, D, B = 4, 256, 16
+
+    def loss_of(name):
+        def loss_fn(params, x_BD):
+            for w_DD in params[name]:
+                x_BD = jnp.tanh(x_BD @ w_DD)
+            return {"loss": Mean((x_BD**2).sum(), jnp.float32(B))}
+
+        return loss_fn
+
+    def temporaries(count):
+        losses = {f"net {i}": loss_of(f"net {i}") for i in range(count)}
+        tx = partitioned({name: toy.optimizer() for name in losses})
+        now = state.create({name: [jnp.ones((D, D))] * L for name in losses}, tx, seed=0)
+        traced = make_train_step(losses, tx, microbatches=4).trace(now, jnp.ones((B, D)))
+        return traced.lower().compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4) < 1.1 * temporaries(2)

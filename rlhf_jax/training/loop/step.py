@@ -133,11 +133,15 @@ def _train_step(
     frozen: PyTree,
 ) -> tuple[TrainState, Metrics]:
     in_turn = isinstance(loss_fn, Mapping)
-    params, opt_state, updates = state.params, state.opt_state, []
+    params, opt_state, updates, zero = state.params, state.opt_state, [], jnp.float32(0)
     for name, own in (loss_fn if in_turn else {"": loss_fn}).items():
         if updates:
-            # Left to itself XLA may begin with this network before the one before it has its update.
+            # Left to itself XLA may begin with this network before the one before it has its update. Not all compilers
+            # heed the barrier, so rows and the zeros that sums start from depend on a norm, too, which is never -1.
             batch, params, opt_state = jax.lax.optimization_barrier((batch, params, opt_state))
+            never = updates[-1].grad_norm == -1
+            batch = jax.tree.map(lambda x, never=never: jnp.where(never, jnp.zeros_like(x), x), batch)
+            zero = jnp.where(never, 1.0, 0.0)
         found = _update(
             own,
             optimizer,
@@ -146,6 +150,7 @@ def _train_step(
             opt_state,
             batch,
             frozen,
+            zero,
         )
         params, opt_state = (params | found.params if in_turn else found.params), found.opt_state
         updates.append(found)
@@ -180,8 +185,9 @@ def _update(
     opt_state: PyTree,
     batch: PyTree,
     frozen: PyTree,
+    zero: Float[Array, ""],
 ) -> _Update:
-    grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches)
+    grad_fn = _whole if microbatches == 1 else partial(_accumulated, microbatches, zero)
     grads, means = grad_fn(lambda params, part: loss_fn(joined(frozen, params), part), params, batch)
     # Infinite and NaN entries survive a sum of squares, so the norm tells whether all gradients are finite.
     # The clipping inside the optimizer computes the same norm; XLA finds that out and does it once.
@@ -209,7 +215,7 @@ def _whole(loss_fn: LossFn, params: PyTree, batch: PyTree) -> tuple[PyTree, dict
 
 
 def _accumulated(
-    microbatches: int, loss_fn: LossFn, params: PyTree, batch: PyTree
+    microbatches: int, zero: Float[Array, ""], loss_fn: LossFn, params: PyTree, batch: PyTree
 ) -> tuple[PyTree, dict[str, Mean]]:
     """As `_whole`, one micro-batch at a time: sums are added in float32 and divided once, at the end."""
     arrays, rebuild = split(batch, microbatches)
@@ -222,7 +228,7 @@ def _accumulated(
         grads, means = jax.grad(sum_loss, has_aux=True)(params, part)
         return jax.tree.map(lambda t, g: t + g.astype(jnp.float32), total, grads), means
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+    zeros = jax.tree.map(lambda x: jnp.broadcast_to(zero, x.shape), params)
     # A scan keeps one micro-batch's activations alive at a time, and compiles the loss once.
     total, means = jax.lax.scan(add, zeros, arrays)
     means = jax.tree.map(lambda x: x.sum(0), means)
