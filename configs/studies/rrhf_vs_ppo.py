@@ -6,9 +6,9 @@ All start from one SFT model and have one reward model. Of RRHF: diverse beams w
 with them (BP), diverse beams alone (D), temperature samples with them (SP), two rounds of these (IP-2), and online
 sampling with and without a KL term (OP-32). `:rrhf_vs_ppo,quick` is one seed.
 
-Seed 0 alone (--config.seeds="(0,)"), reward and true win rate against SFT: PPO 0.351, 81.2 %; RRHF DP 0.155, 67.5;
-BP 0.242, 76.1; D 0.122, 68.0; SP 0.197, 71.4; IP-2 0.319, 80.1; OP-32 0.410, 77.6; with KL 0.391, 79.4; SFT -0.008.
-Two CPU cores shared with other runs, behind `:table2` in the same workdir; its stages took 52 minutes together.
+Reward and true win rate against SFT: PPO 0.338, 80.4 %; RRHF DP 0.183, 65.7; BP 0.257, 76.1; D 0.168, 65.8; SP 0.203,
+69.0; IP-2 0.305, 76.1; OP-32 0.370, 76.9; with KL 0.365, 77.0; SFT 0.006. It took 56 minutes on two CPU cores beside
+tests and plans, behind `:teacher_vs_feedback` in the same workdir.
 """
 
 from ml_collections import ConfigDict
