@@ -25,7 +25,7 @@ _LETTER, _LONGEST = 6.4, 56
 _COLOURS = 6
 _FEW_BANDS = 4  # The bands of more curves than this lie over each other, and are drawn fainter.
 _LINE = 15  # Height of a name.
-_ROW = 42  # Height of a bar and its name.
+_ROW = 38  # Height of a bar and its name.
 
 
 class _Drawn(NamedTuple):

@@ -13,6 +13,8 @@ from rlhf_jax.evaluation.claims.verdicts import SHOWS, Measured, Verdict, estima
 from rlhf_jax.evaluation.report.charts import breakable_name, escape_html
 from rlhf_jax.evaluation.report.claim_charts import bar_chart, curve_chart, scatter_chart
 
+_MANY = 6  # Columns that have room for their intervals beside their means.
+
 
 def verdicts_section(found: Sequence[Verdict]) -> str:
     """Show every claim with what was published, what was found here, and whether it shows."""
@@ -57,8 +59,10 @@ def comparison_section(measured: Measured | None) -> str:
     seeds = max((len(table.seeds) for table in measured.tables.values()), default=1)
     note = f"{seeds} seed{'s' if seeds > 1 else ''}; [ ] 95 % over seeds and instructions"
     note += "; with one seed, over instructions alone" if seeds == 1 else ""
+    # Many columns have room for intervals only below their means.
+    dense = " dense" if len(head) > _MANY else ""
     return (
-        f'<div class="scroll"><table class="plain comparison"><thead><tr><th></th>{cells}</tr></thead>'
+        f'<div class="scroll"><table class="plain comparison{dense}"><thead><tr><th></th>{cells}</tr></thead>'
         f'<tbody>{"".join(body)}</tbody></table></div><p class="note">{note}. {escape_html(paper.text)}</p>'
     )
 
