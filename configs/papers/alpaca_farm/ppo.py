@@ -6,7 +6,7 @@
     python -m rlhf_jax.main --config=configs/papers/alpaca_farm/ppo.py --workdir=runs/alpaca_farm/ppo
 
 Hardware: eight accelerators of 80 GB (theirs: A100).
-An iteration plans 51 GiB on each at its worst moment, sampling, as compiled for H100.
+An iteration plans 48 GiB on each at its worst moment, sampling, as compiled for H100.
 Time: they publish none; not run to its end here.
 Result: win rate against text-davinci-003 of 46.8 ± 1.8 % by the simulated annotators, from 36.7 % after SFT; the
 best method there (Dubois et al. 2023, table 2). It is best between steps 20 and 80 and then falls: the reward goes
