@@ -7,12 +7,13 @@ import time
 import jax
 
 
-def live_arrays(at_most: int, seconds: float = 1.0) -> int:
-    """The fewest arrays seen; looked for until there are no more than `at_most`, or for so many seconds.
+def live_arrays(at_most: int) -> int:
+    """The fewest arrays seen within a second; looked for longer while there are more than `at_most`, which is not 0.
 
-    The clock's thread and those that write checkpoints hold some a while longer than the run does.
+    The clock's thread and those that write checkpoints hold some a while longer than the run does, on a busy machine
+    much longer.
     """
-    fewest, until = math.inf, time.monotonic() + seconds
+    fewest, until = math.inf, time.monotonic() + (30.0 if at_most else 1.0)
     while fewest > at_most and time.monotonic() < until:
         gc.collect()
         fewest = min(fewest, len(jax.live_arrays()))
