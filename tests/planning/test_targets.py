@@ -82,4 +82,4 @@ def test_of_networks_one_after_the_other_one_gradient_exists_at_a_time(slice_):
 
     turns, together = mebibytes("turns"), mebibytes("together")
     assert len(turns) == len(together) == 3 and turns[0] == pytest.approx(together[0], rel=0.01)
-    assert turns[2] < 1.02 * turns[0] and together[2] > 1.5 * turns[2]
+    assert turns[2] < 1.1 * turns[0] and together[2] > 1.5 * turns[2]
