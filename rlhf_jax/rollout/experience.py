@@ -79,23 +79,12 @@ def read_rollout(
     pad_id: int,
 ) -> Readings:
     """Runs language models and models with a scalar head over sampled responses."""
-    return in_parts(
-        lambda rows: _read(language, scalar, *rows, settings, pad_id),
-        (prompts_BP, prompt_lengths_B, sampled),
-        settings.microbatches,
-    )
-
-
-def _read(
-    language: Mapping[str, Model],
-    scalar: Mapping[str, Model],
-    prompts_BP: Int[Array, "B P"],
-    prompt_lengths_B: Int[Array, " B"],
-    sampled: Generation,
-    settings: RolloutSettings,
-    pad_id: int,
-) -> Readings:
-    """See `read_rollout`: a part of its rows, all at once."""
+    if settings.microbatches > 1:
+        whole = settings._replace(microbatches=1)
+        rows = (prompts_BP, prompt_lengths_B, sampled)
+        return in_parts(
+            lambda part: read_rollout(language, scalar, *part, whole, pad_id), rows, settings.microbatches
+        )
     tokens_BT = join(prompts_BP, prompt_lengths_B, sampled.tokens_BR, sampled.lengths_B, pad_id)
     where = (tokens_BT, prompt_lengths_B, sampled.tokens_BR.shape[1])
     # At the sampling temperature, here and in the loss: at any other one ratio and KL are those of a policy

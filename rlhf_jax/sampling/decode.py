@@ -109,30 +109,11 @@ def generate(
       samples: responses of each prompt, static. They share its prefill.
       microbatches: the prompts are worked through in this many parts, static; one part's cache exists at a time.
     """
-    how = {"max_new_tokens": max_new_tokens, "samples": samples}
-    given = (key, sampling, end_ids_E, pad_id)
-    return in_parts(
-        lambda rows: _generated(config, params, *rows, *given, **how),
-        (tokens_BP, lengths_B, rows_B),
-        microbatches,
-    )
-
-
-def _generated(
-    config: ModelConfig,
-    params: decoder.Params,
-    tokens_BP: Int[Array, "B P"],
-    lengths_B: Int[Array, " B"],
-    rows_B: Int[Array, " B"],
-    key: Key[Array, ""],
-    sampling: Sampling,
-    end_ids_E: Int[Array, " E"],
-    pad_id: ScalarLike,
-    *,
-    max_new_tokens: int,
-    samples: int,
-) -> Generation:
-    """See `generate`: a part of its rows, all at once."""
+    if microbatches > 1:
+        given = (key, sampling, end_ids_E, pad_id)
+        how = {"max_new_tokens": max_new_tokens, "samples": samples}
+        rows = (tokens_BP, lengths_B, rows_B)
+        return in_parts(lambda part: generate(config, params, *part, *given, **how), rows, microbatches)
     B, P = tokens_BP.shape
     S = P + max_new_tokens
     decoder.check_length(config, S)
