@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from rlhf_jax.data.files.tables import is_hub_name
+from rlhf_jax.data.tokens.tokenizer_classes import reader_for
 from rlhf_jax.errors import UserError, read_object
 
 _TOKENIZER_FILES = (
@@ -85,12 +86,10 @@ def _read_tokenizer(path: str | Path, made_by: str) -> Any:
         raise UserError(f"tokenizer: {path} does not exist; {_made_by(made_by)}")
     # Without it transformers advises to install torch, which this package does not use.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer
-
     try:
         # Never a stranger's code; without a value transformers
         # would ask on the terminal and wait for an answer.
-        tokenizer = AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        tokenizer = reader_for(folder).from_pretrained(str(path), trust_remote_code=False)
         # Some broken files can be loaded, and fail only when the tokenizer is used.
         tokenizer("a \u2603")
         return tokenizer
