@@ -3,7 +3,8 @@
     python -m rlhf_jax.main --config=configs/farm.py --workdir=runs/farm
 
 Needs no network, key or weights. Every stage is a page of its own with its own folder below the workdir, and takes
-overrides: --config.ppo.kl_coef=0.02. Finished stages are reused, a killed run continues.
+overrides: --config.ppo.kl_coef=0.02. Finished stages are reused, a killed run continues. `configs/farm.py:whole` is the
+loop as the studies begin theirs, with longer stages.
 """
 
 from ml_collections import ConfigDict
@@ -17,10 +18,21 @@ SAMPLED_OR_TRAINED = ("sft", "pairs", "val_pairs", "reward_model", "dpo", "ppo",
 
 
 def get_config(variant: str = "microfarm") -> ConfigDict:
-    return choose_variant(variant, {"microfarm": microfarm, "smoke": smoke, "real_model": real_model})
+    variants = {"microfarm": microfarm, "whole": whole, "smoke": smoke, "real_model": real_model}
+    return choose_variant(variant, variants)
 
 
 def microfarm() -> ConfigDict:
+    c = whole()
+    # For a first look: minutes on two cores, and the same order of the models as the whole loop's.
+    c.sft.epochs = 3.0
+    c.pairs.data.rows = 4500
+    c.ppo.steps = 60
+    return c
+
+
+def whole() -> ConfigDict:
+    """Every stage with its page's length."""
     c = _loop()
     c.at_once = 2  # Two stages on a core each take less time than one after the other on both.
     return c

@@ -2,8 +2,8 @@
 
     base = module_beside(__file__, "base")          # in a page of this folder
 
-A study's first stages are the farm's (configs/farm.py) with the farm's settings, so that all studies of one workdir
-share them.
+A study's first stages are those of configs/farm.py:whole with its settings, so that all studies of one workdir share
+them.
 """
 
 import re
@@ -24,7 +24,7 @@ ONCE = ("data", "sft")
 
 def farm(*, seeds: tuple[int, ...]) -> ConfigDict:
     """A study with the farm's groups and its stages up to the reward model, these but the first two for every seed."""
-    c = sibling(__file__, "../farm")
+    c = sibling(__file__, "../farm", "whole")
     c.seeds = seeds
     c.once = ONCE
     c.stages = tuple(stage for stage in c.stages if stage[0] in START)
