@@ -61,7 +61,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"{rest[1]}: not a flag; settings are written --config.NAME=VALUE")
-        if PLAN.value:
+        # An empty name, of a variable that a shell does not know, is no wish to run.
+        if PLAN.value is not None:
             # Before anything loads jax, which then takes no device.
             importlib.import_module("rlhf_jax.planning.slices").prepare_environment()
         elif SCALE.value or PLAN_MODEL.value:
@@ -98,7 +99,7 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     config = CONFIG.value
     try:
-        if PLAN.value:
+        if PLAN.value is not None:
             # By its name: planning draws on nearly every room, and no run should load them.
             command = importlib.import_module("rlhf_jax.planning.plan_command")
             title = named_page(sys.argv)

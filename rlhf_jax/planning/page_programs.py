@@ -6,6 +6,7 @@ import contextlib
 import io
 import tempfile
 from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,15 +88,27 @@ def programs_of(plan: Plan) -> list[Phase]:
     return [step, *plan.others, *filter(None, [plan.evaluation])]
 
 
-def scaled(page: ConfigDict, times: float) -> ConfigDict:
+def check_trains(page: ConfigDict) -> None:
+    """Raises UserError for the page of a job, which has no train step."""
+    if not is_method(page.job):
+        raise UserError(
+            f"--plan: {page.job} trains nothing; plans are of methods, the files of rlhf_jax/methods"
+        )
+
+
+def scaled(page: ConfigDict, times: Fraction | float) -> ConfigDict:
     """The page with its rows multiplied, so that each chip of a larger slice has as many. UserError where not whole."""
-    page = ConfigDict(page.to_dict())
+    # A quotient such as 56 / 24 is no float, and rows that divide would come out beside a whole number.
+    page, times = ConfigDict(page.to_dict()), Fraction(times)
     given = page.to_dict()
     fields = ("rollout.batch_size", "minibatch_size") if "rollout" in given else ("batch_size",)
     for field in fields:
         rows = value_at(given, field) * times
         if rows != int(rows) or rows < 1:
-            raise UserError(f"--scale: {field} of {rows / times:g} rows cannot be multiplied with {times:g}")
+            raise UserError(
+                f"--scale: {field} of {int(rows / times)} rows cannot be multiplied with {times}; use chip counts that "
+                "are multiples of the first, or another number of rows"
+            )
         page.update_from_flattened_dict({field: int(rows)})
     return page
 
@@ -123,10 +136,6 @@ def _with_mesh(page: ConfigDict, count: int) -> tuple[ConfigDict, tuple[str, ...
 
 def _stopped(page: ConfigDict, asked: Mapping[str, str], folder: Path) -> PagePlan:
     """Runs the page's method on stand-ins until it would compile."""
-    if not is_method(page.job):
-        raise UserError(
-            f"--plan: {page.job} trains nothing; plans are of methods, the files of rlhf_jax/methods"
-        )
     module, first = load_program(page), None
     for kind in stand_ins.KINDS:
         own, said = folder / kind, io.StringIO()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.planning import plan_report, plan_text
-from rlhf_jax.planning.page_programs import scaled
+from rlhf_jax.planning.page_programs import check_trains, scaled
 from rlhf_jax.planning.slice_costs import SliceCost, slice_cost
 from rlhf_jax.planning.slices import larger, slices_of
-from rlhf_jax.planning.stand_ins import shapes_asked
+from rlhf_jax.planning.stand_ins import check_asked, shapes_asked
+from rlhf_jax.programs import load_program
 
 
 def run_plan(page: ConfigDict, plan: str, scale: str, model: str, workdir: str, title: str) -> None:
@@ -20,10 +22,12 @@ def run_plan(page: ConfigDict, plan: str, scale: str, model: str, workdir: str, 
     plan: a slice, or with a scale a family. scale: chip counts. model: see `stand_ins.shapes_asked`. title: the page's
     name. Raises UserError for what cannot be planned; a page that does not fit is a result, not an error.
     """
+    check_trains(page)
     wanted, asked = slices_of(plan, scale), shapes_asked(model)
+    check_asked(asked, load_program(page).NEEDS, page.to_dict())
     found: list[SliceCost] = []
     for one in wanted:
-        here = scaled(page, one.count / wanted[0].count)
+        here = scaled(page, Fraction(one.count, wanted[0].count))
         cost = slice_cost(here, one, asked, _tell, advise=not scale)
         print(f"\n{title} on {plan_text.slice_text(cost)}\n", flush=True)
         found.append(cost)

@@ -45,20 +45,27 @@ def _slice_section(found: SliceCost) -> str:
 
 def _scaling(slices: Sequence[SliceCost]) -> str:
     """A chart per number of a chip's train step, relative to the smallest slice; a flat line scales."""
-    step = [found.programs[0] for found in slices]
-    chips = np.array([found.slice.count for found in slices], float)
+    # Of a program that the compiler refuses only its size is known.
+    known = [found for found in slices if not found.programs[0].refused]
+    step = [found.programs[0] for found in known]
+    refused = ", ".join(found.slice.name for found in slices if found.programs[0].refused)
+    notes = [f"its train step is refused on {refused}"] if refused else []
     cards = []
-    for name, first in per_chip(step[0]).items():
-        values = np.array([per_chip(x)[name] for x in step])
-        relative = values / first if first else np.ones_like(values)
-        axes = Axes(chips, np.concatenate([relative, [0.0, 1.2]]), "chips")
-        line = f'<path class="line s1" d="{path_data(axes, chips, relative)}"/>'
-        caption = f"{name} of a chip, times that of {slices[0].slice.name} ({first:.3g})"
-        chart = svg_chart(axes.svg() + line, caption)
-        cards.append(f'<figure class="card"><figcaption>{escape_html(caption)}</figcaption>{chart}</figure>')
-    grows = [f"{name} grows {times:.2f} times" for name, times in growth_of(step).items()]
-    note = "; ".join(grows) or "no number of a chip grows by more than 20 %"
-    return f'<div class="cards two">{"".join(cards)}</div><p class="note">{escape_html(note)}</p>'
+    if len(known) > 1:
+        chips = np.array([found.slice.count for found in known], float)
+        for name, first in per_chip(step[0]).items():
+            values = np.array([per_chip(x)[name] for x in step])
+            relative = values / first if first else np.ones_like(values)
+            axes = Axes(chips, np.concatenate([relative, [0.0, 1.2]]), "chips")
+            line = f'<path class="line s1" d="{path_data(axes, chips, relative)}"/>'
+            caption = f"{name} of a chip, times that of {known[0].slice.name} ({first:.3g})"
+            chart = svg_chart(axes.svg() + line, caption)
+            cards.append(
+                f'<figure class="card"><figcaption>{escape_html(caption)}</figcaption>{chart}</figure>'
+            )
+        grows = [f"{name} grows {times:.2f} times" for name, times in growth_of(step).items()]
+        notes += grows or ["no number of a chip grows by more than 20 %"]
+    return f'<div class="cards two">{"".join(cards)}</div><p class="note">{escape_html("; ".join(notes))}</p>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -110,8 +110,11 @@ def scale_text(slices: Sequence[SliceCost]) -> str:
         programs = [next(x for x in found.programs if x.name == name) for found in slices]
         rows = [(name, *per_chip(programs[0]), "bound", "at it")]
         for found, program in zip(slices, programs, strict=True):
-            numbers = (f"{x:.3g}" for x in per_chip(program).values())
-            rows.append((found.slice.name, *numbers, program.times.bound, duration(program.times.seconds)))
+            numbers = [f"{x:.3g}" for x in per_chip(program).values()]
+            said = (*numbers, program.times.bound, duration(program.times.seconds))
+            # What a refused program would receive, and how long it would take, nobody knows.
+            said = (*numbers[:2], *"----") if program.refused else said
+            rows.append((found.slice.name, *said))
         lines += [*table(rows), ""]
         for what, times in growth_of(programs).items():
             lines.append(

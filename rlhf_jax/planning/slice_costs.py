@@ -96,7 +96,7 @@ def _cost_on(planned: PagePlan, found: Slice, tell: Tell) -> SliceCost:
         planned.page.model.dtype,
         planned.notices,
         _kept(plan),
-        _updates(planned.page),
+        plan.updates,
     )
 
 
@@ -104,14 +104,6 @@ def _kept(plan: Plan) -> dict[str, float]:
     found = {"trained": plan.state.params, "optimizer": plan.state.opt_state, "frozen": plan.frozen}
     sizes = {name: bytes_per_device(tree) for name, tree in found.items()} | {"other models": plan.beside}
     return {name: size / GIB for name, size in sizes.items() if size}
-
-
-def _updates(page: ConfigDict) -> int:
-    if "rollout" not in page:
-        return 1
-    from rlhf_jax.training.run.online import updates_per_iteration  # Pages on fixed rows have no use for it.
-
-    return updates_per_iteration(page)
 
 
 def _flops(planned: PagePlan, plan: Plan) -> tuple[dict[str, float], float]:

@@ -16,7 +16,7 @@ from rlhf_jax.errors import UserError
 if TYPE_CHECKING:
     from rlhf_jax.training.loop.program_costs import Chip
 
-_TPU = re.compile(r"\d+(x\d+){1,2}")
+_TPU = re.compile(r"[1-9]\d*(x[1-9]\d*){1,2}")
 _GPUS = re.compile(r"[1-9]\d*")
 
 
@@ -127,10 +127,15 @@ def _slice(chip: Chip, size: str, text: str) -> Slice:
                 f"--plan: {text!r}: {count} GPUs are no whole hosts of {chip.host}; use a multiple of it"
             )
         return Slice(text, chip, count)
-    if not _TPU.fullmatch(size):
-        example = chip.slices[len(chip.slices) // 2]
+    example = chip.slices[len(chip.slices) // 2]
+    if not _TPU.fullmatch(size) or size.count("x") != example.count("x"):
         raise UserError(
             f"--plan: {text!r} names no shape of a slice; write for example {chip.name}:{example}"
+        )
+    # A family in two dimensions has few slices, and libtpu would compile for others, too, that nobody can have.
+    if size.count("x") == 1 and size not in chip.slices:
+        raise UserError(
+            f"--plan: there is no slice {text}; use {chip.name}: with one of {', '.join(chip.slices)}"
         )
     return Slice(text, chip, math.prod(map(int, size.split("x"))))
 

@@ -48,9 +48,24 @@ def shapes_asked(text: str) -> dict[str, str]:
     """Parses --plan_model: {field of the page, or "" for all: a name or folder}."""
     found: dict[str, str] = {}
     for part in filter(None, (x.strip() for x in text.split(","))):
-        field, equals, what = part.rpartition("=")
-        found[field.strip() if equals else ""] = what.strip()
+        field, _, what = (x.strip() for x in part.rpartition("="))
+        if not what or field in found:
+            problem = f"{part!r} names no shape" if not what else f"{field or 'all models'} is named twice"
+            raise UserError(f"--plan_model: {problem}; write for example llama_7b, or model.policy=llama_7b")
+        found[field] = what
     return found
+
+
+def check_asked(asked: Mapping[str, str], needs: Needs, page: Mapping[str, Any]) -> None:
+    """Raises UserError for a shape that --plan_model gives to no model of the page: it would be passed over."""
+    kinds = (inputs.MODEL, inputs.WITHIN)
+    read = sorted({row.field for row, *_ in inputs.inputs_of(needs, page) if row.kind in kinds})
+    for field in asked:
+        if not read:
+            named = ", ".join(row.field for row in needs.reads if row.kind in kinds)
+            raise UserError(f"--plan_model: the page reads no model; name one in {named}, or leave it out")
+        if field and field not in read:
+            raise UserError(f"--plan_model: the page reads no model {field!r}; use {', '.join(read)}")
 
 
 def model_json(field: str, path: str, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -76,8 +91,9 @@ def model_json(field: str, path: str, asked: Mapping[str, str]) -> dict[str, Any
     for shape in named_shapes().values():
         if any(fnmatchcase(path, pattern) for pattern in shape["paths"]):
             return shape["config"]
+    problem = "has no config.json" if Path(path).exists() else "is not there"
     raise UserError(
-        f"{field}: {path} is not there, and a plan needs its shape; give --plan_model=FOLDER (with a config.json), or "
+        f"{field}: {path} {problem}, and a plan needs its shape; give --plan_model=FOLDER (with a config.json), or "
         f"one of {', '.join(named_shapes())}"
     )
 

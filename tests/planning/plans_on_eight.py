@@ -45,7 +45,7 @@ def devices_of(found):
 if __name__ == "__main__":
     page_programs.devices_of = devices_of
     root, workdir = sys.argv[1:]
-    run_plan(small(f"{root}/sft.py"), "v5e", "4,8", "microfarm", workdir, "sft")
+    run_plan(small(f"{root}/sft.py"), "v5e", "4,8", "", workdir, "sft")
     # What does not fit: advice, and larger slices.
     slice_costs.SliceCost.there = property(lambda self: 10**5)
     slice_costs.memory_check.advice = lambda plan_of, page, mesh, total: f"advice for {total} bytes"

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from rlhf_jax.planning import estimates, plan_warnings
+from rlhf_jax.planning import estimates, plan_report, plan_text, plan_warnings
 from rlhf_jax.planning.estimates import ProgramCost, Times
 from rlhf_jax.planning.hlo_costs import Collective
 from rlhf_jax.planning.hlo_text import Computation, Operation, Runs
+from rlhf_jax.planning.slice_costs import SliceCost
+from rlhf_jax.planning.slices import Slice
 from rlhf_jax.training.loop.program_costs import Chip, MemoryNeeds, chip_of, chips
 
 CARD = Chip("card", "Card", {"bfloat16": 1e15, "float32": 5e14}, 80.0, 4e12, 4e11, 5e10, 8)
@@ -143,3 +145,26 @@ def test_attention_that_fell_back_is_said():
     )
     assert said({"__cudnn$fmhaSoftmax": 3}, "gpu", "auto") == []
     assert "model.attention=splash says why" in said({"AllocateBuffer": 1}, "tpu", "auto")[0]
+
+
+def slices_with(*programs):
+    page = {"mesh": {}, "devices": 4, "parameters": "", "dtype": "bfloat16", "notices": (), "kept": {}}
+    named = [Slice(f"card:{4 * 2**i}", CARD, 4 * 2**i) for i in range(len(programs))]
+    return [SliceCost(one, programs=(found,), **page) for one, found in zip(named, programs, strict=True)]
+
+
+def test_of_a_refused_program_a_scale_says_only_what_is_known():
+    refused = cost(total=2**40, traffic=0.0, collectives=(), times=Times(1.0, 0, 0), refused=True)
+    lines = plan_text.scale_text(slices_with(cost(), refused, cost(moved=2e9))).splitlines()
+    rows = {line.split()[0]: line.split()[1:] for line in lines if line.startswith("card:")}
+    assert rows["card:4"] == ["1", "1", "1", "1", "interconnect", "2", "s"]
+    assert rows["card:8"] == ["1", "1.02e+03", "-", "-", "-", "-"]
+    assert lines[-1].startswith("warning: train step: GB received of a chip grows 2.00 times")
+
+
+def test_a_report_draws_no_refused_program(tmp_path):
+    refused = cost(total=2**40, traffic=0.0, collectives=(), refused=True)
+    page = plan_report.write_plan_report(tmp_path / "two.html", "p", slices_with(cost(), refused, cost()))
+    assert page.read_text().count("<svg") == 4 and "refused on card:8" in page.read_text()
+    page = plan_report.write_plan_report(tmp_path / "one.html", "p", slices_with(refused, cost()))
+    assert page.read_text().count("<svg") == 0 and "refused on card:4" in page.read_text()

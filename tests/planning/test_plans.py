@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from wide import wide
 from rlhf_jax import ranges
 from rlhf_jax.errors import UserError
 from rlhf_jax.models.huggingface import import_folder
-from rlhf_jax.planning import page_programs, plan_text, stand_ins
+from rlhf_jax.planning import page_programs, plan_command, plan_text, stand_ins
 from rlhf_jax.programs import is_method, load_program, names
 from rlhf_jax.settings import load_page
 from rlhf_jax.training.run.missing_inputs import inputs_of
@@ -130,6 +131,9 @@ def test_whose_shape_a_model_has(tmp_path):
         UserError, match=r"model\.init: nowhere is not there, and a plan needs its shape; give --plan_model="
     ):
         stand_ins.model_json("model.init", "nowhere", {})
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(UserError, match=r"model\.gguf has no config\.json, and a plan needs its shape"):
+        stand_ins.model_json("model.init", str(tmp_path / "model.gguf"), {})
     with pytest.raises(UserError, match=r"--plan_model: other: no such shape or config.json; use a folder"):
         stand_ins.model_json("model.init", "nowhere", {"": "other"})
 
@@ -142,9 +146,13 @@ def test_a_scale_multiplies_rows():
         assert after == 4 * before
     page.rollout.batch_size = 3
     with pytest.raises(
-        UserError, match=r"--scale: rollout\.batch_size of 3 rows cannot be multiplied with 0\.5"
+        UserError,
+        match=r"--scale: rollout\.batch_size of 3 rows cannot be multiplied with 1/2; use chip counts",
     ):
         page_programs.scaled(page, 0.5)
+    # 7 / 3 as a float times 27 is 63.00000000000001.
+    page.rollout.batch_size = page.minibatch_size = 27
+    assert page_programs.scaled(page, Fraction(56, 24)).rollout.batch_size == 63
 
 
 def test_a_mesh_of_another_size_is_made_to_fit():
@@ -164,18 +172,61 @@ def test_a_mesh_of_another_size_is_made_to_fit():
         ("--plan_model=llama_7b", "--plan_model: goes with --plan"),
         ("--plan=v9:2x2", "is no slice; use one of"),
         ("--plan=v6e --scale=9,64", "no slice of v6e has 9 chips"),
+        ("--plan= --workdir={tmp_path}", "--plan: '' is no slice"),
     ],
 )
-def test_the_command_refuses_in_one_line(flags, words):
-    command = ["-m", "rlhf_jax.main", f"--config={CONFIGS}/sft.py", *shlex.split(flags)]
+def test_the_command_refuses_in_one_line(flags, words, tmp_path):
+    command = [
+        "-m",
+        "rlhf_jax.main",
+        f"--config={CONFIGS}/sft.py",
+        *shlex.split(flags.format(tmp_path=tmp_path)),
+    ]
     out = tiny_farm.finish(tiny_farm.start(command), status=2)
     (line,) = [x for x in out.splitlines() if x.startswith("error: ")]
     assert words in line
 
 
-def test_a_job_that_trains_nothing_has_no_plan(tmp_path):
-    with pytest.raises(UserError, match=r"--plan: make_data .* plans are of methods"):
-        page_programs._stopped(load_page(str(CONFIGS / "make_data.py")), {}, tmp_path)
+@pytest.mark.parametrize("scale", ["", "8,16"])
+@pytest.mark.parametrize("job", ["make_data", "annotate", "study"])
+def test_a_job_that_trains_nothing_has_no_plan(job, scale):
+    """Said before anything of the page is used that only methods have, or a compiler is looked for."""
+    with pytest.raises(UserError, match=rf"--plan: {job} trains nothing; plans are of methods"):
+        plan_command.run_plan(load_page(str(CONFIGS / f"{job}.py")), "h100", scale, "", "", job)
+
+
+@pytest.mark.parametrize(
+    ("job", "asked", "words"),
+    [
+        (
+            "ppo",
+            "model.polcy=llama_7b",
+            "the page reads no model 'model.polcy'; use model.policy, model.reward",
+        ),
+        ("sft", "llama_7b", "the page reads no model; name one in model.init, or leave it out"),
+        ("ppo", "model.policy=", "'model.policy=' names no shape; write for example llama_7b"),
+        ("ppo", "llama_7b,llama_13b", "all models is named twice"),
+    ],
+)
+def test_no_shape_is_passed_over(job, asked, words):
+    with pytest.raises(UserError, match=rf"^--plan_model: {words}"):
+        plan_command.run_plan(load_page(str(CONFIGS / f"{job}.py")), "h100:8", "", asked, "", job)
+
+
+@pytest.mark.parametrize(
+    "job", ["online_dpo", pytest.param("quark", marks=wide), pytest.param("rrhf_online", marks=wide)]
+)
+def test_a_plan_counts_the_updates_that_a_run_does(job, tmp_path, monkeypatch):
+    """Pairs, pools and candidates are fewer rows, or more, than responses."""
+    monkeypatch.chdir(tmp_path)
+    page = load_page(str(CONFIGS / f"{job}.py"))
+    found = page_programs._stopped(page, {}, tmp_path)
+    wanted = (
+        page.updates
+        if job == "quark"
+        else page.get("epochs", 1) * page.rollout.batch_size // page.minibatch_size
+    )
+    assert found.plan_of(found.page, found.mesh).updates == wanted
 
 
 def test_units():

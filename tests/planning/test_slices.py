@@ -49,6 +49,12 @@ def test_larger_slices_of_a_family():
         ("v7x:8x8", "", "'v7x:8x8' is no slice; use one of"),
         ("v5e", "", "names no shape of a slice; write for example v5e:"),
         ("v5e:64", "", "names no shape of a slice"),
+        ("v5e:0x4", "", "names no shape of a slice"),
+        ("v6e:4x4x4", "", "names no shape of a slice; write for example v6e:4x8"),
+        ("v5p:2x2", "", "names no shape of a slice; write for example v5p:4x4x4"),
+        ("v5e:3x5", "", "there is no slice v5e:3x5; use v5e: with one of 2x2, 2x4"),
+        ("v5e:32x32", "", "there is no slice v5e:32x32"),
+        ("", "", "'' is no slice; use one of"),
         ("h100", "", "names no number of GPUs; write for example h100:8"),
         ("h100:12", "", "no whole hosts of 8"),
         ("v6e:2x4", "8,64", "goes with a family alone, --plan=v6e"),
@@ -81,11 +87,11 @@ def test_a_shape_that_the_compiler_does_not_know(monkeypatch):
 
     monkeypatch.setattr("jax.experimental.topologies.get_topology_desc", refuse)
     with pytest.raises(UserError) as error:
-        slices.devices_of(slices.slices_of("v5e:3x5")[0])
-    assert "v5e:3x5 is no slice that libtpu knows (INVALID_ARGUMENT: not divisible by the bounds)" in str(
+        slices.devices_of(slices.slices_of("v5p:2x2x3")[0])
+    assert "v5p:2x2x3 is no slice that libtpu knows (INVALID_ARGUMENT: not divisible by the bounds)" in str(
         error.value
     )
-    assert "v5e: with one of 2x2, 2x4" in str(error.value)
+    assert "v5p: with one of 2x2x1, 2x2x2" in str(error.value)
 
 
 @pytest.mark.skipif(find_spec("libtpu") is None, reason="needs libtpu (pip install -r requirements-plan.txt)")

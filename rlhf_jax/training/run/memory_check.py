@@ -63,6 +63,7 @@ class Plan(NamedTuple):
       evaluation: the program of held-out rows, which needs less than the step; None where evaluations sample.
       flops: of one step over all devices, as MFU counts them; `prepare_step` fills it in.
       smaller: the other shapes that a batch may have, of fewer rows.
+      updates: train steps of an iteration.
     """
 
     loss_fn: Losses
@@ -76,6 +77,7 @@ class Plan(NamedTuple):
     evaluation: Phase | None = None
     flops: float = 0.0
     smaller: tuple[Shapes, ...] = ()
+    updates: int = 1
 
 
 STEP = "train step"
@@ -264,10 +266,7 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
 
 
 def placed(params: Any, planned: Any) -> Any:
-    """Moves parameters to where the compiled step expects them; those that are there already stay as they are.
-
-    A fresh score head, for example, was made on one device.
-    """
+    """Moves parameters, such as a fresh score head, to where the compiled step expects them, if need be."""
 
     def put(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
         return x if x.sharding.is_equivalent_to(like.sharding, x.ndim) else jax.device_put(x, like.sharding)

@@ -216,7 +216,8 @@ def plan_online(
         name: reference.trained if name == REFERENCE else read[name].params for name in models.of_loss
     }
     beside -= bytes_per_device(arguments)
-    return Plan(loss_fn, tx, step, state, batch, frozen | arguments, beside, tuple(phases))
+    of = (loss_fn, tx, step, state, batch, frozen | arguments, beside, tuple(phases))
+    return Plan(*of, updates=updates_per_iteration(config, rows))
 
 
 def optimizer_by_network(config: ConfigDict, rates: Mapping[str, float], rows: int = 0) -> Any:
