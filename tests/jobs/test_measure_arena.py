@@ -150,6 +150,7 @@ def test_style_is_controlled_where_the_answers_are_known(files):
     write_jsonl(files / "answers.jsonl", rows)
     told, summary = measured(files / "d", arena=str(files / "judged"), **style)
     assert "lengths are in tokens" in told and not summary["arena_hard"][0]["styles"]
+    assert "style: length is the same on both sides of every game, and controls nothing" in told
     _, of_labels = measured(files / "e", arena=str(files / "labels.parquet"), style=("length",))
     assert "length" in of_labels["arena_hard"][0]["styles"]
     write_jsonl(files / "answers.jsonl", [row for row in rows if row["model"] != "base"])
@@ -173,8 +174,77 @@ def test_against_a_reference(files):
     assert itself["arena_hard"][0]["agreement"]["agreement"] == pytest.approx(board["separability"])
     for text, why in (
         ("model,elo\na,1\n", "no score; it has model, elo"),
-        ("model,score\na,x\n", "could not convert"),
+        ("model,score\na,x\n", "'a': score: could not convert"),
+        ("model,score\na,nan\n", "'a': score: nan; give a number"),
+        ("model,score\na,1\na,2\n", "'a': stands there twice"),
+        (
+            "model,score,score_low,score_high\na,1,2,0\n",
+            "'a': score_low and score_high: found .* the lower first",
+        ),
+        ("model,score,score_low\na,1,0\n", "score_low and score_high: found .* give both"),
+        ("model,score\na\n", "row 1: not as many cells as there are columns"),
+        ("model,score\na,1,2\n", "row 1: not as many cells as there are columns"),
     ):
         (files / "bad.csv").write_text(text)
         with pytest.raises(UserError, match=why):
             measured(files / "out", arena=str(files / "judged"), reference=str(files / "bad.csv"))
+
+
+def test_a_judgment_that_stands_in_two_files_counts_once(files):
+    told, summary = measured(files / "out", arena=f"{files}/judged,{files}/judged/strong.jsonl")
+    assert "arena: 4 judgments stand in several of its files; each counts once" in told
+    assert {row["model"]: row["n_games"] for row in summary["arena_hard"][0]["scores"]}["strong"] == 8
+    # Another judge's are further ones.
+    write_jsonl(files / "other.jsonl", [row for row in judgments(judge="k") if row["model"] == "strong"])
+    told, summary = measured(files / "b", arena=f"{files}/judged,{files}/other.jsonl")
+    assert {row["model"]: row["n_games"] for row in summary["arena_hard"][0]["scores"]}["strong"] == 16
+
+
+def test_games_that_do_not_show_both_orders_are_left_out(files):
+    rows = labels()
+    rows[1]["order"] = "12"
+    write_parquet(files / "half.parquet", rows)
+    told, _ = measured(files / "out", arena=str(files / "half.parquet"))
+    assert "7 judgments of 8 used; left out: 1 with both games in one order" in told
+    rows = [*judgments(), judgments()[0] | {"model": "base"}]
+    write_jsonl(files / "itself.jsonl", rows)
+    told, summary = measured(files / "b", arena=str(files / "itself.jsonl"))
+    assert "8 judgments of 9 used; left out: 1 of a model against itself" in told
+    assert scores(summary)["base"] == 50
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"uid": ["a"]}, "row 1: uid, model: found \\['a'\\]"),
+        ({"uid": float("nan")}, "row 1: uid, model: found nan"),
+        ({"games": [{"score": ["A>B"]}, {"score": "A>B"}]}, "row 1: games: score: found \\['A>B'\\]"),
+    ],
+)
+def test_a_judgment_that_is_none_is_named(files, change, why):
+    rows = judgments()
+    rows[0] |= change
+    write_jsonl(files / "odd.jsonl", rows)
+    with pytest.raises(UserError, match=why):
+        measured(files / "out", arena=str(files / "odd.jsonl"))
+
+
+@pytest.mark.parametrize("count", [None, "5", float("nan"), -1, [5], {"h1": None}])
+def test_a_count_of_style_that_is_none_is_named(files, count):
+    rows = [row for model in ("base", *SAID) for row in answers(model, (3, 4, 5, 6))]
+    for row in rows:
+        row["metadata"] = {"token_len": 5, "header_count": count, "list_count": 0, "bold_count": 0}
+    write_jsonl(files / "answers.jsonl", rows)
+    with pytest.raises(UserError, match=r"row 1: metadata: header_count: found .*; give a count"):
+        measured(
+            files / "out",
+            arena=str(files / "judged"),
+            style=("headers",),
+            arena_answers=f"{files}/answers.jsonl",
+        )
+
+
+def test_a_strong_verdict_is_true_or_false(files):
+    write_jsonl(files / "words.jsonl", [row | {"strong": str(row["strong"])} for row in labels()])
+    with pytest.raises(UserError, match="strong: found 'True'; it must be true, false or null"):
+        measured(files / "out", arena=str(files / "words.jsonl"))

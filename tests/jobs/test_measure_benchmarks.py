@@ -367,3 +367,15 @@ def test_what_cannot_be_measured_is_one_line(benchmark):
         with pytest.raises(UserError, match=why) as error:
             measured(benchmark / "out", **changes)
         assert "\n" not in str(error.value)
+
+
+def test_responses_and_rankings_of_another_form_are_counted_or_named(benchmark):
+    about = {"benchmark": str(benchmark / "rb2.parquet"), "min_coverage": 0.4}
+    rows = scores_of(ROWS, lambda row, text: float(text.startswith("right")))
+    rows[0]["responses"] = [[{"role": "assistant", "content": text}] for text in rows[0]["responses"]]
+    write_jsonl(benchmark / "chats.jsonl", rows)
+    told, _ = measured(benchmark / "a", benchmark_labels=f"rm={benchmark}/chats.jsonl", **about)
+    assert "rm: left out: 4 responses that are no text" in told
+    write_jsonl(benchmark / "ranks.jsonl", [{"instruction": "Question 0?", "completions": ["right 0 0"]}])
+    with pytest.raises(UserError, match=r"completions: found \['right 0 0'\]; it must be a list of outputs"):
+        measured(benchmark / "b", benchmark_labels=f"rm={benchmark}/ranks.jsonl", **about)

@@ -11,6 +11,7 @@ An answer is {"uid", "model", "messages": [..., {"content": {"answer": TEXT}}], 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ class ArenaJudgment(NamedTuple):
     baseline: str
     category: str
     games: tuple[tuple[float, bool], ...]
+    judge: str = ""
 
 
 class ArenaAnswer(NamedTuple):
@@ -48,7 +50,8 @@ def is_arena_judgments(rows: Sequence[Mapping]) -> bool:
 def read_arena_judgments(rows: Sequence[Mapping], source: str) -> tuple[list[ArenaJudgment], Counter[str]]:
     """Reads judgments with both their games, and counts the others by reason, as a game alone would bear the position.
 
-    Raises UserError for a row without its prompt or model, and for a score that is no verdict.
+    So does a model against itself, which is half its games whatever it says. Raises UserError for a row without its
+    prompt or model, and for a score that is no verdict.
     """
     found: list[ArenaJudgment] = []
     left_out: Counter[str] = Counter()
@@ -57,12 +60,16 @@ def read_arena_judgments(rows: Sequence[Mapping], source: str) -> tuple[list[Are
         where = f"{source}: row {i + 1}"
         prompt = row.get("uid") if row.get("uid") is not None else row.get("question_id")
         model = row.get("model")
-        if prompt is None or not isinstance(model, str):
+        if not isinstance(prompt, str | int) or not isinstance(model, str):
             raise UserError(
                 f"{where}: uid, model: found {shown(prompt)} and {shown(model)}; each row needs both"
             )
+        baseline, category, judge = (str(row.get(name) or "") for name in ("baseline", "category", "judge"))
+        if model == baseline:
+            left_out["of a model against itself"] += 1
+            continue
         # Its own reader counts a row that a resumed run wrote again as a further judgment.
-        if (key := (prompt, model, row.get("judge"))) in seen:
+        if (key := (prompt, model, judge)) in seen:
             left_out["of a prompt and model that stand there already"] += 1
             continue
         seen.add(key)
@@ -76,8 +83,7 @@ def read_arena_judgments(rows: Sequence[Mapping], source: str) -> tuple[list[Are
             continue
         # The model is B in the first game and A in the second; a preference of 1 is for A.
         scores = ((first[0] - 1.0, first[1]), (2.0 - second[0], second[1]))
-        texts = (str(row.get(name) or "") for name in ("baseline", "category"))
-        found.append(ArenaJudgment(str(prompt), model, *texts, scores))
+        found.append(ArenaJudgment(str(prompt), model, baseline, category, scores, judge))
     return found, left_out
 
 
@@ -85,7 +91,7 @@ def _verdict(game: Any, where: str) -> tuple[float, bool] | None:
     score = game.get("score") if isinstance(game, Mapping) else None
     if score is None:
         return None
-    if score not in VERDICTS:
+    if not isinstance(score, str) or score not in VERDICTS:
         raise UserError(
             f"{where}: games: score: found {shown(score)}; it must be one of {', '.join(VERDICTS)}"
         )
@@ -93,18 +99,21 @@ def _verdict(game: Any, where: str) -> tuple[float, bool] | None:
 
 
 def read_arena_answers(rows: Sequence[Mapping], source: str) -> dict[tuple[str, str], ArenaAnswer]:
-    """Reads answers by (model, prompt). Raises UserError, naming the row, for one without a model, prompt or text."""
+    """Reads answers by (model, prompt).
+
+    Raises UserError, naming the row, for one without a model, prompt or text, and for a count that is none.
+    """
     found = {}
     for i, row in enumerate(rows):
         prompt = row.get("uid") if row.get("uid") is not None else row.get("question_id")
         model = row.get("model") if row.get("model") is not None else row.get("model_id")
         text = _answer(row)
-        if prompt is None or not isinstance(model, str) or not isinstance(text, str):
+        if not isinstance(prompt, str | int) or not isinstance(model, str) or not isinstance(text, str):
             raise UserError(
                 f"{source}: row {i + 1}: uid, model, answer: found {shown(prompt)}, {shown(model)}, {shown(text)}; "
                 "give arena-hard-auto's answers"
             )
-        found[model, str(prompt)] = ArenaAnswer(text, _counts(row.get("metadata")))
+        found[model, str(prompt)] = ArenaAnswer(text, _counts(row.get("metadata"), f"{source}: row {i + 1}"))
     return found
 
 
@@ -118,11 +127,16 @@ def _answer(row: Mapping) -> Any:
         return None
 
 
-def _counts(metadata: Any) -> dict[str, float] | None:
+def _counts(metadata: Any, where: str) -> dict[str, float] | None:
     if not isinstance(metadata, Mapping) or not set(_METADATA.values()) <= set(metadata):
         return None
-    values = {name: metadata[key] for name, key in _METADATA.items()}
-    return {
-        name: float(sum(value.values()) if isinstance(value, Mapping) else value)
-        for name, value in values.items()
-    }
+    found = {}
+    for name, key in _METADATA.items():
+        given = metadata[key]
+        numbers = list(given.values()) if isinstance(given, Mapping) else [given]
+        if not all(isinstance(x, int | float) and 0 <= x < math.inf for x in numbers):
+            raise UserError(
+                f"{where}: metadata: {key}: found {shown(given)}; give a count, or leave metadata out"
+            )
+        found[name] = float(sum(numbers))
+    return found

@@ -49,10 +49,15 @@ def read_results(path: str, names: Sequence[str]) -> list[Row]:
     if not path.endswith(".csv"):
         return read_table(path)
     with open(path, newline="", encoding="utf-8") as file:
-        return [
-            {column: text if column in names else _as_number(text) for column, text in row.items()}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    for i, row in enumerate(rows):
+        # DictReader fills a short row with None, and keeps what a long one has more under the name None.
+        if None in row or None in row.values():
+            raise UserError(f"{path}: row {i + 1}: not as many cells as there are columns; mend the file")
+    return [
+        {column: text if column in names else _as_number(text) for column, text in row.items()}
+        for row in rows
+    ]
 
 
 def _as_number(text: str) -> float | str:

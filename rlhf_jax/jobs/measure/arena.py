@@ -5,6 +5,7 @@ Also measures how far the scores tell the models apart, and how they agree with 
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from rlhf_jax.annotation.formats.arena_hard_files import (
     read_arena_answers,
     read_arena_judgments,
 )
-from rlhf_jax.data.files.tables import columns_of, read_results, read_table, require_columns
+from rlhf_jax.data.files.tables import columns_of, read_results, read_table, require_columns, shown
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.benchmarks.arena_hard import ArenaBoard, ArenaGame, arena_board
 from rlhf_jax.evaluation.benchmarks.response_style import style_counts, style_differences
@@ -29,19 +30,23 @@ _SCORES = ("score", "rating")
 
 
 class _Judged(NamedTuple):
-    """A model's answer to a prompt against the baseline's, in both orders; texts: the baseline's and its own."""
+    """A model's answer to a prompt against the baseline's, in both orders; texts: the baseline's and its own.
+
+    judge: who says so, "" where the file does not tell.
+    """
 
     prompt: str
     model: str
     baseline: str
     category: str
     games: tuple[tuple[float, bool], ...]
+    judge: str
     texts: tuple[str, str] | None
 
 
 def measure_arena(config: ConfigDict, found: Measured) -> None:
     """Fills in a board for every category and baseline. Raises UserError when too many judgments lack a verdict."""
-    judged = [one for path in _paths(config.arena) for one in _judged(path, config.min_coverage)]
+    judged = _once([one for path in _paths(config.arena) for one in _judged(path, config.min_coverage)])
     answers, strong_weight = _answers(config.arena_answers), config.strong_weight
     reference = _reference(config.reference) if config.reference else None
     groups: dict[tuple[str, str], list[_Judged]] = defaultdict(list)
@@ -65,6 +70,11 @@ def measure_arena(config: ConfigDict, found: Measured) -> None:
             seed=config.seed,
             n_bootstrap=config.n_bootstrap,
         )
+        for name in styles:
+            if name not in board.styles:
+                print(
+                    f"style: {name} is the same on both sides of every game, and controls nothing", flush=True
+                )
         found.arenas.append(_result(board, reference))
 
 
@@ -110,6 +120,14 @@ def _judged(path: str, min_coverage: float) -> list[_Judged]:
     return found
 
 
+def _once(judged: Sequence[_Judged]) -> list[_Judged]:
+    """A judgment that stands in several of the files, such as in a folder and beside it, weighs no more than others."""
+    found = {(one.prompt, one.model, one.baseline, one.category, one.judge, one.texts): one for one in judged}
+    if again := len(judged) - len(found):
+        print(f"arena: {again} judgments stand in several of its files; each counts once", flush=True)
+    return list(found.values())
+
+
 def _of_labels(rows: Sequence[Mapping], path: str) -> tuple[list[_Judged], Counter[str]]:
     """Our own labels of a judge that was shown both orders; generator_1 is the baseline."""
     require_columns(
@@ -126,26 +144,33 @@ def _of_labels(rows: Sequence[Mapping], path: str) -> tuple[list[_Judged], Count
         groups[tuple(row[name] for name in names)].append(row)
     found = []
     for (instruction, extra, one, two, baseline, model), some in groups.items():
-        games = [game for row in some for game in _games(row)]
+        games = [game for row in some for game in _games(row, path)]
         if None in games or len(games) != 2:
             left_out[
                 "with a game without a verdict" if None in games else f"with {len(games)} games, not two"
             ] += 1
             continue
+        # A judge that likes what it sees first would win or lose both.
+        if len(some) == 2 and None is not some[0].get("order") == some[1].get("order"):
+            left_out["with both games in one order"] += 1
+            continue
         prompt = f"{instruction}\n\n{extra}" if extra else instruction
-        found.append(_Judged(prompt, model, baseline, "", tuple(games), (one, two)))
+        judge = str(some[0].get("annotator") or "")
+        found.append(_Judged(prompt, model, baseline, "", tuple(games), judge, (one, two)))
     return found, left_out
 
 
-def _games(row: Mapping) -> list[tuple[float, bool] | None]:
-    strong = row.get("strong") is True
+def _games(row: Mapping, source: str) -> list[tuple[float, bool] | None]:
+    strong = row.get("strong") or False
+    if strong not in (True, False):
+        raise UserError(f"{source}: strong: found {shown(strong)}; it must be true, false or null")
     if row["output_1"] == row["output_2"]:
         return [(0.5, False)] * 2
     if row.get("order") == "both":
         labels = [row.get(name) for name in ("preference_first_order", "preference_swapped")]
     else:
         labels = [row["preference"]]
-    return [None if x is None or x != x else (float(x) - 1.0, strong) for x in labels]
+    return [None if x is None or x != x else (float(x) - 1.0, bool(strong)) for x in labels]
 
 
 def _answers(text: str) -> dict[tuple[str, str], ArenaAnswer]:
@@ -208,14 +233,23 @@ def _reference(path: str) -> tuple[dict[str, float], dict[str, Interval]]:
         raise UserError(
             f"reference: {path}: no score; it has {', '.join(columns_of(rows))} (needed: score or rating)"
         )
-    try:
-        scores = {row["model"]: float(row[name]) for row in rows}
-        ends = {row["model"]: (row.get(f"{name}_low"), row.get(f"{name}_high")) for row in rows}
-        intervals = {
-            model: (float(low), float(high))
-            for model, (low, high) in ends.items()
-            if low not in (None, "") and high not in (None, "")
-        }
-    except (TypeError, ValueError) as error:
-        raise UserError(f"reference: {path}: {name}: {error}; give a number for each model") from None
+    scores, intervals = {}, {}
+    for row in rows:
+        model, ends = row["model"], [row.get(f"{name}_{end}") for end in ("low", "high")]
+        where = f"reference: {path}: {shown(model)}"
+        if model in scores:
+            raise UserError(f"{where}: stands there twice; leave one out")
+        try:
+            scores[model] = float(row[name])
+            known = [float(end) for end in ends if end not in (None, "")]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{where}: {name}: {error}; give a number for each model") from None
+        if not math.isfinite(scores[model]):
+            raise UserError(f"{where}: {name}: {row[name]}; give a number for each model")
+        # This job writes NaN where too few resamples had the model.
+        known = [end for end in known if not math.isnan(end)]
+        if known and (len(known) < 2 or known[0] > known[1]):
+            raise UserError(f"{where}: {name}_low and {name}_high: found {known}; give both, the lower first")
+        if known:
+            intervals[model] = (known[0], known[1])
     return scores, intervals

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from rlhf_jax.annotation.answers.answers import LABELLED
-from rlhf_jax.data.files.tables import columns_of, read_table
+from rlhf_jax.data.files.tables import columns_of, read_table, shown
 from rlhf_jax.data.records.benchmark_rows import (
     SUBSETS,
     TIES,
@@ -164,7 +164,7 @@ def _said(rows: Sequence[Mapping], path: str) -> _Said:
         triples = [(_prompt(row), row.get("output"), _value(row, "rating", left_out)) for row in rows]
         return _Said(BY_SCORES, _score_of(triples, left_out), None, left_out)
     if "completions" in columns and _any(rows, "completions"):
-        triples = [x for row in rows for x in _of_ranks(row, left_out)]
+        triples = [x for row in rows for x in _of_ranks(row, path, left_out)]
         return _Said(BY_RANKS, _score_of(triples, left_out), None, left_out)
     if {"output_1", "output_2", "preference"} <= columns:
         return _Said(BY_PAIRS, None, _games_of(rows, path, left_out), left_out)
@@ -204,9 +204,13 @@ def _of_lists(row: Mapping, path: str, left_out: Counter[str]) -> list[tuple[str
     return [(_prompt(row), text, score) for text, score in zip(texts, known, strict=True)]
 
 
-def _of_ranks(row: Mapping, left_out: Counter[str]) -> list[tuple[str, object, float | None]]:
+def _of_ranks(row: Mapping, path: str, left_out: Counter[str]) -> list[tuple[str, object, float | None]]:
     usable = row.get("status", LABELLED[0]) in LABELLED
     found = row.get("completions") or ()
+    if not isinstance(found, list | tuple) or not all(isinstance(one, Mapping) for one in found):
+        raise UserError(
+            f"{path}: completions: found {shown(found)}; it must be a list of outputs with their ranks"
+        )
     if not usable:
         left_out["rankings without a label"] += 1
     ranks = [one.get("rank") if usable else None for one in found]
@@ -231,7 +235,9 @@ def _score_of(triples: Sequence[tuple[str, object, float | None]], left_out: Cou
     """The mean score of a response to a prompt. Several may score it, such as the judges of a pool."""
     by: dict[tuple[str, object], list[float]] = defaultdict(list)
     for prompt, text, score in triples:
-        if score is not None:
+        if not isinstance(text, str):
+            left_out["responses that are no text"] += 1
+        elif score is not None:
             by[prompt, text].append(score)
     # Equal texts of one row have one score, so only further ones that differ say something else.
     if again := sum(len(set(scores)) > 1 for scores in by.values()):
