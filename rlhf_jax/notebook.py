@@ -116,7 +116,16 @@ class Run:
             raise UserError(
                 f"{path}: no such file; only methods write metrics, other jobs tables: table(NAME)"
             )
-        return [json.loads(line) for line in path.read_text().splitlines()]
+        rows, text = [], path.read_text()
+        # What stands behind the last line's end is a row that is being written, or that a kill has cut off.
+        for i, line in enumerate(text[: text.rfind("\n") + 1].splitlines()):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: line {i + 1}: no JSON ({error}); mend or delete that line"
+                ) from error
+        return rows
 
     @property
     def summary(self) -> dict[str, Any]:

@@ -84,6 +84,12 @@ def test_a_covariate_that_says_nothing():
     assert not found.styles and all(row.score == row.plain for row in found.scores)
     with pytest.raises(UserError, match="style: length: 2 in every game"):
         arena_board(games, covariates={"length": np.full(len(games), 2.0)})
+    # Of ten equal thirds rounding makes a deviation of 6e-17, and all models were level then.
+    with pytest.raises(UserError, match=r"style: length: 0\.333333 in every game"):
+        arena_board(games[:10], covariates={"length": np.full(10, 1 / 3)})
+    own = np.array([1 / 3 if game.model == "m0" else 0.1 for game in games])
+    with pytest.raises(UserError, match="style: length: the same in every game of each model"):
+        arena_board(games, covariates={"length": own})
     with pytest.raises(UserError, match="style: length: 3 values for 120 games"):
         arena_board(games, covariates={"length": z[:3]})
     with pytest.raises(UserError, match="no game has a verdict"):

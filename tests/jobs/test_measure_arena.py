@@ -34,7 +34,12 @@ def labels():
     rows = []
     for model, all_games in SAID.items():
         for k, games in enumerate(all_games):
-            pair = {"instruction": f"u{k}", "input": "", "output_1": f"base {k}", "output_2": f"{model} {k}"}
+            pair = {
+                "instruction": f"u{k}",
+                "input": "",
+                "output_1": f"base {k}",
+                "output_2": f"{model} {10**k}",
+            }
             pair |= {"generator_1": "base", "generator_2": model, "status": "ok", "kind": "pairwise"}
             for order, said in zip(("12", "21"), games, strict=True):
                 for_a, strong = _A[said]

@@ -182,6 +182,16 @@ def test_what_is_not_there_is_said(farm, sft, tmp_path):
         run.sample(["x"])
 
 
+def test_rows_of_a_run_that_is_going_on_or_was_killed(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
+    run = rj.open_run(tmp_path)
+    assert run.metrics == [{"step": 1, "loss": 2.0}] and run.findings() == []
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo\n{"step": 2}\n')
+    with pytest.raises(rj.UserError, match=r"metrics\.jsonl: line 1: no JSON .*; mend or delete that line"):
+        _ = run.metrics
+
+
 def test_a_run_that_fails_leaves_nothing(farm, demonstrations, tmp_path, monkeypatch):
     """No lock, no thread, no handler; and when the reason is gone the same page runs."""
     before = signal.getsignal(signal.SIGTERM)

@@ -89,7 +89,7 @@ def arena_board(
     prompt_N = np.array([prompts[game.prompt] for game in games])
     model_N = np.array([models.index(game.model) for game in games])
     y_N, s_N = np.array([g.score for g in games], np.float64), np.array([g.weight for g in games], np.float64)
-    styles = _standardised(covariates or {}, len(games), centred)
+    styles = _standardised(covariates or {}, model_N, centred)
     Z_NS = np.stack(list(styles.values()), axis=1) if styles else np.zeros((len(games), 0))
     X_NK = np.concatenate([np.eye(len(models))[model_N], Z_NS], axis=1)
     plain = _shares(y_N, s_N, model_N, len(models))
@@ -144,21 +144,23 @@ def _shares(y_N: np.ndarray, s_N: np.ndarray, model_N: np.ndarray, n_models: int
 
 
 def _standardised(
-    covariates: Mapping[str, Sequence[float]], n_games: int, centred: bool
+    covariates: Mapping[str, Sequence[float]], model_N: np.ndarray, centred: bool
 ) -> dict[str, np.ndarray]:
     made = {}
     for name, values in covariates.items():
         z = np.asarray(values, np.float64)
-        if z.shape != (n_games,) or not np.isfinite(z).all():
-            raise UserError(f"style: {name}: {z.shape[0]} values for {n_games} games; give a finite one each")
+        if z.shape != model_N.shape or not np.isfinite(z).all():
+            raise UserError(
+                f"style: {name}: {len(z)} values for {len(model_N)} games; give a finite one each"
+            )
         if not z.any():
             continue  # Alike in every game, it can have moved none.
-        std = float(z.std(ddof=1)) if n_games > 1 else 0.0
-        if std == 0:
-            raise UserError(
-                f"style: {name}: {z[0]:g} in every game, which nothing can tell from the model; leave it out"
-            )
-        made[name] = (z - z.mean() * centred) / std
+        # By ends and not by a deviation, which rounding keeps above 0: equal thirds have one of 6e-17.
+        tiny = 1e-9 * np.abs(z).max()
+        if all(np.ptp(z[model_N == model]) <= tiny for model in np.unique(model_N)):
+            same = f"{z[0]:g} in every game" if np.ptp(z) <= tiny else "the same in every game of each model"
+            raise UserError(f"style: {name}: {same}, which nothing can tell from the model; leave it out")
+        made[name] = (z - z.mean() * centred) / float(z.std(ddof=1))
     return made
 
 

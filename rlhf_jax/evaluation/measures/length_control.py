@@ -176,15 +176,15 @@ def scaled_difference(rows: Sequence[Mapping], name: str, control: Control) -> n
     delta = np.array([float(control(row["output_1"])) - float(control(row["output_2"])) for row in rows])
     if not delta.any():
         return delta
-    # ddof=1 is pandas' default, with which AlpacaEval's weights were fitted.
-    std = float(delta.std(ddof=1)) if len(delta) > 1 else 0.0
-    if std == 0:
+    # By its ends, since rounding keeps the deviation of equal numbers above 0.
+    if np.ptp(delta) <= 1e-9 * np.abs(delta).max():
         raise UserError(
             f"controls: {name}: the difference is {delta[0]:g} in every row, which nothing can tell from the "
             "model; leave this control out"
         )
-    # tanh, so that one output of ten times the length does not decide the weight of length.
-    return np.tanh(delta / std)
+    # tanh, so that one output of ten times the length does not decide the weight of length. ddof=1 is pandas' default,
+    # with which AlpacaEval's weights were fitted.
+    return np.tanh(delta / float(delta.std(ddof=1)))
 
 
 def _fit(
