@@ -20,6 +20,7 @@ from rlhf_jax.models.responses import join, response_logprobs, response_values, 
 from rlhf_jax.objectives.policy_gradient import score_with_missing_eos, sequence_kl, token_kl
 from rlhf_jax.objectives.policy_losses import sampler_weights
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
+from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.rollout.generator import Generator
 from rlhf_jax.rollout.rewards import Rewards, Scored
@@ -137,6 +138,28 @@ def rollout_metrics(
         "completions/ended": jnp.mean(sampled.ended_B.astype(jnp.float32)),
         "completions/unscored": jnp.mean(1.0 - scored.readable_B.astype(jnp.float32)),
     }
+
+
+def tell_alike(metrics: Mapping[str, Any], room: int, *, penalised: bool) -> None:
+    """Says, once in a run, where all responses of a rollout have one score, so that nothing is learnt from it.
+
+    room: tokens that a response may have. penalised: whether one that did not end, or was not scored, gets a penalty.
+    """
+    if penalised and float(metrics.get("completions/ended", 1.0)) == 0:
+        what, fix = (
+            "came to an end",
+            f"raise rollout.max_new_tokens ({room}), or start from a model that sft has tuned",
+        )
+    elif penalised and float(metrics.get("completions/unscored", 0.0)) == 1:
+        what, fix = (
+            "could be scored",
+            "look at what its source, a model, a judge or a function, makes of them",
+        )
+    else:
+        return
+    startup.notice_once(
+        f"no response {what}, so missing_eos_penalty is the score of all, and nothing tells them apart; {fix}"
+    )
 
 
 def sampler_correction(

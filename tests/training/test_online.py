@@ -183,20 +183,38 @@ def test_what_one_response_cannot_have_is_left_out_of_an_evaluation(tmp_path):
     assert [row["score"] for row in rows] == [None] * 3 and [row["output"] for row in rows] == ["0", "", "2"]
 
 
-@pytest.mark.parametrize(("ended", "times"), [(0.0, 1), (0.125, 0)])
-def test_that_no_response_comes_to_an_end_is_said_once(tmp_path, capsys, monkeypatch, ended, times):
+_CUT = "came to an end, .* raise rollout.max_new_tokens \\(8\\), or start from"
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "times", "words"),
+    [
+        ("ended", 0.0, 1, _CUT),
+        ("ended", 0.125, 0, _CUT),
+        (
+            "unscored",
+            1.0,
+            1,
+            "could be scored, so missing_eos_penalty is the score of all, .* look at what its source",
+        ),
+        ("unscored", 0.875, 0, "could be scored"),
+    ],
+)
+def test_that_all_responses_have_one_score_is_said_once(
+    tmp_path, capsys, monkeypatch, name, share, times, words
+):
     """In rollouts, and in evaluations alone; where responses need no end, as those that a teacher scores, not."""
     measure, experience = Watched.measure, Watched.experience
 
     def experienced(self, *asked):
         rows, found = experience(self, *asked)
-        return rows, found | {"completions/ended": jnp.float32(ended)}
+        return rows, found | {f"completions/{name}": jnp.float32(share)}
 
     def measured(self, *asked):
         scores, found = measure(self, *asked)
-        return scores, found | {"completions/ended": jnp.float32(ended)}
+        return scores, found | {f"completions/{name}": jnp.float32(share)}
 
-    said = "notice: no response came to an end, .* raise rollout.max_new_tokens \\(8\\), or start from"
+    said = f"notice: no response {words}"
     monkeypatch.setattr(Watched, "experience", experienced)
     iterations(tmp_path, 3)
     assert len(re.findall(said, capsys.readouterr().out)) == times

@@ -26,6 +26,7 @@ from rlhf_jax.models.lora import joined
 from rlhf_jax.objectives.policy_gradient import adaptive_kl_coef
 from rlhf_jax.parallel import startup
 from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, to_global
+from rlhf_jax.rollout.experience import tell_alike
 from rlhf_jax.rollout.on_policy import READ, for_later
 from rlhf_jax.sampling.decode import check_finite
 from rlhf_jax.training.checkpoints.workdir import write_samples
@@ -247,7 +248,7 @@ def make_iteration(
             metrics |= found
         # What a method carries (PPO's KL coefficient) changes between rollouts, not between updates on one.
         carried = after(extra, metrics) | ({PAST: past} if staleness else {})
-        _tell_unended(c, last)
+        tell_alike(last, c.rollout.max_new_tokens, penalised="missing_eos_penalty" in c)
         last.update(metrics)
         return state.replace(extra=carried), metrics, experience
 
@@ -290,7 +291,7 @@ def make_evaluation(
         )
         write_samples(session.workdir, step, table)
         found = {name: float(x) for name, x in metrics.items() if name not in unsaid}
-        _tell_unended(config, found)
+        tell_alike(found, config.rollout.max_new_tokens, penalised="missing_eos_penalty" in config)
         if judged is not None:
             found |= judged(said, step)
         nonlocal told
@@ -371,15 +372,6 @@ def _shuffled(key: jax.Array, experience: Any, size: int) -> list[Any]:
     rows = jax.tree.leaves(experience)[0].shape[0]
     order = jax.random.permutation(key, rows).reshape(-1, size)
     return [jax.tree.map(lambda x, chosen=chosen: x[chosen], experience) for chosen in order]
-
-
-def _tell_unended(config: ConfigDict, metrics: Mapping[str, Any]) -> None:
-    """Says, once in a run, where no response came to an end: then all have one score, and nothing is learnt."""
-    if "missing_eos_penalty" in config and float(metrics.get("completions/ended", 1.0)) == 0:
-        startup.notice_once(
-            "no response came to an end, so missing_eos_penalty is the score of all, and nothing tells them apart; "
-            f"raise rollout.max_new_tokens ({config.rollout.max_new_tokens}), or start from a model that sft has tuned"
-        )
 
 
 def _tell_difference(config: ConfigDict, difference: float) -> bool:
