@@ -219,6 +219,25 @@ def test_a_changed_config_is_refused_by_name(tmp_path):
     assert "optimizer.learning_rate was 0.1, is 0.2" in text
     assert "steps" not in text.split("config:")[1].split("use another")[0]
     assert f"use another --workdir or delete {tmp_path}" in text
+    # A page has all fields of its version.
+    assert "written by another version, or a run with another config" in text
+    with pytest.raises(UserError, match="2: written by a run with another config: steps was 9, is 8"):
+        restore(tmp_path, CONFIG | {"steps": 8})
+
+
+@pytest.mark.usefixtures("collected")
+def test_a_state_of_other_parts_is_of_another_version_and_no_damage(tmp_path):
+    with Checkpoints(tmp_path, config={}) as checkpoints:
+        checkpoints.save(1, {"opt_state": {"inner_states": {"policy": jnp.ones(3)}}})
+        checkpoints.save(2, {"opt_state": {"policy": jnp.ones(3)}})
+    with (
+        Checkpoints(tmp_path, config={}) as checkpoints,
+        pytest.raises(
+            UserError, match=r"2: written by another version, whose state has other parts; end the run"
+        ),
+    ):
+        checkpoints.restore({"opt_state": {"inner_states": {"policy": jnp.zeros(3)}}})
+    assert there(tmp_path) == [1, 2]  # nothing was moved
 
 
 def test_what_changes_no_result_may_change(tmp_path):

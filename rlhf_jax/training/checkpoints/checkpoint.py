@@ -45,6 +45,8 @@ MAY_CHANGE = (
     *("reward.timeout_s", "win_rate.timeout_s"),
 )
 _ABSENT = "absent"
+# What Orbax says of a whole checkpoint of another tree, which is no damage.
+_OTHER_PARTS = "tree structures do not match"
 
 
 class Restored(NamedTuple):
@@ -179,6 +181,11 @@ class Checkpoints:
                 raise
             # Orbax and TensorStore raise almost anything on broken files.
             except Exception as e:
+                if _OTHER_PARTS in str(e):
+                    raise UserError(
+                        f"{self._directory / str(step)}: written by another version, whose state has other parts; end "
+                        f"the run with that, or start another --workdir from this model: {self._directory.parent}"
+                    ) from e
                 damaged.append((step, e))
                 continue
             # Only when an older one could be read: on a disk that is away all of them look damaged.
@@ -223,8 +230,11 @@ class Checkpoints:
                 f"{n} was {saved.get(n, _ABSENT)!r}, is {self._config.get(n, _ABSENT)!r}" for n in changed[:4]
             ]
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            # A page has all fields of its version, so that one which is absent is of another one.
+            version = any(n not in saved or n not in self._config for n in changed)
+            by = "another version, or a run with" if version else "a run with"
             raise UserError(
-                f"{self._directory / str(step)}: written by a run with another config: "
+                f"{self._directory / str(step)}: written by {by} another config: "
                 f"{'; '.join(shown)}{more}; use another --workdir or delete {self._directory.parent}"
             )
 
