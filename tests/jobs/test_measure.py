@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.data.records.records import read_table, write_parquet
+from rlhf_jax.data.records.records import read_table, write_jsonl, write_parquet
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation.measures.bradley_terry import bradley_terry
 from rlhf_jax.evaluation.measures.evaluators import evaluator
@@ -298,3 +298,14 @@ def test_rankings_in_both_orders(tmp_path):
     told, summary = run(tmp_path / "out", rankings=f"{tmp_path}/ranked.json")
     assert summary["win_rates"][0]["win_rate"] == 100
     assert "40 rows hold the outputs of another row the other way round" in told
+
+
+def test_games_without_text_and_models_of_one_length_difference_have_difficulties(tmp_path):
+    """A model of one game, too: its length cannot be told from the model, and that is no reason to measure nothing."""
+    rows = [row | {"generator_2": f"m{i % 2}"} for i, row in enumerate(label_rows(1))]
+    assert len({row["output_2"] for row in rows if row["generator_2"] == "m0"}) == 1
+    odd = [rows[0] | {"output_2": None}, rows[1] | {"generator_2": "m2", "output_2": "once"}]
+    write_jsonl(tmp_path / "games.jsonl", [*rows[2:], *odd])
+    told, summary = run(tmp_path / "out", games=str(tmp_path / "games.jsonl"))
+    assert "difficulty.parquet: 1 games have outputs that are no text; left out" in told
+    assert [len(summary["ratings"]), len(read_table(tmp_path / "out/difficulty.parquet"))] == [4, 39]

@@ -34,7 +34,7 @@ def instruction_difficulty(models: Sequence[Sequence[Mapping]], *, ridge: float 
     number = {key: i for i, key in enumerate(keys)}
     i_N = np.array([number[instruction_key(row)] for rows in models for row in rows])
     m_N = np.repeat(np.arange(len(models)), [len(rows) for rows in models])
-    t_N = np.concatenate([scaled_difference(rows, "length", len) for rows in models])
+    t_N = np.concatenate([_lengths(rows) for rows in models])
     y_N = read_preferences([row["preference"] for rows in models for row in rows]) - 1
     known = ~np.isnan(y_N)
     if not known.any():
@@ -43,16 +43,26 @@ def instruction_difficulty(models: Sequence[Sequence[Mapping]], *, ridge: float 
     return dict(zip(keys, map(float, found - found.mean()), strict=True))
 
 
+def _lengths(rows: Sequence[Mapping]) -> np.ndarray:
+    """The length difference of a model's rows; where it never varies, as in one row, it is part of the model."""
+    differences = {len(row["output_1"]) - len(row["output_2"]) for row in rows}
+    return scaled_difference(rows, "length", len) if len(differences) > 1 else np.zeros(len(rows))
+
+
 def difficulty_rows(rows: Sequence[Mapping], *, least_models: int = 2) -> list[dict]:
     """A table of difficulties: instruction, input, difficulty and n_models, from label rows of many models.
 
-    [] where the rows have no outputs, several baselines, or fewer than `least_models` models.
+    [] where rows have no outputs that are text, several baselines, or fewer than `least_models` models.
     """
     models: dict[object, list[Mapping]] = {}
     for row in rows:
         models.setdefault(row.get("generator_2"), []).append(row)
     one_baseline = len({row.get("generator_1") for row in rows}) == 1
-    if len(models) < least_models or not one_baseline or not all("output_1" in row for row in rows):
+    if (
+        len(models) < least_models
+        or not one_baseline
+        or not all(isinstance(row.get(name), str) for row in rows for name in ("output_1", "output_2"))
+    ):
         return []
     found = instruction_difficulty(list(models.values()))
     asked: dict[str, tuple[Mapping, set]] = {}

@@ -152,7 +152,13 @@ def _rate(config: ConfigDict, found: Measured) -> None:
     )
     found.elo = elo(games, seed=config.seed)
     # Only where the games are of several models against one baseline; empty otherwise, and then no file.
-    found.difficulty = difficulty_rows(rows)
+    texts = [row for row in rows if all(isinstance(row.get(name), str) for name in PAIR[1:])]
+    if 0 < len(texts) < len(rows):
+        print(
+            f"{DIFFICULTY}: {len(rows) - len(texts)} games have outputs that are no text; left out",
+            flush=True,
+        )
+    found.difficulty = difficulty_rows(texts)
 
 
 def _ratings(config: ConfigDict, found: Measured) -> None:
