@@ -196,7 +196,13 @@ def stood_in(page: ConfigDict, needs: Needs, asked: Mapping[str, str], folder: P
         if row.kind in (inputs.MODEL, inputs.WITHIN):
             scalar = row.kind == inputs.WITHIN or "reward" in row.field
             raw = model_json(row.field, path, asked)
-            write_model(Path(there), raw, scalar=scalar, pad=pad or scalar)
+            try:
+                write_model(Path(there), raw, scalar=scalar, pad=pad or scalar)
+            except UserError as error:
+                # The stand-in's folder is gone when this is read; what is wrong stands where its shape is from.
+                whose = asked.get(row.field, asked.get("", "")) or path
+                said = str(error).removeprefix(f"{there}/")
+                raise UserError(f"{row.field}: {whose}: {said}") from error
             before = changes.get(row.field, inputs.value_at(given, row.field))
             changes[row.field] = before.replace(path, there) if row.kind == inputs.WITHIN else there
         elif row.kind == inputs.TOKENIZER:

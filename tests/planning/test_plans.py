@@ -138,6 +138,17 @@ def test_whose_shape_a_model_has(tmp_path):
         stand_ins.model_json("model.init", "nowhere", {"": "other"})
 
 
+def test_a_shape_that_is_none_is_named_by_where_it_is_from(tmp_path):
+    raw = stand_ins.named_shapes()["microfarm"]["config"]
+    (tmp_path / "config.json").write_text(json.dumps({k: x for k, x in raw.items() if k != "hidden_size"}))
+    page = load_page(str(CONFIGS / "ppo.py"))
+    (tmp_path / "plan").mkdir()
+    with pytest.raises(UserError) as error:
+        page_programs._stopped(page, {"model.policy": str(tmp_path)}, tmp_path / "plan")
+    assert f"model.policy: {tmp_path}: config.json: hidden_size is missing" in str(error.value)
+    assert "model_" not in str(error.value)
+
+
 def test_a_scale_multiplies_rows():
     page = load_page(str(CONFIGS / "ppo.py"))
     found = page_programs.scaled(page, 4)
