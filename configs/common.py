@@ -109,6 +109,12 @@ def rollout(c: ConfigDict, *, batch_size: int, max_new_tokens: int, samples: int
     c.rollout.microbatches = 1
     c.rollout.temperature = 1.0  # Log-probs are taken at this temperature everywhere.
     c.rollout.dtype = "float32"  # Of the policy copy that samples.
+    c.rollout.tensor = (
+        0  # Devices that share one copy of the policy that samples, of all devices; 0: mesh.tensor.
+    )
+    # none, models, optimizer or all: reference and reward models, and the optimizer's moments, wait in the hosts'
+    # memory while they are not used. That takes memory there, and the time to move them (--plan says how much).
+    c.rollout.offload = "none"
     c.rollout.staleness = (
         0  # Samples with the policy of so many steps before, as a fleet that lags behind would.
     )

@@ -269,6 +269,8 @@ RANGES: dict[str, Range] = {
     "rollout.correction": one_of("none", "token", "sequence"),
     "rollout.correction_cap": number(1),
     "rollout.staleness": whole(0, 64, "a whole number of steps, 0 for none; each keeps a policy in memory"),
+    "rollout.tensor": whole(0, says="a whole number that divides the devices, or 0 for mesh.tensor"),
+    "rollout.offload": one_of("none", "models", "optimizer", "all"),
     "top_p": number(0, 1, above=True),
     "top_k": whole(0, says="a whole number of at least 1: how many tokens, or 0 for all"),
     "samples": COUNT,

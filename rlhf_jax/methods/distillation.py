@@ -198,7 +198,7 @@ def _learner(
     def experience(readings: Readings, _: dict, sampled: Any, scores: Any, extra: dict) -> tuple:
         return learn_from(readings, sampled)
 
-    beside = {TEACHER: teacher_params}
+    beside = {TEACHER: actor.frozen[TEACHER].params}
     return online.Learner(starts, actor.roll_out, actor.read, experience, _measure_of(actor), beside)
 
 

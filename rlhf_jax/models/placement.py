@@ -59,17 +59,30 @@ def place(config: ModelConfig, params: decoder.Params, mesh: Mesh) -> decoder.Pa
     return jax.tree.map(_put, {name: params[name] for name in where}, where)
 
 
-def rollout_copier(config: ModelConfig, mesh: Mesh, dtype: str) -> Callable[[decoder.Params], decoder.Params]:
+def rollout_copier(
+    config: ModelConfig, mesh: Mesh, dtype: str, trained_on: Mesh | None = None
+) -> Callable[[decoder.Params], decoder.Params]:
     """Returns a compiled `params -> params` that casts and reshards a policy for decoding.
 
     Decoding reads every weight for each token, so the copy is sharded over "tensor" only: weights are gathered once
     per rollout and not once per token. An adapter is merged for the same reason. Its layers are apart, a tuple of L
     trees: decoding reads them one by one, and slices of a stack would be a second copy of all weights.
+    mesh: that it samples on. trained_on: that of the policy, of the same devices in the same order; None if the same.
     """
+    moves = trained_on not in (None, mesh)
+    gathered = param_shardings(config, trained_on or mesh, rules=ROLLOUT_RULES)
+
+    def copy(params: decoder.Params) -> decoder.Params:
+        params = jax.tree.map(lambda x: x.astype(dtype), merged(config, params))
+        apart = layers_apart(config, params, lambda x, i: x[i])
+        if not moves:
+            return apart
+        # Whole over fsdp first, of which each device then keeps its part: XLA knows no other way from mesh to mesh, and
+        # by itself takes it before the cast.
+        return jax.lax.with_sharding_constraint(apart, layers_apart(config, gathered, _of_a_layer))
+
     return jax.jit(
-        lambda params: layers_apart(
-            config, jax.tree.map(lambda x: x.astype(dtype), merged(config, params)), lambda x, i: x[i]
-        ),
+        copy,
         out_shardings=layers_apart(config, param_shardings(config, mesh, rules=ROLLOUT_RULES), _of_a_layer),
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_jax.evaluation.report.charts import Axes, escape_html, path_data, svg_chart
 from rlhf_jax.evaluation.report.page import whole_page
 from rlhf_jax.planning.estimates import by_kind, per_chip
-from rlhf_jax.planning.plan_text import HEAD, bounds, growth_of, memory_said, program_row, size
+from rlhf_jax.planning.plan_text import HEAD, bounds, growth_of, memory_said, program_row, size, waiting_said
 from rlhf_jax.planning.slice_costs import SliceCost
 
 
@@ -35,7 +35,12 @@ def _slice_section(found: SliceCost) -> str:
         for x in found.programs
         for kind, axes, times, moved in by_kind(x.collectives)
     ]
-    said = [*found.notices, *bounds(found), *(f"{x.name}: {y}" for x in found.programs for y in x.warnings)]
+    said = [
+        *found.notices,
+        *waiting_said(found),
+        *bounds(found),
+        *(f"{x.name}: {y}" for x in found.programs for y in x.warnings),
+    ]
     said += [found.advice] if found.advice else []
     notes = "".join(f"<li>{escape_html(line)}</li>" for line in said)
     messages = _table(("program", "collective", "over", "times", "bytes received"), sent) if sent else ""

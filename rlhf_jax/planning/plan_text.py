@@ -34,7 +34,7 @@ def slice_text(found: SliceCost) -> str:
             lines.append(f"{program.name} receives: {', '.join(said)}")
         lines.append(f"{program.name} memory: {memory_said(program)}")
     lines.append(f"always there: {', '.join(f'{name} {x:.2f}' for name, x in found.kept.items())} GiB")
-    lines += ["", *bounds(found)]
+    lines += [*waiting_said(found), "", *bounds(found)]
     lines += [f"warning: {x.name}: {said}" for x in found.programs for said in x.warnings]
     if not found.fits:
         lines.append(f"does not fit: {found.advice or 'use more devices or a smaller model'}")
@@ -74,6 +74,20 @@ def memory_said(program: ProgramCost) -> str:
     return ", ".join(parts)
 
 
+def waiting_said(found: SliceCost) -> list[str]:
+    """What waits in the hosts' memory, and what it takes to move it there and back."""
+    if not found.waiting:
+        return []
+    parts = ", ".join(f"{name} {x / GIB:.2f}" for name, x in found.waiting.items())
+    link = found.slice.chip.host_link
+    time = (
+        f"{duration(found.moved / link)} at {size(link)}/s" if link else "how fast is not known of this chip"
+    )
+    return [
+        f"waits on the hosts: {parts} GiB of each chip; an iteration moves {size(found.moved)} of it, {time}"
+    ]
+
+
 def bounds(found: SliceCost) -> list[str]:
     """What the train step, and an iteration of several programs, can reach at their bounds."""
     step = found.programs[0]
@@ -93,6 +107,7 @@ def bounds(found: SliceCost) -> list[str]:
     if others and not any(x.refused for x in others):
         seconds = iteration_seconds(found)
         parts = ", ".join([f"{found.updates} x {STEP}", *(x.name for x in others)])
+        parts += ", moves to and from the hosts" if found.moved and found.slice.chip.host_link else ""
         lines.append(f"an iteration ({parts}) takes {duration(seconds)} at its bounds")
     return lines
 
@@ -100,7 +115,10 @@ def bounds(found: SliceCost) -> list[str]:
 def iteration_seconds(found: SliceCost) -> float:
     """Seconds of an iteration at the bounds of its programs; an evaluation is no part of it."""
     others = [x.times.seconds for x in found.programs[1:] if x.name != "evaluation"]
-    return found.updates * found.programs[0].times.seconds + sum(others)
+    link = found.slice.chip.host_link
+    # Programs wait for what is moved, so none of it hides behind them.
+    moving = found.moved / link if link else 0.0
+    return found.updates * found.programs[0].times.seconds + sum(others) + moving
 
 
 def scale_text(slices: Sequence[SliceCost]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from rlhf_jax.errors import UserError
@@ -31,6 +33,8 @@ class SliceCost(NamedTuple):
       programs: the train step first.
       notices: lines that a user should read.
       kept: GiB per device of what a run always holds, by name.
+      waiting: bytes per device that are in the hosts' memory while they are not used, by name.
+      moved: bytes per device that come from there and go there in an iteration.
       updates: train steps of an iteration.
       advice: of a page that does not fit, what would help; "" of one that does.
     """
@@ -43,6 +47,8 @@ class SliceCost(NamedTuple):
     dtype: str
     notices: tuple[str, ...]
     kept: Mapping[str, float]
+    waiting: Mapping[str, int] = MappingProxyType({})
+    moved: int = 0
     updates: int = 1
     advice: str = ""
 
@@ -94,16 +100,26 @@ def _cost_on(planned: PagePlan, found: Slice, tell: Tell) -> SliceCost:
         tuple(programs),
         memory_check.parameters_said(plan),
         planned.page.model.dtype,
-        planned.notices,
+        (*planned.notices, *_other_meshes(plan, planned.mesh)),
         _kept(plan),
+        plan.waiting,
+        plan.moved,
         plan.updates,
     )
 
 
 def _kept(plan: Plan) -> dict[str, float]:
     found = {"trained": plan.state.params, "optimizer": plan.state.opt_state, "frozen": plan.frozen}
+    found = {name: tree for name, tree in found.items() if name not in plan.waiting}
     sizes = {name: bytes_per_device(tree) for name, tree in found.items()} | {"other models": plan.beside}
     return {name: size / GIB for name, size in sizes.items() if size}
+
+
+def _other_meshes(plan: Plan, mesh: Mesh) -> Iterator[str]:
+    for phase in plan.others:
+        if phase.mesh not in (None, mesh):
+            said = " x ".join(f"{name} {size}" for name, size in phase.mesh.shape.items())
+            yield f"{phase.name} runs on the same devices as {said}"
 
 
 def _flops(planned: PagePlan, plan: Plan) -> tuple[dict[str, float], float]:
@@ -129,7 +145,7 @@ def _program_cost(phase: Phase, planned: PagePlan, plan: Plan, found: Slice, flo
             f"{found.name}: {phase.name}: the compiler itself fails, as it would in a run: {said}"
         ) from error
     seconds = time.perf_counter() - began
-    page, mesh = planned.page, dict(planned.mesh.shape)
+    page, mesh = planned.page, dict((phase.mesh or planned.mesh).shape)
     dtype, tokens = page.model.dtype, _tokens(phase.name, page, plan)
     needs = needs.without(phase.shared)
     about = {"name": phase.name, "needs": needs, "beside": phase.beside, "flops": flops, "model_flops": 0.0}

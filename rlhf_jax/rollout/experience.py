@@ -21,6 +21,7 @@ from rlhf_jax.objectives.policy_gradient import score_with_missing_eos, sequence
 from rlhf_jax.objectives.policy_losses import sampler_weights
 from rlhf_jax.objectives.reduce import Mean, masked_mean, value
 from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.host_memory import called_alone
 from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.rollout.generator import Generator
 from rlhf_jax.rollout.rewards import Rewards, Scored
@@ -242,12 +243,16 @@ class Actor(NamedTuple):
         models = {name: Model(config, networks[name]) for name, config in self.trained.items()}
         scalar = {name: models.pop(name) for name in self.scalar}
         program = reading_program(self.settings, self.pad_id)
-        return program(
-            language=(models if trained else {}) | dict(self.frozen),
-            scalar=scalar if values and trained else {},
-            sampled=sampled,
-            **_prompts(batch, sampled),
-        )
+
+        def read(frozen: dict[str, Model]) -> Readings:
+            return program(
+                language=(models if trained else {}) | frozen,
+                scalar=scalar if values and trained else {},
+                sampled=sampled,
+                **_prompts(batch, sampled),
+            )
+
+        return called_alone(read, dict(self.frozen), behind=sampled)
 
     def measure(
         self, networks: Networks, batch: dict, sampled: Generation, score: Callable[[], Scored], count: int

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from rlhf_jax.models.model import Model, RewardModel, model_scores
 from rlhf_jax.models.responses import join
+from rlhf_jax.parallel.host_memory import called_alone
 from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.sampling.decode import Generation
 
@@ -115,5 +116,7 @@ class TokenRewards:
         sampled: Generation,
     ) -> Callable[[], Scored]:
         del rows
-        reward = self.reward
-        return partial(self._score, reward.model, prompts_BP, prompt_lengths_B, sampled, reward.mean)
+        given = (prompts_BP, prompt_lengths_B, sampled, self.reward.mean)
+        return partial(
+            called_alone, lambda model: self._score(model, *given), self.reward.model, behind=sampled
+        )

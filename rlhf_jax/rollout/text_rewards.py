@@ -19,6 +19,7 @@ from rlhf_jax.data.tokenization import decode
 from rlhf_jax.data.tokens.scored_text import encode_scored
 from rlhf_jax.data.tokens.special_ids import without_end
 from rlhf_jax.models.model import Model, RewardModel, check_embedded, longest_row, model_scores
+from rlhf_jax.parallel.host_memory import called_alone
 from rlhf_jax.parallel.mesh import gather, host_rows, to_global
 from rlhf_jax.parallel.microbatches import in_parts
 from rlhf_jax.rollout.rewards import Scored
@@ -85,7 +86,10 @@ class TextRewards:
             row[: len(x)] = x
         check_embedded(reward, int(tokens.max()))
         batch = to_global({"tokens": tokens, "lengths": lengths, "readable": readable}, self._mesh)
-        scores_B = self._score_rows(reward.model, batch["tokens"], batch["lengths"], reward.mean)
+        given = (batch["tokens"], batch["lengths"])
+        scores_B = called_alone(
+            lambda model: self._score_rows(model, *given, reward.mean), reward.model, behind=given
+        )
         return Scored(scores_B, batch["readable"])
 
     def _width(self, lengths: np.ndarray) -> int:

@@ -12,13 +12,17 @@ from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import rollout_copier
 from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.parallel.sampling_mesh import sampling_mesh
 from rlhf_jax.sampling.beam_search import Beams, Found, beam_search
 from rlhf_jax.sampling.choose import Sampling
 from rlhf_jax.sampling.decode import Generation, generate
 
 
 class DecodeGenerator:
-    """The `rollout.generator.Generator` that samples with this package's own decode engine, on the mesh it is given."""
+    """The `rollout.generator.Generator` that samples with this package's own decode engine, on the mesh it is given.
+
+    tensor: devices that share a copy of the policy, see `sampling_mesh`; prompts and responses lie on the given mesh.
+    """
 
     def __init__(
         self,
@@ -31,9 +35,11 @@ class DecodeGenerator:
         pad_id: int,
         dtype: str = "float32",
         microbatches: int = 1,
+        tensor: int = 0,
     ) -> None:
-        self._config = config
-        self._copy = rollout_copier(config, mesh, dtype)
+        self._config, self._mesh = config, sampling_mesh(mesh, tensor)
+        self._copy = rollout_copier(config, self._mesh, dtype, mesh)
+        self._moves = self._mesh is not mesh
         self._max_new_tokens, self._microbatches = max_new_tokens, microbatches
         self._sampling, self._pad_id = sampling, pad_id
         self._end_ids_E = np.array(end_ids, np.int32)
@@ -56,20 +62,19 @@ class DecodeGenerator:
         """Samples responses of each left-padded prompt, next to each other, from the parameters loaded last."""
         if self._params is None:
             raise RuntimeError("generate() before load()")
-        sampled = generate(
-            self._config,
-            self._params,
-            tokens_BP,
-            lengths_B,
-            rows_B,
-            key,
-            self._sampling,
-            jnp.asarray(self._end_ids_E),
-            self._pad_id,
-            max_new_tokens=self._max_new_tokens,
-            samples=samples,
-            microbatches=self._microbatches,
-        )
+        # What is sampled depends on the mesh by rounding alone; constraints within the program are of the current one.
+        with jax.set_mesh(self._mesh):
+            sampled = generate(
+                self._config,
+                self._params,
+                *self._placed((tokens_BP, lengths_B, rows_B, key)),
+                self._sampling,
+                jnp.asarray(self._end_ids_E),
+                self._pad_id,
+                max_new_tokens=self._max_new_tokens,
+                samples=samples,
+                microbatches=self._microbatches,
+            )
         # Left to itself XLA names the same places by other axes of the mesh, for which the programs that were compiled
         # before the run would be compiled again.
         return jax.tree.map(lambda x: jax.device_put(x, self._rows) if x.ndim else x, sampled)
@@ -80,17 +85,24 @@ class DecodeGenerator:
         """The `returned` best responses that beam search finds for each left-padded prompt. Nothing is drawn."""
         if self._params is None:
             raise RuntimeError("search() before load()")
-        found = beam_search(
-            self._config,
-            self._params,
-            tokens_BP,
-            lengths_B,
-            how,
-            jnp.asarray(self._end_ids_E),
-            self._pad_id,
-            max_new_tokens=self._max_new_tokens,
-        )
+        with jax.set_mesh(self._mesh):
+            found = beam_search(
+                self._config,
+                self._params,
+                *self._placed((tokens_BP, lengths_B)),
+                how,
+                jnp.asarray(self._end_ids_E),
+                self._pad_id,
+                max_new_tokens=self._max_new_tokens,
+            )
         return jax.tree.map(lambda x: jax.device_put(x[:, :returned], self._rows) if x.ndim else x, found)
+
+    def _placed(self, given: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Rows, and a key, on the mesh that samples."""
+        if not self._moves:
+            return given
+        specs = [PartitionSpec(BATCH_AXES) if x.ndim else PartitionSpec() for x in given]
+        return jax.device_put(given, tuple(NamedSharding(self._mesh, spec) for spec in specs))
 
     def close(self) -> None:
         """Drops the copy, which frees its device memory."""

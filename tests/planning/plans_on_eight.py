@@ -49,4 +49,6 @@ if __name__ == "__main__":
     # What does not fit: advice, and larger slices.
     slice_costs.SliceCost.there = property(lambda self: 10**5)
     slice_costs.memory_check.advice = lambda plan_of, page, mesh, total: f"advice for {total} bytes"
-    run_plan(small(f"{root}/ppo.py"), "v5e:2x4", "", "", "", "ppo")
+    page = small(f"{root}/ppo.py")
+    page.rollout.tensor, page.rollout.offload = 2, "all"
+    run_plan(page, "v5e:2x4", "", "", "", "ppo")

@@ -46,7 +46,15 @@ def test_a_plan_names_each_program_with_its_numbers(said):
         )
     assert "train step receives: " in table and "over fsdp" in table
     assert re.search(r"at its bound \(\w+\) the train step takes .* tokens/s, MFU \d+\.\d%", table)
-    assert "an iteration (4 x train step, sampling, reading, scoring) takes" in table
+    assert (
+        "an iteration (4 x train step, sampling, reading, scoring, moves to and from the hosts) takes"
+        in table
+    )
+    assert "notice: sampling runs on the same devices as data 1 x fsdp 4 x tensor 2" in table
+    assert re.search(r"^sampling receives: .* over tensor ", table, re.M)
+    waits = r"^waits on the hosts: other models 0\.00, optimizer 0\.00 GiB of each chip; an iteration moves "
+    assert re.search(waits + r"\S+ [kM]B of it, \S+ ms at 16 GB/s$", table, re.M)
+    assert re.search(r"^always there: trained 0\.00 GiB$", table, re.M)
 
 
 def test_a_scale_compares_slices_and_writes_a_report(said):

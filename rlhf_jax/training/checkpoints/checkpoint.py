@@ -32,6 +32,8 @@ MAY_CHANGE = (
     "keep_checkpoints",
     "keep_best",
     "mesh",
+    "rollout.tensor",
+    "rollout.offload",
     "distributed",
     "tensorboard",
     "wandb_project",

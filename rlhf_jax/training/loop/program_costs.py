@@ -27,6 +27,7 @@ class Chip(NamedTuple):
     bandwidth: float
     interconnect: float
     network: float = 0.0
+    host_link: float = 0.0
     host: int = 0
     slices: tuple[str, ...] = ()
 

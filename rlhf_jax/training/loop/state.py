@@ -12,7 +12,9 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
+from rlhf_jax.parallel.host_memory import to_devices, to_host, waits
 from rlhf_jax.parallel.mesh import replicate
+from rlhf_jax.training.optimizers.optimizer import map_moments
 
 Path = tuple[Any, ...]
 
@@ -77,6 +79,32 @@ def shardings_of(state: PyTree) -> PyTree:
 def abstract(state: PyTree) -> PyTree:
     """Shapes, dtypes and shardings without the data: what a checkpoint is restored onto."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def placed(params: PyTree, planned: PyTree) -> PyTree:
+    """Moves parameters to where the compiled step expects them; those that are there already stay as they are.
+
+    A fresh score head, for example, was made on one device. Those that wait in the hosts' memory stay there.
+    """
+
+    def put(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
+        there = waits(x) or x.sharding.is_equivalent_to(like.sharding, x.ndim)
+        return x if there else jax.device_put(x, like.sharding)
+
+    return jax.tree.map(put, params, planned)
+
+
+# Between the updates of two iterations nothing reads an optimizer's moments, so that they may wait on the hosts.
+
+
+def at_rest(state: TrainState) -> TrainState:
+    """The state with its optimizer's moments in the hosts' memory, and nothing of them on the devices any more."""
+    return state.replace(opt_state=jax.block_until_ready(map_moments(to_host, state.opt_state)))
+
+
+def at_work(state: TrainState) -> TrainState:
+    """The same with all on the devices, as the train step wants it."""
+    return state.replace(opt_state=to_devices(state.opt_state))
 
 
 def _planned_opt_state(params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:

@@ -291,6 +291,16 @@ def with_ema(inner: SkippingOptimizer, decay: float) -> SkippingOptimizer:
     return SkippingOptimizer(init, update)
 
 
+def map_moments(function: Callable[[Any], Any], opt_state: PyTree) -> PyTree:
+    """The state with every array changed that updates alone read: all but counts, and averages of parameters."""
+
+    def changed(path: tuple, x: Any) -> Any:
+        average = any(getattr(key, "name", "") == "average" for key in path)
+        return function(x) if x.ndim and not average else x
+
+    return jax.tree_util.tree_map_with_path(changed, opt_state)
+
+
 def ema_params(params: PyTree, opt_state: PyTree) -> PyTree:
     """The parameters to use after training: the average where the optimizer keeps one, else `params` itself.
 

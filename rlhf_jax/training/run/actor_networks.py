@@ -26,10 +26,12 @@ from rlhf_jax.models.decoder import Params, trunk, value_from_reward
 from rlhf_jax.models.lora import Lora, stored
 from rlhf_jax.models.model import RewardModel, first_member, longest_row
 from rlhf_jax.parallel import startup
+from rlhf_jax.parallel.host_memory import to_host
 from rlhf_jax.rollout.rewards import Rewards, TokenRewards
 from rlhf_jax.rollout.text_rewards import TextRewards
 from rlhf_jax.training.run import load_models, reward_models
 from rlhf_jax.training.run.missing_inputs import made_by
+from rlhf_jax.training.run.online import models_wait
 from rlhf_jax.training.run.online_models import kept_dtype
 from rlhf_jax.training.run.session import Network, Session, network_of
 
@@ -158,6 +160,8 @@ def source_files(session: Session, source: RewardSource, folder: str = "") -> tu
 def rewards_of(session: Session, source: RewardSource, reward: RewardModel, pad_id: int) -> Rewards:
     """How a reward model that has been read scores responses: their tokens, or their text."""
     kept = stored(reward.model.params, kept_dtype(session.config))
+    if models_wait(session.config):
+        kept = jax.block_until_ready(to_host(kept))
     reward = dataclasses.replace(reward, model=dataclasses.replace(reward.model, params=kept))
     microbatches = session.config.rollout.microbatches
     if source.text_length:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -44,12 +45,14 @@ class Phase(NamedTuple):
     Attributes:
       beside: bytes per device of what is alive meanwhile and not its argument.
       shared: bytes per device that two of its arguments have in common.
+      mesh: that it runs on, where it is not the run's.
     """
 
     name: str
     trace: Callable[[], jax.stages.Traced]
     beside: int
     shared: int = 0
+    mesh: Mesh | None = None
 
 
 class Plan(NamedTuple):
@@ -64,6 +67,8 @@ class Plan(NamedTuple):
       flops: of one step over all devices, as MFU counts them; `prepare_step` fills it in.
       smaller: the other shapes that a batch may have, of fewer rows.
       updates: train steps of an iteration.
+      waiting: bytes per device that wait in the hosts' memory while no program reads them, by name.
+      moved: bytes per device that come from there and go back there in an iteration.
     """
 
     loss_fn: Losses
@@ -78,6 +83,8 @@ class Plan(NamedTuple):
     flops: float = 0.0
     smaller: tuple[Shapes, ...] = ()
     updates: int = 1
+    waiting: Mapping[str, int] = MappingProxyType({})
+    moved: int = 0
 
 
 STEP = "train step"
@@ -265,15 +272,6 @@ def prepare_step(plan_of: PlanOf, config: ConfigDict, mesh: Mesh) -> Plan:
     return plan._replace(flops=flops)
 
 
-def placed(params: Any, planned: Any) -> Any:
-    """Moves parameters, such as a fresh score head, to where the compiled step expects them, if need be."""
-
-    def put(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
-        return x if x.sharding.is_equivalent_to(like.sharding, x.ndim) else jax.device_put(x, like.sharding)
-
-    return jax.tree.map(put, params, planned)
-
-
 def needed(plan: Plan) -> int:
     """Bytes per device that a plan needs at the worst moment of an iteration."""
     # Only what the compiler says: nothing is allocated, so plans can be larger than the machine.
@@ -356,6 +354,7 @@ def _candidates(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[str, ConfigDic
         "optimizer.name": "adafactor",
         "logprob_chunk": 16,
         "rollout.dtype": "bfloat16",
+        "rollout.offload": "all",
         "rollout.microbatches": prompts // ways,
         "model.dtype": "bfloat16",
         field: ways,

@@ -27,7 +27,7 @@ from rlhf_jax.objectives.reduce import Mean
 from rlhf_jax.parallel.mesh import check_batch, host_rows, to_global
 from rlhf_jax.training.loop.loop import fit, tell_warmup
 from rlhf_jax.training.loop.program_costs import bytes_per_device
-from rlhf_jax.training.loop.state import TrainState, create, planned_state
+from rlhf_jax.training.loop.state import TrainState, create, placed, planned_state
 from rlhf_jax.training.loop.step import (
     LossFn,
     StepFunction,
@@ -160,7 +160,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
     start = _start(session, network, method.members)
     # Before the first step, which donates the weights that `complete` may score with or copy.
     rows, held, enrich = method.complete(start) if method.complete else Completed(method.train, method.held)
-    frozen = memory_check.placed(start.frozen, plan.frozen)
+    frozen = placed(start.frozen, plan.frozen)
     members = method.members
     evaluator = make_evaluator(members.evaluate(plan.loss_fn) if members else plan.loss_fn)
     mine = host_rows(rows_of_a_step(config, members), mesh)
@@ -187,7 +187,7 @@ def _train(session: Session, network: Network, method: Offline) -> tuple[Params,
         config,
         workdir,
         create(
-            memory_check.placed(start.trained, plan.state.params),
+            placed(start.trained, plan.state.params),
             _stacked_optimizer(plan.optimizer, members),
             config.seed,
         ),
@@ -278,8 +278,8 @@ def _start(session: Session, network: Network, members: Members | None) -> Start
         load_models.start_network(network.config, members.start(params, seed), lora, mesh, seed)
         for seed in member_seeds(config.seed, members.count)
     ]
-    placed = [memory_check.placed(x.trained, plan.trained) for x in starts]
-    return Start(starts[0].frozen, members.stack(placed))
+    there = [placed(x.trained, plan.trained) for x in starts]
+    return Start(starts[0].frozen, members.stack(there))
 
 
 def rows_of_a_step(config: ConfigDict, members: Members | None) -> int:

@@ -6,6 +6,7 @@ method brings the networks, the scores and the loss; the order of things, the ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from rlhf_jax.data.batches import Prompts, bucket, pad_prompts, row_indices
+from rlhf_jax.data.batches import bucket, row_indices
 from rlhf_jax.data.tokenization import decode
 from rlhf_jax.data.tokens.special_ids import without_end
 from rlhf_jax.errors import UserError
@@ -25,14 +26,17 @@ from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import joined
 from rlhf_jax.objectives.policy_gradient import adaptive_kl_coef
 from rlhf_jax.parallel import startup
-from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather, host_rows, to_global
+from rlhf_jax.parallel.host_memory import to_devices, waits
+from rlhf_jax.parallel.mesh import BATCH_AXES, check_batch, gather
+from rlhf_jax.parallel.sampling_mesh import check_sampled_rows, sampling_mesh
 from rlhf_jax.rollout.experience import tell_alike
 from rlhf_jax.rollout.on_policy import READ, for_later
+from rlhf_jax.rollout.prompt_rows import PromptRows
 from rlhf_jax.sampling.decode import check_finite
 from rlhf_jax.training.checkpoints.workdir import write_samples
 from rlhf_jax.training.loop.loop import fit, tell_warmup
 from rlhf_jax.training.loop.recorder import done_at, overall_metrics
-from rlhf_jax.training.loop.state import TrainState, create
+from rlhf_jax.training.loop.state import TrainState, at_rest, at_work, create, placed
 from rlhf_jax.training.loop.step import TrainStep, check_microbatches
 from rlhf_jax.training.optimizers.optimizer import ema_params
 from rlhf_jax.training.run import memory_check
@@ -49,32 +53,6 @@ _FAR = 0.05
 PAST = "past_policies"
 
 Networks = Mapping[str, Any]
-
-
-class PromptRows(NamedTuple):
-    """Prompts to sample from, by number.
-
-    Attributes:
-      prompts: as token ids.
-      records: as they were in the file, for a reward model that reads text.
-      P: columns of a batch of them, the same for training and evaluation.
-      pad_id: what fills a row on its left.
-      beside: (numbers of a batch's prompts, this process's part of them) -> further arrays of the batch.
-    """
-
-    prompts: Prompts
-    records: tuple[dict, ...]
-    P: int
-    pad_id: int
-    beside: Callable[[np.ndarray, slice | np.ndarray], dict[str, np.ndarray]] = lambda index_B, rows: {}
-
-    def batch(self, index_B: np.ndarray, mesh: Mesh) -> dict[str, jax.Array]:
-        """tokens [B, P], lengths [B] and rows [B], the number of each row in the batch; and what stands beside them."""
-        # Sampling folds its key with this number, so a row's noise is the same on any device.
-        mine = host_rows(len(index_B), mesh)
-        arrays = pad_prompts(self.prompts, index_B, self.P, self.pad_id, rows=mine)
-        arrays |= {"rows": np.arange(len(index_B), dtype=np.int32)[mine]} | self.beside(index_B, mine)
-        return to_global(arrays, mesh)
 
 
 def prompt_rows(split: Split, pad_id: int) -> tuple[PromptRows, PromptRows]:
@@ -156,15 +134,17 @@ def train_online(
     # Weights are read only now: a run that does not fit into memory ends in the line above.
     learner = method.open()
     frozen = {name: start.frozen for name, start in learner.starts.items()} | dict(learner.beside)
-    frozen = memory_check.placed(frozen, plan.frozen)
+    frozen = placed(frozen, plan.frozen)
     # The train step donates its buffers, but a reference model is the policy as it starts and must outlive
     # the first step. So training gets the copy, and the arrays that were read stay the reference's, or go.
     trained = {name: jax.tree.map(jnp.copy, start.trained) for name, start in learner.starts.items()}
-    trained, learner = memory_check.placed(trained, plan.state.params), learner._replace(starts={})
+    trained, learner = placed(trained, plan.state.params), learner._replace(starts={})
     # The first rollouts come from the policy as it starts, as there is none yet that is further behind.
     past = tuple(jax.tree.map(jnp.copy, trained["policy"]) for _ in range(config.rollout.staleness))
     extra = method.extra | ({PAST: past} if past else {})
     state = create(trained, plan.optimizer, config.seed, extra=extra)
+    if moments_wait(config):
+        state = at_rest(state)
 
     evaluate = make_evaluation(session, held, learner, method.judged, method.unsaid)
     best = fit(
@@ -202,16 +182,24 @@ def make_iteration(
     unread = None if learner.unread is None else jax.jit(learner.unread, out_shardings=rows)
     last: dict[str, Any] = {}  # Metrics of the iteration before, which the devices are done with.
 
+    rests = moments_wait(c)
+
     def update(state: TrainState, i: int, experience: Any) -> tuple[TrainState, Any, dict]:
-        found = []
+        found, there = [], frozen
+        if rests or waits(frozen):
+            # Not before: what the rollout has on the devices may be all that they have room for.
+            jax.block_until_ready(experience)
+            state, there = at_work(state), to_devices(frozen)
         for epoch in range(epochs):
             # A fresh order in every pass, by the pass's number, so that a resumed run draws the same.
             key = key_of(state.key, ORDER, i * epochs + epoch)
             for minibatch in minibatches(key, experience) if unread is None else (experience,):
-                state, metrics = step(state, minibatch, frozen)
+                state, metrics = step(state, minibatch, there)
                 if unread is not None:
                     experience = later(experience, metrics.pop(READ))
                 found.append(metrics)
+        if rests:
+            state = at_rest(state)
         # The clock waits for metrics and not for the state, whose buffers the next step overwrites.
         return state, experience, overall(found) | {"timing_s/update": done_at(found[-1])}
 
@@ -265,7 +253,8 @@ def make_evaluation(
     """Returns `evaluate(networks, step)`: it samples the same prompts with the same noise each time, measures the
     responses, and writes them to samples/<step>.jsonl."""
     config, mesh, tokenizer = session.config, session.mesh, session.tokenizer
-    count, ways = len(prompts.prompts), mesh.shape["data"] * mesh.shape["fsdp"] * config.rollout.microbatches
+    cut = [x.shape["data"] * x.shape["fsdp"] for x in (mesh, sampling_mesh(mesh, config.rollout.tensor))]
+    count, ways = len(prompts.prompts), math.lcm(*cut) * config.rollout.microbatches
     # The last row is repeated until mesh and parts divide the batch; `measure` leaves the repetitions out.
     index_B = np.minimum(np.arange(-(-count // ways) * ways), count - 1)
     batch, asked = prompts.batch(index_B, mesh), [prompts.records[i] for i in index_B]
@@ -316,6 +305,16 @@ def updates_per_iteration(config: ConfigDict, rows: int = 0) -> int:
     return epochs_of(config) * ((rows or rows_of_experience(config)) // config.minibatch_size)
 
 
+def moments_wait(config: ConfigDict) -> bool:
+    """Whether the optimizer's moments are on the devices during updates alone."""
+    return config.rollout.offload in ("optimizer", "all")
+
+
+def models_wait(config: ConfigDict) -> bool:
+    """Whether models that nobody trains are on the devices only while they are read."""
+    return config.rollout.offload in ("models", "all")
+
+
 def one_minibatch(config: ConfigDict) -> bool:
     """Whether an update is of a whole rollout at once, so that it may read that by itself (`rollout.on_policy`)."""
     # Advantages are whitened over all rows, or compare those of a group: a part of them would not do.
@@ -335,6 +334,7 @@ def check_sizes(config: ConfigDict, mesh: Mesh, rows: int = 0) -> None:
     check_microbatches(
         config.rollout.batch_size, config.rollout.microbatches, mesh, field="rollout.microbatches"
     )
+    check_sampled_rows(mesh, config.rollout.tensor, config.rollout.batch_size, config.rollout.microbatches)
     if (rows or rows_of_experience(config)) % config.minibatch_size:
         said = f"rollout.batch_size={config.rollout.batch_size}"
         if config.rollout.samples > 1:

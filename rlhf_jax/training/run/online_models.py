@@ -15,11 +15,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.lora import stored
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.placement import planned_params
+from rlhf_jax.parallel.host_memory import check_host_memory, to_host
 from rlhf_jax.rollout.experience import Actor, RolloutSettings, reading_program
 from rlhf_jax.rollout.rewards import Rewards
 from rlhf_jax.rollout.rollout_shapes import RolloutShapes
@@ -28,11 +30,11 @@ from rlhf_jax.sampling.decode_generator import DecodeGenerator
 from rlhf_jax.training.loop.program_costs import bytes_per_device
 from rlhf_jax.training.loop.state import planned_state
 from rlhf_jax.training.loop.step import Losses, make_train_step
-from rlhf_jax.training.optimizers.optimizer import partitioned
+from rlhf_jax.training.optimizers.optimizer import map_moments, partitioned
 from rlhf_jax.training.run import load_models, reward_models
 from rlhf_jax.training.run.load_models import Start
 from rlhf_jax.training.run.memory_check import Phase, Plan, batch_shapes, optimizer_of
-from rlhf_jax.training.run.online import rows_of_experience, updates_per_iteration
+from rlhf_jax.training.run.online import models_wait, moments_wait, rows_of_experience, updates_per_iteration
 from rlhf_jax.training.run.session import Session
 
 
@@ -140,6 +142,8 @@ def plan_online(
     provided: responses of each prompt that are read and scored beside those that are sampled.
     unread: whether updates read a rollout themselves, so that beforehand only what is not trained does.
     """
+    if config.rollout.offload != "none":
+        check_host_memory(mesh, "rollout.offload", config.rollout.offload, "none")
     # The page may be another than the models were described for: the advice about memory plans changed ones.
     computed = partial(load_models.computed_as, model=config.model)
     lora = load_models.lora_settings(config.lora)
@@ -176,8 +180,8 @@ def plan_online(
         rollout_settings(config, models.marker),
     )
     sizes = (mesh, config.rollout.batch_size, P, R, settings.temperature, pad_id)
-    parts = config.rollout.microbatches
-    rollout, whole_groups = RolloutShapes(*sizes, N, parts), RolloutShapes(*sizes, N + provided, parts)
+    cut = (config.rollout.microbatches, config.rollout.tensor)
+    rollout, whole_groups = RolloutShapes(*sizes, N, *cut), RolloutShapes(*sizes, N + provided, *cut)
 
     def reading() -> jax.stages.Traced:
         whole, first = (Model(policy_config, x.whole) for x in (policy, reference))
@@ -193,6 +197,8 @@ def plan_online(
 
     own = bytes_per_device((state.params, state.opt_state))
     alive = own + bytes_per_device(frozen) + beside
+    waiting = waiting_bytes(config, state.opt_state, kept + others + scoring_models)
+    away, models_away = sum(waiting.values()), waiting.get(MODELS, 0)
     # Reading gets policy and reference as arguments: so `beside` counts no copy for the reference there, and what two
     # of its arguments share counts once.
     twice = [x for name, x in frozen.items() if name not in models.of_reward]
@@ -200,14 +206,18 @@ def plan_online(
     if unread:
         # Of the trained networks it has as arguments only what the reference shares with the policy.
         aside, shared = alive - kept - others, bytes_per_device(frozen["policy"])
+    # Of what waits, it reads all but the reward models.
+    aside -= away - models_away + (scoring_models if models_away else 0)
+    sampling = partial(rollout.trace_sampling, policy_config, config.rollout.dtype)
     phases = [
-        Phase("sampling", partial(rollout.trace_sampling, policy_config, config.rollout.dtype), alive),
+        Phase("sampling", sampling, alive - away, mesh=rollout.sampling),
         Phase("reading", reading, aside, shared=shared),
     ]
     for i, (scorer, reward) in enumerate(zip(models.scorers, rewards, strict=True)):
         name = f"scoring {i + 1}" if len(rewards) > 1 else "scoring"
         trace = partial(whole_groups.trace_scoring, reward, policy_config, scorer.closing, scorer.text_length)
-        phases.append(Phase(name, trace, max(0, alive - bytes_per_device(reward.params))))
+        own = 0 if models_away else bytes_per_device(reward.params)
+        phases.append(Phase(name, trace, max(0, alive - away - own)))
     # Minibatches hold unequal numbers of tokens, so their sums are added up before anything is divided.
     step = make_train_step(loss_fn, tx, microbatches=config.microbatches, divided=False)
     batch = batch_shapes(mesh, config.minibatch_size, row)
@@ -215,9 +225,37 @@ def plan_online(
     arguments = {
         name: reference.trained if name == REFERENCE else read[name].params for name in models.of_loss
     }
-    beside -= bytes_per_device(arguments)
-    of = (loss_fn, tx, step, state, batch, frozen | arguments, beside, tuple(phases))
-    return Plan(*of, updates=updates_per_iteration(config, rows))
+    beside -= models_away or bytes_per_device(arguments)
+    frozen |= arguments
+    # Models come to be read, once more for a loss that reads them, and nothing of them has changed; moments go back.
+    again = bytes_per_device(arguments) if models_away else 0
+    moved = models_away + again + 2 * waiting.get(MOMENTS, 0)
+    about = {"updates": updates_per_iteration(config, rows), "waiting": waiting, "moved": moved}
+    return Plan(loss_fn, tx, step, state, batch, frozen, beside, tuple(phases), **about)
+
+
+# What `Plan.waiting` has: models that nobody trains, and the optimizer's moments.
+MODELS, MOMENTS = "other models", "optimizer"
+
+
+def waiting_bytes(config: ConfigDict, opt_state: Any, models: int) -> dict[str, int]:
+    """Bytes per device that wait in the hosts' memory, by name, as `rollout.offload` says. models: of all that could.
+
+    Raises UserError where they cannot.
+    """
+    found = {}
+    if models_wait(config):
+        if config.lora.rank:
+            raise UserError(
+                f"rollout.offload: {config.rollout.offload}, but with lora.rank={config.lora.rank} models share their "
+                "weights with those that are trained, which stay; use optimizer or none"
+            )
+        found[MODELS] = models
+    if moments_wait(config):
+        moments: list[Any] = []
+        map_moments(moments.append, opt_state)
+        found[MOMENTS] = bytes_per_device(moments)
+    return found
 
 
 def optimizer_by_network(config: ConfigDict, rates: Mapping[str, float], rows: int = 0) -> Any:
@@ -259,6 +297,9 @@ def open_actor(
     }
     # No copy here: the driver copies what is trained, and these arrays stay the policy's first ones.
     reference = Model(models.policy, reference_of(starts["policy"], c).whole)
+    frozen = {REFERENCE: reference, **read}
+    if models_wait(c):
+        frozen = jax.block_until_ready(to_host(frozen))
     generator = DecodeGenerator(
         models.policy,
         mesh,
@@ -268,8 +309,8 @@ def open_actor(
         pad_id=pad_id,
         dtype=c.rollout.dtype,
         microbatches=c.rollout.microbatches,
+        tensor=c.rollout.tensor,
     )
     trained = {"policy": models.policy, **models.scalar}
-    frozen = {REFERENCE: reference, **read}
     settings = rollout_settings(c, models.marker)
     return Actor(trained, tuple(models.scalar), frozen, generator, rewards, settings, pad_id), starts
