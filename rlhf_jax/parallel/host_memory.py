@@ -6,6 +6,7 @@ They keep their sharding: a device's part waits in the memory of its own host, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -22,14 +23,23 @@ Found = TypeVar("Found")
 
 def to_host(tree: PyTree) -> PyTree:
     """The arrays of a tree in the hosts' memory. The devices' own are of no more use when these are ready."""
-    return jax.device_put(tree, jax.tree.map(lambda x: x.sharding.with_memory_kind(HOST), tree))
+    return jax.tree.map(partial(_moved, kind=HOST), tree)
 
 
 def to_devices(tree: PyTree) -> PyTree:
     """The arrays of a tree where their sharding says, on the devices; those that are there already as they are."""
-    return jax.tree.map(
-        lambda x: jax.device_put(x, x.sharding.with_memory_kind(None)) if waits(x) else x, tree
-    )
+    return jax.tree.map(lambda x: _moved(x, None) if waits(x) else x, tree)
+
+
+def _moved(x: jax.Array, kind: str | None) -> jax.Array:
+    """An array in that memory of each of its devices; None stands for the devices' own."""
+    where = x.sharding.with_memory_kind(kind)
+    if x.is_fully_addressable:
+        return jax.device_put(x, where)
+    # Each process moves its own parts. Of the whole array jax would make a program, which not all backends can.
+    own = [shard.data for shard in x.addressable_shards]
+    parts = [jax.device_put(part, part.sharding.with_memory_kind(kind)) for part in own]
+    return jax.make_array_from_single_device_arrays(x.shape, where, parts)
 
 
 def waits(tree: PyTree) -> bool:
@@ -52,7 +62,8 @@ def called_alone(program: Callable[[Any], Found], given: Any, behind: PyTree) ->
 
 def check_host_memory(mesh: Mesh, field: str, value: str, off: str) -> None:
     """Raises UserError where the devices of a mesh cannot reach such memory; field, value: what asked for it."""
-    device = mesh.devices.flat[0]
+    # The first of this process: it knows nothing of the others'.
+    device = [*mesh.local_devices, *mesh.devices.flat][0]
     kinds = sorted(memory.kind for memory in device.addressable_memories())
     if HOST not in kinds:
         raise UserError(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int, Key
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.decoder import Params
 from rlhf_jax.models.placement import rollout_copier
-from rlhf_jax.parallel.mesh import BATCH_AXES
+from rlhf_jax.parallel.mesh import BATCH_AXES, replicate
 from rlhf_jax.parallel.sampling_mesh import sampling_mesh
 from rlhf_jax.sampling.beam_search import Beams, Found, beam_search
 from rlhf_jax.sampling.choose import Sampling
@@ -101,8 +101,9 @@ class DecodeGenerator:
         """Rows, and a key, on the mesh that samples."""
         if not self._moves:
             return given
-        specs = [PartitionSpec(BATCH_AXES) if x.ndim else PartitionSpec() for x in given]
-        return jax.device_put(given, tuple(NamedSharding(self._mesh, spec) for spec in specs))
+        rows = NamedSharding(self._mesh, PartitionSpec(BATCH_AXES))
+        # The key of an evaluation is this process's own, as it is every other's.
+        return tuple(jax.device_put(x, rows) if x.ndim else replicate(x, self._mesh) for x in given)
 
     def close(self) -> None:
         """Drops the copy, which frees its device memory."""

@@ -47,6 +47,9 @@ def run(job: str, farm: Path, out: Path, mesh: str = "", **changes) -> None:
         zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), map(int, mesh.split(",")), strict=True) if mesh else ()
     )
     page = job.split("-")[0]
+    if mesh and page == "ppo":
+        # Nor do these change a number: each process moves its own parts, and two share a copy of the policy.
+        changes = {"rollout.offload": "all", "rollout.tensor": 2} | changes
     config = tiny_farm.settings(page, farm, **CHANGES[job] | dict(sizes) | changes)
     program(page).run(config, str(out / job))
 

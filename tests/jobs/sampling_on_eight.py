@@ -1,5 +1,6 @@
 """Run by test_sampling_mesh.py on eight devices: FARM OUT. What is sampled on other meshes than the training's."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import tiny_farm
 from wide import WIDE
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.placement import init_sharded, rollout_copier
 from rlhf_jax.parallel.mesh import BATCH_AXES, gather, make_mesh, to_global
@@ -71,6 +73,11 @@ if __name__ == "__main__":
         assert whole / tensor <= part < 1.5 * whole / tensor, (sizes, tensor, part, whole)
         print(f"{sizes} {tensor} agrees")
     check_plan()
+    try:
+        narrow = dataclasses.replace(CONFIG, ff=60)
+        RolloutShapes(make_mesh(1, 8, 1), B, P, R, 1.0, 0, tensor=8).trace_sampling(narrow, "float32")
+    except UserError as error:
+        print(error)
     print("planned as run")
     if WIDE:
         farm, out = map(Path, sys.argv[1:])

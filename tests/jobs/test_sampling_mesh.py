@@ -21,6 +21,8 @@ def test_eight_devices_sample_the_same_however_they_share_the_copy(farm, tmp_pat
     out = tiny_farm.finish(tiny_farm.start([script, str(farm), str(tmp_path)], XLA_FLAGS=EIGHT))
     for line in ("(1, 8, 1) 2 agrees", "(1, 8, 1) 8 agrees", "(2, 2, 2) 1 agrees", "planned as run"):
         assert line in out.splitlines(), out
+    (refused,) = [line for line in out.splitlines() if "cannot split" in line]
+    assert refused.startswith("rollout.tensor: 8 devices cannot split mlp=60 of layers/mlp/"), refused
     if WIDE:
         assert_same_curve(*(tiny_farm.rows(tmp_path / name) for name in ("cut", "as it is")))
 

@@ -7,8 +7,9 @@
 
 Hardware: eight accelerators of 80 GB (theirs: A100).
 An iteration plans 48 GiB on each at its worst moment, sampling, as compiled for H100.
-Eight TPU v6e of 31 GiB: --config.rollout.offload=all --config.mesh.fsdp=8 --config.mesh.tensor=1 --config.rollout.tensor=4
-plans 28.6 GiB; sixteen v5e of 16: --config.rollout.offload=all --config.mesh.fsdp=8 --config.rollout.tensor=8 plans 15.6.
+On eight TPU v6e of 31 GiB, 28.6 GiB at the worst moment:
+--config.rollout.offload=all --config.mesh.fsdp=8 --config.mesh.tensor=1 --config.rollout.tensor=4
+On sixteen v5e of 16 GiB, 15.6: --config.rollout.offload=all --config.mesh.fsdp=8 --config.rollout.tensor=8
 Time: they publish none; not run to its end here.
 Result: win rate against text-davinci-003 of 46.8 ± 1.8 % by the simulated annotators, from 36.7 % after SFT; the
 best method there (Dubois et al. 2023, table 2). It is best between steps 20 and 80 and then falls: the reward goes
