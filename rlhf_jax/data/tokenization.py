@@ -32,7 +32,8 @@ from rlhf_jax.data.chat.turns import PROMPTS_DIFFER
 from rlhf_jax.data.records.messages import messages_of
 from rlhf_jax.data.records.records import counts_text
 from rlhf_jax.data.templates import Handling, render
-from rlhf_jax.data.tokens.tokenizer_files import ahead, heads, in_batches, prefix_text, token_lists
+from rlhf_jax.data.tokens.text_batches import ahead, in_batches, token_lists
+from rlhf_jax.data.tokens.tokenizer_files import heads, prefix_text
 from rlhf_jax.data.tokens.tokenizer_files import load_tokenizer as load_tokenizer  # for notebooks
 from rlhf_jax.errors import UserError
 
@@ -198,8 +199,7 @@ def encode_labelled_pairs(
         wrong = next((fit for fit in fits if isinstance(fit, str)), None)
         if wrong is None:
             pair = [(fit.prompt, x[: fit.room]) for fit, (_, x) in zip(fits, (chosen, rejected), strict=True)]
-            # Texts may differ in what the tokenizer normalises or
-            # cuts off; a pair of equal tokens has no gradient.
+            # Texts may differ in what the tokenizer normalises or cuts off; equal tokens have no gradient.
             wrong = "identical tokens" if np.array_equal(pair[0][1], pair[1][1]) else None
         if wrong is not None:
             counts[wrong] += 1

@@ -15,8 +15,9 @@ from rlhf_jax.data.chat.chat_templates import kept, opened, unopened_note
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.templates import Handling
 from rlhf_jax.data.tokenization import encode_sft
-from rlhf_jax.data.tokens import tokenizer_files
-from rlhf_jax.data.tokens.tokenizer_files import ahead, heads, tokens_of
+from rlhf_jax.data.tokens import text_batches
+from rlhf_jax.data.tokens.text_batches import ahead, tokens_of
+from rlhf_jax.data.tokens.tokenizer_files import heads
 
 # Templates that leave out, rewrite, repeat and refuse.
 LOUD = CHATML.replace("m['content']", "(m['content'] | upper if m['content'] | length > 9 else m['content'])")
@@ -136,7 +137,7 @@ HOW = [
 
 @pytest.mark.parametrize("name", ALL)
 def test_equal_to_each_alone(name, monkeypatch):
-    monkeypatch.setattr(tokenizer_files, "BATCH", 7)
+    monkeypatch.setattr(text_batches, "BATCH", 7)
     tokenizer, chats = ALL[name], list(conversations(24, seed=len(name)))
     whole = [i % 5 > 0 for i in range(len(chats))]
     short, read = [], turns._read_marks
@@ -156,7 +157,7 @@ def test_equal_to_each_alone(name, monkeypatch):
 
 @pytest.mark.parametrize("name", ALL)
 def test_prompts_are_equal_to_each_alone(name, monkeypatch):
-    monkeypatch.setattr(tokenizer_files, "BATCH", 7)
+    monkeypatch.setattr(text_batches, "BATCH", 7)
     tokenizer, chats = ALL[name], [chat[:-1] for chat in conversations(24, seed=len(name))]
     for how in HOW:
         for chat, one in zip(chats, encode_chat_prompts(chats, tokenizer, how), strict=True):
@@ -174,7 +175,7 @@ def test_batches_do_not_change_rows_or_counts(monkeypatch):
     for template, some in (("chat", rows), ("alpaca", plain)):
         found = []
         for size in (1, 8, 1024):
-            monkeypatch.setattr(tokenizer_files, "BATCH", size)
+            monkeypatch.setattr(text_batches, "BATCH", size)
             sequences, counts = encode_sft(
                 some, TOKENIZERS["llama3"], template, 30, Handling(too_long="cut_prompt")
             )

@@ -37,15 +37,18 @@ from rlhf_jax.data.chat.turns import (
 )
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.templates import Handling
-from rlhf_jax.data.tokens.tokenizer_files import (
+from rlhf_jax.data.tokens.known_words import Pieces
+from rlhf_jax.data.tokens.text_batches import (
+    ByWords,
     Tokens,
     ahead,
     encodings_of,
     end_to_end_ids,
-    heads,
     in_batches,
+    pieces_in,
     tokens_of,
 )
+from rlhf_jax.data.tokens.tokenizer_files import heads
 
 # The name under which a page asks for the tokenizer's own template.
 CHAT = "chat"
@@ -100,8 +103,8 @@ def encoded_chats(
             yield [(x if isinstance(x, str) else next(texts), after if whole else ()) for x, whole in batch]
 
     front = _Front.of(tokenizer)
-    for batch, tokens, marks in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
-        yield from _encoded(batch, tokens, marks, front)
+    for batch, pieces in ahead(partial(_tokenized, pieces=_pieces_of(tokenizer)), rendered()):
+        yield from _encoded(batch, pieces, front)
 
 
 def encode_chat_prompts(
@@ -117,14 +120,13 @@ def encode_chat_prompts(
             yield [(x if isinstance(x, str) else next(texts), ()) for x in batch]
 
     front = _Front.of(tokenizer)
-    for batch, tokens, _ in ahead(partial(_tokenized, tokenizer=tokenizer), rendered()):
-        place = 0
+    for batch, pieces in ahead(partial(_tokenized, pieces=_pieces_of(tokenizer)), rendered()):
+        found = iter(pieces)
         for text, _ in batch:
             if isinstance(text, str):
                 yield text
                 continue
-            yield Encoded(*front.put(tokens[place], np.zeros(len(tokens[place]), bool)), text.notes)
-            place += 1
+            yield _arrays(*front.put(*next(found)[:2]), text.notes)
 
 
 def end_of_turn(tokenizer: Any, how: Handling = _DEFAULTS) -> int:
@@ -172,27 +174,41 @@ Marks = tuple[np.ndarray, np.ndarray]
 B = TypeVar("B", bound=Sequence[tuple[Text | str, tuple[int, ...]]])
 
 
-def _tokenized(batch: B, tokenizer: Any) -> tuple[B, Tokens, Marks | None]:
-    """The same batch, the tokens of all its texts and their marks; special tokens are read as such, none is added."""
+def _tokenized(batch: B, pieces: ByWords) -> tuple[B, list[Pieces]]:
+    """The same batch, and the tokens of all its texts; special tokens are read as such, none is added."""
     # In `tokenization` a special token within a text is only characters; here the template has written it.
-    pieces = [piece for text, _ in batch if isinstance(text, Text) for piece in text.pieces]
-    spans = [x for text, _ in batch if isinstance(text, Text) for x in text.spans]
-    if _covers(tokenizer) and any(spans):
-        found = encodings_of(pieces, tokenizer, read_specials=True, spans=True)
+    texts = [piece for text, _ in batch if isinstance(text, Text) for piece in text.pieces]
+    return batch, pieces(texts, [x for text, _ in batch if isinstance(text, Text) for x in text.spans])
+
+
+def _pieces_of(tokenizer: Any) -> ByWords:
+    """What makes tokens of one batch of texts after another, with those that are trained."""
+    whole = partial(_whole, tokenizer=tokenizer)
+    return ByWords(tokenizer, whole, read_specials=True, marked=_gives_offsets(tokenizer))
+
+
+def _whole(texts: Sequence[str], spans: Sequence[Sequence[Span]], tokenizer: Any) -> list[Pieces]:
+    if any(spans) and _covers(tokenizer):
+        found = encodings_of(texts, tokenizer, read_specials=True, spans=True)
         tokens = end_to_end_ids(one.ids for one in found)
         if marks := _looked_up(found, tokens, spans):
-            return batch, tokens, marks
-    tokens = tokens_of(pieces, tokenizer, read_specials=True, spans=any(spans))
-    return batch, tokens, _marked(tokens, spans) if any(spans) else None
+            return pieces_in(tokens, *marks)
+    tokens = tokens_of(texts, tokenizer, read_specials=True, spans=any(spans))
+    return pieces_in(tokens, *(_marked(tokens, spans) if any(spans) else ()))
 
 
-@lru_cache(maxsize=16)
 def _covers(tokenizer: Any) -> bool:
     """Whether the tokens of a text hold all its characters, in their order, each at least a part of one.
 
     So it is for byte-level BPE without a normalizer that gives all offsets as they are. Where a turn begins and ends
     can then be looked up; offsets of all tokens as Python objects take as long as a quarter of the tokenising.
     """
+    return _gives_offsets(tokenizer) and tokenizer.backend_tokenizer.normalizer is None
+
+
+@lru_cache(maxsize=16)
+def _gives_offsets(tokenizer: Any) -> bool:
+    """Whether that holds for texts that its normalizer, if there is one, leaves as they are."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or encodings_of([""], tokenizer, read_specials=True, spans=True) is None:
         return False
@@ -207,7 +223,6 @@ def _covers(tokenizer: Any) -> bool:
         others = [x for x in steps if x["type"] not in ("ByteLevel", "Digits")]
         return (
             type(backend.model).__name__ == "BPE"
-            and backend.normalizer is None
             and [x["add_prefix_space"] for x in levels] == [False]
             and all(x["behavior"] == "Isolated" for x in others)
             and "true" not in re.findall(r'"trim_offsets": (\w+)', json.dumps(after))
@@ -232,37 +247,40 @@ def _looked_up(found: Sequence[Any], tokens: Tokens, spans: Sequence[list[Span]]
 
 
 def _encoded(
-    batch: Sequence[tuple[Text | str, tuple[int, ...]]], tokens: Tokens, marks: Marks | None, front: "_Front"
+    batch: Sequence[tuple[Text | str, tuple[int, ...]]], pieces: Sequence[Pieces], front: "_Front"
 ) -> Iterator[Encoded | str]:
     """Joins the tokens of rendered conversations, or says why one is left out.
 
     batch: texts, or reasons why there is none, and the ids to end each row with, when the template does not.
     """
-    trained, joins = marks or (np.zeros(len(tokens.ids), bool), np.zeros(len(tokens.at), bool))
-    first = 0
+    # All in bytes: a slice of an array takes ten times as long as one of these.
+    found = iter(pieces)
     for text, after in batch:
         if isinstance(text, str):
             yield text
             continue
-        pieces = range(first, first + len(text.pieces))
-        first = pieces.stop
-        start, stop = int(tokens.at[pieces.start]), int(tokens.at[pieces.stop])
-        ids, mask = front.put(tokens.ids[start:stop], trained[start:stop])
-        if not mask.any():
+        of_text = [next(found) for _ in text.pieces]
+        ids, trained = front.put(
+            b"".join([one.ids for one in of_text]), b"".join([one.trained for one in of_text])
+        )
+        # What the template writes behind the last trained token, such as a line break, is never sampled.
+        length = trained.rfind(1) + 1
+        if not length:
             yield "empty response"
             continue
         notes = text.notes
-        if any(joins[i] for i in pieces):
+        if any(one.joined for one in of_text):
             notes += (
                 "a token joins prompt and response (row kept; data.generation_prompt=sampling parts them)",
             )
-        # What the template writes behind the last trained token, such as a line break, is never sampled.
-        length = len(mask) - int(mask[::-1].argmax())
-        ids, mask = ids[:length], mask[:length]
+        ids, trained = ids[: 4 * length], trained[:length]
         if after:
-            ids = np.append(ids, np.array(after, np.int32)).astype(np.int32)
-            mask = np.append(mask, np.ones(len(after), bool))
-        yield Encoded(ids, mask, notes)
+            ids, trained = ids + np.array(after, np.int32).tobytes(), trained + bytes([1]) * len(after)
+        yield _arrays(ids, trained, notes)
+
+
+def _arrays(ids: bytes, trained: bytes, notes: tuple[str, ...]) -> Encoded:
+    return Encoded(np.frombuffer(ids, np.int32), np.frombuffer(trained, np.bool_), notes)
 
 
 def _marked(
@@ -294,21 +312,20 @@ def _marked(
 class _Front(NamedTuple):
     """What every row begins with: exactly one BOS, and beside it the prefix, if the tokenizer has them."""
 
-    ids: Int32[np.ndarray, " F"]
-    bos: int | None
+    ids: bytes
+    bos: bytes
 
     @classmethod
     def of(cls, tokenizer: Any) -> "_Front":
-        return cls(np.array(heads(tokenizer), np.int32), tokenizer.bos_token_id)
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return cls(*(np.array(ids, np.int32).tobytes() for ids in (heads(tokenizer), bos)))
 
-    def put(
-        self, ids: Int32[np.ndarray, " T"], trained: Bool[np.ndarray, " T"]
-    ) -> tuple[Int32[np.ndarray, " L"], Bool[np.ndarray, " L"]]:
-        """The same tokens with that in front."""
-        if not len(self.ids):
+    def put(self, ids: bytes, trained: bytes) -> tuple[bytes, bytes]:
+        """The same tokens with that in front; both as `Pieces` has them."""
+        if not self.ids:
             return ids, trained
         # Template and tokenizer may each write a BOS, so a row begins with none, one or two.
-        others = np.flatnonzero(ids != self.bos)
-        doubled = int(others[0]) if len(others) else len(ids)
-        found = np.append(self.ids, ids[doubled:]).astype(np.int32)
-        return found, np.append(np.zeros(len(self.ids), bool), trained[doubled:])
+        at = 0
+        while self.bos and ids.startswith(self.bos, at):
+            at += len(self.bos)
+        return self.ids + ids[at:], bytes(len(self.ids) // 4) + trained[at // 4 :]

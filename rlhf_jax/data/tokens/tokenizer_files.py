@@ -1,21 +1,17 @@
-"""Reads tokenizers from folders and checks them, writes them with a PAD token, calls them, and trains small ones."""
+"""Reads tokenizers from folders and checks them, writes them with a PAD token, and trains small ones."""
 
 import copy
 import json
 import os
 import shutil
-from array import array
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32
 
 from rlhf_jax.data.files.tables import is_hub_name
 from rlhf_jax.data.tokens.tokenizer_classes import reader_for
@@ -28,7 +24,6 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "spiece.model",
 )
-J, R = TypeVar("J"), TypeVar("R")
 
 # Those of a tokenizer's files that must be JSON objects.
 _SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -105,121 +100,6 @@ def _read_tokenizer(path: str | Path, made_by: str) -> Any:
 
 def _made_by(made_by: str) -> str:
     return f"make it with: {made_by}" if made_by else "give a folder saved with save_pretrained"
-
-
-# Calling a tokenizer on many texts, a batch at a time and beside the caller's own work.
-
-# Texts per call, which bounds the memory of the tokenizer's intermediate lists.
-BATCH = 1024
-# Batches that wait for their caller: one is tokenised while he works on another.
-_WAITING = 2
-
-
-class Tokens(NamedTuple):
-    """The tokens of several texts end to end, text i's from at[i] to at[i + 1]; the characters that each has are
-    spans, None where they were not asked for."""
-
-    ids: Int32[np.ndarray, " N"]
-    at: Int64[np.ndarray, " M"]
-    spans: Int64[np.ndarray, "N 2"] | None = None
-
-    def __getitem__(self, i: int) -> Int32[np.ndarray, " T"]:
-        return self.ids[self.at[i] : self.at[i + 1]]
-
-
-def tokens_of(
-    texts: Sequence[str], tokenizer: Any, *, read_specials: bool = False, spans: bool = False
-) -> Tokens:
-    """Tokenises texts in one call on all cores; adds no special token, and reads those that the texts hold if asked."""
-    if not texts:
-        return Tokens(np.zeros(0, np.int32), np.zeros(1, np.int64), np.zeros((0, 2), np.int64))
-    found = encodings_of(texts, tokenizer, read_specials=read_specials, spans=spans)
-    if found is None:
-        lists = tokenizer(list(texts), **_options(read_specials), return_offsets_mapping=spans)
-        ids, pairs = iter(lists["input_ids"]), iter(lists["offset_mapping"] if spans else ())
-    else:
-        ids, pairs = (one.ids for one in found), (one.offsets for one in found if spans)
-    joined = np.fromiter(chain.from_iterable(chain.from_iterable(pairs)), np.int64) if spans else None
-    return end_to_end_ids(ids)._replace(spans=None if joined is None else joined.reshape(-1, 2))
-
-
-def end_to_end_ids(ids: Iterable[list[int]]) -> Tokens:
-    """Puts the ids of several texts end to end."""
-    flat, at = array("i"), array("q", [0])
-    for one in ids:
-        flat.fromlist(one)
-        at.append(len(flat))
-    return Tokens(np.array(flat, np.int32), np.array(at, np.int64))
-
-
-def encodings_of(texts: Sequence[str], tokenizer: Any, *, read_specials: bool, spans: bool) -> list | None:
-    """What the Rust tokenizer says of texts, asked itself; None for a tokenizer that does more than to ask it.
-
-    transformers makes lists of all that is known of each token, which takes longer than the tokens.
-    """
-    if not _calls_backend(tokenizer):
-        return None
-    # A call of one text sets the Rust tokenizer up.
-    tokenizer([""], **_options(read_specials))
-    backend = tokenizer.backend_tokenizer
-    encode = backend.encode_batch if spans else backend.encode_batch_fast
-    return encode(list(texts), add_special_tokens=False)
-
-
-def _options(read_specials: bool) -> dict[str, bool]:
-    # verbose=False, because transformers warns of texts longer than its limit; our callers see to the length.
-    names = ("add_special_tokens", "padding", "truncation", "verbose", "return_attention_mask")
-    return dict.fromkeys((*names, "return_token_type_ids"), False) | {
-        "split_special_tokens": not read_specials
-    }
-
-
-def _calls_backend(tokenizer: Any) -> bool:
-    """Whether calling the tokenizer is calling its Rust tokenizer, with nothing of its own before or after."""
-    from transformers import PreTrainedTokenizerFast
-
-    own, plain = type(tokenizer), PreTrainedTokenizerFast
-    return all(getattr(own, x, None) is getattr(plain, x, x) for x in ("__call__", "_encode_plus"))
-
-
-def token_lists(
-    texts: Sequence[str], tokenizer: Any, before: Sequence[int] = (), after: Sequence[int] = ()
-) -> list[Int32[np.ndarray, " T"]]:
-    """The ids of each text, with others before and after; equal texts share one array.
-
-    Preference sets repeat their prompts and answers hundreds of times, so each distinct text is tokenised once.
-    """
-    # A dict and not a set: a fixed order, so that two runs make the same calls.
-    unique = list(dict.fromkeys(texts))
-    around = [np.array(ids, np.int32) for ids in (before, after)]
-    ids_of: dict[str, np.ndarray] = {}
-    for start in range(0, len(unique), BATCH):
-        batch = unique[start : start + BATCH]
-        found = tokens_of(batch, tokenizer)
-        ids_of |= {text: np.concatenate([around[0], found[i], around[1]]) for i, text in enumerate(batch)}
-    return [ids_of[text] for text in texts]
-
-
-def in_batches(items: Iterable[J]) -> Iterator[list[J]]:
-    """Cuts items into lists of a size that is tokenised at once."""
-    items = iter(items)
-    while batch := list(islice(items, BATCH)):
-        yield batch
-
-
-def ahead(work: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
-    """Yields work(job) of every job, in their order; the next ones are worked on in a second thread meanwhile.
-
-    The Rust tokenizer leaves Python to others while it works, so batches are rendered while others are tokenised.
-    """
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[R]] = deque()
-        for job in jobs:
-            waiting.append(pool.submit(work, job))
-            if len(waiting) > _WAITING:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 # A byte-level BPE tokenizer trained on the world's own text, saved the way Hugging Face loads it.
