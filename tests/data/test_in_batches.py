@@ -9,7 +9,7 @@ from test_shown_turns import JOINED, NEWEST, NO_SYSTEM
 from test_thoughts import TOKENS as THINKING
 from tool_templates import TOOL_TOKENIZERS
 
-from rlhf_jax.data.chat import turns
+from rlhf_jax.data.chat import outlines, turns
 from rlhf_jax.data.chat.chat_encoding import encode_chat_prompts, encode_chats
 from rlhf_jax.data.chat.chat_templates import kept, opened, unopened_note
 from rlhf_jax.data.records.left_out import RowError
@@ -142,6 +142,9 @@ def test_equal_to_each_alone(name, monkeypatch):
     whole = [i % 5 > 0 for i in range(len(chats))]
     short, read = [], turns._read_marks
     monkeypatch.setattr(turns, "_read_marks", lambda *x: short.append(read(*x)) or short[-1])
+    # An outline that is not right must show, and not be found out in time.
+    monkeypatch.setattr(outlines, "_TRIALS", 0)
+    monkeypatch.setattr(outlines, "_known", {})
     kinds = set()
     for how in HOW:
         for all_turns in (True, False):
@@ -158,6 +161,8 @@ def test_equal_to_each_alone(name, monkeypatch):
 @pytest.mark.parametrize("name", ALL)
 def test_prompts_are_equal_to_each_alone(name, monkeypatch):
     monkeypatch.setattr(text_batches, "BATCH", 7)
+    monkeypatch.setattr(outlines, "_TRIALS", 0)
+    monkeypatch.setattr(outlines, "_known", {})
     tokenizer, chats = ALL[name], [chat[:-1] for chat in conversations(24, seed=len(name))]
     for how in HOW:
         for chat, one in zip(chats, encode_chat_prompts(chats, tokenizer, how), strict=True):

@@ -19,7 +19,7 @@ from rlhf_jax.data.templates import Handling
 from rlhf_jax.errors import UserError
 
 # The errors that templates raise when they are given something that they were not made for.
-_REFUSALS = (
+REFUSALS = (
     jinja2.TemplateError,
     TypeError,
     ValueError,
@@ -35,7 +35,7 @@ _CLOCK = re.compile(r"""\bstrftime_now\s*\(\s*(["'])(.*?)\1\s*\)""")
 _HARMLESS = re.compile(r"\bstrftime_now\s+is\b|\{#[^#]*#\}")
 
 # Both names are in use: Qwen 3's template reads the first, DeepSeek's the second.
-_NO_THOUGHTS = {"enable_thinking": False, "thinking": False}
+NO_THOUGHTS = {"enable_thinking": False, "thinking": False}
 
 # A noncharacter, which Unicode reserves for internal use, so no text should hold it.
 MARK = "\ufdd2"
@@ -54,14 +54,14 @@ def render_chat(chat: Sequence[ChatMessage], tokenizer: Any, how: Handling, **op
     tool calls are given as objects, or as JSON texts to a template that only takes those.
     """
     if how.thoughts == "drop":
-        options |= _NO_THOUGHTS
+        options |= NO_THOUGHTS
     try:
         return _rendered(*for_template(chat), tokenizer, how, options)
-    except _REFUSALS as e:
+    except REFUSALS as e:
         # Templates refuse with raise_exception. One that joins
         # arguments to a string (DeepSeek's) fails on objects.
         if any(message.get("tool_calls") for message in chat):
-            with suppress(*_REFUSALS):
+            with suppress(*REFUSALS):
                 return _rendered(*for_template(chat, as_text=True), tokenizer, how, options)
         raise RowError(f"chat template: {' '.join(str(e).split())[:80]}") from e
 
@@ -71,16 +71,16 @@ def render_plain(
 ) -> list[str | None]:
     """Renders conversations without tools, all in one call; None in place of each that the template refuses."""
     if how.thoughts == "drop":
-        options |= _NO_THOUGHTS
+        options |= NO_THOUGHTS
     given = [[m if OPENED not in m else _unmarked(m) for m in chat] for chat in chats]
-    with suppress(*_REFUSALS):
+    with suppress(*REFUSALS):
         found = _rendered(given, None, tokenizer, how, options)
         if isinstance(found, list) and len(found) == len(given):
             return found
     # Which one it was is not said, and there may be several.
     alone: list[str | None] = [None] * len(given)
     for i, chat in enumerate(given):
-        with suppress(*_REFUSALS):
+        with suppress(*REFUSALS):
             alone[i] = _rendered(chat, None, tokenizer, how, options)
     return alone
 
@@ -92,13 +92,17 @@ def _unmarked(message: ChatMessage) -> ChatMessage:
 def _rendered(
     messages: list[Any], tools: list[Any] | None, tokenizer: Any, how: Handling, options: dict
 ) -> Any:
-    template = tokenizer.get_chat_template(how.chat_template or None, tools)
-    # Llama 3.2 writes today's date: without this the same row would become other tokens tomorrow.
-    if "strftime_now" in template:
-        template = _at(how.date, template)
+    template = template_of(tokenizer, how, tools)
     return tokenizer.apply_chat_template(
         messages, tools=tools, tokenize=False, chat_template=template, **options
     )
+
+
+def template_of(tokenizer: Any, how: Handling, tools: list[Any] | None = None) -> str:
+    """The template that writes conversations. Errors of `REFUSALS` where there is none that could."""
+    template = tokenizer.get_chat_template(how.chat_template or None, tools)
+    # Llama 3.2 writes today's date: without this the same row would become other tokens tomorrow.
+    return _at(how.date, template) if "strftime_now" in template else template
 
 
 def _at(day: str, template: str) -> str:

@@ -8,10 +8,11 @@ them out costs the row, too. Where tool calls lie is found in a similar way, see
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.chat.chat_templates import (
@@ -35,48 +36,23 @@ from rlhf_jax.data.chat.chat_templates import (
     said_of,
     written,
 )
+from rlhf_jax.data.chat.outlines import Outlines, outlines_of
 from rlhf_jax.data.chat.tools import OPENED
+from rlhf_jax.data.chat.turn_spans import END, MARKS, START, ChatTurn, Span, marked_pieces, spans_of
 from rlhf_jax.data.records.left_out import RowError
 from rlhf_jax.data.records.messages import THOUGHTS, ChatMessage
 from rlhf_jax.data.templates import Handling
 from rlhf_jax.errors import UserError
 
 Chat = Sequence[ChatMessage]
-Span = tuple[int, int]
 
-# Noncharacters, which Unicode reserves for internal use, so no text should hold them.
-START, END = "\ufdd0", "\ufdd1"
-_MARKS = re.compile(f"[{START}{END}]")
 # Qwen 3 writes an empty block into a last turn that has no thoughts.
 _EMPTY_THOUGHTS = re.compile(r"<think>\s*</think>")
 PROMPTS_DIFFER = (
     "chat template begins a response otherwise in training text than where it is sampled "
     "(row kept; data.generation_prompt=training or sampling makes them meet)"
 )
-# A template that trims its texts does not trim the space between a mark and the text. So the text is trimmed
-# before the marks are put around it, in whichever of these ways gives the same text.
-_TRIMS = (str, str.strip, str.rstrip, str.lstrip)
 _PLAIN_FIELDS, _PLAIN_ROLES = {"role", "content", "train", OPENED}, ("system", "user", "assistant")
-
-
-class ChatTurn(NamedTuple):
-    """What a template writes around an assistant's text.
-
-    Attributes:
-      opening: what it writes to have the assistant speak, "" when nothing.
-      lead: what it writes between that and the text: " ", for example.
-      end: what it writes behind the text, "" when nothing.
-      end_id: the token that the end ends with, or else EOS.
-      meets: whether training text goes on where a prompt for sampling ends.
-      opens: whether the prompt for sampling opens the thoughts, where they are wanted.
-    """
-
-    opening: str
-    lead: str
-    end: str
-    end_id: int
-    meets: bool
-    opens: bool
 
 
 class Text(NamedTuple):
@@ -97,7 +73,7 @@ def turn_of(tokenizer: Any, how: Handling) -> ChatTurn:
     check_template(tokenizer, name, how)
     probe = [{"role": "user", "content": "x"}, {"role": "assistant", "content": f"{START}x{END}"}]
     try:
-        pieces = _MARKS.split(render_chat(probe, tokenizer, how))
+        pieces = MARKS.split(render_chat(probe, tokenizer, how))
         asked = render_chat(probe[:1], tokenizer, how)
         prompt = render_chat(probe[:1], tokenizer, how, add_generation_prompt=True)
         thinking = render_chat(
@@ -143,15 +119,20 @@ def prompts_of(
     chats: Sequence[tuple[Chat, tuple[str, ...]]], tokenizer: Any, how: Handling
 ) -> Iterator[Text | str]:
     """Yields what `prompt_of` says of conversations, each with the remarks on it; plain ones are rendered together."""
+    options = {} if how.generation_prompt == "training" else {"add_generation_prompt": True}
+    outlines = outlines_of(tokenizer, how, **options) if options else None
+    known = [outlines.of(chat) if outlines is not None and _is_plain(chat) else None for chat, _ in chats]
     asked = [
         _prompt_chat(x, how)
-        for chat, _ in chats
-        if _is_plain(chat)
+        for (chat, _), parts in zip(chats, known, strict=True)
+        if _is_plain(chat) and parts is None
         for x in (chat, marked_turns(chat, range(len(chat)))[1])
     ]
-    options = {} if how.generation_prompt == "training" else {"add_generation_prompt": True}
     texts = iter(render_plain(asked, tokenizer, how, **options))
-    for chat, notes in chats:
+    for (chat, notes), parts in zip(chats, known, strict=True):
+        if parts is not None:
+            yield Text(["".join(parts)], [[]], notes)
+            continue
         text, marked = (next(texts), next(texts)) if _is_plain(chat) else (None, None)
         try:
             if text is None or marked is None:
@@ -221,20 +202,27 @@ def texts_of(
 ) -> Iterator[Text | str]:
     """Yields conversations as they are trained, or the reasons why one cannot be: as `as_sampled` or `as_templated`.
 
-    Plain ones are rendered in one call, and a second time with all marks at once, around what is trained and behind
-    what is shown. Where the second text without its marks is the first, each kind of mark alone would have shown the
-    same; any other conversation goes the long way, which tells why.
+    Nothing is rendered where the template's outline is known. Else plain ones are rendered in one call, and a second
+    time with all marks at once, around what is trained and behind what is shown. Where the second text without its
+    marks is the first, each kind of mark alone would have shown the same; any other conversation goes the long way,
+    which tells why.
     chats: each with the remarks on it, and whether its last turn ended.
     """
     sampled = how.generation_prompt == "sampling"
-    marked = [None if sampled else _marked_chat(chat, all_turns) for chat, *_ in chats]
+    outlines = None if sampled else outlines_of(tokenizer, how)
+    known = [None if outlines is None else _outlined(*x, outlines, turn, all_turns, how) for x in chats]
+    marked = [
+        None if sampled or text else _marked_chat(chat, all_turns)
+        for (chat, *_), text in zip(chats, known, strict=True)
+    ]
     plain = [chat for (chat, *_), x in zip(chats, marked, strict=True) if x is not None]
     texts = render_plain([*plain, *filter(None, marked)], tokenizer, how)
     both = iter(zip(texts[: len(plain)], texts[len(plain) :], strict=True))
-    for (chat, notes, ended), marks in zip(chats, marked, strict=True):
+    for (chat, notes, ended), marks, text in zip(chats, marked, known, strict=True):
         pair = (None, None) if marks is None else next(both)
         try:
-            text = None if None in pair else _read_marks(chat, all_turns, *pair, turn, ended, how)
+            if None not in pair:
+                text = _read_marks(chat, all_turns, *pair, turn, ended, how)
             if text is None:
                 write = as_sampled if sampled else as_templated
                 text = write(chat, tokenizer, turn, all_turns, ended, how)
@@ -256,6 +244,26 @@ def _marked_chat(chat: Chat, all_turns: bool) -> list[ChatMessage] | None:
     return None
 
 
+def _outlined(
+    chat: Chat, _: Any, ended: bool, outlines: Outlines, turn: ChatTurn, all_turns: bool, how: Handling
+) -> Text | None:
+    """What marks would say of a plain conversation, by the outline of its kind; None where there is none."""
+    with suppress(RowError):
+        chosen = _chosen(chat, all_turns)
+        if not _is_plain(chat) or any(CLOSE in chat[i]["content"] for i in chosen):
+            return None
+        parts = outlines.of(chat)
+        if parts is None:
+            return None
+        ends = [2 * i + 1 for i in chosen]
+        bounds = pairwise([0, *chain.from_iterable((i, i + 1) for i in ends), len(parts)])
+        pieces = ["".join(parts[i:j]) for i, j in bounds]
+        text = "".join(pieces)
+        spans = spans_of(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
+        return Text([text], [spans], (*_differ_note(turn, how), *_empty_note(text, spans)))
+    return None
+
+
 def _read_marks(
     chat: Chat, all_turns: bool, text: str, marked: str, turn: ChatTurn, ended: bool, how: Handling
 ) -> Text | None:
@@ -266,7 +274,7 @@ def _read_marks(
     parts = marked.split(MARK)
     if sorted(parts[1::2]) != sorted(map(str, shown)):
         return None
-    pieces = _MARKS.split("".join(parts[::2]))
+    pieces = MARKS.split("".join(parts[::2]))
     if len(pieces) != 2 * len(chosen) + 1 or "".join(pieces) != text:
         return None
     said = zip(pieces[1::2], chosen, strict=True)
@@ -274,7 +282,7 @@ def _read_marks(
         return None
     if not all(holds(text, read_text(chat[i])) for i in shown):
         return None
-    spans = _spans(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
+    spans = spans_of(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
     return Text([text], [spans], (*_differ_note(turn, how), *_empty_note(text, spans)))
 
 
@@ -299,13 +307,13 @@ def as_templated(
             continue
         plain = [written(m, form) if i in chosen else m for i, m in enumerate(chat)]
         text = render(plain)
-        pieces = _marked_pieces(plain, {i: chat[i] for i in chosen if i not in calling}, form, text, render)
+        pieces = marked_pieces(plain, {i: chat[i] for i in chosen if i not in calling}, form, text, render)
         if pieces is None:
             continue
         whole = [said_of(chat[i]) for i in chosen if i not in calling]
         if not all(holds(said, x) for said, told in zip(pieces[1::2], whole, strict=True) for x in told):
             continue
-        spans = _spans(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
+        spans = spans_of(pieces, turn, how, ended or chosen[-1] != len(chat) - 1)
         opening = turn.opening if turn.meets else ""
         called = [call_span(plain, i, text, opening, render) for i in calling]
         # A turn with calls is found without marks, so its thoughts have to be looked for in the text.
@@ -337,56 +345,3 @@ def _differ_note(turn: ChatTurn, how: Handling) -> tuple[str, ...]:
 def _empty_note(text: str, spans: list[Span]) -> tuple[str, ...]:
     empty = OPEN in text and any(_EMPTY_THOUGHTS.search(text, *span) for span in spans)
     return ("empty think block of the chat template trained (row kept)",) if empty else ()
-
-
-def _marked_pieces(
-    plain: Chat, turns: dict[int, ChatMessage], form: str, text: str, render: Callable[[Chat], str]
-) -> list[str] | None:
-    """Cuts the text so that every second piece is what these turns say; None where the template writes it otherwise.
-
-    plain: the conversation that the text is of. turns: by number, as the record has them.
-    """
-    parts = [1 + (form == FIELDS and bool(said_of(turn).thoughts)) for turn in turns.values()]
-    for trim in _TRIMS:
-        marks = {i: written(turn, form, (START, END), trim) for i, turn in turns.items()}
-        pieces = _MARKS.split(render([marks.get(i, message) for i, message in enumerate(plain)]))
-        if len(pieces) == 2 * sum(parts) + 1 and "".join(pieces) == text:
-            return _merged(pieces, parts)
-    return None
-
-
-def _merged(pieces: list[str], parts: list[int]) -> list[str]:
-    """Joins the thoughts of a turn, what the template writes after them, and the answer into one piece.
-
-    The model has to write the closing tag in between, too, so it is trained like the rest.
-    """
-    merged, at = [pieces[0]], 1
-    for count in parts:
-        stop = at + 2 * count - 1
-        merged += ["".join(pieces[at:stop]), pieces[stop]]
-        at = stop + 1
-    return merged
-
-
-def _spans(pieces: list[str], turn: ChatTurn, how: Handling, ended: bool) -> list[Span]:
-    """Finds where the trained turns lie; every second of `pieces` is what the assistant says.
-
-    ended: whether the last of them has an end.
-    """
-    spans, at = [], 0
-    for before, said, after in zip(pieces[:-1:2], pieces[1::2], pieces[2::2], strict=True):
-        start = at + len(before)
-        stop = start + len(said)
-        # With that setting the lead is part of the prompt, so the model never has to write it.
-        lead = 0 if how.generation_prompt == "training" else _lead(before, turn)
-        spans.append((start - lead, stop + len(turn.end) if after.startswith(turn.end) else stop))
-        at = stop
-    # The end that the template writes was never sampled in a response that its sampler cut.
-    return spans if ended else [*spans[:-1], (spans[-1][0], at)]
-
-
-def _lead(before: str, turn: ChatTurn) -> int:
-    """The number of characters between the end of the sampling prompt and the text, which the model writes itself."""
-    if turn.meets and turn.opening and turn.opening in before:
-        return len(before) - before.rindex(turn.opening) - len(turn.opening)
-    return len(turn.lead) if before.endswith(turn.lead) else 0
