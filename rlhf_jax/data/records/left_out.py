@@ -59,7 +59,11 @@ class UsedColumns(Mapping[str, Any]):
 
     def first_with_content(self, *names: str) -> str | None:
         """The first of these columns that holds anything."""
-        return next((name for name in names if self.has(name)), None)
+        # A loop, and the null first: most of the names that are asked for are no column of the file.
+        for name in names:
+            if (value := self._row.get(name)) is not None and has_content(value):
+                return name
+        return None
 
     def unused(self) -> Iterator[str]:
         """Columns with content that were not read, then the fields inside columns."""
@@ -71,6 +75,8 @@ class UsedColumns(Mapping[str, Any]):
 
 def has_content(value: Any) -> bool:
     """Whether a value says anything: not null, NaN, blank text, or an empty list or object."""
+    if type(value) is str:
+        return value != "" and not value.isspace()
     # pandas writes NaN where a row lacks a column, also among texts. Zero and False do say something.
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False

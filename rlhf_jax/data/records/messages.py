@@ -58,6 +58,9 @@ def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessa
     A list that a file keeps as JSON text or as an object of lists is read as that list. unused: gets the names
     of fields that hold something and that nobody here knows.
     """
+    # Those that have been read before, and most of those of files, are as they should be.
+    if type(value) is list and value and all(_is_parsed(m) for m in value):
+        return [{"role": m["role"], "content": m["content"]} for m in value]
     refuse_python(value)
     value = _rows_of(_from_json(value))
     if isinstance(value, Mapping):
@@ -68,6 +71,13 @@ def parse_messages(value: Any, unused: set[str] | None = None) -> list[ChatMessa
         named = {name for m in value for name, x in m.items() if not _is_read(name, m) and has_content(x)}
         unused.update(f"{name} of messages" for name in named)
     return [_message(message, unused) for message in value]
+
+
+def _is_parsed(message: Any) -> bool:
+    """Whether a message is one of a plain text as `_message` returns it."""
+    if type(message) is not dict or len(message) != 2:
+        return False
+    return type(message.get("content")) is str and message.get("role") in ("user", "assistant", "system")
 
 
 def _is_read(name: str, message: Mapping[str, Any]) -> bool:
