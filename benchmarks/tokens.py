@@ -5,20 +5,23 @@
 Rows are as long as Alpaca's (56 words), in ChatML, tokenised by a byte-level tokenizer of 16,000 tokens. `ours` goes
 from the file to `Split`, rows held out, masks and counts included; `datasets` loads the same file, renders the same
 template and tokenises in batches, in as many processes as there are cores; it makes no masks. Each repetition is a
-process of its own; memory is the largest resident size over that after the imports (of `datasets`, of the parent and
-of its largest child together).
+process of its own; memory is the most that it and all processes below it had at once, ten looks a second, over
+that after the imports.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -113,12 +116,21 @@ class Meter:
     """Seconds and memory from here on."""
 
     def __init__(self) -> None:
-        self._began, self._used, self._size = time.monotonic(), self._cpu(), self._peak()
+        self._size = self._most = self._now()
+        self._over, self._watch = threading.Event(), threading.Thread(target=self._look)
+        self._watch.start()
+        self._began, self._used = time.monotonic(), self._cpu()
 
     def read(self) -> dict:
         """Seconds by the clock and of all cores, and the MiB that came to those before."""
-        seconds = time.monotonic() - self._began
-        return {"s": seconds, "cpu_s": self._cpu() - self._used, "mib": self._peak() - self._size}
+        seconds, used = time.monotonic() - self._began, self._cpu() - self._used
+        self._over.set()
+        self._watch.join()
+        return {"s": seconds, "cpu_s": used, "mib": self._most - self._size}
+
+    def _look(self) -> None:
+        while not self._over.wait(0.1):
+            self._most = max(self._most, self._now())
 
     @staticmethod
     def _cpu() -> float:
@@ -126,9 +138,18 @@ class Meter:
         return sum(use.ru_utime + use.ru_stime for use in uses)
 
     @staticmethod
-    def _peak() -> float:
-        uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        return sum(use.ru_maxrss for use in uses) / 1024
+    def _now() -> float:
+        """MiB of this process and all below it, what they share counted once."""
+        found, below = 0, [os.getpid()]
+        while below:
+            process = Path(f"/proc/{below.pop()}")
+            # One may end meanwhile.
+            with contextlib.suppress(OSError):
+                rolled = (process / "smaps_rollup").read_text()
+                found += int(re.search(r"Pss:\s+(\d+)", rolled)[1])
+                for children in process.glob("task/*/children"):
+                    below += map(int, children.read_text().split())
+        return found / 1024
 
 
 CONTESTANTS = {"ours": ours, "datasets": datasets}

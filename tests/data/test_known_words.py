@@ -1,6 +1,9 @@
 """Tokens that are put together from those of words are those of the whole text, with every span's."""
 
 import random
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 from chat_tokenizers import TOKENIZERS
@@ -8,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax.data.chat import chat_encoding
-from rlhf_jax.data.tokens import known_words, text_batches
+from rlhf_jax.data.tokens import known_words, text_batches, words_process
 from rlhf_jax.data.tokens.known_words import KnownWords
 from rlhf_jax.data.tokens.text_batches import ByWords, token_lists, tokens_of
 
@@ -139,3 +142,69 @@ def test_special_tokens_within_a_text_stay_characters(monkeypatch):
     found = token_lists(texts, FIT["level"], before=(7,), after=(8, 9))
     for text, ids in zip(texts, found, strict=True):
         assert ids.tolist() == [7, *tokens_of([text], FIT["level"])[0].tolist(), 8, 9]
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """Small batches, of which all but the first are made by a second process, whatever the machine."""
+    monkeypatch.setattr(text_batches, "BATCH", 8)
+    monkeypatch.setattr(text_batches, "ALONE", 1)
+    monkeypatch.setattr(text_batches, "_cores", lambda: 2)
+    given = list(texts_with_spans(160, seed=5))
+    return [zip(*given[start : start + 8], strict=True) for start in range(0, len(given), 8)]
+
+
+@pytest.mark.parametrize("read_specials", [True, False])
+def test_a_second_process_makes_the_same(many, read_specials):
+    tokenizer = FIT["digits"]
+    alone = partial(text_batches._plain_pieces, tokenizer=tokenizer)
+    ask = whole(tokenizer) if read_specials else alone
+    with ByWords(tokenizer, ask, read_specials=read_specials) as made:
+        for number, batch in enumerate(many):
+            texts, spans = batch
+            spans = spans if read_specials else [()] * len(texts)
+            assert made(texts, spans) == ask(texts, spans)
+            assert (made._process is None) == (number == 0)
+        process = made._process._process
+    assert process.poll() is not None, "it ends with its caller's work"
+
+
+def test_without_the_second_process_it_goes_on(many, monkeypatch):
+    tokenizer, started = FIT["level"], []
+    with ByWords(tokenizer, whole(tokenizer), read_specials=True) as made:
+        for number, batch in enumerate(many):
+            texts, spans = batch
+            if number == 9:
+                started.append(made._process._process)
+                started[0].kill()
+            assert made(texts, spans) == whole(tokenizer)(texts, spans)
+        assert made._process is None and started[0].poll() == -9
+
+    def refused(*_, **__):
+        raise OSError("no process")
+
+    monkeypatch.setattr(words_process.subprocess, "Popen", refused)
+    with ByWords(tokenizer, whole(tokenizer), read_specials=True) as made:
+        for texts, spans in [*texts_in(3, seed=1), *texts_in(3, seed=2)]:
+            assert made(texts, spans) == whole(tokenizer)(texts, spans) and made._process is None
+
+
+def texts_in(count, seed):
+    return [zip(*texts_with_spans(8, seed + 10 * i), strict=True) for i in range(count)]
+
+
+def test_few_texts_and_one_core_start_no_process(monkeypatch):
+    monkeypatch.setattr(text_batches, "BATCH", 8)
+    for cores, alone, batches in ((2, 20, 20), (1, 1, 5)):
+        monkeypatch.setattr(text_batches, "_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(text_batches, "ALONE", alone)
+        monkeypatch.setattr(text_batches, "WordsProcess", None)
+        with ByWords(FIT["level"], whole(FIT["level"]), read_specials=True) as made:
+            for texts, spans in texts_in(batches, seed=3):
+                made(texts, spans)
+
+
+def test_the_second_process_loads_neither_jax_nor_transformers():
+    code = "import sys, tokenizers, rlhf_jax.data.tokens.words_process; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert not {"jax", "transformers", "torch", "numpy"} & set(loaded.split())

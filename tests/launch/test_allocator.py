@@ -1,5 +1,6 @@
 """What glibc is asked for: every setting under a name that it knows, or it would be passed over in silence."""
 
+import gc
 import os
 import platform
 import re
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_jax.allocator import tunables
+from rlhf_jax.allocator import collector_paused, tunables
 
 LOADER = Path("/lib64/ld-linux-x86-64.so.2")
 
@@ -43,3 +44,15 @@ def test_small_arrays_come_from_the_heap_and_large_ones_leave_no_holes_in_it():
     env = {**os.environ, "GLIBC_TUNABLES": tunables(2)}
     ran = subprocess.run([sys.executable, "-c", PLACES], env=env, capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[True, False]"
+
+
+def test_the_collector_is_paused_and_back_whatever_happens():
+    with pytest.raises(ValueError, match="x"), collector_paused():
+        assert not gc.isenabled()
+        raise ValueError("x")
+    assert gc.isenabled()
+    gc.disable()
+    with collector_paused():
+        pass
+    assert not gc.isenabled()
+    gc.enable()

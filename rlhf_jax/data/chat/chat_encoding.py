@@ -103,8 +103,9 @@ def encoded_chats(
             yield [(x if isinstance(x, str) else next(texts), after if whole else ()) for x, whole in batch]
 
     front = _Front.of(tokenizer)
-    for batch, pieces in ahead(partial(_tokenized, pieces=_pieces_of(tokenizer)), rendered()):
-        yield from _encoded(batch, pieces, front)
+    with _pieces_of(tokenizer) as by_words:
+        for batch, pieces in ahead(partial(_tokenized, pieces=by_words), rendered()):
+            yield from _encoded(batch, pieces, front)
 
 
 def encode_chat_prompts(
@@ -120,13 +121,14 @@ def encode_chat_prompts(
             yield [(x if isinstance(x, str) else next(texts), ()) for x in batch]
 
     front = _Front.of(tokenizer)
-    for batch, pieces in ahead(partial(_tokenized, pieces=_pieces_of(tokenizer)), rendered()):
-        found = iter(pieces)
-        for text, _ in batch:
-            if isinstance(text, str):
-                yield text
-                continue
-            yield _arrays(*front.put(*next(found)[:2]), text.notes)
+    with _pieces_of(tokenizer) as by_words:
+        for batch, pieces in ahead(partial(_tokenized, pieces=by_words), rendered()):
+            found = iter(pieces)
+            for text, _ in batch:
+                if isinstance(text, str):
+                    yield text
+                    continue
+                yield _arrays(*front.put(*next(found)[:2]), text.notes)
 
 
 def end_of_turn(tokenizer: Any, how: Handling = _DEFAULTS) -> int:

@@ -242,7 +242,7 @@ def load_records(
 
 
 def _convert_all(
-    rows: Sequence[Row],
+    rows: list[Row],
     convert: Callable[[UsedColumns], Row],
     name: str,
     used: frozenset[str],
@@ -254,7 +254,9 @@ def _convert_all(
     kept: list[Row] = []
     skipped = LeftOut()
     seen = set()
-    for row in rows:
+    for i, row in enumerate(rows):
+        # Of each row one form in memory is enough; this list is nobody else's.
+        rows[i] = {}
         fields = UsedColumns(row, used)
         try:
             found = convert(fields)

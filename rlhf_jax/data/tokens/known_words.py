@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 # What stands at a beginning or an end that is no space: of a text or of a special token. Noncharacters, which Unicode
 # reserves for internal use; a text that holds one is not cut.
 _BEGIN, _END = "\ufdd3", "\ufdd4"
-# Words that are remembered, in about 30 MiB; of more the half that came first stays, which has the frequent ones.
-_MOST = 1 << 17
+# Words that are remembered, in about 15 MiB; of more the half that came first stays, which has the frequent ones.
+_MOST = 1 << 16
 _WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _CUTTING = {
@@ -56,14 +56,14 @@ class _Cut(NamedTuple):
 class KnownWords:
     """The words that have been tokenised so far, of one tokenizer that must not change meanwhile."""
 
-    def __init__(self, encode: Any, specials: Sequence[str], *, normal: bool) -> None:
+    def __init__(self, encode: Callable[..., list], specials: Sequence[str], *, normal: bool) -> None:
         """encode: (texts, spans=whether offsets are wanted) -> encodings of the Rust tokenizer.
 
         specials: tokens that are cut out of texts.
 
         normal: whether texts have to be in Unicode's normal form C for the tokenizer to take them as they are.
         """
-        self._encode, self._normal = encode, normal
+        self._encode, self._normal, self._tokens = encode, normal, specials
         self._specials = re.compile("|".join(map(re.escape, specials))) if specials else None
         # A word without its space -> the bytes of its ids; None where the next word belongs to it.
         self._words: dict[str, bytes | None] = {}
@@ -83,6 +83,23 @@ class KnownWords:
         cut = [x.content for x in added if x.special and not any(_overlap(x.content, y) for y in texts)]
         normal = tokenizer.backend_tokenizer.normalizer is not None
         return cls(encode, cut if read_specials else (), normal=normal)
+
+    def state(self) -> tuple[list[str], bool, dict, dict]:
+        """All but the tokenizer, for another process."""
+        return [*self._tokens], self._normal, self._words, self._borders
+
+    def forget(self) -> None:
+        """Starts anew, with no word known."""
+        self._words, self._borders = {}, {}
+
+    @classmethod
+    def from_state(
+        cls, encode: Callable[..., list], state: tuple[list[str], bool, dict, dict]
+    ) -> "KnownWords":
+        """What has that state, with a tokenizer of this process."""
+        made = cls(encode, state[0], normal=state[1])
+        made._words, made._borders = state[2:]
+        return made
 
     def agrees(self, texts: Sequence[str], spans: Sequence[Sequence[Span]], wanted: Sequence[Pieces]) -> bool:
         """Whether texts come out as the tokenizer itself has said, those that may not be cut apart."""

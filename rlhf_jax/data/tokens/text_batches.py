@@ -1,9 +1,12 @@
 """Calls a tokenizer on many texts, a batch at a time and beside the caller's own work."""
 
+import os
+import pickle
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
@@ -12,11 +15,14 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from rlhf_jax.data.tokens.known_words import KnownWords, Pieces, Span
+from rlhf_jax.data.tokens.words_process import WordsProcess, encoded
 
 J, R = TypeVar("J"), TypeVar("R")
 
 # Texts per call, which bounds the memory of the tokenizer's intermediate lists.
 BATCH = 1024
+# Batches after which a second process is worth its start, which takes as long as about ten.
+ALONE = 20
 # Batches that wait for their caller: one is tokenised while he works on another.
 _WAITING = 2
 
@@ -80,9 +86,7 @@ def encodings_of(texts: Sequence[str], tokenizer: Any, *, read_specials: bool, s
         return None
     # A call of one text sets the Rust tokenizer up.
     tokenizer([""], **_options(read_specials))
-    backend = tokenizer.backend_tokenizer
-    encode = backend.encode_batch if spans else backend.encode_batch_fast
-    return encode(list(texts), add_special_tokens=False)
+    return encoded(tokenizer.backend_tokenizer, texts, spans=spans)
 
 
 def _options(read_specials: bool) -> dict[str, bool]:
@@ -106,15 +110,30 @@ Whole = Callable[[Sequence[str], Sequence[Sequence[Span]]], list[Pieces]]
 
 
 class ByWords:
-    """Makes tokens of one batch of texts after another: as a whole, then word by word where that is the same."""
+    """Makes tokens of one batch of texts after another: as a whole, then word by word where that is the same.
+
+    Of many batches the later ones are made in a second process, where there is a core for it. To be closed.
+    """
 
     def __init__(self, tokenizer: Any, whole: Whole, *, read_specials: bool, marked: bool = True) -> None:
         """whole: asks the tokenizer for texts as they are. marked: whether their spans could be found in words, too."""
         self._whole, self._agreed = whole, False
+        self._tokenizer, self._read_specials = tokenizer, read_specials
         self._words: KnownWords | None = None
+        self._process: WordsProcess | None = None
+        # Batches until a second process is started.
+        self._until = ALONE if _cores() > 1 else -1
         if marked and _calls_backend(tokenizer):
             encode = partial(encodings_of, tokenizer=tokenizer, read_specials=read_specials)
             self._words = KnownWords.of(tokenizer, encode, read_specials=read_specials)
+
+    def __enter__(self) -> "ByWords":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.close()
+            self._process = None
 
     def __call__(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Pieces]:
         """The pieces of each text."""
@@ -128,12 +147,31 @@ class ByWords:
                 self._agreed = self._words.agrees(texts, spans, wanted)
                 self._words = self._words if self._agreed else None
             return wanted
-        found = self._words.pieces(texts, spans)
+        found = self._pieces(texts, spans)
         left = [i for i, one in enumerate(found) if one is None]
         whole = self._whole([texts[i] for i in left], [spans[i] for i in left])
         for i, one in zip(left, whole, strict=True):
             found[i] = one
         return found
+
+    def _pieces(self, texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[Pieces | None]:
+        self._until -= 1
+        # Whatever happens to that process, this one can do the same.
+        with suppress(OSError, EOFError, pickle.PickleError):
+            if self._until == 0:
+                self._process = WordsProcess(
+                    self._words, self._tokenizer.backend_tokenizer, read_specials=self._read_specials
+                )
+                self._words.forget()
+            if self._process is not None:
+                return self._process.pieces(texts, spans)
+        self.__exit__()
+        return self._words.pieces(texts, spans)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def token_lists(
@@ -147,15 +185,19 @@ def token_lists(
     unique = list(dict.fromkeys(texts))
     around = [np.array(ids, np.int32).tobytes() for ids in (before, after)]
     ids_of: dict[str, np.ndarray] = {}
-    pieces = ByWords(tokenizer, lambda some, _: pieces_in(tokens_of(some, tokenizer)), read_specials=False)
-    for start in range(0, len(unique), BATCH):
-        batch = unique[start : start + BATCH]
-        found = pieces(batch, [()] * len(batch))
-        ids_of |= {
-            text: np.frombuffer(b"".join([around[0], one.ids, around[1]]), np.int32)
-            for text, one in zip(batch, found, strict=True)
-        }
+    whole = partial(_plain_pieces, tokenizer=tokenizer)
+    with ByWords(tokenizer, whole, read_specials=False) as pieces:
+        batches = (unique[start : start + BATCH] for start in range(0, len(unique), BATCH))
+        for batch, found in ahead(lambda some: (some, pieces(some, [()] * len(some))), batches):
+            ids_of |= {
+                text: np.frombuffer(b"".join([around[0], one.ids, around[1]]), np.int32)
+                for text, one in zip(batch, found, strict=True)
+            }
     return [ids_of[text] for text in texts]
+
+
+def _plain_pieces(texts: Sequence[str], _: Any, tokenizer: Any) -> list[Pieces]:
+    return pieces_in(tokens_of(texts, tokenizer))
 
 
 def in_batches(items: Iterable[J]) -> Iterator[list[J]]:

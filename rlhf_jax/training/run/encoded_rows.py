@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from rlhf_jax.allocator import collector_paused
 from rlhf_jax.data.batches import (
     Packs,
     Pairs,
@@ -264,8 +265,7 @@ class Split(NamedTuple):
     train_rows: Sequence[dict] = ()
 
 
-# What keeps rows for later starts: `rows.kept_tokens` puts itself here when it is loaded, which the front door does for
-# methods. And what has been said of rows, in this process, which is kept with them.
+# What keeps rows for later starts (`rows.kept_tokens`, when the front door loads it); and what has been said of rows.
 keepers: list[Callable[..., Split]] = []
 said: list[str] = []
 
@@ -277,7 +277,8 @@ def kept_or_made(
 
     how: the functions that it calls; with what is bound to them they decide what comes out.
     """
-    return keepers[-1](make, data, tokenizers, seed, how) if keepers else make()
+    with collector_paused():
+        return keepers[-1](make, data, tokenizers, seed, how) if keepers else make()
 
 
 def instructions(data: ConfigDict, tokenizer: Any, seed: int, made_by: str) -> Split:
