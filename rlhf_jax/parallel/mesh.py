@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -41,13 +42,22 @@ def make_mesh(
     """
     devices = present_devices() if devices is None else list(devices)
     sizes = _resolve({"data": data, "fsdp": fsdp, "tensor": tensor}, len(devices))
-    # jax's own default is Explicit axes, with which flax.linen and sharding constraints do not work.
-    mesh = jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    mesh = arranged(tuple(sizes.values()), devices)
     jax.set_mesh(mesh)
     _KINDS[devices[0].device_kind] = devices[0]
     return mesh
+
+
+def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
+    """The mesh of these sizes, in the order in which neighbours on it are neighbours among the devices."""
+    # jax's own default is Explicit axes, with which flax.linen and sharding constraints do not work.
+    types = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    except NotImplementedError:
+        # Two axes share one side of a pod's torus, such as 32 x 8 on 16 x 16 chips, which jax does not do unasked.
+        order = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(order, AXES, axis_types=types)
 
 
 def present_devices() -> list[jax.Device]:

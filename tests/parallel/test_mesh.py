@@ -1,5 +1,6 @@
 """The mesh: filling in -1, and errors that name the field."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import jax
@@ -66,3 +67,29 @@ def test_the_device_of_a_mesh_that_is_not_here(monkeypatch):
     assert mesh_lib.mesh_device(AbstractMesh(*sizes)) == here
     assert mesh_lib.mesh_device(mesh_lib.make_mesh(devices=jax.devices()[:1])) == here
     assert mesh_lib.mesh_device() == here
+
+
+@dataclass(frozen=True)
+class Chip:
+    """As much of a TPU v6e chip as a mesh is arranged by."""
+
+    id: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v6 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize("sizes", [(32, 8, 1), (1, 256, 1), (2, 8, 16), (4, 64, 1)])
+def test_axes_may_share_a_side_of_a_pod(sizes):
+    pod = [Chip(16 * y + x, (x, y, 0)) for y in range(16) for x in range(16)]
+    mesh = mesh_lib.arranged(sizes, pod)
+    assert tuple(mesh.shape.values()) == sizes and mesh.axis_names == mesh_lib.AXES
+    assert {chip.id for chip in mesh.devices.flat} == set(range(256))
+    assert all(kind == AxisType.Auto for kind in mesh.axis_types)
+    # Devices that share parameters are as near each other as a torus has room for.
+    if sizes == (32, 8, 1):
+        lines = [[chip.coords[:2] for chip in group] for group in mesh.devices[:, :, 0]]
+        assert all(len({x for x, _ in line}) * len({y for _, y in line}) == 8 for line in lines)
