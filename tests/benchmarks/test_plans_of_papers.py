@@ -26,7 +26,7 @@ def program(name, gib, times, *, refused=False, tokens=0, model_flops=0.0):
 def cost(*programs, slice_="h100:8", updates=1):
     (found,) = slices_of(slice_)
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}
-    return SliceCost(found, mesh, 8, programs, "7000.0M parameters", "bfloat16", (), {}, updates)
+    return SliceCost(found, mesh, 8, programs, "7000.0M parameters", "bfloat16", (), {}, updates=updates)
 
 
 OFFLINE = cost(

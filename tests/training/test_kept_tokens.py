@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 
 import numpy as np
@@ -241,6 +242,8 @@ def test_who_comes_second_waits_and_reads(page_of, tokenizer, capsys, monkeypatc
     threads[1].start()
     while "waiting for another process" not in capsys.readouterr().out:
         assert threads[1].is_alive()
+        # Asking without a pause would keep the thread from going on.
+        time.sleep(0.01)
     go_on.set()
     for thread in threads:
         thread.join(60)
