@@ -105,9 +105,9 @@ def text(tokens: list[int]) -> str:
 
 
 def responses(size: Size, count: int) -> list[list[int]]:
-    """Given responses for the PPO check at step 0, where sampled ones would differ."""
+    """Given responses for the PPO check at step 0, where sampled ones would differ; each has its end token."""
     rng = np.random.default_rng(4)
-    return [_tokens(rng, size, size.response) for _ in range(count)]
+    return [[*_tokens(rng, size, size.response - 1), EOS] for _ in range(count)]
 
 
 def tokens_of(rows: list[dict[str, list[int]]]) -> int:

@@ -158,7 +158,7 @@ def _ppo(job: Job, session: Session, mesh: Any) -> None:
         experience_of=partial(ppo.make_experience, settings=settings, advantage=advantage),
     )
     read = jax.jit(partial(read_rollout, settings=settings, pad_id=PAD))
-    rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS, Closing(0)), PAD)
+    rewards = TokenRewards(RewardModel(Model(config, reward), None, "", "", EOS, Closing(setting.EOS)), PAD)
     before_updates, later = jax.jit(partial(unread, scalar=("value",))), jax.jit(for_later)
 
     def rollout(sampled: Generation) -> Unread:

@@ -50,6 +50,20 @@ def test_our_side_runs_every_task(task, tmp_path):
         assert session.notes["grad_norm"] > 0
 
 
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "generate"])
+def test_it_computes_what_the_lean_loop_does(task, tmp_path):
+    pytest.importorskip("torch", reason="the lean loop is of PyTorch")
+    from contestants import lean
+
+    folders.write(tmp_path, MICRO)
+    sessions = Turns(2), Turns(2)
+    for contestant, session in zip((ours, lean), sessions, strict=True):
+        with pytest.raises(Turns.OverError):
+            contestant.run(Job(task, MICRO, ragged=False, root=tmp_path, repetitions=2), session)
+    for name in ("loss", "grad_norm"):
+        assert sessions[0].notes[name] == pytest.approx(sessions[1].notes[name], rel=1e-4), name
+
+
 def test_dpo_starts_at_ln_2(tmp_path):
     folders.write(tmp_path, MICRO)
     session = Turns(1)
