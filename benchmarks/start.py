@@ -1,10 +1,10 @@
-"""Measures how long a run takes from its command to its first measurements: with nothing compiled yet, and again.
+"""Measures how long a run takes from its command to its first measured step: with nothing compiled yet, and again.
 
-    python benchmarks/start.py runs/farm [--pages sft,reward_model,dpo,ppo] [--rounds 3]
+    python benchmarks/start.py [--pages sft,reward_model,dpo,ppo] [--rounds 3]
 
-The folder is the workdir of a finished `configs/farm.py`, whose rows and models the pages read. Each start is a process
-of its own that is ended when its first line of metrics is there, a step after the first one. `again` is the median of
-the rounds, with the programs that the first one compiled.
+The pages read what they name by default: the rows and models of the quickstart, in runs/farm. Each start is a process
+of its own that is ended when a step has its metrics, which come a step later. `again` is the median of the rounds, with
+the programs that the first one compiled.
 """
 
 from __future__ import annotations
@@ -19,37 +19,15 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from rlhf_jax.evaluation.doctor.metric_rows import read_metric_rows  # noqa: E402
+
 LONGEST_S = 600
 
 
-def inputs(page: str, farm: Path) -> list[str]:
-    """The overrides by which a page reads the farm's rows and models."""
-    sft, rewards = f"{farm}/sft/export", f"{farm}/reward_model/export"
-    prompts = {"train": f"{farm}/data/unlabeled.parquet", "eval": f"{farm}/data/val.parquet"}
-    fields = {
-        "sft": {
-            "data.train": f"{farm}/data/sft.parquet",
-            "data.eval": prompts["eval"],
-            "model.tokenizer": f"{farm}/data/tokenizer",
-        },
-        "reward_model": {
-            "data.train": f"{farm}/labels/labels.parquet",
-            "model.init": sft,
-            "center_on": prompts["eval"],
-        },
-        "dpo": {"data.train": f"{farm}/labels/labels.parquet", "model.init": sft},
-        "ppo": {
-            "data.train": prompts["train"],
-            "data.eval": prompts["eval"],
-            "model.policy": sft,
-            "model.reward": rewards,
-        },
-    }[page]
-    return [f"--config.{name}={value}" for name, value in fields.items()]
-
-
-def seconds_to_first_metrics(page: str, farm: Path, cache: Path) -> float:
-    """Starts the page in an empty workdir and ends it when its metrics have a line."""
+def seconds_to_first_step(page: str, cache: Path) -> float:
+    """Starts the page in an empty workdir and ends it when it has measured a step."""
     with tempfile.TemporaryDirectory() as workdir:
         command = [
             sys.executable,
@@ -63,20 +41,19 @@ def seconds_to_first_metrics(page: str, farm: Path, cache: Path) -> float:
         with (Path(workdir) / "terminal.txt").open("w+") as terminal:
             began = time.perf_counter()
             run = subprocess.Popen(
-                [*command, "--config.log_every=1", *inputs(page, farm)],
+                [*command, "--config.log_every=1"],
                 cwd=ROOT,
                 env=env,
                 stdout=terminal,
                 stderr=subprocess.STDOUT,
             )
             metrics = Path(workdir) / "metrics.jsonl"
-            while not (metrics.is_file() and metrics.stat().st_size):
+            # An evaluation before the first step has a line, too.
+            while not (metrics.is_file() and any(row["step"] for row in read_metric_rows(metrics).rows)):
                 if run.poll() is not None or time.perf_counter() - began > LONGEST_S:
                     run.kill()
                     terminal.seek(0)
-                    sys.exit(
-                        f"{page}: no metrics after {time.perf_counter() - began:.0f} s:\n{terminal.read()}"
-                    )
+                    sys.exit(f"{page}: no step after {time.perf_counter() - began:.0f} s:\n{terminal.read()}")
                 time.sleep(0.02)
             seconds = time.perf_counter() - began
             run.kill()
@@ -86,17 +63,14 @@ def seconds_to_first_metrics(page: str, farm: Path, cache: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("farm", type=Path)
     parser.add_argument("--pages", default="sft,reward_model,dpo,ppo")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     print("| page | first, seconds | again |\n|---|--:|--:|")
     for page in args.pages.split(","):
         with tempfile.TemporaryDirectory() as cache:
-            first = seconds_to_first_metrics(page, args.farm.resolve(), Path(cache))
-            again = [
-                seconds_to_first_metrics(page, args.farm.resolve(), Path(cache)) for _ in range(args.rounds)
-            ]
+            first = seconds_to_first_step(page, Path(cache))
+            again = [seconds_to_first_step(page, Path(cache)) for _ in range(args.rounds)]
         print(f"| {page} | {first:.1f} | {statistics.median(again):.1f} |", flush=True)
 
 

@@ -24,6 +24,7 @@ from rlhf_jax.data.files.tables import read_table
 from rlhf_jax.errors import UserError, problem_of_machine, read_object
 from rlhf_jax.evaluation.doctor.examine import examine_run
 from rlhf_jax.evaluation.doctor.findings import FINDINGS, Finding, from_dict
+from rlhf_jax.evaluation.doctor.metric_rows import read_metric_rows
 from rlhf_jax.programs import check_page, is_method, load_program, names
 from rlhf_jax.ranges import value_at
 from rlhf_jax.settings import load_page
@@ -116,15 +117,9 @@ class Run:
             raise UserError(
                 f"{path}: no such file; only methods write metrics, other jobs tables: table(NAME)"
             )
-        rows, text = [], path.read_text()
-        # What stands behind the last line's end is a row that is being written, or that a kill has cut off.
-        for i, line in enumerate(text[: text.rfind("\n") + 1].splitlines()):
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise UserError(
-                    f"{path}: line {i + 1}: no JSON ({error}); mend or delete that line"
-                ) from error
+        rows, broken, _ = read_metric_rows(path)
+        if broken:
+            raise UserError(f"{path}: line {broken[0]}: no JSON object; mend or delete that line")
         return rows
 
     @property

@@ -22,11 +22,19 @@ Shardings = dict[str, NamedSharding]
 
 
 def param_shardings(
-    config: ModelConfig, mesh: Mesh, *, scalar: bool = False, rules: Rules = TRAIN_RULES
+    config: ModelConfig,
+    mesh: Mesh,
+    *,
+    scalar: bool = False,
+    rules: Rules = TRAIN_RULES,
+    section: str = "mesh",
 ) -> Shardings:
-    """The sharding of every parameter of a language or scalar model; UserError when the mesh does not fit."""
+    """The sharding of every parameter of a language or scalar model.
+
+    UserError when the mesh does not fit, whose sizes are those of a section of the page.
+    """
     boxed = decoder.shapes(config, scalar=scalar)
-    return shardings(nn.get_partition_spec(boxed), mesh, rules, shapes=nn.unbox(boxed))
+    return shardings(nn.get_partition_spec(boxed), mesh, rules, shapes=nn.unbox(boxed), section=section)
 
 
 def planned_params(
@@ -36,10 +44,11 @@ def planned_params(
     scalar: bool = False,
     rules: Rules = TRAIN_RULES,
     dtype: str = "float32",
+    section: str = "mesh",
 ) -> decoder.Params:
-    """Parameters as shapes with shardings: enough to compile with, before any weight is read."""
+    """Parameters as shapes with shardings: enough to compile with, before any weight is read. As `param_shardings`."""
     shapes = nn.unbox(decoder.shapes(config, scalar=scalar))
-    where = param_shardings(config, mesh, scalar=scalar, rules=rules)
+    where = param_shardings(config, mesh, scalar=scalar, rules=rules, section=section)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), shapes, where)
 
 
@@ -87,9 +96,9 @@ def rollout_copier(
     )
 
 
-def planned_copy(config: ModelConfig, mesh: Mesh, dtype: str) -> decoder.Params:
-    """What `rollout_copier` will return, as shapes with shardings."""
-    stack = planned_params(config, mesh, rules=ROLLOUT_RULES, dtype=dtype)
+def planned_copy(config: ModelConfig, mesh: Mesh, dtype: str, section: str = "mesh") -> decoder.Params:
+    """What `rollout_copier` will return, as shapes with shardings; errors name that section of the page."""
+    stack = planned_params(config, mesh, rules=ROLLOUT_RULES, dtype=dtype, section=section)
 
     def layer(x: jax.ShapeDtypeStruct, i: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=_of_a_layer(x.sharding, i))

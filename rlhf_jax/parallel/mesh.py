@@ -20,7 +20,6 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 AUTO = "auto"  # The word for mesh.fsdp by which the memory plan of training decides.
 
-
 # A device of every kind that a mesh was made of: a trace knows the kind alone, and it may be that of an absent one.
 _KINDS: dict[str, jax.Device] = {}
 # The devices that meshes are made of where `compiling_for` names others than this process has.
@@ -50,14 +49,12 @@ def make_mesh(
 
 def arranged(sizes: tuple[int, ...], devices: Sequence[Any]) -> Mesh:
     """The mesh of these sizes, in the order in which neighbours on it are neighbours among the devices."""
-    # jax's own default is Explicit axes, with which flax.linen and sharding constraints do not work.
-    types = (AxisType.Auto,) * len(AXES)
-    try:
-        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
-    except NotImplementedError:
-        # Two axes share one side of a pod's torus, such as 32 x 8 on 16 x 16 chips, which jax does not do unasked.
-        order = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(order, AXES, axis_types=types)
+    if (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
+        raise UserError(f"mesh: the {len(devices)} devices are of {slices} slices; use those of one")
+    # Not jax.make_mesh, on most kinds of chips of which two axes cannot share one side of a pod's torus, such as
+    # 32 x 8 on 16 x 16. Its default is Explicit axes, with which flax.linen and sharding constraints do not work.
+    order = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(order, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def present_devices() -> list[jax.Device]:
@@ -251,7 +248,9 @@ def partition_spec(names: tuple[str | None, ...], rules: Rules) -> PartitionSpec
     return PartitionSpec(*(None if name is None else rules[name] for name in names))
 
 
-def shardings(logical_specs: Any, mesh: Mesh | AbstractMesh, rules: Rules, shapes: Any = None) -> Any:
+def shardings(
+    logical_specs: Any, mesh: Mesh | AbstractMesh, rules: Rules, shapes: Any = None, section: str = "mesh"
+) -> Any:
     """Turns a tree of logical axis names into the same tree of NamedShardings.
 
     logical_specs: each leaf a tuple of logical names (None: not split) or a PartitionSpec of them, as
@@ -260,6 +259,7 @@ def shardings(logical_specs: Any, mesh: Mesh | AbstractMesh, rules: Rules, shape
     shapes: optional tree of the same structure whose leaves have `.shape` (arrays or ShapeDtypeStructs).
         With it, every split dimension is checked: a mesh axis that does not divide it raises UserError,
         except that fewer kv_heads than devices, and a vocabulary that does not divide, are copied to all of them.
+    section: of the page, where the sizes of the mesh stand; for errors.
     """
     if shapes is None:
         return jax.tree.map(
@@ -268,7 +268,7 @@ def shardings(logical_specs: Any, mesh: Mesh | AbstractMesh, rules: Rules, shape
             is_leaf=_is_spec,
         )
     return jax.tree_util.tree_map_with_path(
-        lambda path, names, leaf: _checked(path, tuple(names), leaf.shape, mesh, rules),
+        lambda path, names, leaf: _checked(path, tuple(names), leaf.shape, mesh, rules, section),
         logical_specs,
         shapes,
         is_leaf=_is_spec,
@@ -288,6 +288,7 @@ def _checked(
     shape: tuple[int, ...],
     mesh: Mesh | AbstractMesh,
     rules: Rules,
+    section: str,
 ) -> NamedSharding:
     where = jax.tree_util.keystr(path, simple=True, separator="/")
     if len(names) > len(shape):
@@ -301,10 +302,10 @@ def _checked(
         elif name in _MAY_BE_ODD or (name in _MAY_REPLICATE and size < ways):
             spec.append(None)
         else:
-            field = axes if isinstance(axes, str) else "/".join(axes)
+            field = f"{section}.{axes if isinstance(axes, str) else '/'.join(axes)}"
             raise UserError(
-                f"mesh.{field}: {ways} devices cannot split {name}={size} of {where} evenly; "
-                f"use a mesh.{field} that divides {size}, or another {name} size"
+                f"{field}: {ways} devices cannot split {name}={size} of {where} evenly; "
+                f"use a {field} that divides {size}, or another {name} size"
             )
     return NamedSharding(mesh, PartitionSpec(*spec))
 

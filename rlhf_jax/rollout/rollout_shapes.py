@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.models.config import ModelConfig
 from rlhf_jax.models.model import Model
 from rlhf_jax.models.placement import planned_copy, planned_params
@@ -55,12 +54,8 @@ class RolloutShapes:
 
     def trace_sampling(self, model: ModelConfig, dtype: str) -> jax.stages.Traced:
         """The decode program, traced for the policy's sampling copy."""
-        try:
-            copy = planned_copy(model, self.sampling, dtype)
-        except UserError as error:
-            if self.sampling is self._mesh:
-                raise
-            raise UserError(str(error).replace("mesh.tensor", "rollout.tensor")) from error
+        section = "mesh" if self.sampling is self._mesh else "rollout"
+        copy = planned_copy(model, self.sampling, dtype, section)
         # One end token, as most tokenizers have; with more the run compiles its own program of this size.
         everywhere = NamedSharding(self.sampling, PartitionSpec())
         ends = jax.ShapeDtypeStruct((1,), jnp.int32, sharding=everywhere)

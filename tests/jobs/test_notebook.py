@@ -188,7 +188,9 @@ def test_rows_of_a_run_that_is_going_on_or_was_killed(tmp_path):
     run = rj.open_run(tmp_path)
     assert run.metrics == [{"step": 1, "loss": 2.0}] and run.findings() == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "lo\n{"step": 2}\n')
-    with pytest.raises(rj.UserError, match=r"metrics\.jsonl: line 1: no JSON .*; mend or delete that line"):
+    with pytest.raises(
+        rj.UserError, match=r"metrics\.jsonl: line 1: no JSON object; mend or delete that line"
+    ):
         _ = run.metrics
 
 

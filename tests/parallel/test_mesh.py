@@ -82,6 +82,12 @@ class Chip:
     slice_index: int = 0
 
 
+def test_devices_of_two_slices_are_refused():
+    chips = [Chip(i, (i % 4, i // 4, 0), slice_index=i // 8) for i in range(16)]
+    with pytest.raises(UserError, match=r"^mesh: the 16 devices are of 2 slices; use those of one$"):
+        mesh_lib.arranged((2, 8, 1), chips)
+
+
 @pytest.mark.parametrize("sizes", [(32, 8, 1), (1, 256, 1), (2, 8, 16), (4, 64, 1)])
 def test_axes_may_share_a_side_of_a_pod(sizes):
     pod = [Chip(16 * y + x, (x, y, 0)) for y in range(16) for x in range(16)]

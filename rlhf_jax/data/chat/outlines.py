@@ -96,7 +96,8 @@ class Outlines:
         ]
         try:
             parts = self._template.render(messages=given, **self._variables).split(_HOLE)
-        # It may end in any way when it is given what it does not know.
+        # Templates are programs that may raise anything at a text they cannot look into. Then conversations are
+        # rendered one by one, which says what is wrong with a template that is at fault itself.
         except Exception:
             return None
         if parts[1::2] != [str(i) for i in range(len(chat))]:

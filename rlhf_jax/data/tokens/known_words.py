@@ -60,7 +60,6 @@ class KnownWords:
         """encode: (texts, spans=whether offsets are wanted) -> encodings of the Rust tokenizer.
 
         specials: tokens that are cut out of texts.
-
         normal: whether texts have to be in Unicode's normal form C for the tokenizer to take them as they are.
         """
         self._encode, self._normal, self._tokens = encode, normal, specials

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from rlhf_jax.data.records.records import read_table
 from rlhf_jax.errors import UserError
+from rlhf_jax.evaluation.doctor.metric_rows import read_metric_rows
 from rlhf_jax.evaluation.report.report_data import ReportStage
 from rlhf_jax.jobs.label_rows import wrong_input
 from rlhf_jax.settings.pages import closest
@@ -92,9 +93,9 @@ def read_stages(runs: str) -> tuple[list[ReportStage], list[str]]:
         if not path.is_file():
             notes.append(f"runs: no {path}; {name} has no curves in the report")
             continue
-        rows, broken = _read_metrics(path)
-        if broken:
-            notes.append(f"runs: {path}: {broken} broken lines left out")
+        rows, broken, unfinished = read_metric_rows(path)
+        if left_out := len(broken) + unfinished:
+            notes.append(f"runs: {path}: {left_out} broken lines left out")
         steps = [row["step"] for row in rows if isinstance(row.get("step"), int | float)]
         summary = f"{max(steps):,.0f} steps" if steps else ""
         stages.append(ReportStage(name, rows, training_seconds(rows), summary, _settings(Path(folder))))
@@ -215,20 +216,3 @@ def _shared(
             lacking = [other for other in tables if key not in tables[other]]
             left_out[name][f"not in {' or '.join(lacking)}"] += 1
     return shared
-
-
-def _read_metrics(path: Path) -> tuple[list[dict], int]:
-    """Reads the rows of a metrics.jsonl, and counts broken lines, such as one that was cut off by a kill."""
-    rows, broken = [], 0
-    # errors="replace", as a line may be cut within a character.
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            broken += 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            broken += 1
-    return rows, broken
